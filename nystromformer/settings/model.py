@@ -1,0 +1,81 @@
+"""Settings of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+ATTENTIONS = ("nystrom", "softmax")
+
+
+@dataclass
+class ModelSettings:
+    """The encoder's shape and its attention; the vocabulary comes from the tokenizer."""
+
+    attention: str = "nystrom"
+    """One of ATTENTIONS; `softmax` is exact attention, BERT's."""
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_length: int = 512
+    """Tokens of one example, special tokens included; also what the position table holds."""
+    max_position_embeddings: int | None = None
+    """Positions in the table; empty means max_length."""
+    num_landmarks: int = 64
+    pinv_iterations: int = 6
+    conv_kernel_size: int | None = 33
+    """Width of the residual convolution over the values, odd; empty for none."""
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.0
+    """Dropout on the attention matrix; only exact attention has one."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again."""
+
+    def complaints(self) -> Iterator[str]:
+        if self.attention not in ATTENTIONS:
+            yield f"model.attention={self.attention!r} is unknown: write one of {', '.join(ATTENTIONS)}"
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "num_landmarks",
+            "pinv_iterations",
+        ):
+            if getattr(self, name) < 1:
+                yield f"model.{name}={getattr(self, name)} is impossible: write at least 1"
+        if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
+            yield (
+                f"model.num_attention_heads={self.num_attention_heads} does not divide "
+                f"model.hidden_size={self.hidden_size}: write a divisor, e.g. "
+                f"{_divisor_near(self.hidden_size, self.num_attention_heads)}"
+            )
+        if self.max_length < 8:
+            yield f"model.max_length={self.max_length} is too short: write at least 8"
+        positions = self.max_position_embeddings
+        if positions is not None and positions < self.max_length:
+            yield (
+                f"model.max_length={self.max_length} is beyond the position table of "
+                f"model.max_position_embeddings={positions}: write max_length <= {positions}, or raise "
+                "or remove max_position_embeddings"
+            )
+        kernel = self.conv_kernel_size
+        if kernel is not None and (kernel < 1 or kernel % 2 == 0):
+            yield (
+                f"model.conv_kernel_size={kernel} cannot be centred on a token: write an odd number, "
+                "or null for no convolution"
+            )
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"model.{name}={getattr(self, name)} is impossible: write a share from 0 to below 1"
+        if self.attention == "nystrom" and self.attention_dropout > 0:
+            yield (
+                f"model.attention_dropout={self.attention_dropout} cannot apply: Nyström attention "
+                "has no attention matrix to drop from; write 0 and use model.hidden_dropout"
+            )
+
+
+def _divisor_near(number: int, wanted: int) -> int:
+    divisors = [d for d in range(1, max(number, 1) + 1) if number % d == 0]
+    return min(divisors, key=lambda d: (abs(d - wanted), d), default=1)

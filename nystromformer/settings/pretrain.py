@@ -1,0 +1,53 @@
+"""The whole configuration of `nystromformer prepare` and `nystromformer pretrain`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from nystromformer.settings.data import DataSettings, TokenizerSettings
+from nystromformer.settings.model import ModelSettings
+from nystromformer.settings.training import InitSettings, TrackingSettings, TrainingSettings
+
+
+@dataclass
+class PrepareSettings:
+    """What turns a corpus into examples on disk: `prepare` and `pretrain` compute the same folder."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    max_length: int = 512
+    """Tokens of one example, special tokens included."""
+    seed: int = 0
+
+    def complaints(self) -> Iterator[str]:
+        yield from self.data.complaints()
+        yield from self.tokenizer.complaints()
+        if self.max_length < 8:
+            yield f"max_length={self.max_length} is too short: write at least 8"
+
+
+@dataclass
+class PretrainSettings:
+    """Everything that one pretraining run depends on."""
+
+    name: str = "pretrain"
+    """The run's folder is `runs_folder/name`; the same name again resumes the run."""
+    runs_folder: str = "runs"
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    init: InitSettings = field(default_factory=InitSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    def complaints(self) -> Iterator[str]:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            yield f"name={self.name!r} is no folder name: write letters, digits, - and _"
+        for part in (self.model, self.data, self.tokenizer, self.training, self.init, self.tracking):
+            yield from part.complaints()
+
+    @property
+    def preparation(self) -> PrepareSettings:
+        """What `nystromformer prepare` would be told for this run."""
+        return PrepareSettings(self.data, self.tokenizer, self.model.max_length, self.training.seed)

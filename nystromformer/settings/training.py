@@ -1,0 +1,124 @@
+"""Settings of the training loop, its start and its trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+PRECISIONS = ("auto", "bf16", "float32")
+TRACKERS = ("none", "wandb", "tensorboard")
+
+
+@dataclass
+class TrainingSettings:
+    """One optimizer step sees `global_batch_size` examples, however many devices share them."""
+
+    steps: int = 100_000
+    global_batch_size: int = 256
+    micro_batch_size: int | None = None
+    """Examples a device takes at once; empty takes its whole share. The rest is accumulated."""
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    """Applied to weight matrices, not to biases and norms."""
+    warmup_steps: int = 10_000
+    gradient_clipping: float | None = 1.0
+    """Largest allowed gradient norm; empty for no clipping."""
+    precision: str = "auto"
+    """`auto` is bf16 where the device computes it fast, else float32; weights stay float32."""
+    compile: bool = False
+    """Compile the model with torch.compile, in place."""
+    seed: int = 0
+    loader_workers: int = 2
+    """Processes that draw pairs and masks ahead of the training; 0 draws in the training process."""
+    log_every: int = 50
+    validate_every: int = 2_000
+    validation_examples: int = 2_048
+    """How many held-out examples each validation reads, always the same ones."""
+    checkpoint_every: int = 2_000
+    keep_checkpoints: int = 2
+
+    def complaints(self) -> Iterator[str]:
+        for name in (
+            "steps",
+            "global_batch_size",
+            "log_every",
+            "validate_every",
+            "validation_examples",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            if getattr(self, name) < 1:
+                yield f"training.{name}={getattr(self, name)} is impossible: write at least 1"
+        if not 0 <= self.warmup_steps <= self.steps:
+            yield (
+                f"training.warmup_steps={self.warmup_steps} does not fit into "
+                f"training.steps={self.steps}: write 0 to {self.steps}"
+            )
+        micro = self.micro_batch_size
+        if micro is not None and micro < 1:
+            yield f"training.micro_batch_size={micro} is impossible: write at least 1, or null"
+        if self.learning_rate <= 0:
+            yield f"training.learning_rate={self.learning_rate} is impossible: write a rate above 0"
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"training.{name}={getattr(self, name)} is impossible: write 0 to below 1"
+        if self.epsilon <= 0:
+            yield f"training.epsilon={self.epsilon} is impossible: write a number above 0"
+        if self.weight_decay < 0:
+            yield f"training.weight_decay={self.weight_decay} is impossible: write 0 or more"
+        if self.gradient_clipping is not None and self.gradient_clipping <= 0:
+            yield (
+                f"training.gradient_clipping={self.gradient_clipping} is impossible: write a norm "
+                "above 0, or null"
+            )
+        if self.precision not in PRECISIONS:
+            yield f"training.precision={self.precision!r} is unknown: write one of {', '.join(PRECISIONS)}"
+        if self.loader_workers < 0:
+            yield f"training.loader_workers={self.loader_workers} is impossible: write 0 or more"
+
+    def complaints_on(self, processes: int) -> Iterator[str]:
+        """Complaints that depend on how many processes share a global batch."""
+        if self.global_batch_size % processes:
+            yield (
+                f"training.global_batch_size={self.global_batch_size} is not divisible by the "
+                f"{processes} processes: write a multiple of {processes}"
+            )
+            return
+        share = self.global_batch_size // processes
+        if self.micro_batch_size is not None and share % self.micro_batch_size:
+            yield (
+                f"training.micro_batch_size={self.micro_batch_size} does not divide the {share} "
+                f"examples of one process (training.global_batch_size={self.global_batch_size} over "
+                f"{processes}): write a divisor of {share}"
+            )
+
+
+@dataclass
+class InitSettings:
+    """What the weights start from: `init=scratch|bert|checkpoint`."""
+
+    source: str = "scratch"
+    path: str | None = None
+    """For `bert` and `checkpoint`: a folder or hub name in transformers' layout."""
+
+    def complaints(self) -> Iterator[str]:
+        if self.source not in ("scratch", "bert", "checkpoint"):
+            yield f"init.source={self.source!r} is unknown: write scratch, bert or checkpoint"
+        elif self.source != "scratch" and not self.path:
+            yield f"init.path is empty: with init={self.source} write init.path=FOLDER or a hub name"
+
+
+@dataclass
+class TrackingSettings:
+    """Where metrics go beside metrics.jsonl."""
+
+    tracker: str = "none"
+    project: str = "nystromformer"
+    """Project name on Weights & Biases."""
+
+    def complaints(self) -> Iterator[str]:
+        if self.tracker not in TRACKERS:
+            yield f"tracking.tracker={self.tracker!r} is unknown: write one of {', '.join(TRACKERS)}"
