@@ -1,0 +1,43 @@
+"""Nyströmformer: a BERT-style encoder whose attention costs O(n) in the length of the sequence.
+
+The public names load on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nystromformer.attention import nystrom_attention
+    from nystromformer.model import (
+        NystromformerConfig,
+        NystromformerForMaskedLM,
+        NystromformerForPreTraining,
+        NystromformerForSequenceClassification,
+        NystromformerModel,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "NystromformerConfig": "nystromformer.model",
+    "NystromformerForMaskedLM": "nystromformer.model",
+    "NystromformerForPreTraining": "nystromformer.model",
+    "NystromformerForSequenceClassification": "nystromformer.model",
+    "NystromformerModel": "nystromformer.model",
+    "nystrom_attention": "nystromformer.attention",
+}
+
+__all__ = [
+    "NystromformerConfig",
+    "NystromformerForMaskedLM",
+    "NystromformerForPreTraining",
+    "NystromformerForSequenceClassification",
+    "NystromformerModel",
+    "nystrom_attention",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nystromformer' has no attribute {name!r}")

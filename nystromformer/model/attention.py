@@ -1,0 +1,117 @@
+"""Self-attention of one layer: projections around the mechanism that the configuration names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nystromformer.attention.convolution import residual_convolution
+from nystromformer.attention.landmarks import Segments
+from nystromformer.attention.nystrom import nystrom_attention
+from nystromformer.attention.softmax import softmax_attention
+from nystromformer.model.configuration import NystromformerConfig
+
+
+class ResidualConvolution(nn.Conv2d):
+    """Holds one kernel a head, (heads, 1, width, 1), under transformers' name `conv.weight`."""
+
+    def __init__(self, num_heads: int, width: int) -> None:
+        super().__init__(
+            num_heads, num_heads, (width, 1), padding=(width // 2, 0), bias=False, groups=num_heads
+        )
+
+
+class NystromformerSelfAttention(nn.Module):
+    """Multi-head self-attention, (batch, tokens, hidden) → (batch, tokens, hidden)."""
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__()
+        self.mechanism = config.attention
+        self.num_heads = config.num_attention_heads
+        self.num_landmarks = config.num_landmarks
+        self.pinv_iterations = config.pinv_iterations
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.conv = (
+            ResidualConvolution(config.num_attention_heads, config.conv_kernel_size)
+            if config.conv_kernel_size is not None
+            else None
+        )
+
+    def forward(
+        self, hidden_states: Tensor, padding_mask: Tensor | None, segments: Segments | None
+    ) -> Tensor:
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        kernel = None if self.conv is None else self.conv.weight
+        if self.mechanism == "nystrom":
+            out = nystrom_attention(
+                query,
+                key,
+                value,
+                num_landmarks=self.num_landmarks,
+                key_padding_mask=padding_mask,
+                pinv_iterations=self.pinv_iterations,
+                conv_weight=kernel,
+                segments=segments,
+            )
+        else:
+            out = softmax_attention(
+                query,
+                key,
+                value,
+                key_padding_mask=padding_mask,
+                dropout=self.attention_dropout if self.training else 0.0,
+            )
+            if kernel is not None:
+                if padding_mask is not None:
+                    value = value.masked_fill(padding_mask[:, None, :, None], 0)
+                out = out + residual_convolution(value, kernel)
+        return out.transpose(1, 2).flatten(2)
+
+    def segments(self, padding_mask: Tensor | None) -> Segments | None:
+        """What all layers share about a batch's padding; None where nothing needs it."""
+        if self.mechanism != "nystrom" or padding_mask is None:
+            return None
+        if padding_mask.shape[1] <= self.num_landmarks:
+            return None
+        return Segments.of(padding_mask, self.num_landmarks)
+
+    def branch(self, real_tokens: int) -> str:
+        """What this layer computes for a row of so many real tokens: `nystrom` or `exact`."""
+        exact = self.mechanism == "softmax" or real_tokens <= self.num_landmarks
+        return "exact" if exact else "nystrom"
+
+    def extra_repr(self) -> str:
+        if self.mechanism == "softmax":
+            return "exact attention"
+        return (
+            f"Nyström attention with {self.num_landmarks} landmarks; exact for rows of at most "
+            f"{self.num_landmarks} tokens"
+        )
+
+
+def padding_mask_of(attention_mask: Tensor | None) -> Tensor | None:
+    """transformers' attention mask, (B, N) with 1 at real tokens, as a bool mask, True at padding.
+
+    None where every token is known to be real, which spares the masked path. That is looked up only
+    on a CPU: on a GPU the look would wait for the device.
+
+    Raises:
+        ValueError: the mask has more than two dimensions.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            "attention_mask must be (batch, tokens) with 1 at real tokens and 0 at padding, got shape "
+            f"{tuple(attention_mask.shape)}: linear attention has no mask for each pair of tokens"
+        )
+    padding_mask = attention_mask == 0
+    if padding_mask.device.type == "cpu" and not torch.compiler.is_compiling() and not padding_mask.any():
+        return None
+    return padding_mask

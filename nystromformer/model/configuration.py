@@ -1,0 +1,83 @@
+"""The model's configuration, in transformers' format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+ATTENTIONS = ("nystrom", "softmax")
+
+
+class NystromformerConfig(PreTrainedConfig):
+    """Shape of a Nyströmformer, saved as `config.json`.
+
+    The keys are those of transformers' own Nystromformer, so that its checkpoints open here. It has no
+    `segment_means_seq_len` to set: any length works, and the key is only written, equal to
+    `num_landmarks`, because that is the one setting in which transformers' class accepts any length
+    (it then computes exact attention plus the convolution).
+
+    Args:
+        attention: `nystrom`, or `softmax` for exact attention (BERT's).
+        num_landmarks: landmarks of Nyström attention.
+        pinv_iterations: steps of its iterative inverse.
+        conv_kernel_size: width of the residual convolution over the values, odd; None for none.
+        max_position_embeddings: longest input, special tokens included.
+        attention_probs_dropout_prob: dropout on the attention matrix; exact attention only.
+    """
+
+    model_type = "nystromformer"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        attention: str = "nystrom",
+        num_landmarks: int = 64,
+        pinv_iterations: int = 6,
+        conv_kernel_size: int | None = 33,
+        hidden_act: str = "gelu_new",
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        classifier_dropout: float | None = None,
+        max_position_embeddings: int = 512,
+        type_vocab_size: int = 2,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-5,
+        pad_token_id: int | None = 0,
+        tie_word_embeddings: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.pop("segment_means_seq_len", None)
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention={attention!r} is unknown: use one of {', '.join(ATTENTIONS)}")
+        if hidden_size % num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={num_attention_heads} does not divide hidden_size={hidden_size}"
+            )
+        if conv_kernel_size is not None and conv_kernel_size % 2 == 0:
+            raise ValueError(f"conv_kernel_size={conv_kernel_size} cannot be centred: use an odd width")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.attention = attention
+        self.num_landmarks = num_landmarks
+        self.segment_means_seq_len = num_landmarks
+        self.pinv_iterations = pinv_iterations
+        self.conv_kernel_size = conv_kernel_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.classifier_dropout = classifier_dropout
+        self.max_position_embeddings = max_position_embeddings
+        self.type_vocab_size = type_vocab_size
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
+        self.pad_token_id = pad_token_id
+        self.tie_word_embeddings = tie_word_embeddings

@@ -1,0 +1,221 @@
+"""The encoder: embeddings, post-norm layers and the pooler, as in BERT but for the attention.
+
+Parameter names are those of transformers' Nystromformer, so that a checkpoint opens in both.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from nystromformer.attention.landmarks import Segments
+from nystromformer.model.attention import NystromformerSelfAttention, ResidualConvolution, padding_mask_of
+from nystromformer.model.configuration import NystromformerConfig
+
+POSITION_OFFSET = 2
+"""Rows at the head of the position table that transformers' Nystromformer leaves unused."""
+
+
+def activation(name: str) -> nn.Module:
+    """transformers' activation of this name; its tanh GELU as PyTorch's fused one."""
+    if name in ("gelu_new", "gelu_pytorch_tanh"):
+        return nn.GELU(approximate="tanh")
+    return ACT2FN[name]
+
+
+class NystromformerEmbeddings(nn.Module):
+    """Sum of word, position and segment embeddings, normalised."""
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
+        self.position_embeddings = nn.Embedding(
+            config.max_position_embeddings + POSITION_OFFSET, config.hidden_size
+        )
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        length = words.shape[1]
+        limit = self.position_embeddings.num_embeddings - POSITION_OFFSET
+        if position_ids is None:
+            if length > limit:
+                raise ValueError(f"{length} tokens do not fit into the position table of {limit}")
+            positions = self.position_embeddings.weight[POSITION_OFFSET : POSITION_OFFSET + length]
+        else:
+            positions = self.position_embeddings(position_ids + POSITION_OFFSET)
+        if token_type_ids is None:
+            types = self.token_type_embeddings.weight[0]
+        else:
+            types = self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(words + positions + types))
+
+
+class _AddAndNorm(nn.Module):
+    """Projection, dropout, residual connection and layer norm: how each half of a layer ends."""
+
+    def __init__(self, config: NystromformerConfig, inputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+
+
+class NystromformerAttention(nn.Module):
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__()
+        self.self = NystromformerSelfAttention(config)
+        self.output = _AddAndNorm(config, config.hidden_size)
+
+    def forward(
+        self, hidden_states: Tensor, padding_mask: Tensor | None, segments: Segments | None
+    ) -> Tensor:
+        return self.output(self.self(hidden_states, padding_mask, segments), hidden_states)
+
+
+class NystromformerIntermediate(nn.Module):
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = activation(config.hidden_act)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden_states))
+
+
+class NystromformerLayer(GradientCheckpointingLayer):
+    """Post-norm: the norm follows each residual sum, as in BERT."""
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__()
+        self.attention = NystromformerAttention(config)
+        self.intermediate = NystromformerIntermediate(config)
+        self.output = _AddAndNorm(config, config.intermediate_size)
+
+    def forward(
+        self, hidden_states: Tensor, padding_mask: Tensor | None, segments: Segments | None
+    ) -> Tensor:
+        hidden_states = self.attention(hidden_states, padding_mask, segments)
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class NystromformerEncoder(nn.Module):
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([NystromformerLayer(config) for _ in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+
+    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Hidden states after the embeddings and after each layer."""
+        segments = self.layer[0].attention.self.segments(padding_mask)
+        states = (hidden_states,)
+        for layer in self.layer:
+            states = (*states, layer(states[-1], padding_mask, segments))
+        return states
+
+
+class NystromformerPooler(nn.Module):
+    """tanh of a projection of [CLS]: what sentence order and classification read."""
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return torch.tanh(self.dense(hidden_states[:, 0]))
+
+
+class NystromformerPreTrainedModel(PreTrainedModel):
+    config_class = NystromformerConfig
+    base_model_prefix = "nystromformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["NystromformerLayer"]  # noqa: RUF012 (transformers reads a class attribute)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ResidualConvolution):
+            # The authors leave the convolution to PyTorch's own default for one input channel; the
+            # N(0, 0.02) of a dense layer would start it near zero.
+            bound = module.kernel_size[0] ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+
+
+class NystromformerModel(NystromformerPreTrainedModel):
+    """The encoder alone: last hidden state and pooled [CLS]."""
+
+    def __init__(self, config: NystromformerConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.embeddings = NystromformerEmbeddings(config)
+        self.encoder = NystromformerEncoder(config)
+        self.pooler = NystromformerPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: object,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """Encode a batch.
+
+        Args:
+            input_ids: (B, N) token ids.
+            attention_mask: (B, N), 1 at real tokens, 0 at padding, anywhere in the row.
+            token_type_ids: (B, N), 0 in segment A and 1 in segment B; all 0 when absent.
+            position_ids: (B, N), counted from 0; 0 … N − 1 when absent.
+            inputs_embeds: (B, N, hidden) in place of input_ids.
+
+        Raises:
+            ValueError: more tokens than positions, a mask of another shape, or attention weights
+                asked for: the n × n matrix is never formed.
+        """
+        if output_attentions:
+            raise ValueError(
+                "output_attentions=True: the n × n attention matrix is never formed; see "
+                "nystromformer.attention for the factors of the approximation"
+            )
+        states = self.encoder(
+            self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds),
+            padding_mask_of(attention_mask),
+        )
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=states[-1],
+            pooler_output=None if self.pooler is None else self.pooler(states[-1]),
+            hidden_states=states if self._wants_all(output_hidden_states) else None,
+        )
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+    def _wants_all(self, output_hidden_states: bool | None) -> bool:
+        return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states

@@ -1,0 +1,205 @@
+"""The encoder with its heads: pretraining, masked language modelling, classification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import MaskedLMOutput, ModelOutput, SequenceClassifierOutput
+
+from nystromformer.model.configuration import NystromformerConfig
+from nystromformer.model.encoder import NystromformerModel, NystromformerPreTrainedModel, activation
+
+IGNORED = -100
+"""The label of a token that is not predicted."""
+
+_TIED = {
+    "cls.predictions.decoder.weight": "nystromformer.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+
+class _Transform(nn.Module):
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = activation(config.hidden_act)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.LayerNorm(self.activation(self.dense(hidden_states)))
+
+
+class _Predictions(nn.Module):
+    """BERT's MLM head; the decoder's weight is the word embedding."""
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__()
+        self.transform = _Transform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.decoder(self.transform(hidden_states))
+
+
+class _MaskedLMHead(nn.Module):
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__()
+        self.predictions = _Predictions(config)
+
+
+class _PreTrainingHeads(_MaskedLMHead):
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+class _TiedDecoder(NystromformerPreTrainedModel):
+    """A model whose decoder is tied to its word embedding."""
+
+    _tied_weights_keys = _TIED
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.cls.predictions.decoder = new_embeddings
+        self.cls.predictions.bias = new_embeddings.bias
+
+
+@dataclass
+class PreTrainingOutput(ModelOutput):
+    """What pretraining needs of one batch; T is the number of predicted tokens, V the vocabulary."""
+
+    loss: Tensor | None = None
+    """mlm_loss + sop_loss, of those whose labels were given."""
+    mlm_loss: Tensor | None = None
+    """Mean over the predicted tokens, nats."""
+    sop_loss: Tensor | None = None
+    """Mean over the rows, nats."""
+    prediction_logits: Tensor | None = None
+    """(T, V) at the predicted tokens in reading order; (B, N, V) without labels."""
+    seq_relationship_logits: Tensor | None = None
+    """(B, 2): in order, swapped."""
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class NystromformerForPreTraining(_TiedDecoder):
+    """Masked language modelling and sentence-order prediction."""
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config)
+        self.nystromformer = NystromformerModel(config)
+        self.cls = _PreTrainingHeads(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        sentence_order_label: Tensor | None = None,
+        **kwargs: object,
+    ) -> PreTrainingOutput:
+        """Losses and logits of one batch.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: as in NystromformerModel.
+            labels: (B, N), the original token where it is to be predicted, −100 elsewhere. Vocabulary
+                logits are computed at the predicted tokens only.
+            sentence_order_label: (B,), 0 for in order, 1 for swapped.
+        """
+        encoded = self.nystromformer(input_ids, attention_mask, token_type_ids, **kwargs)
+        order_logits = self.cls.seq_relationship(encoded.pooler_output)
+        mlm_loss = sop_loss = None
+        if labels is None:
+            prediction_logits = self.cls.predictions(encoded.last_hidden_state)
+        else:
+            predicted = labels != IGNORED
+            prediction_logits = self.cls.predictions(encoded.last_hidden_state[predicted])
+            mlm_loss = _mean_cross_entropy(prediction_logits, labels[predicted])
+        if sentence_order_label is not None:
+            sop_loss = _mean_cross_entropy(order_logits, sentence_order_label)
+        losses = [loss for loss in (mlm_loss, sop_loss) if loss is not None]
+        return PreTrainingOutput(
+            loss=sum(losses) if losses else None,
+            mlm_loss=mlm_loss,
+            sop_loss=sop_loss,
+            prediction_logits=prediction_logits,
+            seq_relationship_logits=order_logits,
+            hidden_states=encoded.hidden_states,
+        )
+
+
+class NystromformerForMaskedLM(_TiedDecoder):
+    """Masked language modelling alone, in transformers' interface."""
+
+    # A pretraining checkpoint also holds what sentence order needs.
+    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"cls\.seq_relationship\."]  # noqa: RUF012
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config)
+        self.nystromformer = NystromformerModel(config, add_pooling_layer=False)
+        self.cls = _MaskedLMHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: object,
+    ) -> MaskedLMOutput:
+        """Logits (B, N, V); with `labels` (−100 where not predicted) also their mean loss."""
+        encoded = self.nystromformer(input_ids, attention_mask, token_type_ids, **kwargs)
+        logits = self.cls.predictions(encoded.last_hidden_state)
+        loss = None
+        if labels is not None:
+            predicted = labels != IGNORED
+            loss = _mean_cross_entropy(logits[predicted], labels[predicted])
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+
+
+class NystromformerForSequenceClassification(NystromformerPreTrainedModel):
+    """Classification, or regression where `num_labels` is 1, of a whole text from pooled [CLS]."""
+
+    _keys_to_ignore_on_load_unexpected = [r"cls\."]  # noqa: RUF012
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.nystromformer = NystromformerModel(config)
+        dropout = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: object,
+    ) -> SequenceClassifierOutput:
+        """Logits (B, num_labels); `labels` are class ids (B,), or floats for regression."""
+        encoded = self.nystromformer(input_ids, attention_mask, token_type_ids, **kwargs)
+        logits = self.classifier(self.dropout(encoded.pooler_output))
+        loss = None
+        if labels is not None:
+            if self.num_labels == 1:
+                loss = F.mse_loss(logits[:, 0].float(), labels.float())
+            else:
+                loss = _mean_cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+
+
+def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean in nats, in float32; 0 where there is nothing to predict, rather than NaN."""
+    total = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return total / max(labels.numel(), 1)
