@@ -1,0 +1,58 @@
+"""The device and its number format."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from nystromformer.settings import TrainingSettings
+
+
+def open_accelerator() -> Accelerator:
+    """Join the other processes, if there are any.
+
+    Precision and accumulation stay with the loop, so Accelerate places and connects only. The long
+    time-out is for processes that wait while the main one prepares a large corpus.
+    """
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+
+
+def precision(settings: TrainingSettings, device: torch.device) -> torch.dtype:
+    """Number format of the products: bf16 where the device computes it fast, unless told otherwise."""
+    if settings.precision == "float32":
+        return torch.float32
+    if settings.precision == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = device.type == "cpu" and _cpu_has_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Products in `dtype`; sums, norms and losses stay in float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def describe(accelerator: Accelerator, dtype: torch.dtype) -> str:
+    device = accelerator.device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type} ({torch.get_num_threads()} threads)"
+    count = f"{accelerator.num_processes} × " if accelerator.num_processes > 1 else ""
+    return f"{count}{name}, {str(dtype).removeprefix('torch.')}"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself; without, it is slower than float32."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        known = torch.cpu.get_capabilities()
+        return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    # Before torch 2.11 or so only these questions could be asked.
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, question, lambda: False)() for question in questions)

@@ -1,0 +1,45 @@
+"""The optimizer and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from nystromformer.settings import TrainingSettings
+
+
+def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW with decay on weight matrices alone, fused where the device has a fused step.
+
+    Biases and the gains of norms have one dimension; decaying them pulls the network's scale towards
+    zero without regularising anything.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=trained[0].device.type in ("cpu", "cuda"),
+    )
+
+
+def learning_rate(step: int, settings: TrainingSettings) -> float:
+    """Rate of optimizer step `step`, counted from 0: linear warm-up, then linear decay to zero.
+
+    A pure function of the step, so that a resumed run needs no state of a scheduler.
+    """
+    if step < settings.warmup_steps:
+        share = (step + 1) / settings.warmup_steps
+    else:
+        share = (settings.steps - step) / max(settings.steps - settings.warmup_steps, 1)
+    return settings.learning_rate * max(share, 0.0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,197 @@
+"""The end of a run: the exported model, what it reached, and what it fills into sentences."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase, pipeline
+from transformers.utils import logging as transformers_logging
+
+from nystromformer.data.storage import PreparedData
+from nystromformer.model import NystromformerForMaskedLM, NystromformerForPreTraining
+from nystromformer.settings import PretrainSettings
+from nystromformer.training.curves import CHANCE_LOSS
+from nystromformer.training.metrics import Event, MetricsLog
+from nystromformer.training.progress import clock
+from nystromformer.training.run_folder import RunFolder, write_atomically
+
+FILLED_SENTENCES = 3
+
+
+def finish_run(
+    settings: PretrainSettings,
+    folder: RunFolder,
+    model: NystromformerForPreTraining,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: PreparedData,
+    metrics: MetricsLog,
+) -> None:
+    """Export model, tokenizer and card, write report.json, and print the summary."""
+    transformers_logging.disable_progress_bar()
+    last = metrics.events("validation")[-1]
+    export(model, tokenizer, folder.model, model_card(settings, last, prepared))
+    filled = fill_masks(folder.model, held_out_sentences(prepared, tokenizer), tokenizer)
+    summary = {
+        "steps": last["step"],
+        "seconds": last["seconds"],
+        "final": last,
+        "baselines": {"unigram_loss": last["unigram_loss"], "chance_sop_loss": CHANCE_LOSS},
+        "filled": filled,
+    }
+    write_atomically(folder.report, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    _print_summary(settings, folder, last, filled)
+
+
+def export(
+    model: NystromformerForPreTraining, tokenizer: PreTrainedTokenizerBase, path: Path, card: str
+) -> None:
+    """Write a folder in transformers' layout; an earlier one is replaced."""
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    write_atomically(path / "README.md", card)
+
+
+def model_card(settings: PretrainSettings, last: Event, prepared: PreparedData) -> str:
+    model, training = settings.model, settings.training
+    mechanism = (
+        f"Nyström attention with {model.num_landmarks} landmarks"
+        if model.attention == "nystrom"
+        else "exact softmax attention"
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [nystromformer]
+---
+
+# {settings.name}
+
+A BERT-style encoder of {model.num_hidden_layers} layers of {model.hidden_size} with {mechanism}, for
+up to {model.max_length} tokens, pretrained by [nystromformer](https://pypi.org/project/nystromformer/)
+on the corpus `{settings.data.corpus}` with masked language modelling and sentence-order prediction.
+
+```python
+import nystromformer.model  # makes transformers' Auto classes run Nyström attention
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="PATH OF THIS FOLDER")
+```
+
+Without that import transformers opens the folder with its own class, which computes exact attention
+plus the convolution and lets padding leak.
+
+| held-out documents | this model | baseline |
+|---|---|---|
+| masked tokens, loss (nats) | {last["mlm_loss"]:.3f} | {last["unigram_loss"]:.3f} (unigram) |
+| masked tokens, accuracy | {last["mlm_accuracy"]:.3f} | |
+| sentence order, loss (nats) | {last["sop_loss"]:.3f} | {CHANCE_LOSS:.3f} (chance) |
+| sentence order, accuracy | {last["sop_accuracy"]:.3f} | 0.500 (chance) |
+
+Started {_start(settings)}; {last["step"]:,} steps of {training.global_batch_size} examples, AdamW at
+{training.learning_rate:g}, seed {training.seed}. Data: `{prepared.folder.name}`.
+"""
+
+
+def held_out_sentences(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
+    """Sentences of the validation split with one word masked, and that word.
+
+    The first sentences of 8 to 24 tokens that hold a word of at least four letters which is one
+    token; of those words the middle one is masked.
+    """
+    split = prepared.split("validation")
+    found: list[tuple[str, str]] = []
+    for index in range(len(split)):
+        ids, lengths = split[index]
+        sentences = np.split(np.asarray(ids), np.cumsum(lengths)[:-1])
+        for sentence in sentences:
+            masked = _mask_middle_word([int(token) for token in sentence], tokenizer)
+            if masked is not None:
+                found.append(masked)
+                break  # one a chunk, so that they come from different places
+        if len(found) == FILLED_SENTENCES:
+            break
+    return found
+
+
+def _mask_middle_word(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    if not 8 <= len(ids) <= 24:
+        return None
+    text = tokenizer.decode(ids)
+    encoded = tokenizer(text, add_special_tokens=False)
+    tokens_of_word = Counter(encoded.word_ids())
+    spans = [encoded.token_to_chars(place) for place in range(len(encoded["input_ids"]))]
+    words = [
+        (span.start, span.end)
+        for word, span in zip(encoded.word_ids(), spans, strict=True)
+        if tokens_of_word[word] == 1 and text[span.start : span.end].isalpha() and span.end - span.start >= 4
+    ]
+    if not words:
+        return None
+    start, end = words[len(words) // 2]
+    return f"{text[:start]}{tokenizer.mask_token}{text[end:]}", text[start:end]
+
+
+def fill_masks(
+    model: Path, sentences: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """The three likeliest words for each masked sentence, by transformers' own pipeline.
+
+    The exported folder is opened again for this, so that what is shown is what a user will load.
+    """
+    fill = pipeline(
+        "fill-mask", model=NystromformerForMaskedLM.from_pretrained(model), tokenizer=tokenizer, top_k=3
+    )
+    filled = []
+    for sentence, word in sentences:
+        guesses = [{"word": g["token_str"].strip(), "probability": g["score"]} for g in fill(sentence)]
+        filled.append({"sentence": sentence, "word": word, "guesses": guesses})
+    return filled
+
+
+def _start(settings: PretrainSettings) -> str:
+    source = settings.init.source
+    return "from random weights" if source == "scratch" else f"from {source} `{settings.init.path}`"
+
+
+def _print_summary(
+    settings: PretrainSettings, folder: RunFolder, last: Event, filled: list[dict[str, Any]]
+) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    console.print()
+    table = Table(title=f"Held-out documents after {last['step']:,} steps, {clock(last['seconds'])}")
+    for column in ("", "trained", "baseline", "accuracy"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row(
+        "masked tokens, nats",
+        f"{last['mlm_loss']:.3f}",
+        f"{last['unigram_loss']:.3f} (unigram)",
+        f"{last['mlm_accuracy']:.3f}",
+    )
+    table.add_row(
+        "sentence order, nats",
+        f"{last['sop_loss']:.3f}",
+        f"{CHANCE_LOSS:.3f} (chance)",
+        f"{last['sop_accuracy']:.3f}",
+    )
+    console.print(table)
+    gain = last["unigram_loss"] - last["mlm_loss"]
+    console.print(f"The model knows {gain:.2f} nats a token more than the words' frequencies do.\n")
+    for item in filled:
+        guesses = ", ".join(f"{g['word']} {g['probability']:.2f}" for g in item["guesses"])
+        console.print(f"  {item['sentence']}", markup=False)
+        console.print(f"    → {guesses}   (was: {item['word']})", markup=False)
+    console.print()
+    for name, path in (
+        ("model", folder.model),
+        ("curves", folder.curves),
+        ("metrics", folder.metrics),
+        ("report", folder.report),
+        ("configuration", folder.config),
+    ):
+        console.print(f"{name:14}{path}", markup=False)

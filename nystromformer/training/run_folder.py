@@ -1,0 +1,113 @@
+"""The folder of one run: what is in it, and whether a configuration may go on with it.
+
+    runs/NAME/
+        config.yaml        the resolved configuration
+        metrics.jsonl      one line an event
+        checkpoints/       step-N/, and `latest`, which names the newest
+        curves.png         losses and accuracies
+        report.json        how the run ended
+        model/             the trained model with its tokenizer, in transformers' layout
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from nystromformer.errors import UserError
+from nystromformer.settings import PretrainSettings
+
+MAY_CHANGE = frozenset(
+    {
+        "runs_folder",
+        "data.workers",
+        "data.folder",
+        "training.micro_batch_size",
+        "training.compile",
+        "training.loader_workers",
+        "training.log_every",
+        "training.validate_every",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+        "training.max_minutes",
+        "model.gradient_checkpointing",
+        "tracking.tracker",
+        "tracking.project",
+    }
+)
+"""Settings that may differ when a run is resumed: they change where and how fast, not what is computed."""
+
+
+class RunFolder:
+    """Paths of one run. Creating the object touches nothing on disk."""
+
+    def __init__(self, settings: PretrainSettings) -> None:
+        self.path = Path(settings.runs_folder).expanduser() / settings.name
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.curves = self.path / "curves.png"
+        self.report = self.path / "report.json"
+        self.model = self.path / "model"
+
+    def open(self, settings: PretrainSettings) -> None:
+        """Create the folder, or check that what is in it belongs to these settings.
+
+        Raises:
+            UserError: the folder cannot be written, or holds a run of another configuration.
+        """
+        if self.config.exists():
+            self._check_same_run(settings)
+            return
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.config, OmegaConf.to_yaml(OmegaConf.create(asdict(settings))))
+        except OSError as error:
+            raise UserError(
+                f"cannot write the run folder {self.path}: {error.strerror}; write runs_folder=FOLDER "
+                "with a folder that you may write to"
+            ) from None
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"cannot write the run folder {self.path}: write runs_folder=FOLDER")
+
+    def _check_same_run(self, settings: PretrainSettings) -> None:
+        if not os.access(self.path, os.W_OK) or not os.access(self.checkpoints, os.W_OK):
+            raise UserError(
+                f"cannot write the run folder {self.path}: permission denied; write runs_folder=FOLDER "
+                "with a folder that you may write to"
+            )
+        before = dict(_flat(OmegaConf.to_container(OmegaConf.load(self.config))))
+        now = dict(_flat(asdict(settings)))
+        for key in sorted((before.keys() | now.keys()) - MAY_CHANGE):
+            if key not in now or key not in before or before[key] != now[key]:
+                raise UserError(
+                    f"{self.path} holds a run with {key}={before.get(key)}, and now {key}={now.get(key)}: "
+                    f"write {key}={_as_override(before.get(key))} to resume it, or name=OTHER for a new run"
+                )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new content, never half."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _as_override(value: Any) -> str:
+    return "null" if value is None else str(value)

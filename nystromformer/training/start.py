@@ -1,0 +1,52 @@
+"""What a run starts from: a model of the configured shape and its first weights."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
+from nystromformer.model.conversion import start_from_bert, start_from_checkpoint
+from nystromformer.settings import ModelSettings, PretrainSettings
+
+VOCABULARY_MULTIPLE = 64
+"""The vocabulary is padded to a multiple of this in the model: odd sizes are slow on tensor cores."""
+
+
+def build_model(
+    settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase
+) -> tuple[NystromformerForPreTraining, str]:
+    """The model with its first weights, and a sentence on where they come from.
+
+    The weights are a function of the seed and the settings, the same on every process.
+    """
+    torch.manual_seed(settings.training.seed)
+    model = NystromformerForPreTraining(model_config(settings.model, tokenizer))
+    if settings.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if settings.init.source == "bert":
+        start = f"from BERT {settings.init.path}: {start_from_bert(model, str(settings.init.path))}"
+    elif settings.init.source == "checkpoint":
+        start = f"from {settings.init.path}: {start_from_checkpoint(model, str(settings.init.path))}"
+    else:
+        start = "from random weights"
+    return model, start
+
+
+def model_config(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> NystromformerConfig:
+    padded = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    return NystromformerConfig(
+        vocab_size=padded,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.num_hidden_layers,
+        num_attention_heads=settings.num_attention_heads,
+        intermediate_size=settings.intermediate_size,
+        attention=settings.attention,
+        num_landmarks=settings.num_landmarks,
+        pinv_iterations=settings.pinv_iterations,
+        conv_kernel_size=settings.conv_kernel_size,
+        hidden_dropout_prob=settings.hidden_dropout,
+        attention_probs_dropout_prob=settings.attention_dropout,
+        max_position_embeddings=settings.max_position_embeddings or settings.max_length,
+        pad_token_id=tokenizer.pad_token_id,
+    )

@@ -1,0 +1,90 @@
+"""Validation on held-out examples, always the same ones with the same masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from nystromformer.model import NystromformerForPreTraining
+from nystromformer.model.heads import IGNORED
+
+
+@dataclass
+class ValidationResult:
+    """Means over the predicted tokens (MLM) and over the rows (sentence order); losses in nats."""
+
+    mlm_loss: float
+    mlm_accuracy: float
+    sop_loss: float
+    sop_accuracy: float
+    unigram_loss: float
+    """Loss on the same tokens of the training split's unigram distribution: knows words, no context."""
+    tokens: int
+    """Predicted tokens."""
+    rows: int
+
+    def event(self, step: int) -> dict[str, float | str]:
+        return {"kind": "validation", "step": step, **asdict(self)}
+
+
+@torch.no_grad()
+def validate(
+    model: NystromformerForPreTraining,
+    batches: Iterable[dict[str, torch.Tensor]],
+    unigram_loss_V: torch.Tensor,
+    accelerator: Accelerator,
+    autocast: torch.autocast,
+) -> ValidationResult:
+    """Losses and accuracies over all processes' batches.
+
+    Args:
+        unigram_loss_V: loss of predicting each token by its frequency, from `unigram_losses`.
+    """
+    was_training = model.training
+    model.eval()
+    # Sums of: MLM loss, MLM hits, unigram loss, tokens, SOP loss, SOP hits, rows. float64, because
+    # a float32 count stops growing at 16.7 million.
+    sums = torch.zeros(7, dtype=torch.float64)
+    sums = sums.to(accelerator.device) if accelerator.device.type != "mps" else sums.float()
+    for batch in batches:
+        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        with autocast:
+            output = model(**batch)
+        labels = batch["labels"][batch["labels"] != IGNORED]
+        order = batch["sentence_order_label"]
+        sums += torch.stack(
+            [
+                output.mlm_loss * labels.numel(),
+                (output.prediction_logits.argmax(-1) == labels).sum(),
+                unigram_loss_V[labels].sum(),
+                torch.tensor(labels.numel(), device=labels.device),
+                output.sop_loss * order.numel(),
+                (output.seq_relationship_logits.argmax(-1) == order).sum(),
+                torch.tensor(order.numel(), device=order.device),
+            ]
+        ).to(sums.dtype)
+    model.train(was_training)
+    mlm, hits, unigram, tokens, sop, order_hits, rows = accelerator.reduce(sums, "sum").tolist()
+    return ValidationResult(
+        mlm_loss=mlm / tokens,
+        mlm_accuracy=hits / tokens,
+        sop_loss=sop / rows,
+        sop_accuracy=order_hits / rows,
+        unigram_loss=unigram / tokens,
+        tokens=int(tokens),
+        rows=int(rows),
+    )
+
+
+def unigram_losses(counts_V: np.ndarray, vocab_size: int) -> torch.Tensor:
+    """−log frequency of each token, nats, (vocab_size,).
+
+    One is added to every count, so that a token that only the validation split has is not infinite.
+    """
+    smoothed = np.ones(vocab_size)
+    smoothed[: len(counts_V)] += counts_V
+    return torch.from_numpy(-np.log(smoothed / smoothed.sum())).float()

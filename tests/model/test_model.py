@@ -1,0 +1,169 @@
+"""What a model must do whatever its weights are."""
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from nystromformer import (
+    NystromformerConfig,
+    NystromformerForMaskedLM,
+    NystromformerForPreTraining,
+    NystromformerForSequenceClassification,
+    NystromformerModel,
+)
+
+
+def config(**changes) -> NystromformerConfig:
+    shape = {
+        "vocab_size": 101,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "num_landmarks": 8,
+        "conv_kernel_size": 5,
+        "max_position_embeddings": 70,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return NystromformerConfig(**{**shape, **changes})
+
+
+@pytest.fixture(params=["nystrom", "softmax"])
+def model(request):
+    torch.manual_seed(0)
+    return NystromformerForPreTraining(config(attention=request.param)).eval()
+
+
+def tokens(rows: int, length: int) -> torch.Tensor:
+    return torch.randint(5, 101, (rows, length))
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 37, 70])
+def test_a_row_is_the_same_alone_and_in_a_padded_batch(model, length):
+    alone = tokens(1, length)
+    batch, mask = tokens(3, 70), torch.ones(3, 70, dtype=torch.long)
+    batch[1, :length] = alone[0]
+    mask[1, length:] = 0
+    mask[2, 11:] = 0
+    with torch.no_grad():
+        one = model(alone)
+        several = model(batch, attention_mask=mask)
+    torch.testing.assert_close(
+        one.prediction_logits[0], several.prediction_logits[1, :length], atol=2e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        one.seq_relationship_logits[0], several.seq_relationship_logits[1], atol=2e-5, rtol=1e-5
+    )
+
+
+def test_logits_at_predicted_positions_only_equal_those_of_all_positions(model):
+    ids = tokens(4, 30)
+    labels = torch.full_like(ids, -100)
+    labels[0, 3:7], labels[2, 29], labels[3, 0] = ids[0, 3:7], ids[2, 29], ids[3, 0]
+    order = torch.tensor([0, 1, 1, 0])
+    with torch.no_grad():
+        every = model(ids)
+        some = model(ids, labels=labels, sentence_order_label=order)
+    predicted = labels != -100
+    assert some.prediction_logits.shape == (6, 101)
+    torch.testing.assert_close(some.prediction_logits, every.prediction_logits[predicted])
+    expected = torch.nn.functional.cross_entropy(every.prediction_logits[predicted], labels[predicted])
+    torch.testing.assert_close(some.mlm_loss, expected)
+    expected = torch.nn.functional.cross_entropy(every.seq_relationship_logits, order)
+    torch.testing.assert_close(some.sop_loss, expected)
+    torch.testing.assert_close(some.loss, some.mlm_loss + some.sop_loss)
+
+
+def test_nothing_to_predict_is_a_loss_of_zero(model):
+    ids = tokens(2, 9)
+    assert model(ids, labels=torch.full_like(ids, -100)).mlm_loss == 0
+
+
+def test_gradient_checkpointing_changes_no_gradient(model):
+    ids = tokens(2, 40)
+    model.train()
+    gradients = []
+    for checkpointing in (False, True):
+        (model.gradient_checkpointing_enable if checkpointing else model.gradient_checkpointing_disable)()
+        model.zero_grad()
+        model(ids, labels=ids, sentence_order_label=torch.tensor([0, 1])).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, atol=1e-6, rtol=1e-4)
+
+
+def test_save_and_open_through_the_auto_classes(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    ids = tokens(2, 20)
+    masked_lm = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert type(masked_lm) is NystromformerForMaskedLM
+    with torch.no_grad():
+        torch.testing.assert_close(masked_lm(ids).logits, model(ids).prediction_logits)
+    encoder = AutoModel.from_pretrained(tmp_path).eval()
+    assert type(encoder) is NystromformerModel
+    with torch.no_grad():
+        torch.testing.assert_close(
+            encoder(ids).pooler_output, model.nystromformer(ids).pooler_output
+        )
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+    assert type(classifier) is NystromformerForSequenceClassification
+    assert classifier(ids).logits.shape == (2, 3)
+
+
+def test_decoder_is_tied_to_the_embedding_after_loading(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = NystromformerForPreTraining.from_pretrained(tmp_path)
+    assert again.cls.predictions.decoder.weight is again.nystromformer.embeddings.word_embeddings.weight
+
+
+def test_classification_learns_a_planted_label():
+    torch.manual_seed(0)
+    model = NystromformerForSequenceClassification(config(num_labels=2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        ids = tokens(32, 24)
+        labels = torch.randint(0, 2, (32,))
+        ids[torch.arange(32), torch.randint(1, 24, (32,))] = torch.where(labels == 1, 3, 4)
+        loss = model(ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
+def test_regression_head_uses_squared_error():
+    model = NystromformerForSequenceClassification(config(num_labels=1)).eval()
+    ids, labels = tokens(3, 9), torch.tensor([0.5, 2.0, -1.0])
+    output = model(ids, labels=labels)
+    torch.testing.assert_close(output.loss, ((output.logits[:, 0] - labels) ** 2).mean())
+
+
+def test_each_layer_says_which_branch_is_active():
+    layer = NystromformerModel(config()).encoder.layer[0].attention.self
+    assert [layer.branch(real_tokens) for real_tokens in (1, 8, 9)] == ["exact", "exact", "nystrom"]
+    assert "8 landmarks" in repr(layer)
+    exact = NystromformerModel(config(attention="softmax")).encoder.layer[0].attention.self
+    assert exact.branch(500) == "exact"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: m(tokens(1, 71)), "71 tokens do not fit into the position table of 70"),
+        (lambda m: m(tokens(1, 9), attention_mask=torch.ones(1, 9, 9)), "attention_mask must be"),
+        (lambda m: m(tokens(1, 9), output_attentions=True), "never formed"),
+        (lambda m: m(), "either input_ids or inputs_embeds"),
+    ],
+)
+def test_impossible_calls_say_what_is_wrong(model, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(model.nystromformer)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attention": "linear"}, {"num_attention_heads": 5}, {"conv_kernel_size": 4}]
+)
+def test_impossible_configurations_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        config(**changes)
