@@ -1,0 +1,57 @@
+"""What a document is, its identity, and the split it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+
+class Document(NamedTuple):
+    """One text, paragraphs separated by newlines, and where it came from (file and line, say)."""
+
+    text: str
+    place: str
+
+
+class Source(NamedTuple):
+    """One input of a corpus: a file, or a repository of the hub.
+
+    `version` tells whether it changed since an earlier preparation: a modification time, a package's
+    version, a revision. `size` is in bytes, None where only reading everything would tell.
+    """
+
+    name: str
+    size: int | None
+    version: str
+
+
+class Corpus(Protocol):
+    """What the preparation needs of a corpus; opening one checks that its inputs exist."""
+
+    @property
+    def sources(self) -> list[Source]: ...
+
+    def documents(self, source: int) -> Iterator[Document]:
+        """Read the source of that number, one document after the other."""
+        ...
+
+
+def without_surrogates(text: str) -> str:
+    """Replace unpaired surrogates, which JSON can carry and UTF-8 cannot, by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Surrogate pairs become the character they stand for on the way.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def text_hash(text: str) -> int:
+    """64 bits of BLAKE2b over the text: equal texts are duplicates, and the split follows it."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def in_validation(document_hash: int, validation_fraction: float) -> bool:
+    """Whether a document is kept out of training: the same answer for any seed and any corpus."""
+    return document_hash < validation_fraction * 2**64

@@ -1,0 +1,81 @@
+"""Prepared chunks as a torch data set that draws pairs and masks while it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from nystromformer.data import tokenizer as tokenizers
+from nystromformer.data.masking import Masking
+from nystromformer.data.sentence_order import SpecialIds, build_pairs
+from nystromformer.data.stateless_random import row_keys
+from nystromformer.data.storage import PreparedData
+
+Key = tuple[int, int]
+"""(epoch, index): which chunk, and which drawing of its pair and mask."""
+
+
+class PretrainingExamples(Dataset[dict[str, torch.Tensor]]):
+    """One split of a prepared corpus as batches for masked language modelling and sentence order.
+
+    An example is a pure function of (seed, epoch, index): the same in any batch, process and run.
+    Pickles without its open files, so each loader process maps the shards itself.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedData,
+        split: str,
+        *,
+        max_length: int,
+        masking_probability: float = 0.15,
+        masking: str = "token",
+        seed: int = 0,
+    ) -> None:
+        self._chunks = prepared.split(split)
+        self._max_length = max_length
+        self._seed = seed
+        tokenizer = prepared.tokenizer()
+        self._special = SpecialIds(tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+        vocabulary = len(tokenizer)
+        self._masking = Masking(
+            probability=masking_probability,
+            unit=masking,
+            mask_id=tokenizer.mask_token_id,
+            is_special=_flags(tokenizers.special_ids(tokenizer), vocabulary),
+            is_continuation=_flags(tokenizers.continuation_ids(tokenizer), vocabulary),
+            replacements=np.asarray(tokenizers.replacement_ids(tokenizer), np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
+        """The example alone: as a row of `__getitems__`, without the batch dimension."""
+        return {name: rows[0] for name, rows in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor]:
+        """One collated batch of B = len(keys) rows, padded at the end to its longest row of L tokens.
+
+        All int64: `input_ids`, `attention_mask`, `token_type_ids` and `labels` (-100 where nothing is
+        predicted) of shape (B, L), `sentence_order_label` (0 in order, 1 swapped) of shape (B,).
+        """
+        epochs, indices = np.asarray(keys, np.int64).T
+        random_keys = row_keys(self._seed, epochs, indices)
+        chunks = [self._chunks[index] for index in indices.tolist()]
+        tokens, sentence_lengths = zip(*chunks, strict=True)
+        pairs = build_pairs(
+            tokens, sentence_lengths, random_keys, max_length=self._max_length, special=self._special
+        )
+        masked, labels = self._masking.apply(pairs.input_ids, random_keys)
+        arrays = pairs._asdict() | {"input_ids": masked, "labels": labels}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _flags(ids: Sequence[int], vocabulary: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    flags = np.zeros(vocabulary, bool)
+    flags[list(ids)] = True
+    return flags

@@ -1,0 +1,146 @@
+"""Masked-language-model inputs and labels, a whole batch at once.
+
+Of each row's real tokens round(probability × tokens) are chosen, at least one. Of the chosen, 80 %
+become [MASK], 10 % a random token of the vocabulary, 10 % stay. What is chosen:
+
+- `token`: single tokens, exactly that many.
+- `whole_word`: words, a word's ## pieces together.
+- `ngram`: spans of 1 to 3 whole words with p(n) ∝ 1/n, as ALBERT.
+
+Words and spans are taken in random order, and one that would exceed the number is passed over, as
+ALBERT does; so up to a word's length less can be chosen, never more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nystromformer.data import stateless_random as random
+from nystromformer.data.stateless_random import Stream, UInt64Array
+
+IGNORED = -100
+"""The label of a token that is not predicted: what torch's cross-entropy ignores."""
+
+_SPAN_WORDS = 3
+_SPAN_CUMULATIVE = np.cumsum(1 / np.arange(1, _SPAN_WORDS + 1)) / sum(1 / n for n in range(1, _SPAN_WORDS + 1))
+_NEVER = np.iinfo(np.uint64).max
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How to mask with one vocabulary; `apply` is a pure function of the tokens and the rows' keys."""
+
+    probability: float
+    unit: str
+    """`token`, `whole_word` or `ngram`."""
+    mask_id: int
+    is_special: BoolArray
+    """(vocabulary,): ids that are never chosen, [CLS] or [UNK] for instance."""
+    is_continuation: BoolArray
+    """(vocabulary,): ids that continue the word before them."""
+    replacements: IntArray
+    """Ids that a random token is drawn from."""
+
+    def apply(self, input_ids: IntArray, keys: UInt64Array) -> tuple[IntArray, IntArray]:
+        """Mask `input_ids` (B, L) with the random keys (B,) of its rows.
+
+        Returns the masked ids and the labels, (B, L) each: the original id where a token is to be
+        predicted, IGNORED elsewhere.
+        """
+        is_real = ~self.is_special[input_ids]
+        chosen = self._choose(input_ids, is_real, keys)
+        labels = np.where(chosen, input_ids, IGNORED)
+        row, column = np.nonzero(chosen)  # an example in seven: the rest of the work is on these only
+        action = random.uniform(_bits_at(keys, Stream.MASK_ACTION, row, column))
+        drawn = random.below(_bits_at(keys, Stream.MASK_TOKEN, row, column), len(self.replacements))
+        original = input_ids[row, column]
+        masked = input_ids.copy()
+        masked[row, column] = np.where(
+            action < 0.8, self.mask_id, np.where(action < 0.9, self.replacements[drawn], original)
+        )
+        return masked, labels
+
+    def _choose(self, input_ids: IntArray, is_real: BoolArray, keys: UInt64Array) -> BoolArray:
+        """Which tokens are to be predicted, (B, L)."""
+        real = is_real.sum(axis=1)
+        wanted = np.minimum(np.maximum(np.rint(self.probability * real).astype(np.int64), 1), real)
+        order = random.position_bits(keys, Stream.MASK_SELECTION, input_ids.shape[1])
+        if self.unit == "token":
+            return _lowest(np.where(is_real, order, _NEVER), wanted)
+        starts_unit = is_real & ~self.is_continuation[input_ids]
+        # A side cut inside a word begins with a piece; so does what follows an [UNK].
+        starts_unit[:, 1:] |= is_real[:, 1:] & ~is_real[:, :-1]
+        if self.unit == "ngram":
+            starts_unit = _group_words(starts_unit, is_real, keys)
+        return _choose_units(starts_unit, is_real, order, wanted)
+
+
+def _bits_at(keys: UInt64Array, stream: Stream, row: IntArray, column: IntArray) -> UInt64Array:
+    return random.mix(random.bits(keys, stream)[row] + column.astype(np.uint64))
+
+
+def _lowest(order: UInt64Array, wanted: IntArray) -> BoolArray:
+    """Mark the `wanted` lowest numbers of each row, (B, L) → (B, L)."""
+    # The column in the lowest bits makes the numbers of a row distinct, so the count is exact.
+    length = order.shape[1]
+    column_bits = np.uint64(max(length - 1, 1).bit_length())
+    distinct = (order >> column_bits << column_bits) | np.arange(length, dtype=np.uint64)
+    rank = np.maximum(wanted - 1, 0)
+    threshold = np.take_along_axis(np.sort(distinct, axis=1), rank[:, None], axis=1)
+    return (distinct <= threshold) & (wanted > 0)[:, None]
+
+
+def _group_words(starts_word: BoolArray, is_real: BoolArray, keys: UInt64Array) -> BoolArray:
+    """Merge words into spans: keep the starts that begin a span.
+
+    The words of a row are tiled by spans with lengths drawn from p(n) ∝ 1/n; a span also ends where
+    a special token interrupts the text.
+    """
+    rows, length = starts_word.shape
+    draws = random.uniform(random.position_bits(keys, Stream.SPAN_LENGTH, length))
+    span_ends = np.cumsum(1 + np.searchsorted(_SPAN_CUMULATIVE, draws, side="right"), axis=1)
+    starts_span_at_word = np.zeros((rows, length + 1), bool)
+    starts_span_at_word[:, 0] = True
+    row = np.broadcast_to(np.arange(rows)[:, None], span_ends.shape)
+    starts_span_at_word[row, np.minimum(span_ends, length)] = True
+    word = np.maximum(np.cumsum(starts_word, axis=1) - 1, 0)
+    after_interruption = np.zeros_like(is_real)
+    after_interruption[:, 1:] = is_real[:, 1:] & ~is_real[:, :-1]
+    return starts_word & (np.take_along_axis(starts_span_at_word, word, axis=1) | after_interruption)
+
+
+def _choose_units(
+    starts_unit: BoolArray, is_real: BoolArray, order: UInt64Array, wanted: IntArray
+) -> BoolArray:
+    """Take whole units in random order, passing over those that would exceed `wanted` tokens."""
+    rows, length = starts_unit.shape
+    unit = np.maximum(np.cumsum(starts_unit, axis=1) - 1, 0)  # (B, L): each token's unit in its row
+    flat = (unit + np.arange(rows)[:, None] * length)[is_real]
+    size = np.bincount(flat, minlength=rows * length).reshape(rows, length)
+    exists = size > 0
+
+    shuffle = np.argsort(np.where(exists, order, _NEVER), axis=1, kind="stable")
+    size = np.take_along_axis(size, shuffle, axis=1)  # (B, units), in the order of taking
+    left = wanted.copy()
+    waiting = (size > 0) & (size <= left[:, None])
+    taken = np.zeros_like(waiting)
+    # Each round takes the units up to the first that does not fit; what no longer fits is out for good.
+    while waiting.any():
+        fits = waiting & (np.cumsum(np.where(waiting, size, 0), axis=1) <= left[:, None])
+        taken |= fits
+        left -= np.where(fits, size, 0).sum(axis=1)
+        waiting &= ~fits & (size <= left[:, None])
+    # Where every word is longer than the number wanted, one is taken all the same.
+    nothing = ~taken.any(axis=1) & (wanted > 0)
+    smallest = np.argmin(np.where(size > 0, size, length + 1), axis=1)
+    taken[nothing, smallest[nothing]] = True
+
+    chosen_unit = np.zeros_like(taken)
+    np.put_along_axis(chosen_unit, shuffle, taken, axis=1)
+    return np.take_along_axis(chosen_unit, unit, axis=1) & is_real

@@ -1,0 +1,154 @@
+"""Chunks in Arrow files: written in bounded memory, read by memory map.
+
+One shard is one Arrow IPC file of one record batch with two columns, a row for each chunk:
+
+    input_ids          list<uint16>, or list<int32> where the vocabulary is beyond 65,536
+    sentence_lengths   list<int32>, whose sum is the row's number of tokens
+
+Any Arrow reader opens it: `pyarrow.ipc.open_file(path).read_all()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nystromformer.data.segmentation import Chunks
+from nystromformer.errors import UserError
+
+TOKENS_PER_SHARD = 32 * 2**20  # 64 MiB of uint16; also what a writer holds in memory
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest keeps of one shard."""
+
+    file: str
+    """Relative to the prepared folder."""
+    chunks: int
+    bytes: int
+    sha256: str
+
+
+class ShardWriter:
+    """Appends chunks to `folder/split/00000.arrow`, `00001.arrow`, … of about `tokens_per_shard`."""
+
+    def __init__(
+        self, folder: Path, split: str, vocab_size: int, tokens_per_shard: int = TOKENS_PER_SHARD
+    ) -> None:
+        self._folder = folder
+        self._split = split
+        self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
+        self._tokens_per_shard = tokens_per_shard
+        self._waiting: list[Chunks] = []
+        self._waiting_tokens = 0
+        self.shards: list[ShardInfo] = []
+        self.unigram_counts = np.zeros(vocab_size, np.int64)
+        (folder / split).mkdir()
+
+    def append(self, chunks: Chunks) -> None:
+        if len(chunks):
+            self._waiting.append(chunks)
+            self._waiting_tokens += len(chunks.tokens)
+        if self._waiting_tokens >= self._tokens_per_shard:
+            self._write_shard()
+
+    def close(self) -> list[ShardInfo]:
+        """Write what is left and return all shards."""
+        if self._waiting:
+            self._write_shard()
+        return self.shards
+
+    def _write_shard(self) -> None:
+        chunks = Chunks.concatenate(self._waiting)
+        self._waiting, self._waiting_tokens = [], 0
+        self.unigram_counts += np.bincount(chunks.tokens, minlength=len(self.unigram_counts))
+        sentence_offsets = offsets_of(chunks.chunk_sentences)
+        token_offsets = offsets_of(chunks.sentence_lengths)[sentence_offsets]
+        batch = pa.record_batch(
+            {
+                "input_ids": _list_array(chunks.tokens.astype(self._dtype), token_offsets),
+                "sentence_lengths": _list_array(chunks.sentence_lengths, sentence_offsets),
+            }
+        )
+        name = f"{self._split}/{len(self.shards):05d}.arrow"
+        path = self._folder / name
+        with open(path, "wb") as file:
+            with pa.ipc.new_file(file, batch.schema) as writer:
+                writer.write_batch(batch)
+            file.flush()
+            os.fsync(file.fileno())
+        self.shards.append(ShardInfo(name, len(chunks), path.stat().st_size, sha256_of_file(path)))
+
+
+class ShardReader:
+    """All chunks of one split by number, without reading them into memory.
+
+    Files are opened on first use and never pickled, so that each worker process maps its own.
+    """
+
+    def __init__(self, folder: Path, shards: list[ShardInfo]) -> None:
+        self._folder = folder
+        self._shards = shards
+        self._first_chunk = offsets_of(np.asarray([shard.chunks for shard in shards], np.int64))
+        self._columns: dict[int, _Columns] = {}
+
+    def __len__(self) -> int:
+        return int(self._first_chunk[-1])
+
+    def __getitem__(self, index: int) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        """Tokens and sentence lengths of chunk `index`: read-only views into the mapped file."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"chunk {index} of {len(self)}")
+        number = int(np.searchsorted(self._first_chunk, index, side="right")) - 1
+        columns = self._columns.get(number)
+        if columns is None:
+            columns = self._columns[number] = _Columns(self._folder / self._shards[number].file)
+        row = index - int(self._first_chunk[number])
+        token_start, token_end = columns.token_offsets[row : row + 2]
+        start, end = columns.sentence_offsets[row : row + 2]
+        return columns.tokens[token_start:token_end], columns.sentence_lengths[start:end]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_columns": {}}
+
+
+class _Columns:
+    """The arrays of one memory-mapped shard, without a copy."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+            tokens, sentences = batch.column("input_ids"), batch.column("sentence_lengths")
+        except (pa.ArrowException, OSError, KeyError, IndexError) as error:
+            raise UserError(f"{path} is damaged ({error}): {REBUILD.format(folder=path.parents[1])}") from error
+        self.tokens = tokens.values.to_numpy()
+        self.token_offsets = tokens.offsets.to_numpy()
+        self.sentence_lengths = sentences.values.to_numpy()
+        self.sentence_offsets = sentences.offsets.to_numpy()
+
+
+REBUILD = "delete the folder {folder} and prepare it again with `nystromformer prepare` and the same settings"
+
+
+def offsets_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each of consecutive rows starts, and where the last one ends: (n,) → (n + 1,)."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def sha256_of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _list_array(values: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
