@@ -13,7 +13,7 @@ class ModelSettings:
     """The encoder's shape and its attention; the vocabulary comes from the tokenizer."""
 
     attention: str = "nystrom"
-    """One of ATTENTIONS; `softmax` is exact attention, BERT's."""
+    """`nystrom`, or `softmax`: exact attention, BERT's."""
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -23,7 +23,9 @@ class ModelSettings:
     max_position_embeddings: int | None = None
     """Positions in the table; empty means max_length."""
     num_landmarks: int = 64
+    """Landmarks of each head; `nystrom` only."""
     pinv_iterations: int = 6
+    """Iterations of the pseudoinverse; `nystrom` only."""
     conv_kernel_size: int | None = 33
     """Width of the residual convolution over the values, odd; empty for none."""
     hidden_dropout: float = 0.1

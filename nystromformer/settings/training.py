@@ -14,6 +14,8 @@ class TrainingSettings:
     """One optimizer step sees `global_batch_size` examples, however many devices share them."""
 
     steps: int = 100_000
+    max_minutes: float | None = None
+    """End after so many minutes if the steps are not done; the rate then decays over the minutes."""
     global_batch_size: int = 256
     micro_batch_size: int | None = None
     """Examples a device takes at once; empty takes its whole share. The rest is accumulated."""
@@ -57,6 +59,8 @@ class TrainingSettings:
                 f"training.warmup_steps={self.warmup_steps} does not fit into "
                 f"training.steps={self.steps}: write 0 to {self.steps}"
             )
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            yield f"training.max_minutes={self.max_minutes} is impossible: write minutes above 0, or null"
         micro = self.micro_batch_size
         if micro is not None and micro < 1:
             yield f"training.micro_batch_size={micro} is impossible: write at least 1, or null"
@@ -76,6 +80,8 @@ class TrainingSettings:
             )
         if self.precision not in PRECISIONS:
             yield f"training.precision={self.precision!r} is unknown: write one of {', '.join(PRECISIONS)}"
+        if not 0 <= self.seed < 2**32:
+            yield f"training.seed={self.seed} is impossible: write 0 to 4294967295"
         if self.loader_workers < 0:
             yield f"training.loader_workers={self.loader_workers} is impossible: write 0 or more"
 

@@ -1,0 +1,151 @@
+"""The command line: `nystromformer COMMAND [KEY=VALUE ...]`.
+
+A new command is one entry in COMMANDS and one `configs/NAME.yaml`. torch and the data libraries are
+imported by the command that runs, so that `--help` and `--cfg job` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import NoReturn
+
+from nystromformer.errors import UserError
+from nystromformer.settings import PretrainSettings
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word after `nystromformer`."""
+
+    summary: str
+    run: Callable[[PretrainSettings], None]
+    examples: Sequence[str]
+
+
+def run_prepare(settings: PretrainSettings) -> None:
+    """Write the examples and say where they are and how many."""
+    from nystromformer.data.prepare import prepare
+
+    prepared = prepare(settings.preparation)
+    print(prepared.folder)
+    for name, value in prepared.manifest.items():
+        if isinstance(value, int):
+            print(f"  {name}: {value:,}")
+
+
+def run_pretrain(settings: PretrainSettings) -> None:
+    """Train, or go on with the run of the same name."""
+    from nystromformer.training.pretrain import pretrain
+
+    pretrain(settings)
+
+
+COMMANDS = {
+    "prepare": Command(
+        "Corpus to tokenizer to pretraining examples on disk, with a manifest.",
+        run_prepare,
+        (
+            "nystromformer prepare",
+            "nystromformer prepare data=text 'data.files=[corpus/*.txt.gz]' data.workers=8",
+        ),
+    ),
+    "pretrain": Command(
+        "Pretrain with masked language modelling and sentence order; the same command again resumes.",
+        run_pretrain,
+        (
+            "nystromformer pretrain",
+            "nystromformer pretrain data=text 'data.files=[my.txt]' name=mine",
+            "nystromformer pretrain experiment=small_512 tracking=wandb",
+            "nystromformer pretrain debug=smoke",
+            "accelerate launch -m nystromformer pretrain experiment=base_512",
+        ),
+    ),
+}
+
+OVERVIEW = f"""\
+nystromformer COMMAND [KEY=VALUE ...]
+
+Pretrain Nyströmformer, a BERT-style encoder whose attention costs O(n).
+
+commands
+{chr(10).join(f"  {name:<10} {command.summary}" for name, command in COMMANDS.items())}
+
+options
+  --help     this list; after a command, all its settings
+  --version  the version
+  --cfg job  after a command: print the settings it would run with, and stop
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 2 for the user's mistake, 130 for Ctrl-C."""
+    try:
+        dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except UserError as error:
+        # Every process of a distributed run meets the same mistake; one of them reports it.
+        if os.environ.get("RANK", "0") == "0":
+            for line in str(error).splitlines():
+                print(f"nystromformer: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader, e.g. `| head`, has seen enough; Python must not try to flush again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def dispatch(words: list[str]) -> None:
+    """Carry out `words`, the command line without the program's name."""
+    if not words or words[0] in ("--help", "-h"):
+        print(OVERVIEW, end="")
+        return
+    if words[0] == "--version":
+        print(f"nystromformer {version('nystromformer')}")
+        return
+    name, *rest = words
+    if name not in COMMANDS:
+        raise UserError(_unknown_command(name))
+    options = _parser(name).parse_intermixed_args(rest)
+    if options.help:
+        from nystromformer.settings.help import help_of
+
+        print(help_of(name, COMMANDS[name].summary, COMMANDS[name].examples, options.overrides))
+        return
+    from nystromformer.settings.compose import as_yaml, compose
+
+    settings = compose(name, options.overrides)
+    if options.cfg:
+        print(as_yaml(settings), end="")
+        return
+    COMMANDS[name].run(settings)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are this program's: one line, no usage text above it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: write {self.prog} [KEY=VALUE ...] [--cfg job] [--help]")
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = _Parser(f"nystromformer {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--cfg", choices=["job"])
+    parser.add_argument("-h", "--help", action="store_true")
+    return parser
+
+
+def _unknown_command(name: str) -> str:
+    from nystromformer.settings.mistakes import nearest
+
+    near = nearest(name, COMMANDS)
+    hint = f"did you mean {near}?" if near else f"write one of {', '.join(COMMANDS)}"
+    return f"{name!r} is no command: {hint}"

@@ -1,0 +1,146 @@
+"""From the words of the command line to one checked dataclass.
+
+Hydra composes `configs/COMMAND.yaml` with its groups and overrides over the schema; the result leaves
+here as a plain dataclass, and every mistake as a UserError. Nobody below sees a DictConfig.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+import nystromformer
+from nystromformer.errors import UserError
+from nystromformer.settings import mistakes
+from nystromformer.settings.pretrain import PretrainSettings
+from nystromformer.settings.schema import Setting, settings_of
+
+# prepare takes the settings of pretrain, so that the same words prepare what the run will read.
+SCHEMAS: dict[str, type[PretrainSettings]] = {"pretrain": PretrainSettings, "prepare": PretrainSettings}
+
+for _command, _schema in SCHEMAS.items():
+    ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """One resolved configuration and the option each group has in it."""
+
+    settings: PretrainSettings
+    choices: Mapping[str, str | None]
+
+
+def compose(command: str, overrides: Sequence[str] = ()) -> PretrainSettings:
+    """The settings of `nystromformer COMMAND OVERRIDES`, checked.
+
+    Raises UserError, one line for each mistake.
+    """
+    settings = resolve(command, overrides).settings
+    complaints = list(_not_finite(settings)) or list(settings.complaints())
+    if not complaints and command == "pretrain":
+        # Known before the processes meet: torchrun and Accelerate's launcher set it.
+        complaints = list(settings.training.complaints_on(int(os.environ.get("WORLD_SIZE", "1"))))
+    if complaints:
+        raise UserError("\n".join(complaints))
+    return settings
+
+
+def as_yaml(settings: PretrainSettings) -> str:
+    """The settings as a file that could stand in `configs/`."""
+    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+
+
+def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:
+    """Like `compose`, without asking whether the values make sense together."""
+    known = {setting.key: setting for setting in settings_of(SCHEMAS[command])}
+    folder = config_folder()
+    groups = groups_in(folder)
+    parsed = [_checked(text, known, groups) for text in overrides]
+    written = {o.key_or_group: text.partition("=")[2] for o, text in zip(parsed, overrides, strict=True)}
+    try:
+        with hydra.initialize_config_dir(str(folder), job_name="nystromformer", version_base="1.3"):
+            config = hydra.compose(command, _for_hydra(parsed, groups), return_hydra_config=True)
+            taken = config.hydra.runtime.choices
+            choices = {group: taken[group] for group in groups if group in taken}
+            with open_dict(config):
+                del config["hydra"]
+            settings = OmegaConf.to_object(config)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(mistakes.in_one_line(error, written, known, groups)) from error
+    assert isinstance(settings, SCHEMAS[command])
+    return Composition(settings, choices)
+
+
+def config_folder() -> Path:
+    """The Hydra tree: inside an installed package, or beside the package in a checkout."""
+    package = Path(nystromformer.__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"{package / 'configs'} is missing: install nystromformer again")
+
+
+def groups_in(folder: Path) -> dict[str, dict[str, str]]:
+    """Each group's options, each with the first comment of its file."""
+    return {
+        group.name: {file.stem: _first_comment(file) for file in sorted(group.glob("*.yaml"))}
+        for group in sorted(folder.iterdir())
+        if group.is_dir()
+    }
+
+
+def _first_comment(file: Path) -> str:
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("# ") and not line.startswith("# @package"):
+            return line.removeprefix("# ")
+    return ""
+
+
+def _checked(text: str, known: Mapping[str, Setting], groups: mistakes.Groups) -> Override:
+    """The override parsed, its key and, for a group, its option known to exist."""
+    try:
+        (override,) = OverridesParser.create().parse_overrides([text])
+    except HydraException as error:
+        raise UserError(mistakes.unreadable_override(text, groups)) from error
+    key = override.key_or_group
+    if key not in known and key not in groups:
+        raise UserError(mistakes.unknown_setting(key, known, groups))
+    if override.package is not None or override.is_add() or override.is_force_add() or override.is_delete():
+        raise UserError(f"{text}: settings cannot be added or removed: write {key}=VALUE")
+    if override.is_sweep_override():
+        raise UserError(f"{text} names several values: write one, or a list in brackets")
+    if key in groups:
+        option = override.value()
+        if option is not None and not (isinstance(option, str) and option in groups[key]):
+            raise UserError(mistakes.unknown_option(key, text.partition("=")[2], groups))
+    return override
+
+
+def _for_hydra(overrides: Iterable[Override], groups: mistakes.Groups) -> list[str]:
+    """Hydra spells "no option" as a deletion, `~experiment`; a user writes `experiment=null`."""
+    words = {}
+    for override in overrides:  # of two words for one key, the later wins
+        key = override.key_or_group
+        words[key] = f"~{key}" if key in groups and override.value() is None else override.input_line or ""
+    return list(words.values())
+
+
+def _not_finite(settings: PretrainSettings) -> Iterator[str]:
+    """Complaints about nan and inf, which pass every comparison that looks for too small a number."""
+    for setting in settings_of(type(settings)):
+        value = attrgetter(setting.key)(settings)
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{setting.key}={value} is impossible: write a finite number"

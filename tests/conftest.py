@@ -1,0 +1,28 @@
+"""What every test may rely on: no network, no prompt, a fair share of the cores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before torch, transformers or wandb are imported; processes that tests start inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["MPLBACKEND"] = "Agg"
+for _variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    os.environ.pop(_variable, None)
+# pytest-xdist's workers share the cores; more threads than cores make every one of them slower.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of larger texts, where the machine has one."""
+    folder = os.environ.get("NYSTROMFORMER_TEST_DATA")
+    if not folder:
+        pytest.skip("NYSTROMFORMER_TEST_DATA is not set: it names a folder of larger texts")
+    return Path(folder)
