@@ -37,7 +37,9 @@ class Progress:
     step: int = 0
     """Optimizer steps done."""
     seconds: float = 0.0
-    """Time spent in training steps and validations, over all sessions of the run."""
+    """Time since the first step, over all sessions of the run."""
+    finished: bool = False
+    """Whether the last step, or the last minute, is over."""
 
 
 def save_checkpoint(
@@ -107,7 +109,7 @@ def load_latest(
         else:  # the run goes on with more processes than it had
             torch.manual_seed(step * 1_000_003 + accelerator.process_index)
         state = json.loads((checkpoint / "state.json").read_text())
-        return Progress(step=state["step"], seconds=state["seconds"])
+        return Progress(state["step"], state["seconds"], state["finished"])
     if broken:
         raise UserError(f"{broken[0]}, and no earlier one is whole: remove {folder.parent} to start again")
     return Progress()

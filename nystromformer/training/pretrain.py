@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -21,6 +20,7 @@ from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForPreTraining
 from nystromformer.settings import PretrainSettings
 from nystromformer.training import devices
+from nystromformer.training.clock import Clock
 from nystromformer.training.checkpoint import Progress, load_latest, save_checkpoint
 from nystromformer.training.curves import draw_curves
 from nystromformer.training.metrics import MetricsLog
@@ -112,15 +112,15 @@ def setup(settings: PretrainSettings) -> Run:
 
 def train(run: Run, stop: StopRequest) -> None:
     """Steps, with validations and checkpoints between them, until the last step or a signal."""
-    settings, progress, main = run.settings.training, run.progress, run.accelerator.is_main_process
-    if progress.step >= settings.steps:
+    settings, progress = run.settings.training, run.progress
+    if progress.finished:
         return
     run.wrapped.train()
-    began, figures = time.perf_counter() - progress.seconds, None
-    logged_at, logged_step = time.perf_counter(), progress.step
-    with ProgressDisplay(settings.steps, progress.step, shown=main) as display:
+    clock = Clock(progress, run.accelerator, settings.max_minutes)
+    figures, logged_step = None, progress.step
+    with ProgressDisplay(settings.steps, progress.step, shown=run.accelerator.is_main_process) as display:
         for micro_batches in _steps(run):
-            rate = learning_rate(progress.step, settings)
+            rate = learning_rate(progress.step, settings, clock.spent())
             set_learning_rate(run.optimizer, rate)
             done = train_step(
                 run.wrapped,
@@ -132,26 +132,25 @@ def train(run: Run, stop: StopRequest) -> None:
             )
             figures = done if figures is None else figures + done
             progress.step += 1
-            progress.seconds = time.perf_counter() - began
+            clock.tick()
             display.advance(progress.step)
-            last = progress.step == settings.steps
+            last = progress.finished = progress.step == settings.steps or clock.spent() >= 1
 
             if last or progress.step % settings.log_every == 0:
-                elapsed = time.perf_counter() - logged_at
+                elapsed = clock.lap()
                 left = (settings.steps - progress.step) * elapsed / (progress.step - logged_step)
-                _log(run, display, figures, rate, elapsed, left)
-                figures, logged_at, logged_step = None, time.perf_counter(), progress.step
+                _log(run, display, figures, rate, elapsed, clock.at_most(left))
+                figures, logged_step = None, progress.step
             if last or progress.step % settings.validate_every == 0:
-                before = time.perf_counter()
-                display.validation(progress.step, _validate(run))
-                logged_at += time.perf_counter() - before  # keeps tokens per second that of training
-                progress.seconds = time.perf_counter() - began
+                with clock.outside_laps():
+                    display.validation(progress.step, _validate(run))
             stopping = stop.requested(run.accelerator)
             if last or stopping or progress.step % settings.checkpoint_every == 0:
-                before = time.perf_counter()
-                _checkpoint(run)
-                logged_at += time.perf_counter() - before
-            if stopping and not last:
+                with clock.outside_laps():
+                    _checkpoint(run)
+            if last:
+                break
+            if stopping:
                 display.say(f"stopped at step {progress.step}; the same command goes on from there")
                 run.tracker.close()
                 stop.exit()

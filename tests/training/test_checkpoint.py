@@ -1,0 +1,92 @@
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from nystromformer.errors import UserError
+from nystromformer.training.checkpoint import Progress, load_latest, save_checkpoint, saved_steps
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def trained(steps: int = 3) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(steps)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def save(folder, step, accelerator, keep=2):
+    model, optimizer = trained(step)
+    save_checkpoint(folder, model, optimizer, Progress(step, 1.5 * step), accelerator, keep=keep)
+    return model, optimizer
+
+
+def test_everything_comes_back(tmp_path, accelerator):
+    model, optimizer = save(tmp_path, 3, accelerator)
+    noise_after = torch.rand(5)
+    other, other_optimizer = trained(1)
+    progress = load_latest(tmp_path, other, other_optimizer, accelerator)
+    assert progress == Progress(3, 4.5)
+    torch.testing.assert_close(torch.rand(5), noise_after, rtol=0, atol=0)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    before, after = optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]
+    for number in before:
+        torch.testing.assert_close(before[number]["exp_avg_sq"], after[number]["exp_avg_sq"], rtol=0, atol=0)
+
+
+def test_an_empty_folder_is_a_fresh_start(tmp_path, accelerator):
+    assert load_latest(tmp_path / "absent", *trained(), accelerator) == Progress()
+
+
+def test_old_checkpoints_are_pruned_and_latest_names_the_newest(tmp_path, accelerator):
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step, accelerator)
+    assert saved_steps(tmp_path) == [3, 10]
+    assert (tmp_path / "latest").read_text() == "step-10\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "random-0.pt", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, accelerator, name, damage):
+    save(tmp_path, 1, accelerator)
+    save(tmp_path, 2, accelerator)
+    file = tmp_path / "step-2" / name
+    content = bytearray(file.read_bytes())
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif name == "state.json":
+        file.write_text(json.dumps({"step": 2, "sha256": {"model.safetensors": "0"}}))
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    with pytest.warns(UserWarning, match="step-2"):
+        assert load_latest(tmp_path, *trained(), accelerator).step == 1
+
+
+def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(tmp_path, accelerator):
+    save(tmp_path, 1, accelerator)
+    (tmp_path / "step-1" / "optimizer.pt").unlink()
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="no earlier one is whole"):
+        load_latest(tmp_path, *trained(), accelerator)
+
+
+def test_a_write_that_was_cut_short_is_invisible(tmp_path, accelerator):
+    save(tmp_path, 1, accelerator)
+    leftover = tmp_path / ".step-2.tmp"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    assert load_latest(tmp_path, *trained(), accelerator).step == 1
+    save(tmp_path, 3, accelerator)
+    assert not leftover.exists()
