@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,7 @@ def training_loader(
     """
     return DataLoader(
         examples,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
+        batch_sampler=batches,
         collate_fn=_already_collated,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -140,7 +141,8 @@ def _process_context() -> torch.multiprocessing.multiprocessing.context.BaseCont
     return context
 
 
-def _already_collated(batch: Batch) -> Batch:
+def _already_collated(batch: Any) -> Any:
+    # What `__getitems__` returns is the batch; torch's type says list, for its own collation.
     return batch
 
 

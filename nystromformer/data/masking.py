@@ -1,6 +1,6 @@
 """Masked-language-model inputs and labels, a whole batch at once.
 
-Of each row's real tokens round(probability × tokens) are chosen, at least one. Of the chosen, 80 %
+Of each row's real tokens round(probability * tokens) are chosen, at least one. Of the chosen, 80 %
 become [MASK], 10 % a random token of the vocabulary, 10 % stay. What is chosen:
 
 - `token`: single tokens, exactly that many.
@@ -24,8 +24,8 @@ from nystromformer.data.stateless_random import Stream, UInt64Array
 IGNORED = -100
 """The label of a token that is not predicted: what torch's cross-entropy ignores."""
 
-_SPAN_WORDS = 3
-_SPAN_CUMULATIVE = np.cumsum(1 / np.arange(1, _SPAN_WORDS + 1)) / sum(1 / n for n in range(1, _SPAN_WORDS + 1))
+_SPAN_WEIGHTS = np.array([1, 1 / 2, 1 / 3])  # of spans of 1, 2 and 3 words
+_SPAN_CUMULATIVE = np.cumsum(_SPAN_WEIGHTS / _SPAN_WEIGHTS.sum())[:-1]
 _NEVER = np.iinfo(np.uint64).max
 
 BoolArray = NDArray[np.bool_]

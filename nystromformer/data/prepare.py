@@ -14,8 +14,8 @@ from nystromformer.data import storage
 from nystromformer.data.corpora import open_corpus, read_documents
 from nystromformer.data.documents import Corpus, in_validation, text_hash, without_surrogates
 from nystromformer.data.parallel import ordered_map
-from nystromformer.data.progress import DocumentProgress
 from nystromformer.data.processing import Deduplicated, batches, process_batch, start_worker
+from nystromformer.data.progress import DocumentProgress
 from nystromformer.data.segmentation import Segmentation
 from nystromformer.data.splits import SPLITS, SplitWriter
 from nystromformer.data.storage import PreparedData
@@ -43,7 +43,6 @@ def prepare(settings: PrepareSettings, *, show_progress: bool = True) -> Prepare
     corpus = open_corpus(settings.data)
     tokenizer = None
     if settings.tokenizer.path is not None:
-      
         from nystromformer.data.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(settings.tokenizer.path)

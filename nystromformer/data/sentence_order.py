@@ -93,7 +93,9 @@ def _truncate(
     excess = np.maximum(a_length + b_length - target, 0)
     half = target // 2
     # The shorter side stays whole if it is below half of the target; else both end at half of it.
-    new_b = np.where(a_length >= b_length, np.minimum(b_length, half), target - np.minimum(a_length, target - half))
+    new_b = np.where(
+        a_length >= b_length, np.minimum(b_length, half), target - np.minimum(a_length, target - half)
+    )
     new_b = np.where(excess > 0, new_b, b_length)
     new_a = np.where(excess > 0, target - new_b, a_length)
     a_skip = _binomial_half(a_length - new_a, keys, Stream.TRUNCATE_A)

@@ -128,7 +128,9 @@ class _Columns:
             batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
             tokens, sentences = batch.column("input_ids"), batch.column("sentence_lengths")
         except (pa.ArrowException, OSError, KeyError, IndexError) as error:
-            raise UserError(f"{path} is damaged ({error}): {REBUILD.format(folder=path.parents[1])}") from error
+            raise UserError(
+                f"{path} is damaged ({error}): {REBUILD.format(folder=path.parents[1])}"
+            ) from error
         self.tokens = tokens.values.to_numpy()
         self.token_offsets = tokens.offsets.to_numpy()
         self.sentence_lengths = sentences.values.to_numpy()
@@ -146,8 +148,11 @@ def offsets_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def sha256_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _list_array(values: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:

@@ -60,6 +60,6 @@ class SplitWriter:
         usable = sum(counts.documents for counts in self.counts.values())
         short = sum(counts.dropped_documents for counts in self.counts.values())
         return (
-            f"the corpus has {usable} usable documents ({short} more have fewer than two sentences): training "
-            "and validation need one each, so give data more documents of at least two sentences"
+            f"the corpus is too small: {usable} usable documents ({short} more have fewer than two sentences), "
+            "where training and validation need one each: give data more documents of several sentences"
         )

@@ -59,7 +59,9 @@ def train_wordpiece(
     tokenizer.train_from_iterator(texts, trainer)
 
     # Start again from the vocabulary alone, where only the five special tokens are special.
-    trained = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100))
+    trained = Tokenizer(
+        models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100)
+    )
     trained.normalizer = tokenizer.normalizer
     trained.pre_tokenizer = tokenizer.pre_tokenizer
     trained.decoder = decoders.WordPiece(prefix="##")
