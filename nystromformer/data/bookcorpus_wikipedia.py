@@ -41,7 +41,7 @@ class BookCorpusWikipedia:
         self._streaming = settings.streaming
         rows_per_document = settings.bookcorpus_rows_per_document
         self._parts: list[_Part] = []
-        if settings.wikipedia is not None:
+        if settings.wikipedia:
             self._parts.append(
                 _Part(
                     "data.wikipedia",
@@ -51,7 +51,7 @@ class BookCorpusWikipedia:
                     iter,  # a row is an article
                 )
             )
-        if settings.bookcorpus is not None:
+        if settings.bookcorpus:
             self._parts.append(
                 _Part(
                     "data.bookcorpus",

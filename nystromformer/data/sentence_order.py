@@ -109,12 +109,9 @@ def _binomial_half(trials: NDArray[np.int64], keys: UInt64Array, stream: Stream)
     if most == 0:
         return trials
     words = random.position_bits(keys, stream, -(-most // 64))
-    remaining = trials[:, None] - 64 * np.arange(words.shape[1])
-    # Keep the lowest `remaining` bits of each word; a shift by 64 is undefined, hence the clip at 63.
-    used = np.clip(remaining, 0, 64)
-    surplus = np.minimum(64 - used, 63).astype(np.uint64)
-    ones = np.bitwise_count(np.where(used > 0, words << surplus, np.uint64(0)))
-    return ones.sum(axis=1, dtype=np.int64)
+    coins = np.unpackbits(words.view(np.uint8), axis=1)
+    tossed = np.arange(coins.shape[1]) < trials[:, None]
+    return (coins * tossed).sum(axis=1, dtype=np.int64)
 
 
 def _lay_out(

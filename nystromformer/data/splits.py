@@ -60,6 +60,7 @@ class SplitWriter:
         usable = sum(counts.documents for counts in self.counts.values())
         short = sum(counts.dropped_documents for counts in self.counts.values())
         return (
-            f"the corpus is too small: {usable} usable documents ({short} more have fewer than two sentences), "
-            "where training and validation need one each: give data more documents of several sentences"
+            f"the corpus is too small: {usable} usable documents ({short} more have fewer than two "
+            "sentences), where training and validation need one each: give data more documents of several "
+            "sentences"
         )

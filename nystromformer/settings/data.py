@@ -18,12 +18,12 @@ class DataSettings:
     """For `text`: files or globs, .txt or .jsonl, plain or .gz or .zst."""
     text_field: str = "text"
     """For .jsonl files: the field that holds the document."""
-    wikipedia: str = "wikimedia/wikipedia"
-    """For `bookcorpus_wikipedia`: the hub's repository of Wikipedia, or a local folder of Parquet."""
+    wikipedia: str | None = "wikimedia/wikipedia"
+    """For `bookcorpus_wikipedia`: the hub's repository of Wikipedia, a local folder of Parquet, or null."""
     wikipedia_config: str | None = "20231101.en"
     wikipedia_revision: str | None = None
-    bookcorpus: str = "bookcorpus/bookcorpus"
-    """The hub's repository of BookCorpus (rows are sentences), or a local folder of Parquet."""
+    bookcorpus: str | None = "bookcorpus/bookcorpus"
+    """The hub's repository of BookCorpus (rows are sentences), a local folder of Parquet, or null."""
     bookcorpus_config: str | None = None
     bookcorpus_revision: str | None = "refs/convert/parquet"
     bookcorpus_rows_per_document: int = 64
@@ -52,6 +52,8 @@ class DataSettings:
             yield f"data.corpus={self.corpus!r} is unknown: write one of {', '.join(CORPORA)}"
         if self.corpus == "text" and not self.files:
             yield "data.files is empty: write data.files=[my.txt] (files or globs, .txt or .jsonl)"
+        if self.corpus == "bookcorpus_wikipedia" and not (self.wikipedia or self.bookcorpus):
+            yield "data.wikipedia and data.bookcorpus are both empty: write at least one of them"
         if not 0 < self.validation_fraction < 1:
             yield (
                 f"data.validation_fraction={self.validation_fraction} is impossible: write a share "
