@@ -1,0 +1,27 @@
+import pytest
+
+from nystromformer.data.documents import in_validation, text_hash, without_surrogates
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("a\ud800b", "a\ufffdb"),
+        ("\udc00", "\ufffd"),
+        ("\ud83d\ude00", "\N{GRINNING FACE}"),
+    ],
+)
+def test_unpaired_surrogates_are_replaced_and_paired_ones_joined(text: str, expected: str):
+    assert without_surrogates(text) == expected
+    without_surrogates(text).encode()
+
+
+def test_the_hash_never_changes():
+    # Another hash would silently move documents between training and validation.
+    assert text_hash("Nyström") == 7325510361447204539
+
+
+def test_the_split_has_its_share():
+    share = sum(in_validation(text_hash(str(number)), 0.1) for number in range(10_000)) / 10_000
+    assert abs(share - 0.1) < 3 * (0.09 / 10_000) ** 0.5

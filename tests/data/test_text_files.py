@@ -1,0 +1,147 @@
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from nystromformer.data.documents import Document
+from nystromformer.data.text_files import TextFiles
+from nystromformer.errors import UserError
+
+TEXT = "One line.\nAnother, naïve one.\n\n\n  \nSecond document.\r\n\nThird."
+DOCUMENTS = ["One line.\nAnother, naïve one.", "Second document.", "Third."]
+
+
+def read(*patterns: Path | str, field: str = "text") -> list[Document]:
+    corpus = TextFiles([str(pattern) for pattern in patterns], field)
+    return [document for i in range(len(corpus.sources)) for document in corpus.documents(i)]
+
+
+def plain(data: bytes) -> bytes:
+    return data
+
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "": plain,
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_text_documents_are_separated_by_blank_lines(tmp_path: Path, suffix: str):
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(COMPRESSIONS[suffix](TEXT.encode("utf-8-sig")))
+    documents = read(path)
+    assert [document.text for document in documents] == DOCUMENTS
+    assert [document.place for document in documents] == [f"{path}:{line}" for line in (1, 6, 8)]
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_json_lines_hold_a_document_each(tmp_path: Path, suffix: str):
+    path = tmp_path / f"a.jsonl{suffix}"
+    lines = [json.dumps({"body": text, "id": 1}) for text in DOCUMENTS]
+    path.write_bytes(COMPRESSIONS[suffix]("\n\n".join(lines).encode()))
+    documents = read(path, field="body")
+    assert [document.text for document in documents] == DOCUMENTS
+    assert documents[1].place == f"{path}:3"
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
+def test_archives_of_several_parts_are_read_to_the_end(tmp_path: Path, compress: Callable[[bytes], bytes]):
+    path = tmp_path / ("a.txt.gz" if compress is gzip.compress else "a.txt.zst")
+    path.write_bytes(compress(b"One.\n\n") + compress(b"Two.\n"))
+    assert [document.text for document in read(path)] == ["One.", "Two."]
+
+
+def test_globs_are_sorted_and_no_file_is_read_twice(tmp_path: Path):
+    for name in "ba":
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.txt").write_text("c")
+    texts = [document.text for document in read(tmp_path / "b.txt", tmp_path / "**" / "*.txt")]
+    assert texts == ["b", "a", "c"]
+
+
+def test_a_file_whose_name_looks_like_a_glob(tmp_path: Path):
+    path = tmp_path / "a[1].txt"
+    path.write_text("text")
+    assert len(read(path)) == 1
+
+
+def test_a_huge_document_without_blank_lines_is_continued_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("nystromformer.data.text_files._LARGEST_DOCUMENT", 10)
+    path = tmp_path / "a.txt"
+    path.write_text("12345\n12345\n12345\n\n1")
+    assert [document.text for document in read(path)] == ["12345\n12345", "12345", "1"]
+
+
+def message(*patterns: Path | str, field: str = "text") -> str:
+    with pytest.raises(UserError) as caught:
+        read(*patterns, field=field)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_missing_files_are_found_before_any_is_read(tmp_path: Path):
+    good = tmp_path / "good.txt"
+    good.write_text("text")
+    with pytest.raises(UserError, match=r"gone\.txt' does not exist"):
+        TextFiles([str(good), str(tmp_path / "gone.txt")])
+    with pytest.raises(UserError, match=r"\*\.jsonl' matches no file"):
+        TextFiles([str(good), str(tmp_path / "*.jsonl")])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", b"", "a.txt is empty"),
+        ("a.txt", b" \n\n", "a.txt holds no document"),
+        ("a.jsonl", b"\n", "a.jsonl holds no document"),
+        ("a.pdf", b"text", "a.pdf' is of an unknown kind"),
+        ("a.gz", b"text", "a.gz' is of an unknown kind"),
+        ("a.txt", b"one\ntw\0o", "a.txt is binary or UTF-16 (a NUL byte at offset 6)"),
+        ("a.txt", "text".encode("utf-16-le"), "a.txt is binary or UTF-16"),
+        ("a.txt", b"one\n\ntw\xffo", "a.txt is not UTF-8 (byte 0xff at offset 7)"),
+        ("a.txt", b"\xef\xbb\xbfab\xff", "a.txt is not UTF-8 (byte 0xff at offset 5)"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl:2 is not JSON"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1 is not JSON"),
+        ("a.jsonl", b'"text"', "a.jsonl:1 is no JSON object"),
+        ("a.jsonl", b'\n{"body": "a", "id": 1}', "a.jsonl:2 has no field 'text'"),
+        ("a.jsonl", b'{"text": null}', "a.jsonl:1: field 'text' is NoneType, not a string"),
+        ("a.txt.gz", b"no archive", "a.txt.gz cannot be read beyond byte 0"),
+        ("a.txt.zst", b"no archive", "a.txt.zst cannot be read beyond byte 0"),
+        ("a.txt.gz", gzip.compress(TEXT.encode() * 50)[:-9], "a.txt.gz cannot be read"),
+        ("a.txt.zst", zstandard.compress(TEXT.encode() * 50)[:-9], "a.txt.zst cannot be read"),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_place(tmp_path: Path, name: str, content: bytes, expected: str):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert expected in message(path)
+
+
+def test_a_folder_is_told_how_to_be_written(tmp_path: Path):
+    assert f"{tmp_path}/*.txt" in message(tmp_path)
+
+
+def test_a_missing_field_is_told_which_there_are(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "a", "id": 1}')
+    assert "(body, id)" in message(path)
+
+
+def test_the_version_follows_the_content_but_not_the_folder(tmp_path: Path):
+    first, second = tmp_path / "a.txt", tmp_path / "sub" / "a.txt"
+    first.write_text("text")
+    second.parent.mkdir()
+    before = TextFiles([str(first)]).sources
+    first.rename(second)
+    assert TextFiles([str(second)]).sources == before
+    second.write_text("texts")
+    assert TextFiles([str(second)]).sources != before
