@@ -33,9 +33,8 @@ def run_prepare(settings: PretrainSettings) -> None:
 
     prepared = prepare(settings.preparation)
     print(prepared.folder)
-    for name, value in prepared.manifest.items():
-        if isinstance(value, int):
-            print(f"  {name}: {value:,}")
+    for split, counts in prepared.manifest["counts"].items():
+        print(f"  {split}: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
 
 
 def run_pretrain(settings: PretrainSettings) -> None:

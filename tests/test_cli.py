@@ -169,3 +169,12 @@ def test_interrupt_leaves_no_traceback(stand_in, capsys):
     stand_in("nystromformer.training.pretrain", pretrain=pretrain)
     assert cli.main(["pretrain"]) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_prepare_says_where_and_how_many(stand_in, capsys):
+    prepared = SimpleNamespace(
+        folder="prepared/imdb-1", manifest={"counts": {"train": {"documents": 1234, "chunks": 9}}}
+    )
+    stand_in("nystromformer.data.prepare", prepare=lambda settings: prepared)
+    assert cli.main(["prepare"]) == 0
+    assert capsys.readouterr().out == "prepared/imdb-1\n  train: 1,234 documents, 9 chunks\n"
