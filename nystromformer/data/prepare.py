@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,24 +156,35 @@ def _total_bytes(corpus: Corpus) -> int | None:
 def _tokenizer_sample(corpus: Corpus, settings: PrepareSettings, show_progress: bool) -> list[str]:
     """The first training documents of each source, about `sample_megabytes` in all.
 
-    The sources share the sample equally; what a small one leaves goes to those after it.
+    If all documents are validation's, as can be with a handful, they are the sample.
     """
-    budget = settings.tokenizer.sample_megabytes * 10**6
-    sample: list[str] = []
     with DocumentProgress("sampling for the tokenizer", show=show_progress) as progress:
-        for number in range(len(corpus.sources)):
-            share = budget // (len(corpus.sources) - number)
-            for document in corpus.documents(number):
-                text = without_surrogates(document.text)
-                if in_validation(text_hash(text), settings.data.validation_fraction):
-                    continue
-                size = len(text.encode())
-                sample.append(text)
-                progress.advance(1, size)
-                budget -= size
-                share -= size
-                if share <= 0 or len(sample) == settings.data.max_documents:
-                    break
-            if len(sample) == settings.data.max_documents:
+        for validation_fraction in (settings.data.validation_fraction, 0.0):
+            if sample := _sample(corpus, settings, validation_fraction, progress):
+                return sample
+    return []
+
+
+def _sample(
+    corpus: Corpus, settings: PrepareSettings, validation_fraction: float, progress: DocumentProgress
+) -> list[str]:
+    """The sources share the sample equally; what a small one leaves goes to those after it."""
+    budget = settings.tokenizer.sample_megabytes * 10**6
+    documents_left = settings.data.max_documents
+    sample: list[str] = []
+    for number in range(len(corpus.sources)):
+        share = budget // (len(corpus.sources) - number)
+        for document in islice(corpus.documents(number), documents_left):
+            if documents_left is not None:
+                documents_left -= 1
+            text = without_surrogates(document.text)
+            if in_validation(text_hash(text), validation_fraction):
+                continue
+            size = len(text.encode())
+            sample.append(text)
+            progress.advance(1, size)
+            budget -= size
+            share -= size
+            if share <= 0:
                 break
     return sample

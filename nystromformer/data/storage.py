@@ -59,19 +59,21 @@ class PreparedData:
         rebuild = REBUILD.format(folder=folder)
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            version = manifest["format_version"]
+            version, files = manifest["format_version"], manifest["files"]
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing: {rebuild}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): {rebuild}") from error
         if version != FORMAT_VERSION:
             raise UserError(f"{path} has format {version}, this version reads {FORMAT_VERSION}: {rebuild}")
-        for name, size in manifest["files"].items():
+        for name, expected in files.items():
             found = (folder / name).stat().st_size if (folder / name).is_file() else None
             if found is None:
                 raise UserError(f"{folder / name} is missing: {rebuild}")
-            if found != size["bytes"]:
-                raise UserError(f"{folder / name} has {found} bytes instead of {size['bytes']}: {rebuild}")
+            if found != expected["bytes"]:
+                raise UserError(
+                    f"{folder / name} has {found} bytes instead of {expected['bytes']}: {rebuild}"
+                )
         return cls(folder, manifest)
 
     def verify(self) -> None:

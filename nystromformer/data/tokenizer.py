@@ -30,24 +30,20 @@ def train_wordpiece(
 ) -> PreTrainedTokenizerFast:
     """Train BERT's WordPiece on `texts`: the same texts give the same vocabulary, id for id.
 
-    Raises UserError when the texts hold no word, or their alphabet alone is beyond the vocabulary.
+    Raises UserError when the texts hold no word.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=settings.lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     texts = list(texts)
-    alphabet, inner = _alphabet(texts, tokenizer)
+    # A character costs up to two entries; half of a small vocabulary is left for words.
+    alphabet, inner = _alphabet(texts, tokenizer, limit=min(_ALPHABET_LIMIT, settings.vocab_size // 4))
     special = list(SPECIAL_TOKENS.values())
     # The trainer numbers the inner characters ("##a") in the order of a hash map, which differs from
     # run to run and decides between pairs of equal frequency. Naming them all beforehand fixes it.
     reserved = [*special, *("##" + character for character in inner)]
     if not alphabet:
         raise UserError("the corpus holds no word to train a tokenizer on: point data at documents with text")
-    if len(reserved) + len(alphabet) > settings.vocab_size:
-        raise UserError(
-            f"tokenizer.vocab_size={settings.vocab_size} is smaller than the corpus' alphabet: "
-            f"write more than {len(reserved) + len(alphabet)}"
-        )
     trainer = trainers.WordPieceTrainer(
         vocab_size=settings.vocab_size,
         min_frequency=settings.min_frequency,
@@ -80,14 +76,14 @@ def train_wordpiece(
     )
 
 
-def _alphabet(texts: list[str], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """The most frequent characters after normalization, and those of them that occur inside words."""
+def _alphabet(texts: list[str], tokenizer: Tokenizer, limit: int) -> tuple[list[str], list[str]]:
+    """The `limit` most frequent characters after normalization, and those that occur inside words."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(tokenizer.normalizer.normalize_str(text))
     visible = ((character, count) for character, count in counts.items() if not character.isspace())
     by_frequency = sorted(visible, key=lambda item: (-item[1], item[0]))
-    alphabet = sorted(character for character, _ in by_frequency[:_ALPHABET_LIMIT])
+    alphabet = sorted(character for character, _ in by_frequency[:limit])
     # Punctuation and Chinese characters are words of their own.
     inner = [c for c in alphabet if len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{c}")) == 1]
     return alphabet, inner

@@ -54,10 +54,13 @@ def test_training_again_in_another_process_gives_the_same(tokenizer: PreTrainedT
     assert result.stdout.strip() == content_hash(tokenizer), result.stderr
 
 
-def test_a_vocabulary_below_the_alphabet_is_refused():
-    chinese = "".join(map(chr, range(0x4E00, 0x4E00 + 400)))
-    with pytest.raises(UserError, match=r"tokenizer\.vocab_size=300 is smaller than the corpus' alphabet"):
-        train_wordpiece([chinese], TokenizerSettings(vocab_size=300), max_length=64)
+def test_a_large_alphabet_leaves_half_of_a_small_vocabulary_for_words():
+    greek_and_chinese = "".join(map(chr, [*range(0x3B1, 0x3C9), *range(0x4E00, 0x4E00 + 400)]))
+    texts = [*TEXTS, greek_and_chinese]
+    tokenizer = train_wordpiece(texts, TokenizerSettings(vocab_size=300), max_length=64)
+    assert len(tokenizer) == 300
+    assert sum(len(token.removeprefix("##")) > 1 for token in tokenizer.get_vocab()) >= 150
+    assert tokenizer.unk_token_id in tokenizer("\u4e00" + chr(0x4E00 + 399))["input_ids"]
 
 
 @pytest.mark.parametrize("texts", [[], [" \n"]])
