@@ -45,6 +45,7 @@ format: setup ## Rewrite the sources to the style
 	$(BIN)/ruff format
 
 wheel: setup ## Build dist/*.whl
+	rm -rf build # setuptools would ship what an earlier build left there
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean: ## Remove what builds and checks leave behind; keeps .venv, runs/ and prepared/

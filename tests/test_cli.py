@@ -13,7 +13,6 @@ import yaml
 
 from nystromformer import cli
 from nystromformer.errors import UserError
-from nystromformer.settings import PretrainSettings
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -147,7 +146,7 @@ def stand_in(monkeypatch):
 
 
 def test_pretrain_gets_the_settings(stand_in):
-    seen: list[PretrainSettings] = []
+    seen = []
     stand_in("nystromformer.training.pretrain", pretrain=seen.append)
     assert cli.main(["pretrain", "experiment=small_512"]) == 0
     assert seen[0].name == "small_512"
