@@ -128,6 +128,9 @@ def training_loader(
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=_process_context() if workers else None,
+        # Its workers' seeds, which nothing here uses, would otherwise be drawn from the global generator:
+        # dropout after a resume would differ from that of a run that went on.
+        generator=torch.Generator(),
     )
 
 

@@ -6,10 +6,11 @@ Every function returns what it did, so that the caller can show it: nothing is l
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModelForPreTraining, PreTrainedConfig
 
 from nystromformer.errors import UserError
 from nystromformer.model.configuration import NystromformerConfig
@@ -117,7 +118,7 @@ def _copy(model: NystromformerForPreTraining, weights: dict[str, Tensor]) -> Tra
     return transfer
 
 
-def _config(path: str):
+def _config(path: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -127,7 +128,7 @@ def _config(path: str):
         ) from None
 
 
-def _weights(model_class: type, path: str) -> dict[str, Tensor]:
+def _weights(model_class: Any, path: str) -> dict[str, Tensor]:
     """Tensors that the checkpoint holds; what the class would have made up is not among them."""
     try:
         model, report = model_class.from_pretrained(path, use_safetensors=True, output_loading_info=True)
@@ -140,7 +141,7 @@ def _weights(model_class: type, path: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in made_up}
 
 
-def _check_shape(ours: NystromformerConfig, theirs: object, path: str) -> None:
+def _check_shape(ours: NystromformerConfig, theirs: PreTrainedConfig, path: str) -> None:
     keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     for key in keys:
         if getattr(ours, key) != getattr(theirs, key):

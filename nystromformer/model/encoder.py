@@ -127,8 +127,9 @@ class NystromformerEncoder(nn.Module):
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, ...]:
         """Hidden states after the embeddings and after each layer."""
-        segments = self.layer[0].attention.self.segments(padding_mask)
-        states = (hidden_states,)
+        first: NystromformerSelfAttention = self.layer[0].get_submodule("attention.self")  # type: ignore[assignment]
+        segments = first.segments(padding_mask)
+        states: tuple[Tensor, ...] = (hidden_states,)
         for layer in self.layer:
             states = (*states, layer(states[-1], padding_mask, segments))
         return states
@@ -173,7 +174,7 @@ class NystromformerModel(NystromformerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
     def forward(

@@ -126,7 +126,7 @@ class NystromformerForPreTraining(_TiedDecoder):
             sop_loss = _mean_cross_entropy(order_logits, sentence_order_label)
         losses = [loss for loss in (mlm_loss, sop_loss) if loss is not None]
         return PreTrainingOutput(
-            loss=sum(losses) if losses else None,
+            loss=torch.stack(losses).sum() if losses else None,
             mlm_loss=mlm_loss,
             sop_loss=sop_loss,
             prediction_logits=prediction_logits,

@@ -87,7 +87,7 @@ def load_latest(
     """Load the newest checkpoint that is whole; a fresh Progress where there is none.
 
     Raises:
-        UserError: checkpoints exist and none of them is whole.
+        UserError: checkpoints exist and none of them is whole, or the newest is of another model.
     """
     steps = saved_steps(folder)
     broken: list[str] = []
@@ -99,10 +99,16 @@ def load_latest(
             if accelerator.is_main_process:
                 warnings.warn(f"{complaint}: going back to the checkpoint before", stacklevel=2)
             continue
-        load_model(model, str(checkpoint / "model.safetensors"), device=str(accelerator.device))
-        optimizer.load_state_dict(
-            torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device, weights_only=True)
-        )
+        try:
+            load_model(model, str(checkpoint / "model.safetensors"), device=str(accelerator.device))
+            optimizer.load_state_dict(
+                torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device, weights_only=True)
+            )
+        except (RuntimeError, ValueError):  # the file is whole, so it is the model that differs
+            raise UserError(
+                f"{checkpoint} is of a model of another shape: write the model settings that it was trained "
+                "with, or name=OTHER for a new run"
+            ) from None
         random_state = checkpoint / f"random-{accelerator.process_index}.pt"
         if random_state.exists():
             _restore_random_state(torch.load(random_state, weights_only=True))

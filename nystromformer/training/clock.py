@@ -37,7 +37,7 @@ class Clock:
 
     def at_most(self, seconds: float) -> float:
         """An expected time, cut to what the limit leaves."""
-        return seconds if self._limit is None else min(seconds, self._limit - self._progress.seconds)
+        return seconds if self._limit is None else max(min(seconds, self._limit - self._progress.seconds), 0)
 
     def lap(self) -> float:
         """Seconds of training since the last call."""

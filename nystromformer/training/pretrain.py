@@ -1,6 +1,6 @@
 """`nystromformer pretrain`: this file is the table of contents of a run.
 
-    data → model → (resume) → steps, validations, checkpoints → export and report
+data → model → (resume) → steps, validations, checkpoints → export and report
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForPreTraining
 from nystromformer.settings import PretrainSettings
 from nystromformer.training import devices
-from nystromformer.training.clock import Clock
 from nystromformer.training.checkpoint import Progress, load_latest, save_checkpoint
+from nystromformer.training.clock import Clock
 from nystromformer.training.curves import draw_curves
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -72,13 +72,13 @@ def setup(settings: PretrainSettings) -> Run:
     accelerator = devices.open_accelerator()
     _check(settings, accelerator)
     folder = RunFolder(settings)
-    # The main process checks, prepares and writes; the others find the result.
-    with accelerator.main_process_first():
+    folder.check(settings)  # before what takes long
+    with accelerator.main_process_first():  # the main process prepares, the others find the result
         prepared = prepare(settings.preparation, show_progress=accelerator.is_main_process)
-        if accelerator.is_main_process:
-            folder.open(settings)
     tokenizer = prepared.tokenizer()
     model, start = build_model(settings, tokenizer)
+    if accelerator.is_main_process:
+        folder.create(settings)
     model.to(accelerator.device)
     optimizer = build_optimizer(model, settings.training)
     progress = load_latest(folder.checkpoints, model, optimizer, accelerator)
@@ -184,7 +184,7 @@ def _steps(run: Run) -> Iterator[list[Batch]]:
         micro_batch_size=micro,
         seed=settings.seed,
         start_step=run.progress.step,
-        num_steps=settings.steps,
+        num_steps=settings.steps - run.progress.step,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )

@@ -1,12 +1,12 @@
 """The folder of one run: what is in it, and whether a configuration may go on with it.
 
-    runs/NAME/
-        config.yaml        the resolved configuration
-        metrics.jsonl      one line an event
-        checkpoints/       step-N/, and `latest`, which names the newest
-        curves.png         losses and accuracies
-        report.json        how the run ended
-        model/             the trained model with its tokenizer, in transformers' layout
+runs/NAME/
+    config.yaml        the resolved configuration
+    metrics.jsonl      one line an event
+    checkpoints/       step-N/, and `latest`, which names the newest
+    curves.png         losses and accuracies
+    report.json        how the run ended
+    model/             the trained model with its tokenizer, in transformers' layout
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
@@ -55,32 +55,40 @@ class RunFolder:
         self.report = self.path / "report.json"
         self.model = self.path / "model"
 
-    def open(self, settings: PretrainSettings) -> None:
-        """Create the folder, or check that what is in it belongs to these settings.
+    def check(self, settings: PretrainSettings) -> None:
+        """Look, without touching anything, whether a run with these settings may use the folder.
 
         Raises:
             UserError: the folder cannot be written, or holds a run of another configuration.
         """
+        existing = next(path for path in (self.checkpoints, *self.checkpoints.parents) if path.exists())
+        if not existing.is_dir():
+            self._cannot_write(f"{existing} is a file")
+        if not os.access(existing, os.W_OK):
+            self._cannot_write("permission denied")
         if self.config.exists():
             self._check_same_run(settings)
-            return
+
+    def create(self, settings: PretrainSettings) -> None:
+        """Make the folder with its configuration; on a resumed run both are there.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config, OmegaConf.to_yaml(OmegaConf.create(asdict(settings))))
+            if not self.config.exists():
+                write_atomically(self.config, OmegaConf.to_yaml(OmegaConf.create(asdict(settings))))
         except OSError as error:
-            raise UserError(
-                f"cannot write the run folder {self.path}: {error.strerror}; write runs_folder=FOLDER "
-                "with a folder that you may write to"
-            ) from None
-        if not os.access(self.path, os.W_OK):
-            raise UserError(f"cannot write the run folder {self.path}: write runs_folder=FOLDER")
+            self._cannot_write(str(error.strerror))
+
+    def _cannot_write(self, why: str) -> NoReturn:
+        raise UserError(
+            f"cannot write the run folder {self.path} ({why}): write runs_folder=FOLDER with a folder that "
+            "you may write to"
+        ) from None
 
     def _check_same_run(self, settings: PretrainSettings) -> None:
-        if not os.access(self.path, os.W_OK) or not os.access(self.checkpoints, os.W_OK):
-            raise UserError(
-                f"cannot write the run folder {self.path}: permission denied; write runs_folder=FOLDER "
-                "with a folder that you may write to"
-            )
         before = dict(_flat(OmegaConf.to_container(OmegaConf.load(self.config))))
         now = dict(_flat(asdict(settings)))
         for key in sorted((before.keys() | now.keys()) - MAY_CHANGE):

@@ -28,17 +28,17 @@ class StepFigures:
     sop_loss: Tensor
     tokens: int
     """Real tokens."""
-    steps: int = 1
-    gradient_norm: Tensor | None = None
+    gradient_norm: Tensor
     """Of the last step, before clipping."""
+    steps: int = 1
 
     def __add__(self, later: StepFigures) -> StepFigures:
         return StepFigures(
             self.mlm_loss + later.mlm_loss,
             self.sop_loss + later.sop_loss,
             self.tokens + later.tokens,
-            self.steps + later.steps,
             later.gradient_norm,
+            self.steps + later.steps,
         )
 
 
@@ -83,7 +83,7 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepFigures(mlm_sum, sop_sum, tokens, gradient_norm=norm)
+    return StepFigures(mlm_sum, sop_sum, tokens, norm)
 
 
 def grouped(micro_batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

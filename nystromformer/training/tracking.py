@@ -48,7 +48,6 @@ class WeightsAndBiases:
     def __init__(self, folder: RunFolder, settings: PretrainSettings, config: dict[str, Any]) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
         self._run = wandb.init(
             project=settings.tracking.project,
             name=settings.name,
@@ -56,7 +55,8 @@ class WeightsAndBiases:
             resume="allow",
             dir=str(folder.path),
             config=config,
-            mode=mode,
+            # WANDB_MODE, where it is set, is read by wandb itself.
+            mode=None if os.environ.get("WANDB_MODE") else "online" if _has_account() else "offline",
             settings=wandb.Settings(silent=True),
         )
 

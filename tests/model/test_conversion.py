@@ -30,7 +30,9 @@ def nystromformer(**changes) -> NystromformerForPreTraining:
 
 def bert_folder(tmp_path, model_class=BertForPreTraining) -> str:
     torch.manual_seed(4)
-    model_class(BertConfig(**SHAPE, max_position_embeddings=40, hidden_act="gelu_new")).save_pretrained(tmp_path)
+    model_class(BertConfig(**SHAPE, max_position_embeddings=40, hidden_act="gelu_new")).save_pretrained(
+        tmp_path
+    )
     return str(tmp_path)
 
 
@@ -49,7 +51,9 @@ def test_up_to_m_tokens_the_model_equals_its_bert(tmp_path):
     torch.testing.assert_close(
         ours.prediction_logits[mask.bool()][:, :90], theirs.prediction_logits[mask.bool()], atol=1e-5, rtol=0
     )
-    torch.testing.assert_close(ours.seq_relationship_logits, theirs.seq_relationship_logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        ours.seq_relationship_logits, theirs.seq_relationship_logits, atol=1e-5, rtol=0
+    )
 
 
 def test_a_bert_without_heads_leaves_them_new(tmp_path):

@@ -103,9 +103,7 @@ def test_save_and_open_through_the_auto_classes(model, tmp_path):
     encoder = AutoModel.from_pretrained(tmp_path).eval()
     assert type(encoder) is NystromformerModel
     with torch.no_grad():
-        torch.testing.assert_close(
-            encoder(ids).pooler_output, model.nystromformer(ids).pooler_output
-        )
+        torch.testing.assert_close(encoder(ids).pooler_output, model.nystromformer(ids).pooler_output)
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
     assert type(classifier) is NystromformerForSequenceClassification
     assert classifier(ids).logits.shape == (2, 3)

@@ -5,6 +5,8 @@ In float64, so that a gradient which is zero but for rounding (a key's bias move
 beside the tolerance.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from transformers.models.nystromformer import NystromformerConfig as TheirConfig
@@ -12,7 +14,7 @@ from transformers.models.nystromformer import modeling_nystromformer as theirs
 
 from nystromformer import NystromformerConfig, NystromformerForMaskedLM, NystromformerModel
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 48,
     "num_hidden_layers": 3,

@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, acce
 def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(tmp_path, accelerator):
     save(tmp_path, 1, accelerator)
     (tmp_path / "step-1" / "optimizer.pt").unlink()
-    with pytest.warns(UserWarning), pytest.raises(UserError, match="no earlier one is whole"):
+    with pytest.warns(UserWarning, match="step-1"), pytest.raises(UserError, match="no earlier one is whole"):
         load_latest(tmp_path, *trained(), accelerator)
 
 

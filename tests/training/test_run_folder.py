@@ -13,7 +13,8 @@ def settings(tmp_path, **changes) -> PretrainSettings:
 
 def open_run(given: PretrainSettings) -> RunFolder:
     folder = RunFolder(given)
-    folder.open(given)
+    folder.check(given)
+    folder.create(given)
     return folder
 
 
