@@ -109,11 +109,18 @@ class InitSettings:
     source: str = "scratch"
     path: str | None = None
     """For `bert` and `checkpoint`: a folder or hub name in transformers' layout."""
+    output_bias: str = "zero"
+    """First bias of the MLM head on `scratch`: `zero`, or `unigram`, the log frequency of each token.
+    With it the loss begins at the unigram baseline, and no step is spent on learning frequencies."""
 
     def complaints(self) -> Iterator[str]:
         if self.source not in ("scratch", "bert", "checkpoint"):
             yield f"init.source={self.source!r} is unknown: write scratch, bert or checkpoint"
-        elif self.source != "scratch" and not self.path:
+        if self.output_bias not in ("zero", "unigram"):
+            yield f"init.output_bias={self.output_bias!r} is unknown: write zero or unigram"
+        elif self.output_bias == "unigram" and self.source != "scratch":
+            yield f"init.output_bias=unigram would overwrite that of init={self.source}: write zero"
+        if self.source in ("bert", "checkpoint") and not self.path:
             yield f"init.path is empty: with init={self.source} write init.path=FOLDER or a hub name"
 
 

@@ -76,7 +76,7 @@ def setup(settings: PretrainSettings) -> Run:
     with accelerator.main_process_first():  # the main process prepares, the others find the result
         prepared = prepare(settings.preparation, show_progress=accelerator.is_main_process)
     tokenizer = prepared.tokenizer()
-    model, start = build_model(settings, tokenizer)
+    model, start = build_model(settings, tokenizer, prepared.unigram_counts)
     if accelerator.is_main_process:
         folder.create(settings)
     model.to(accelerator.device)

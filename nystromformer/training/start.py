@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model.conversion import start_from_bert, start_from_checkpoint
 from nystromformer.settings import ModelSettings, PretrainSettings
+from nystromformer.training.validation import unigram_losses
 
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this in the model: odd sizes are slow on tensor cores."""
 
 
 def build_model(
-    settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase
+    settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase, unigram_counts: np.ndarray
 ) -> tuple[NystromformerForPreTraining, str]:
     """The model with its first weights, and a sentence on where they come from.
 
     The weights are a function of the seed and the settings, the same on every process.
+
+    Args:
+        unigram_counts: how often the training split holds each token, (vocabulary,).
     """
     torch.manual_seed(settings.training.seed)
     model = NystromformerForPreTraining(model_config(settings.model, tokenizer))
@@ -30,6 +35,9 @@ def build_model(
         start = f"from {settings.init.path}: {start_from_checkpoint(model, str(settings.init.path))}"
     else:
         start = "from random weights"
+        if settings.init.output_bias == "unigram":
+            with torch.no_grad():
+                model.cls.predictions.bias.copy_(-unigram_losses(unigram_counts, model.config.vocab_size))
     return model, start
 
 
