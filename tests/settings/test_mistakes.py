@@ -28,7 +28,7 @@ def complaint(*overrides: str, command: str = "pretrain") -> str:
         ("steps=5", "steps is no setting: did you mean training.steps?"),
         ("tokeniser=bert", "tokeniser is no setting: did you mean tokenizer?"),
         ("training.steps.x=3", "training.steps.x is no setting: did you mean training.steps?"),
-        ("init.lr=3", "init.lr is no setting: init has source, path"),
+        ("init.lr=3", "init.lr is no setting: init has source, path, output_bias"),
         ("task=sst2", "task is no setting: --help lists them all"),
         ("hydra.run.dir=x", "hydra.run.dir is no setting: --help lists them all"),
         # options of groups
@@ -36,7 +36,7 @@ def complaint(*overrides: str, command: str = "pretrain") -> str:
         ("tokenizer=5", "tokenizer=5 is unknown: tokenizer has bert, wordpiece, wordpiece_4k"),
         (
             "init=[bert]",
-            "init=[bert] is unknown: did you mean init=bert? init has bert, checkpoint, scratch",
+            "init=[bert] is unknown: did you mean init=bert? init has bert, checkpoint, scratch, unigram",
         ),
         ("data={a:1}", "data={a:1} is unknown: data has bookcorpus_wikipedia, imdb, text"),
         # values
