@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 PRECISIONS = ("auto", "bf16", "float32")
 TRACKERS = ("none", "wandb", "tensorboard")
+FULL_DISK = ("stop", "continue")
+PARALLEL = ("ddp", "fsdp")
 
 
 @dataclass
@@ -30,8 +32,16 @@ class TrainingSettings:
     """Largest allowed gradient norm; empty for no clipping."""
     precision: str = "auto"
     """`auto` is bf16 where the device computes it fast, else float32; weights stay float32."""
+    tf32: bool = False
+    """Let a GPU round the factors of float32 products to 10 bits, the pseudoinverse's among them."""
     compile: bool = False
     """Compile the model with torch.compile, in place."""
+    deterministic: bool = False
+    """Take only algorithms that give the same bits in every run; some are slower."""
+    parallel: str = "ddp"
+    """How several processes share the model: `ddp`, a copy each, or `fsdp`, a slice of every layer each."""
+    max_skipped_steps: int = 10
+    """Steps with a loss or gradient that is not finite change nothing; after so many the run stops."""
     seed: int = 0
     loader_workers: int = 2
     """Processes that draw pairs and masks ahead of the training; 0 draws in the training process."""
@@ -41,6 +51,13 @@ class TrainingSettings:
     """How many held-out examples each validation reads, always the same ones."""
     checkpoint_every: int = 2_000
     keep_checkpoints: int = 2
+    """How many of the newest to keep."""
+    keep_best: bool = True
+    """Keep also the checkpoint with the lowest validation loss, of those written where one was measured."""
+    on_full_disk: str = "stop"
+    """What a checkpoint that cannot be written does: `stop` the run, or say so and `continue`."""
+    profile_steps: int = 0
+    """Trace so many steps, from the third on, into the run folder's `profile/`."""
 
     def complaints(self) -> Iterator[str]:
         for name in (
@@ -54,6 +71,16 @@ class TrainingSettings:
         ):
             if getattr(self, name) < 1:
                 yield f"training.{name}={getattr(self, name)} is impossible: write at least 1"
+        for name in ("loader_workers", "max_skipped_steps", "profile_steps"):
+            if getattr(self, name) < 0:
+                yield f"training.{name}={getattr(self, name)} is impossible: write 0 or more"
+        for name, known in (
+            ("precision", PRECISIONS),
+            ("on_full_disk", FULL_DISK),
+            ("parallel", PARALLEL),
+        ):
+            if getattr(self, name) not in known:
+                yield f"training.{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
         if not 0 <= self.warmup_steps <= self.steps:
             yield (
                 f"training.warmup_steps={self.warmup_steps} does not fit into "
@@ -78,12 +105,8 @@ class TrainingSettings:
                 f"training.gradient_clipping={self.gradient_clipping} is impossible: write a norm "
                 "above 0, or null"
             )
-        if self.precision not in PRECISIONS:
-            yield f"training.precision={self.precision!r} is unknown: write one of {', '.join(PRECISIONS)}"
         if not 0 <= self.seed < 2**32:
             yield f"training.seed={self.seed} is impossible: write 0 to 4294967295"
-        if self.loader_workers < 0:
-            yield f"training.loader_workers={self.loader_workers} is impossible: write 0 or more"
 
     def complaints_on(self, processes: int) -> Iterator[str]:
         """Complaints that depend on how many processes share a global batch."""

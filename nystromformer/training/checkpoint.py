@@ -7,8 +7,8 @@
         state.json           step, seconds trained, SHA-256 of every other file; written last
 
 A checkpoint is written into a hidden folder beside its place, flushed to the disk, then renamed;
-`latest` is replaced after that, and old checkpoints are removed last. A process killed at any moment
-leaves the previous checkpoint in use.
+`latest` and `best` are replaced after that, and old checkpoints are removed last. A process killed at
+any moment leaves the previous checkpoint in use, and so does a disk that fills up.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ import json
 import os
 import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 
 from nystromformer.errors import UserError
+from nystromformer.training.parallel import load_moments, load_weights, whole_moments, whole_weights
 from nystromformer.training.run_folder import write_atomically
 
 
@@ -40,6 +43,14 @@ class Progress:
     """Time since the first step, over all sessions of the run."""
     finished: bool = False
     """Whether the last step, or the last minute, is over."""
+    skipped: int = 0
+    """Steps that changed nothing, because a loss or gradient was not finite."""
+    data: str = ""
+    """Name of the prepared data that the run reads; it says what the data was made from."""
+
+
+class CheckpointNotWritten(UserError):
+    """The disk took no checkpoint; those before are as they were."""
 
 
 def save_checkpoint(
@@ -50,23 +61,40 @@ def save_checkpoint(
     accelerator: Accelerator,
     *,
     keep: int,
+    keep_best: bool = False,
+    validation_loss: float | None = None,
 ) -> None:
-    """Write `folder/step-N` on all processes, point `latest` to it and prune all but `keep`."""
+    """Write `folder/step-N` on all processes, point `latest` to it and prune all but `keep`.
+
+    Args:
+        keep_best: spare from pruning the checkpoint with the lowest `validation_loss`.
+        validation_loss: measured at this very step; None where there was no validation.
+
+    Raises:
+        CheckpointNotWritten: on every process, when one could not write. Nothing half is left.
+    """
     final = folder / f"step-{progress.step}"
     beside = folder / f".step-{progress.step}.tmp"
-    if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    torch.save(_random_state(), beside / f"random-{accelerator.process_index}.pt")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        save_model(model, str(beside / "model.safetensors"))
-        torch.save(optimizer.state_dict(), beside / "optimizer.pt")
+    writes = accelerator.is_main_process
+    weights, moments = whole_weights(model, keep=writes), whole_moments(optimizer, keep=writes)
+
+    def begin() -> None:
+        if writes:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+
+    def write_random_state() -> None:
+        _save(_random_state(), beside / f"random-{accelerator.process_index}.pt")
+
+    def write_the_rest() -> None:
+        if not writes:
+            return
+        save_file(weights, beside / "model.safetensors")
+        _save(moments, beside / "optimizer.pt")
         checksums = {file.name: _sha256(file) for file in sorted(beside.iterdir())}
         for file in beside.iterdir():
             _flush(file)
-        state = {**asdict(progress), "sha256": checksums}
+        state = {**asdict(progress), "validation_loss": validation_loss, "sha256": checksums}
         write_atomically(beside / "state.json", json.dumps(state, indent=2) + "\n")
         _flush(beside)
         if final.exists():  # an earlier session wrote it and was stopped before `latest` moved
@@ -74,8 +102,10 @@ def save_checkpoint(
         beside.rename(final)
         _flush(folder)
         write_atomically(folder / "latest", final.name + "\n")
-        _prune(folder, keep)
-    accelerator.wait_for_everyone()
+        _prune(folder, keep, keep_best)
+
+    for write in (begin, write_random_state, write_the_rest):
+        _on_all(accelerator, write, beside)
 
 
 def load_latest(
@@ -89,9 +119,8 @@ def load_latest(
     Raises:
         UserError: checkpoints exist and none of them is whole, or the newest is of another model.
     """
-    steps = saved_steps(folder)
     broken: list[str] = []
-    for step in reversed(steps):
+    for step in reversed(saved_steps(folder)):
         checkpoint = folder / f"step-{step}"
         complaint = _complaint(checkpoint)
         if complaint:
@@ -100,22 +129,22 @@ def load_latest(
                 warnings.warn(f"{complaint}: going back to the checkpoint before", stacklevel=2)
             continue
         try:
-            load_model(model, str(checkpoint / "model.safetensors"), device=str(accelerator.device))
-            optimizer.load_state_dict(
-                torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device, weights_only=True)
-            )
-        except (RuntimeError, ValueError):  # the file is whole, so it is the model that differs
+            load_weights(model, load_file(checkpoint / "model.safetensors", str(accelerator.device)))
+            load_moments(optimizer, _load(checkpoint / "optimizer.pt", accelerator.device))
+        except (RuntimeError, ValueError, LookupError):  # the file is whole, so the model differs
             raise UserError(
                 f"{checkpoint} is of a model of another shape: write the model settings that it was trained "
                 "with, or name=OTHER for a new run"
             ) from None
         random_state = checkpoint / f"random-{accelerator.process_index}.pt"
         if random_state.exists():
-            _restore_random_state(torch.load(random_state, weights_only=True))
+            _restore_random_state(_load(random_state, torch.device("cpu")))
         else:  # the run goes on with more processes than it had
             torch.manual_seed(step * 1_000_003 + accelerator.process_index)
         state = json.loads((checkpoint / "state.json").read_text())
-        return Progress(state["step"], state["seconds"], state["finished"])
+        return Progress(
+            **{field.name: state[field.name] for field in fields(Progress) if field.name in state}
+        )
     if broken:
         raise UserError(f"{broken[0]}, and no earlier one is whole: remove {folder.parent} to start again")
     return Progress()
@@ -127,6 +156,27 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def _on_all(accelerator: Accelerator, write: Callable[[], None], beside: Path) -> None:
+    """Write on every process, and wait for all; where one fails, all clean up and raise."""
+    why = ""
+    try:
+        write()
+    except (OSError, SafetensorError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    failed = accelerator.reduce(torch.tensor(float(bool(why)), device=accelerator.device), "sum")
+    if not failed.item():
+        return
+    if accelerator.is_main_process:
+        shutil.rmtree(beside, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    kept = saved_steps(beside.parent)
+    raise CheckpointNotWritten(
+        f"cannot write the checkpoint {beside.name[1:-4]} ({why or 'on another process'}); "
+        + (f"the newest is step-{kept[-1]}" if kept else "there is none yet")
+        + f": free space for {beside.parent}, then the same command goes on from there"
+    )
+
+
 def _complaint(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
@@ -134,16 +184,48 @@ def _complaint(checkpoint: Path) -> str | None:
         for name, expected in checksums.items():
             if _sha256(checkpoint / name) != expected:
                 return f"{checkpoint / name} is damaged (its checksum differs)"
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{checkpoint} is not whole ({type(error).__name__}: {error})"
     return None
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for step in saved_steps(folder)[:-keep]:
-        shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
+def _prune(folder: Path, keep: int, keep_best: bool) -> None:
+    steps = saved_steps(folder)
+    best = _best(folder, steps) if keep_best else None
+    if best is not None:
+        write_atomically(folder / "best", f"step-{best}\n")
+    for step in steps[:-keep]:
+        if step != best:
+            shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _best(folder: Path, steps: list[int]) -> int | None:
+    """The step of the checkpoint with the lowest validation loss."""
+    losses = {}
+    for step in steps:
+        try:
+            loss = json.loads((folder / f"step-{step}" / "state.json").read_text()).get("validation_loss")
+        except (OSError, ValueError, AttributeError):  # a damaged checkpoint is not the best
+            continue
+        if loss is not None:
+            losses[step] = loss
+    return min(losses, key=lambda step: losses[step], default=None)
+
+
+def _save(content: Any, path: Path) -> None:
+    """torch.save through a file of Python's own, which names the reason when the disk refuses."""
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer complains about the bytes it could not write
+            reason = error.__context__
+            raise (reason if isinstance(reason, OSError) else OSError(str(error))) from None
+
+
+def _load(path: Path, device: torch.device) -> Any:
+    return torch.load(path, map_location=device, weights_only=True)
 
 
 def _random_state() -> dict[str, torch.Tensor]:

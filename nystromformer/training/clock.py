@@ -1,35 +1,45 @@
-"""Time of a run: how long it trained over all its sessions, and how long the last steps took."""
+"""Time of a run: how long it trained over all its sessions, how long its steps took and its data."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-
-import torch
-from accelerate import Accelerator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
 
 from nystromformer.training.checkpoint import Progress
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lap:
+    """Training time since the last lap, seconds."""
+
+    seconds: float
+    waited: float
+    """Of these, how long the loop waited for the loader."""
 
 
 class Clock:
     """Keeps `progress.seconds`, and the laps that tokens per second are taken from."""
 
-    def __init__(self, progress: Progress, accelerator: Accelerator, max_minutes: float | None) -> None:
+    def __init__(self, progress: Progress, max_minutes: float | None) -> None:
         self._progress = progress
-        self._accelerator = accelerator
         self._limit = None if max_minutes is None else 60 * max_minutes
         now = time.perf_counter()
         self._began = now - progress.seconds
         self._lap_began = now
+        self._waited = 0.0
 
-    def tick(self) -> None:
-        """Note the time of a step. Under a time limit all processes take the main one's."""
-        self._progress.seconds = time.perf_counter() - self._began
-        if self._limit is not None and self._accelerator.num_processes > 1:
-            mine = self._progress.seconds if self._accelerator.is_main_process else 0.0
-            seconds = torch.tensor(mine, device=self._accelerator.device)
-            self._progress.seconds = float(self._accelerator.reduce(seconds, "sum"))
+    def now(self) -> float:
+        """Seconds since the first step, by this process."""
+        return time.perf_counter() - self._began
+
+    def tick(self, seconds: float) -> None:
+        """Note the time of a step; all processes take the main one's, so that they end together."""
+        self._progress.seconds = max(seconds, self._progress.seconds)
 
     def spent(self) -> float:
         """Share of the time limit that is over; 0 without a limit."""
@@ -39,11 +49,24 @@ class Clock:
         """An expected time, cut to what the limit leaves."""
         return seconds if self._limit is None else max(min(seconds, self._limit - self._progress.seconds), 0)
 
-    def lap(self) -> float:
-        """Seconds of training since the last call."""
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """The same items, with the time that each let the loop wait."""
+        iterator = iter(items)
+        while True:
+            before = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - before
+            yield item
+
+    def lap(self) -> Lap:
+        """The time since the last call."""
         now = time.perf_counter()
-        elapsed, self._lap_began = now - self._lap_began, now
-        return elapsed
+        lap = Lap(now - self._lap_began, self._waited)
+        self._lap_began, self._waited = now, 0.0
+        return lap
 
     @contextlib.contextmanager
     def outside_laps(self) -> Iterator[None]:

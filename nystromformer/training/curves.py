@@ -1,11 +1,13 @@
-"""curves.png: how losses and accuracies went, with the baselines that need no training."""
+"""curves.png, losses and accuracies beside the baselines that need no training, and speed.png."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
+from typing import Any
 
-from nystromformer.training.metrics import MetricsLog
+from nystromformer.training.metrics import Event, MetricsLog
 
 CHANCE_LOSS = math.log(2)
 """Loss of sentence order without looking: two orders, equally likely."""
@@ -13,39 +15,73 @@ CHANCE_LOSS = math.log(2)
 
 def draw_curves(metrics: MetricsLog, path: Path, title: str) -> None:
     """Draw what the log holds so far; replaces the picture at once, never half."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     train, validation = metrics.events("train"), metrics.events("validation")
-    figure, (mlm, sop, accuracy) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-
-    def line(axes, events, key, **style):
-        axes.plot([e["step"] for e in events], [e[key] for e in events], **style)
-
-    line(mlm, train, "mlm_loss", color="0.6", linewidth=1, label="training")
-    line(mlm, validation, "mlm_loss", color="C0", marker="o", markersize=3, label="validation")
+    figure, (mlm, sop, accuracy) = _three_plots()
+    _line(mlm, train, "mlm_loss", color="0.6", linewidth=1, label="training")
+    _line(mlm, validation, "mlm_loss", color="C0", marker="o", markersize=3, label="validation")
     if validation:
         unigram = validation[-1]["unigram_loss"]
         mlm.axhline(unigram, color="C3", linestyle="--", label=f"unigram baseline {unigram:.2f}")
     mlm.set(title="Masked language modelling", xlabel="step", ylabel="loss (nats per token)")
 
-    line(sop, train, "sop_loss", color="0.6", linewidth=1, label="training")
-    line(sop, validation, "sop_loss", color="C0", marker="o", markersize=3, label="validation")
+    _line(sop, train, "sop_loss", color="0.6", linewidth=1, label="training")
+    _line(sop, validation, "sop_loss", color="C0", marker="o", markersize=3, label="validation")
     sop.axhline(CHANCE_LOSS, color="C3", linestyle="--", label=f"chance {CHANCE_LOSS:.2f}")
     sop.set(title="Sentence order", xlabel="step", ylabel="loss (nats per pair)")
 
-    line(accuracy, validation, "mlm_accuracy", color="C0", marker="o", markersize=3, label="masked tokens")
-    line(accuracy, validation, "sop_accuracy", color="C1", marker="s", markersize=3, label="sentence order")
+    _line(accuracy, validation, "mlm_accuracy", color="C0", marker="o", markersize=3, label="masked tokens")
+    _line(accuracy, validation, "sop_accuracy", color="C1", marker="s", markersize=3, label="sentence order")
     accuracy.axhline(0.5, color="C3", linestyle="--", label="chance, sentence order")
     accuracy.set(title="Validation accuracy", xlabel="step", ylabel="share correct", ylim=(0, 1))
 
-    for axes in (mlm, sop, accuracy):
+    _write(figure, path, title)
+
+
+def draw_speed(metrics: MetricsLog, path: Path, title: str) -> None:
+    """Draw what the steps cost and how large their gradients were."""
+    train = metrics.events("train")
+    figure, (speed, gradient, data) = _three_plots()
+    _line(speed, train, "tokens_per_second", color="C0", label="real tokens")
+    _line(speed, train, "padding_per_second", color="0.6", linewidth=1, label="padding")
+    speed.set(title="Speed", xlabel="step", ylabel="positions per second", ylim=(0, None))
+    _line(gradient, train, "gradient_norm", color="C0", label="before clipping")
+    skipped = metrics.events("skipped")
+    for number, event in enumerate(skipped):
+        gradient.axvline(event["step"], color="C3", linewidth=1, label=None if number else "skipped")
+    gradient.set(title="Gradient norm", xlabel="step", yscale="log")
+    _line(data, train, "data_wait", color="C0", label="waiting for data")
+    data.set(title="Share of the time", xlabel="step", ylim=(0, 1))
+    _write(figure, path, title)
+
+
+def _three_plots() -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")  # a picture in a file; no display needed
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+
+
+def _line(axes: Any, events: list[Event], key: str, **style: Any) -> None:
+    known = [event for event in events if event.get(key) is not None]
+    axes.plot([event["step"] for event in known], [event[key] for event in known], **style)
+
+
+def _write(figure: Any, path: Path, title: str) -> None:
+    """Write the picture at once, never half; on a full disk keep the one before."""
+    import matplotlib.pyplot as plt
+
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(title)
     beside = path.with_name(f".{path.stem}.tmp.png")
-    figure.savefig(beside, dpi=120)
-    plt.close(figure)
-    beside.replace(path)
+    try:
+        figure.savefig(beside, dpi=120)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        warnings.warn(f"cannot write {path} ({error.strerror})", stacklevel=3)
+    finally:
+        plt.close(figure)

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import sys
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from nystromformer.errors import UserError
 from nystromformer.settings import TrainingSettings
 
 
-def open_accelerator() -> Accelerator:
-    """Join the other processes, if there are any.
+def open_accelerator(settings: TrainingSettings) -> Accelerator:
+    """Join the other processes, if there are any, and set what holds for the whole process.
 
-    Precision and accumulation stay with the loop, so Accelerate places and connects only. The long
-    time-out is for processes that wait while the main one prepares a large corpus.
+    Precision, accumulation and sharding stay with the loop, so Accelerate places and connects only.
+    The long time-out is for processes that wait while the main one prepares a large corpus.
+
+    Raises:
+        UserError: Accelerate was told to shard the model itself.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UserError(
+            "Accelerate's own FSDP is not used: launch with a configuration for several devices "
+            "(distributed_type: MULTI_GPU) and write training.parallel=fsdp"
+        )
+    if settings.deterministic:
+        # Read by CUDA's matrix library when it starts; without it its sums may differ from run to run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.backends.cudnn.benchmark = False
+    # Memory that is never read need not be filled; filling it costs a pass over every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = settings.tf32
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: on a GPU those of its tensors, else those of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def precision(settings: TrainingSettings, device: torch.device) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nystromformer.settings import TrainingSettings
 
@@ -47,3 +47,17 @@ def learning_rate(step: int, settings: TrainingSettings, time_spent: float = 0.0
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def update(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """One step of the optimizer where the gradient is `finite`, a bool on the device; else none.
+
+    The fused step reads `found_inf` on the device, the way GradScaler tells it of an overflow in half
+    precision: weights, moments and counts stay untouched, and the CPU does not wait for the answer.
+    Where there is no fused step (MPS), it has to.
+    """
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif finite:
+        optimizer.step()

@@ -18,6 +18,7 @@ from nystromformer.model import NystromformerForMaskedLM, NystromformerForPreTra
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.curves import CHANCE_LOSS
 from nystromformer.training.metrics import Event, MetricsLog
+from nystromformer.training.page import report_page
 from nystromformer.training.progress import clock
 from nystromformer.training.run_folder import RunFolder, write_atomically
 
@@ -32,7 +33,7 @@ def finish_run(
     prepared: PreparedData,
     metrics: MetricsLog,
 ) -> None:
-    """Export model, tokenizer and card, write report.json, and print the summary."""
+    """Export model, tokenizer and card, write the reports, and print the summary."""
     transformers_logging.disable_progress_bar()
     last = metrics.events("validation")[-1]
     export(model, tokenizer, folder.model, model_card(settings, last, prepared))
@@ -45,6 +46,7 @@ def finish_run(
         "filled": filled,
     }
     write_atomically(folder.report, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder.page, report_page(settings, folder, metrics, filled))
     _print_summary(settings, folder, last, filled)
 
 
@@ -191,7 +193,7 @@ def _print_summary(
         ("model", folder.model),
         ("curves", folder.curves),
         ("metrics", folder.metrics),
-        ("report", folder.report),
+        ("report", folder.page),
         ("configuration", folder.config),
     ):
         console.print(f"{name:14}{path}", markup=False)

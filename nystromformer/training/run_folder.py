@@ -3,9 +3,12 @@
 runs/NAME/
     config.yaml        the resolved configuration
     metrics.jsonl      one line an event
-    checkpoints/       step-N/, and `latest`, which names the newest
+    checkpoints/       step-N/, and `latest` and `best`, which name one each
     curves.png         losses and accuracies
+    speed.png          tokens a second, gradient norm, waiting for data
     report.json        how the run ended
+    report.md          the same for people, with the curves
+    profile/           a trace and the costliest operations, with training.profile_steps
     model/             the trained model with its tokenizer, in transformers' layout
 """
 
@@ -34,6 +37,12 @@ MAY_CHANGE = frozenset(
         "training.validate_every",
         "training.checkpoint_every",
         "training.keep_checkpoints",
+        "training.keep_best",
+        "training.on_full_disk",
+        "training.max_skipped_steps",
+        "training.parallel",
+        "training.profile_steps",
+        "training.deterministic",
         "training.max_minutes",
         "model.gradient_checkpointing",
         "tracking.tracker",
@@ -52,7 +61,10 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.curves = self.path / "curves.png"
+        self.speed = self.path / "speed.png"
         self.report = self.path / "report.json"
+        self.page = self.path / "report.md"
+        self.profile = self.path / "profile"
         self.model = self.path / "model"
 
     def check(self, settings: PretrainSettings) -> None:
@@ -102,11 +114,15 @@ class RunFolder:
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old or the new content, never half."""
     beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:  # a full disk: leave no half behind
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,9 +7,6 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
-import torch
-from accelerate import Accelerator
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -40,16 +37,17 @@ class StopRequest:
             os._exit(128 + number)
         self._signal = number
 
-    def requested(self, accelerator: Accelerator) -> bool:
-        """Whether any process was signalled; every process gets the same answer."""
-        if accelerator.num_processes > 1:
-            flag = torch.tensor(float(self._signal), device=accelerator.device)
-            # A sum, since Accelerate reduces by no maximum: processes that were signalled got the same.
-            total = accelerator.reduce(flag, "sum").item()
-            self._signal = self._signal or int(total)
-        return self._signal != 0
+    def votes(self) -> list[float]:
+        """For each of SIGNALS, 1 where this process got it; to be summed over the processes."""
+        return [float(self._signal == number) for number in SIGNALS]
+
+    def decide(self, votes: list[float]) -> bool:
+        """Whether any process was signalled, by the votes of all; the same answer for everyone."""
+        sent = [number for number, count in zip(SIGNALS, votes, strict=True) if count]
+        if sent:
+            self._signal = sent[0]
+        return bool(sent)
 
     def exit(self) -> None:
         """Leave the program with the signal's exit code."""
-        known = self._signal if self._signal in tuple(map(int, SIGNALS)) else signal.SIGTERM
-        sys.exit(128 + known)
+        sys.exit(128 + self._signal)

@@ -11,9 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from nystromformer.data.loader import Batch
+from nystromformer.model import NystromformerConfig
 from nystromformer.model.heads import IGNORED
-
-Batch = dict[str, Tensor]
+from nystromformer.training.flops import training_flops
+from nystromformer.training.optimizer import update
+from nystromformer.training.parallel import accumulating, whole
 
 
 @dataclass
@@ -24,26 +27,39 @@ class StepFigures:
     """
 
     mlm_loss: Tensor
-    """Share of the mean over the global batch's predicted tokens, nats."""
+    """Share of the mean over the global batch's predicted tokens, nats; 0 for a skipped step."""
     sop_loss: Tensor
     tokens: int
     """Real tokens."""
+    positions: int
+    """Real tokens and padding."""
+    flops: float
+    """Model FLOPs of the real tokens, forward and backward; see `flops`."""
     gradient_norm: Tensor
     """Of the last step, before clipping."""
+    fault: Tensor
+    """Of the last step: the number of the last parameter whose gradient is not finite; −1 if all are."""
+    taken: Tensor
+    """How many steps were taken, not skipped."""
     steps: int = 1
 
     def __add__(self, later: StepFigures) -> StepFigures:
         return StepFigures(
-            self.mlm_loss + later.mlm_loss,
-            self.sop_loss + later.sop_loss,
-            self.tokens + later.tokens,
-            later.gradient_norm,
-            self.steps + later.steps,
+            mlm_loss=self.mlm_loss + later.mlm_loss,
+            sop_loss=self.sop_loss + later.sop_loss,
+            tokens=self.tokens + later.tokens,
+            positions=self.positions + later.positions,
+            flops=self.flops + later.flops,
+            gradient_norm=later.gradient_norm,
+            fault=later.fault,
+            taken=self.taken + later.taken,
+            steps=self.steps + later.steps,
         )
 
 
 def train_step(
     model: torch.nn.Module,
+    config: NystromformerConfig,
     optimizer: torch.optim.Optimizer,
     micro_batches: list[Batch],
     accelerator: Accelerator,
@@ -56,11 +72,15 @@ def train_step(
     The loss is the mean over the predicted tokens of the whole global batch. Averaging the means of
     micro-batches or processes instead would weigh tokens of short rows more, and would make the
     result depend on how the batch is cut.
+
+    A step whose gradient is not finite changes neither weights nor moments; the device decides that
+    itself, so that the CPU need not wait to know.
     """
     targets = sum(int((batch["labels"] != IGNORED).sum()) for batch in micro_batches)
     rows = sum(len(batch["labels"]) for batch in micro_batches)
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
-    totals = torch.tensor([targets, rows], device=accelerator.device, dtype=torch.float32)
+    lengths = torch.cat([batch["attention_mask"].sum(1) for batch in micro_batches])
+    # Not blocking: a copy from ordinary memory would otherwise wait for the device's queue.
+    totals = torch.tensor([targets, rows], dtype=torch.float32).to(accelerator.device, non_blocking=True)
     all_targets, all_rows = accelerator.reduce(totals, "sum").unbind()
 
     mlm_sum = torch.zeros((), device=accelerator.device)
@@ -69,7 +89,7 @@ def train_step(
         in_batch = int((batch["labels"] != IGNORED).sum())
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         # Processes exchange gradients once a step, with the last micro-batch.
-        with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+        with contextlib.nullcontext() if is_last else accumulating(model):
             with autocast:
                 output = model(**batch)
             mlm_loss = output.mlm_loss * (in_batch / all_targets)
@@ -79,17 +99,48 @@ def train_step(
         mlm_sum += mlm_loss.detach()
         sop_sum += sop_loss.detach()
 
-    limit = float("inf") if gradient_clipping is None else gradient_clipping
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True)
-    optimizer.step()
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norms = _gradient_norms(parameters)
+    norm = torch.linalg.vector_norm(norms)
+    if gradient_clipping is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clipping, norm, foreach=True)
+    finite = norm.isfinite()
+    update(optimizer, finite)
     optimizer.zero_grad(set_to_none=True)
-    return StepFigures(mlm_sum, sop_sum, tokens, norm)
+    return StepFigures(
+        mlm_loss=torch.where(finite, mlm_sum, 0.0),
+        sop_loss=torch.where(finite, sop_sum, 0.0),
+        tokens=int(lengths.sum()),
+        positions=sum(batch["input_ids"].numel() for batch in micro_batches),
+        flops=training_flops(config, lengths.numpy(), targets),
+        gradient_norm=norm,
+        fault=_last_fault(norms, finite),
+        taken=finite.float(),
+    )
 
 
 def grouped(micro_batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """The micro-batches of one optimizer step at a time."""
     while group := list(itertools.islice(micro_batches, size)):
         yield group
+
+
+def _gradient_norms(parameters: list[torch.nn.Parameter]) -> Tensor:
+    """The norm of each parameter's gradient, (parameters,), on the device."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return whole(torch.stack(torch._foreach_norm(gradients)))
+
+
+def _last_fault(norms: Tensor, finite: Tensor) -> Tensor:
+    """The number of the last norm that is not finite, −1 where `finite`, on the device.
+
+    The backward pass visits parameters from the last to the first and carries NaN along, so the last
+    one is where it began. Norms that are finite alone can overflow together: then it is the largest.
+    """
+    numbers = torch.arange(len(norms), device=norms.device)
+    last = torch.where(norms.isfinite(), -1, numbers).amax()
+    last = torch.where(last >= 0, last, norms.argmax())
+    return torch.where(finite, -1, last)
 
 
 def _with_last(batches: list[Batch]) -> Iterator[tuple[Batch, bool]]:

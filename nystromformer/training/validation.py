@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from nystromformer.data.loader import Batch
 from nystromformer.model import NystromformerForPreTraining
 from nystromformer.model.heads import IGNORED
 
@@ -34,14 +36,18 @@ class ValidationResult:
 @torch.no_grad()
 def validate(
     model: NystromformerForPreTraining,
-    batches: Iterable[dict[str, torch.Tensor]],
+    batches: Iterable[tuple[Batch, bool]],
     unigram_loss_V: torch.Tensor,
     accelerator: Accelerator,
     autocast: torch.autocast,
 ) -> ValidationResult:
     """Losses and accuracies over all processes' batches.
 
+    Nothing that draws random numbers here moves the training's own: a validation more or less leaves
+    the run as it is.
+
     Args:
+        batches: each with whether it counts.
         unigram_loss_V: loss of predicting each token by its frequency, from `unigram_losses`.
     """
     was_training = model.training
@@ -50,10 +56,12 @@ def validate(
     # a float32 count stops growing at 16.7 million.
     sums = torch.zeros(7, dtype=torch.float64)
     sums = sums.to(accelerator.device) if accelerator.device.type != "mps" else sums.float()
-    for batch in batches:
+    for batch, counts in batches:
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        with autocast:
+        with _own_random_numbers(accelerator.device), autocast:
             output = model(**batch)
+        if not counts:
+            continue
         labels = batch["labels"][batch["labels"] != IGNORED]
         order = batch["sentence_order_label"]
         sums += torch.stack(
@@ -78,6 +86,10 @@ def validate(
         tokens=int(tokens),
         rows=int(rows),
     )
+
+
+def _own_random_numbers(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def unigram_losses(counts_V: np.ndarray, vocab_size: int) -> torch.Tensor:

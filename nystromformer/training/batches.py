@@ -1,0 +1,103 @@
+"""A run's batches: this process's share of each training step, and of the validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nystromformer.data.examples import Key, PretrainingExamples
+from nystromformer.data.loader import Batch, GlobalBatches, training_loader, validation_batches
+from nystromformer.data.storage import PreparedData
+from nystromformer.errors import UserError
+from nystromformer.settings import PretrainSettings
+from nystromformer.training.step import grouped
+
+
+class RunBatches:
+    """Which examples each step takes, as a pure function of the settings and the process's place."""
+
+    def __init__(
+        self, settings: PretrainSettings, prepared: PreparedData, *, rank: int, world_size: int
+    ) -> None:
+        self._settings = settings.training
+        self._rank = rank
+        self._world_size = world_size
+        share = settings.training.global_batch_size // world_size
+        self._micro_batch_size = settings.training.micro_batch_size or share
+        self._micro_batches = share // self._micro_batch_size
+        self._train, self._validation = (
+            PretrainingExamples(
+                prepared,
+                split,
+                max_length=settings.model.max_length,
+                masking_probability=settings.data.masking_probability,
+                masking=settings.data.masking,
+                seed=settings.training.seed,
+            )
+            for split in ("train", "validation")
+        )
+        if not len(self._validation):
+            raise UserError(f"{prepared.folder} holds no validation examples: raise data.validation_fraction")
+
+    @property
+    def examples_at_once(self) -> int:
+        """Examples that all processes together compute at one time."""
+        return self._micro_batch_size * self._world_size
+
+    def training(self, start_step: int, *, pin_memory: bool) -> Iterator[list[Batch]]:
+        """The micro-batches of each step that is still to do, one step at a time."""
+        batches = self._global_batches(start_step, self._settings.steps - start_step, self._rank)
+        loader = training_loader(
+            self._train, batches, workers=self._settings.loader_workers, pin_memory=pin_memory
+        )
+        return grouped(iter(loader), self._micro_batches)
+
+    def of_step(self, step: int) -> list[Batch]:
+        """The micro-batches of one step, counted from 0, drawn again."""
+        return [self._train.__getitems__(keys) for keys in self._global_batches(step, 1, self._rank)]
+
+    def keys_of_step(self, step: int) -> list[Key]:
+        """(epoch, index) of every example of one step, over all processes."""
+        return [
+            key
+            for rank in range(self._world_size)
+            for keys in self._global_batches(step, 1, rank)
+            for key in keys
+        ]
+
+    def validation(self, count: int | None = None) -> Iterator[tuple[Batch, bool]]:
+        """This process's held-out batches, each with whether it counts.
+
+        Every process gets the same number of batches: one that has none left repeats an example that
+        does not count, because processes that share one model compute every batch together.
+
+        Args:
+            count: examples over all processes; `training.validation_examples` when absent.
+        """
+        count = min(count or self._settings.validation_examples, len(self._validation))
+        keys, first = (
+            validation_batches(
+                self._validation,
+                count=count,
+                batch_size=self._micro_batch_size,
+                rank=rank,
+                world_size=self._world_size,
+            )
+            for rank in (self._rank, 0)  # no process has more than the first
+        )
+        for number in range(len(first)):
+            if number < len(keys):
+                yield self._validation.__getitems__(keys[number]), True
+            else:
+                yield self._validation.__getitems__([(0, 0)]), False
+
+    def _global_batches(self, start_step: int, num_steps: int, rank: int) -> GlobalBatches:
+        return GlobalBatches(
+            len(self._train),
+            global_batch_size=self._settings.global_batch_size,
+            micro_batch_size=self._micro_batch_size,
+            seed=self._settings.seed,
+            start_step=start_step,
+            num_steps=num_steps,
+            rank=rank,
+            world_size=self._world_size,
+        )

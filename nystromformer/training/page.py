@@ -1,0 +1,114 @@
+"""report.md: what a run was, what it reached and what it cost, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+from nystromformer.settings import PretrainSettings
+from nystromformer.training.metrics import Event, MetricsLog
+from nystromformer.training.progress import clock
+from nystromformer.training.run_folder import RunFolder
+
+
+def report_page(
+    settings: PretrainSettings, folder: RunFolder, metrics: MetricsLog, filled: list[dict[str, Any]]
+) -> str:
+    """The page in Markdown; its pictures lie beside it."""
+    train, validation = metrics.events("train"), metrics.events("validation")
+    skipped = metrics.events("skipped")
+    last = validation[-1]
+    training = settings.training
+    return "\n".join(
+        [
+            f"# {settings.name}",
+            "",
+            f"{last['step']:,} steps of {training.global_batch_size} examples of at most "
+            f"{settings.model.max_length} tokens in {clock(last['seconds'])}. Every setting is in "
+            f"[{folder.config.name}]({folder.config.name}), every figure in "
+            f"[{folder.metrics.name}]({folder.metrics.name}).",
+            "",
+            f"![losses and accuracies]({folder.curves.name})",
+            "",
+            "## Held-out documents",
+            "",
+            *_table(
+                ("step", "MLM loss", "unigram", "MLM accuracy", "order loss", "order accuracy"),
+                (
+                    (
+                        f"{event['step']:,}",
+                        f"{event['mlm_loss']:.4f}",
+                        f"{event['unigram_loss']:.4f}",
+                        f"{event['mlm_accuracy']:.4f}",
+                        f"{event['sop_loss']:.4f}",
+                        f"{event['sop_accuracy']:.4f}",
+                    )
+                    for event in _at_most(validation, 12)
+                ),
+            ),
+            "",
+            "Losses are in nats: per predicted token, and per pair of segments.",
+            "",
+            "## Cost",
+            "",
+            f"![speed, gradient norm, waiting for data]({folder.speed.name})",
+            "",
+            *_table(("", f"median of {len(train)} readings"), _costs(train)),
+            "",
+            *_skipped_lines(skipped),
+            "## Masked words",
+            "",
+            *(_filled_line(item) for item in filled),
+            "",
+        ]
+    )
+
+
+def _costs(train: list[Event]) -> Iterable[tuple[str, str]]:
+    """Rows of the table of costs; what a device or an older session did not give is left out."""
+    for key, words, form in (
+        ("tokens_per_second", "real tokens a second", "{:,.0f}"),
+        ("padding_per_second", "padding a second", "{:,.0f}"),
+        ("model_flops_per_second", "model FLOP/s", "{:.3g}"),
+        ("model_flop_utilisation", "model FLOP utilisation", "{:.1%}"),
+        ("data_wait", "time waiting for data", "{:.1%}"),
+        ("gradient_norm", "gradient norm", "{:.3g}"),
+    ):
+        values = [event[key] for event in train if event.get(key) is not None]
+        if values:
+            yield words, form.format(median(values))
+    peaks = [event["peak_memory_bytes"] for event in train if "peak_memory_bytes" in event]
+    if peaks:
+        yield "peak memory (largest)", f"{max(peaks) / 2**30:.2f} GiB"
+
+
+def _skipped_lines(skipped: list[Event]) -> Iterable[str]:
+    if not skipped:
+        return
+    yield f"{len(skipped)} steps were skipped, because their gradient was not finite:"
+    yield ""
+    yield from _table(
+        ("step", "first parameter", "first layer"),
+        ((str(e["step"]), f"`{e['parameter']}`", f"`{e['layer']}`" if e["layer"] else "") for e in skipped),
+    )
+    yield ""
+
+
+def _filled_line(item: dict[str, Any]) -> str:
+    guesses = ", ".join(f"{guess['word']} {guess['probability']:.2f}" for guess in item["guesses"])
+    return f"- {item['sentence']} → {guesses} (was: {item['word']})"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _at_most(events: list[Event], count: int) -> list[Event]:
+    """Events spread evenly, the first and the last among them."""
+    if len(events) <= count:
+        return events
+    return [events[round(number * (len(events) - 1) / (count - 1))] for number in range(count)]
