@@ -80,7 +80,8 @@ def test_two_processes_by_torchrun(smoke):
     name, value = assignment.split("=")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *rest, *smoke[1:], "name=two"],
-        cwd=ROOT, capture_output=True, text=True, timeout=240, env={**os.environ, name: value, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+        env={**os.environ, name: value, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 × cpu" in done.stdout
