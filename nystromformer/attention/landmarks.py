@@ -1,6 +1,6 @@
 """Landmarks: the m queries and keys that stand for all n of them.
 
-Shapes: B rows of a batch, H heads, N positions, D head width, M landmarks.
+Shapes: B rows of a batch, H heads, N positions, D head width, M landmarks; S tokens of a segment.
 
 A row's segments are cut from its own real tokens, in order, and their sizes differ by at most one
 (the longer ones come first). So the landmarks of a row do not know how much padding surrounds it.
@@ -10,9 +10,13 @@ A row with at most M real tokens has one token a segment; its further landmarks 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+KMEANS_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,14 @@ class Segments:
 
     tokens_BMS: Tensor
     """Positions of each segment's tokens, int64; S is the longest segment any row could have."""
-    weights_BMS: Tensor
-    """1 / size of the segment at its tokens, 0 elsewhere, float32."""
+    filled_BMS: Tensor
+    """Whether a segment has such a token, bool."""
+    size_BM: Tensor
+    """Tokens of each segment, int64; 0 where the landmark is absent."""
     segment_BN: Tensor
-    """The segment of each position, int64; 0 at padding, where `share_BN` is 0."""
-    share_BN: Tensor
-    """1 / size of the segment that a position belongs to, 0 at padding, float32."""
-    present_BM: Tensor
-    """Whether a landmark exists, bool. Landmark 0 always does, so that a softmax has a value."""
-    short_B: Tensor
-    """Rows with at most M real tokens, where the method is exact attention, bool."""
+    """The segment of each position, int64; 0 at padding."""
+    real_BN: Tensor
+    """Where the real tokens are, bool."""
 
     @classmethod
     def of(cls, key_padding_mask_BN: Tensor, num_landmarks: int) -> Segments:
@@ -50,8 +52,6 @@ class Segments:
             rank_BN // (size_B1 + 1),
             longer_B1 + (rank_BN - border_B1) // size_B1.clamp(min=1),
         )
-        segment_BN = torch.where(real_BN, segment_BN, 0)
-
         segment_M = torch.arange(m, device=real_BN.device)
         size_BM = size_B1 + (segment_M < longer_B1)
         start_BM = segment_M * size_B1 + torch.minimum(segment_M, longer_B1)
@@ -60,11 +60,24 @@ class Segments:
         position_BN = torch.argsort(key_padding_mask_BN.to(torch.uint8), dim=1, stable=True)
         rank_BMS = (start_BM[..., None] + slot_S).clamp(max=n - 1)
         tokens_BMS = position_BN.gather(1, rank_BMS.flatten(1)).view_as(rank_BMS)
-        inverse_size_BM = 1.0 / size_BM.clamp(min=1)
-        weights_BMS = torch.where(slot_S < size_BM[..., None], inverse_size_BM[..., None], 0.0)
-        share_BN = torch.where(real_BN, inverse_size_BM.gather(1, segment_BN), 0.0)
-        present_BM = (size_BM > 0) | (segment_M == 0)
-        return cls(tokens_BMS, weights_BMS, segment_BN, share_BN, present_BM, (count_B1 <= m)[:, 0])
+        return cls(
+            tokens_BMS,
+            filled_BMS=slot_S < size_BM[..., None],
+            size_BM=size_BM,
+            segment_BN=torch.where(real_BN, segment_BN, 0),
+            real_BN=real_BN,
+        )
+
+    @property
+    def present_BM(self) -> Tensor:
+        """Whether a landmark exists. Landmark 0 always does, so that a softmax has a value."""
+        first_M = torch.arange(self.size_BM.shape[1], device=self.size_BM.device) == 0
+        return (self.size_BM > 0) | first_M
+
+    @property
+    def short_B(self) -> Tensor:
+        """Rows with at most M real tokens, where the method is exact attention."""
+        return self.size_BM.sum(dim=1) <= self.size_BM.shape[1]
 
 
 def segment_means(x_BHND: Tensor, num_landmarks: int, segments: Segments | None = None) -> Tensor:
@@ -82,7 +95,7 @@ def segment_means(x_BHND: Tensor, num_landmarks: int, segments: Segments | None 
     m = num_landmarks
     if segments is not None:
         x_LE = x_BHND.transpose(1, 2).reshape(b * n, h * d)
-        means_LE = _WeightedSegmentSums.apply(x_LE, segments)
+        means_LE = _SegmentMeans.apply(x_LE, segments)
         return means_LE.view(b, m, h, d).transpose(1, 2)
     if n < m:
         raise ValueError(f"{n} tokens cannot be cut into {m} segments: use at most {n} landmarks")
@@ -96,38 +109,92 @@ def segment_means(x_BHND: Tensor, num_landmarks: int, segments: Segments | None 
     return torch.cat(parts, dim=2) if longer else parts[0]
 
 
+def uniform_samples(x_BHND: Tensor, num_landmarks: int, segments: Segments, seed: int = 0) -> Tensor:
+    """M real tokens of each row, drawn without replacement, in their order (supplement, figure 1).
+
+    A row's choice depends on the seed and on how many real tokens it has, on nothing else; queries
+    and keys, all heads and all rows of one length share it.
+
+    Returns:
+        (B, H, M, D); in a row with fewer than M tokens, padding fills it up.
+    """
+    rank_BN = segments.real_BN.cumsum(dim=1) - 1
+    priority_BN = torch.where(segments.real_BN, _hash(rank_BN, seed), 2**32)
+    position_BM = priority_BN.topk(num_landmarks, dim=1, largest=False).indices.sort(dim=1).values
+    return _tokens_at(x_BHND, position_BM)
+
+
+def kmeans_centres(
+    x_BHND: Tensor, num_landmarks: int, segments: Segments, steps: int = KMEANS_STEPS
+) -> Tensor:
+    """Centres of M clusters of each head's queries or keys (supplement, figure 1).
+
+    Lloyd's iteration, `steps` times, from the segment means; a cluster that loses all its tokens
+    keeps its centre. The gradient is that of the means: which token belongs where is a constant.
+
+    Returns:
+        (B, H, M, D) in at least float32. Stores (B, H, N, M) memberships: a tool of comparison.
+    """
+    x_BHND = x_BHND if x_BHND.dtype == torch.float64 else x_BHND.float()
+    centres_BHMD = segment_means(x_BHND, num_landmarks, segments)
+    pad_B1N1 = ~segments.real_BN[:, None, :, None]
+    for step in range(steps):
+        with torch.no_grad():
+            # |x|² is the same for every centre.
+            squared_BH1M = centres_BHMD.square().sum(dim=-1)[:, :, None]
+            nearest_BHN = (squared_BH1M - 2 * x_BHND @ centres_BHMD.mT).argmin(dim=-1)
+            member_BHNM = F.one_hot(nearest_BHN, num_landmarks).to(x_BHND.dtype).masked_fill(pad_B1N1, 0)
+            size_BHM1 = member_BHNM.sum(dim=2)[..., None]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and step == steps - 1):
+            means_BHMD = member_BHNM.mT @ x_BHND / size_BHM1.clamp(min=1)
+            centres_BHMD = torch.where(size_BHM1 > 0, means_BHMD, centres_BHMD.detach())
+    return centres_BHMD
+
+
 def first_tokens(x_BHND: Tensor, segments: Segments) -> Tensor:
     """The first token of each segment, (B, H, M, D): in a short row, the tokens themselves."""
-    b, h, n, d = x_BHND.shape
-    first_BM = segments.tokens_BMS[..., 0]
-    row_B1 = torch.arange(b, device=x_BHND.device)[:, None]
-    return x_BHND.transpose(1, 2)[row_B1, first_BM].transpose(1, 2)
+    return _tokens_at(x_BHND, segments.tokens_BMS[..., 0])
 
 
-class _WeightedSegmentSums(torch.autograd.Function):
+def _tokens_at(x_BHND: Tensor, position_BM: Tensor) -> Tensor:
+    row_B1 = torch.arange(len(x_BHND), device=x_BHND.device)[:, None]
+    return x_BHND.transpose(1, 2)[row_B1, position_BM].transpose(1, 2)
+
+
+def _hash(x: Tensor, seed: int) -> Tensor:
+    """Scatter integers over 0 … 2³² − 1, the same on every device and for every length."""
+    x = (x + seed * 0x9E3779B1) & 0xFFFFFFFF
+    for multiplier in (0x21F0AAAD, 0x735A2D97):  # of "lowbias32", Wellons 2018
+        x = ((x ^ (x >> 16)) * multiplier) & 0xFFFFFFFF
+    return x ^ (x >> 15)
+
+
+class _SegmentMeans(torch.autograd.Function):
     """Sums rows into segments without copying them first; the backward pass is a plain look-up,
     because each position belongs to one segment only."""
 
     @staticmethod
-    def forward(ctx, x_LE: Tensor, segments: Segments) -> Tensor:
+    def forward(ctx: Any, x_LE: Tensor, segments: Segments) -> Tensor:
         ctx.segments, ctx.dtype = segments, x_LE.dtype
         b, m, s = segments.tokens_BMS.shape
         n = segments.segment_BN.shape[1]
         offset_B11 = n * torch.arange(b, device=x_LE.device)[:, None, None]
         if x_LE.dtype not in (torch.float32, torch.float64):
             x_LE = x_LE.float()  # a sum of many half-precision numbers would lose the small ones
-        return torch.nn.functional.embedding_bag(
+        weights_BMS = segments.filled_BMS.to(x_LE.dtype) / segments.size_BM.clamp(min=1)[..., None]
+        return F.embedding_bag(
             (segments.tokens_BMS + offset_B11).view(b * m, s),
             x_LE,
             mode="sum",
-            per_sample_weights=segments.weights_BMS.view(b * m, s).to(x_LE.dtype),
+            per_sample_weights=weights_BMS.view(b * m, s),
         )
 
     @staticmethod
-    def backward(ctx, grad_means_KE: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_means_KE: Tensor) -> tuple[Tensor, None]:
         segments = ctx.segments
         b, m, _ = segments.tokens_BMS.shape
         offset_B1 = m * torch.arange(b, device=grad_means_KE.device)[:, None]
         rows_L = (segments.segment_BN + offset_B1).flatten()
-        share_L1 = segments.share_BN.reshape(-1, 1).to(grad_means_KE.dtype)
-        return (grad_means_KE.index_select(0, rows_L) * share_L1).to(ctx.dtype), None
+        size_BN = segments.size_BM.gather(1, segments.segment_BN).clamp(min=1)
+        share_BN = segments.real_BN.to(grad_means_KE.dtype) / size_BN
+        return (grad_means_KE.index_select(0, rows_L) * share_BN.view(-1, 1)).to(ctx.dtype), None

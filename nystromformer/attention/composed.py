@@ -1,0 +1,142 @@
+"""Nyström attention composed of PyTorch's operators: any device, every choice of landmarks and inverse.
+
+Shapes: B rows, H heads, N positions, D head width, M landmarks.
+
+F̃ and B̃ are never stored: F̃ (Z (B̃ V)) = attention(Q, K̃, Z · attention(Q̃, K, V)), two calls of
+the fused kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nystromformer.attention.convolution import residual_convolution
+from nystromformer.attention.landmarks import (
+    Segments,
+    first_tokens,
+    kmeans_centres,
+    segment_means,
+    uniform_samples,
+)
+from nystromformer.attention.projections import without_padding, zero_at_padding
+from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
+from nystromformer.attention.softmax import softmax_attention
+
+
+def composed_nystrom_attention(
+    query_BHND: Tensor,
+    key_BHND: Tensor,
+    value_BHND: Tensor,
+    num_landmarks: int,
+    key_padding_mask_BN: Tensor | None = None,
+    pinv_iterations: int | None = 6,
+    landmarks: str = "segment_means",
+    landmark_seed: int = 0,
+    conv_weight_H1K1: Tensor | None = None,
+    segments: Segments | None = None,
+) -> Tensor:
+    """`nystrom_attention` on arguments known to be right."""
+    query_BHND, key_BHND, value_BHND = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
+    if query_BHND.shape[2] <= num_landmarks:
+        out = softmax_attention(query_BHND, key_BHND, value_BHND, key_padding_mask=key_padding_mask_BN)
+    else:
+        if segments is None and (key_padding_mask_BN is not None or landmarks != "segment_means"):
+            segments = Segments.of(_mask_of(query_BHND, key_padding_mask_BN), num_landmarks)
+        query_BHMD, key_BHMD = (
+            _landmarks(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query_BHND, key_BHND)
+        )
+        kernel_BHMM = _landmark_attention(query_BHMD, key_BHMD, segments)  # Ã
+        if pinv_iterations is None:
+            inverse_BHMM = exact_pinv(kernel_BHMM)
+        else:
+            inverse_BHMM = iterative_pinv(kernel_BHMM, pinv_iterations)  # Z
+        out = _through_landmarks(
+            query_BHND,
+            key_BHND,
+            value_BHND,
+            query_BHMD,
+            key_BHMD,
+            inverse_BHMM,
+            key_padding_mask_BN,
+            segments,
+        )
+    if conv_weight_H1K1 is not None:
+        out = out + residual_convolution(value_BHND, conv_weight_H1K1)
+    return zero_at_padding(out, key_padding_mask_BN)
+
+
+def _landmarks(x_BHND: Tensor, num_landmarks: int, segments: Segments | None, kind: str, seed: int) -> Tensor:
+    """Q̃ or K̃, (B, H, M, D), in at least float32."""
+    if segments is None or kind == "segment_means":
+        return segment_means(x_BHND, num_landmarks, segments)
+    if kind == "uniform":
+        chosen = uniform_samples(x_BHND, num_landmarks, segments, seed)
+        chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
+    else:
+        chosen = kmeans_centres(x_BHND, num_landmarks, segments)
+    # In a short row every token is a landmark of its own, however the others are chosen.
+    own = segment_means(x_BHND, num_landmarks, segments)
+    return torch.where(segments.short_B[:, None, None, None], own, chosen)
+
+
+def _landmark_attention(query_BHMD: Tensor, key_BHMD: Tensor, segments: Segments | None) -> Tensor:
+    """Ã = softmax(Q̃ K̃ᵀ/√D), (B, H, M, M), in at least float32."""
+    m, d = query_BHMD.shape[2:]
+    with torch.autocast(query_BHMD.device.type, enabled=False):
+        scores_BHMM = (query_BHMD * d**-0.5) @ key_BHMD.mT
+        if segments is None:
+            return torch.softmax(scores_BHMM, dim=-1)
+        absent_B11M = ~segments.present_BM[:, None, None]
+        kernel_BHMM = torch.softmax(scores_BHMM.masked_fill(absent_B11M, float("-inf")), dim=-1)
+        # A short row does not use its inverse; the identity keeps the iteration harmless there.
+        identity_MM = torch.eye(m, device=kernel_BHMM.device, dtype=kernel_BHMM.dtype)
+        return torch.where(segments.short_B[:, None, None, None], identity_MM, kernel_BHMM)
+
+
+def _through_landmarks(
+    query_BHND: Tensor,
+    key_BHND: Tensor,
+    value_BHND: Tensor,
+    query_BHMD: Tensor,
+    key_BHMD: Tensor,
+    inverse_BHMM: Tensor,
+    key_padding_mask_BN: Tensor | None,
+    segments: Segments | None,
+) -> Tensor:
+    """F̃ Z B̃ V by two fused attentions."""
+    gathered_BHMD = _landmarks_over_tokens(  # B̃ V
+        query_BHMD.to(query_BHND.dtype), key_BHND, value_BHND, key_padding_mask_BN
+    )
+    with torch.autocast(query_BHND.device.type, enabled=False):
+        mixed_BHMD = inverse_BHMM @ gathered_BHMD.to(inverse_BHMM.dtype)  # Z B̃ V
+    mixed_BHMD = mixed_BHMD.to(gathered_BHMD.dtype)
+    present_B11M = None
+    if segments is not None:
+        # With one token a landmark, Z B̃ is the identity, and F̃ V is exact attention.
+        tokens_BHMD = first_tokens(value_BHND, segments).to(mixed_BHMD.dtype)
+        mixed_BHMD = torch.where(segments.short_B[:, None, None, None], tokens_BHMD, mixed_BHMD)
+        present_B11M = segments.present_BM[:, None, None]
+    return F.scaled_dot_product_attention(
+        query_BHND, key_BHMD.to(key_BHND.dtype), mixed_BHMD, attn_mask=present_B11M
+    )
+
+
+def _landmarks_over_tokens(
+    query_BHMD: Tensor, key_BHND: Tensor, value_BHND: Tensor, key_padding_mask_BN: Tensor | None
+) -> Tensor:
+    """B̃ V: every landmark query attends to the real tokens, (B, H, M, D)."""
+    if key_padding_mask_BN is None:
+        return F.scaled_dot_product_attention(query_BHMD, key_BHND, value_BHND)
+    # A row of padding alone attends to everything, all zero by now, rather than to nothing.
+    empty_B1 = key_padding_mask_BN.all(dim=1, keepdim=True)
+    real_B11N = (~key_padding_mask_BN | empty_B1)[:, None, None]
+    return F.scaled_dot_product_attention(query_BHMD, key_BHND, value_BHND, attn_mask=real_B11N)
+
+
+def _mask_of(x_BHND: Tensor, key_padding_mask_BN: Tensor | None) -> Tensor:
+    if key_padding_mask_BN is not None:
+        return key_padding_mask_BN
+    b, _, n, _ = x_BHND.shape
+    return torch.zeros(b, n, dtype=torch.bool, device=x_BHND.device)

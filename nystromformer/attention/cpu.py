@@ -1,0 +1,351 @@
+"""Nyström attention on a CPU: the equations of `nystrom`, with a backward pass written by hand.
+
+Shapes: B rows, H heads, N positions, D head width, M landmarks; G some heads of one row and n the
+row's real tokens.
+
+Each row is computed alone, at its own length, without its padding: so its output cannot depend on
+batch mates or on padding, and padding costs nothing. Within a row the heads are taken a few at a time,
+so that the n × M factors of those heads stay in the cache; they are computed again in the backward
+pass, for which only the inputs and four M-row tensors are kept.
+
+The operators are opaque to torch.compile, which keeps the loop over the rows out of its graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nystromformer.attention.convolution import banded, convolve, convolve_backward, sum_of_diagonals
+from nystromformer.attention.pseudoinverse import iterate, iterate_backward
+
+CACHED_ENTRIES = 2**20
+"""Entries of a factor, heads × n × M, that one pass over some heads should stay below: 4 MB."""
+
+
+def nystrom_attention_on_cpu(
+    query_BHND: Tensor,
+    key_BHND: Tensor,
+    value_BHND: Tensor,
+    key_padding_mask_BN: Tensor | None,
+    conv_weight_H1K1: Tensor | None,
+    num_landmarks: int,
+    iterations: int,
+) -> Tensor:
+    """`nystrom_attention` with landmarks by segment-means and the iterative inverse; 0 at padding.
+
+    Computed in at least float32, whatever the inputs' dtype and autocast.
+    """
+    out_BHND, *_ = torch.ops.nystromformer.nystrom_attention(
+        query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_H1K1, num_landmarks, iterations
+    )
+    return out_BHND
+
+
+# --- one pass: some heads of one row ------------------------------------------------------------------
+
+
+def _forward_pass(
+    query_GnD: Tensor, key_GnD: Tensor, value_GnD: Tensor, num_landmarks: int, iterations: int
+) -> tuple[Tensor, ...]:
+    """F̃ Z B̃ V, and what the backward pass needs of it: Q̃, K̃, Z and B̃ V."""
+    scale = query_GnD.shape[-1] ** -0.5
+    query_GMD = row_segment_means(query_GnD, num_landmarks)  # Q̃
+    key_GMD = row_segment_means(key_GnD, num_landmarks)  # K̃
+    scaled_query_GMD, scaled_key_GMD = query_GMD * scale, key_GMD * scale
+    inverse_GMM = iterate(_attention_matrix(scaled_query_GMD, key_GMD), iterations)  # Z
+    gathered_GMD = torch.bmm(_attention_matrix(scaled_query_GMD, key_GnD), value_GnD)  # B̃ V
+    mixed_GMD = torch.bmm(inverse_GMM, gathered_GMD)  # Z B̃ V
+    out_GnD = torch.bmm(_attention_matrix(query_GnD, scaled_key_GMD), mixed_GMD)  # F̃ Z B̃ V
+    return out_GnD, query_GMD, key_GMD, inverse_GMM, gathered_GMD
+
+
+def _backward_pass(
+    grad_out_GnD: Tensor,
+    query_GnD: Tensor,
+    key_GnD: Tensor,
+    value_GnD: Tensor,
+    query_GMD: Tensor,
+    key_GMD: Tensor,
+    inverse_GMM: Tensor,
+    gathered_GMD: Tensor,
+    iterations: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to the queries, keys and values: `_forward_pass` read from its end."""
+    scale = query_GnD.shape[-1] ** -0.5
+    scaled_query_GMD, scaled_key_GMD = query_GMD * scale, key_GMD * scale
+    # out = F̃ X, with X = Z Y and Y = B̃ V
+    mixed_GMD = torch.bmm(inverse_GMM, gathered_GMD)
+    factor_GnM = _attention_matrix(query_GnD, scaled_key_GMD)  # F̃
+    grad_mixed_GMD = torch.bmm(factor_GnM.mT, grad_out_GnD)
+    grad_scores_GnM = _softmax_backward(torch.bmm(grad_out_GnD, mixed_GMD.mT), factor_GnM)
+    grad_query_GnD = torch.bmm(grad_scores_GnM, scaled_key_GMD)
+    grad_key_GMD = torch.bmm(grad_scores_GnM.mT, query_GnD)  # of K̃ · scale
+    # X = Z Y
+    grad_inverse_GMM = torch.bmm(grad_mixed_GMD, gathered_GMD.mT)
+    grad_gathered_GMD = torch.bmm(inverse_GMM.mT, grad_mixed_GMD)
+    # Z ≈ Ã⁺
+    kernel_GMM = _attention_matrix(scaled_query_GMD, key_GMD)  # Ã
+    grad_kernel_GMM = iterate_backward(grad_inverse_GMM, kernel_GMM, iterations)
+    grad_scores_GMM = _softmax_backward(grad_kernel_GMM, kernel_GMM)
+    grad_query_GMD = torch.bmm(grad_scores_GMM, key_GMD)  # of Q̃ · scale
+    grad_key_GMD.baddbmm_(grad_scores_GMM.mT, query_GMD)
+    # Y = B̃ V
+    factor_GMn = _attention_matrix(scaled_query_GMD, key_GnD)  # B̃
+    grad_value_GnD = torch.bmm(factor_GMn.mT, grad_gathered_GMD)
+    grad_scores_GMn = _softmax_backward(torch.bmm(grad_gathered_GMD, value_GnD.mT), factor_GMn)
+    grad_query_GMD.baddbmm_(grad_scores_GMn, key_GnD)
+    grad_key_GnD = torch.bmm(grad_scores_GMn.mT, scaled_query_GMD)
+    # Q̃ and K̃ are means
+    _add_to_segments(grad_query_GnD, grad_query_GMD.mul_(scale))
+    _add_to_segments(grad_key_GnD, grad_key_GMD.mul_(scale))
+    return grad_query_GnD, grad_key_GnD, grad_value_GnD
+
+
+def _exact_forward_pass(query_GnD: Tensor, key_GnD: Tensor, value_GnD: Tensor) -> Tensor:
+    """Exact attention, for a row of at most M tokens."""
+    scaled_query_GnD = query_GnD * query_GnD.shape[-1] ** -0.5
+    return torch.bmm(_attention_matrix(scaled_query_GnD, key_GnD), value_GnD)
+
+
+def _exact_backward_pass(
+    grad_out_GnD: Tensor, query_GnD: Tensor, key_GnD: Tensor, value_GnD: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    scale = query_GnD.shape[-1] ** -0.5
+    scaled_query_GnD = query_GnD * scale
+    matrix_Gnn = _attention_matrix(scaled_query_GnD, key_GnD)
+    grad_value_GnD = torch.bmm(matrix_Gnn.mT, grad_out_GnD)
+    grad_scores_Gnn = _softmax_backward(torch.bmm(grad_out_GnD, value_GnD.mT), matrix_Gnn)
+    grad_query_GnD = torch.bmm(grad_scores_Gnn, key_GnD).mul_(scale)
+    return grad_query_GnD, torch.bmm(grad_scores_Gnn.mT, scaled_query_GnD), grad_value_GnD
+
+
+def _attention_matrix(scaled_query: Tensor, key: Tensor) -> Tensor:
+    """softmax(Q Kᵀ), written over the scores."""
+    scores = torch.bmm(scaled_query, key.mT)
+    return torch.softmax(scores, dim=-1, out=scores)
+
+
+def _softmax_backward(grad_matrix: Tensor, matrix: Tensor) -> Tensor:
+    """Gradient of the scores from that of their softmax."""
+    return torch.ops.aten._softmax_backward_data(grad_matrix, matrix, -1, matrix.dtype)
+
+
+def row_segment_means(x_GnD: Tensor, num_landmarks: int) -> Tensor:
+    """Means of M segments of n ≥ M tokens, (G, M, D); the first n mod M are longer by one token."""
+    return torch.cat([segments.mean(dim=2) for segments in _segments(x_GnD, num_landmarks)], dim=1)
+
+
+def _add_to_segments(x_GnD: Tensor, grad_means_GMD: Tensor) -> None:
+    """The gradient of `row_segment_means`, added to x."""
+    start, m = 0, grad_means_GMD.shape[1]
+    for segments_GMSD in _segments(x_GnD, m):
+        _, count, size, _ = segments_GMSD.shape
+        grad_GMD = grad_means_GMD[:, start : start + count]
+        segments_GMSD.add_(grad_GMD[:, :, None], alpha=1 / size)
+        start += count
+
+
+def _segments(x_GnD: Tensor, m: int) -> Iterator[Tensor]:
+    """Views (G, count, size, D): first the longer segments, if any, then the others."""
+    size, longer = divmod(x_GnD.shape[1], m)
+    border = longer * (size + 1)
+    if longer:
+        yield x_GnD[:, :border].unflatten(1, (longer, size + 1))
+    yield x_GnD[:, border:].unflatten(1, (m - longer, size))
+
+
+# --- the rows of a batch ------------------------------------------------------------------------------
+
+
+class _Row:
+    """Which positions of a row are real tokens, and how to read and write them."""
+
+    def __init__(self, index: int, real_N: Tensor | None, n: int) -> None:
+        self.index = index
+        self.start, self.length = 0, n
+        """The positions from the first to the last real token."""
+        self.tokens_n: Tensor | None = None
+        """The real tokens' positions, where padding lies between them."""
+        self.size = n
+        """How many real tokens."""
+        if real_N is not None:
+            positions_n = real_N.nonzero()[:, 0]
+            self.size = len(positions_n)
+            self.start = int(positions_n[0]) if self.size else 0
+            self.length = int(positions_n[-1]) + 1 - self.start if self.size else 0
+            if self.length != self.size:
+                self.tokens_n = positions_n
+
+    def span(self, x_BHND: Tensor, heads: slice) -> Tensor:
+        """(G, positions from the first to the last real token, D), a view."""
+        return x_BHND[self.index, heads, self.start : self.start + self.length]
+
+    def read(self, x_BHND: Tensor, heads: slice, dtype: torch.dtype) -> Tensor:
+        """(G, n, D), a view where no token has to be skipped or converted."""
+        if self.tokens_n is None:
+            return self.span(x_BHND, heads).to(dtype)
+        return x_BHND[self.index, heads].index_select(1, self.tokens_n).to(dtype)
+
+    def write(self, x_BHND: Tensor, heads: slice, new_GnD: Tensor) -> None:
+        if self.tokens_n is None:
+            self.span(x_BHND, heads).copy_(new_GnD)
+        else:
+            x_BHND[self.index, heads].index_copy_(1, self.tokens_n, new_GnD.to(x_BHND.dtype))
+
+    def spread(self, x_GnD: Tensor) -> Tensor:
+        """From the real tokens to the positions of the span, zeros between: (G, length, D)."""
+        if self.tokens_n is None:
+            return x_GnD
+        spread_GND = x_GnD.new_zeros(x_GnD.shape[0], self.length, x_GnD.shape[2])
+        return spread_GND.index_copy_(1, self.tokens_n - self.start, x_GnD)
+
+    def gather(self, x_GND: Tensor) -> Tensor:
+        """The inverse of `spread`."""
+        return x_GND if self.tokens_n is None else x_GND.index_select(1, self.tokens_n - self.start)
+
+
+def _passes(x_BHND: Tensor, mask_BN: Tensor | None, num_landmarks: int) -> Iterator[tuple[_Row, slice]]:
+    """Every row with real tokens, a few heads at a time."""
+    b, h, n, _ = x_BHND.shape
+    for index in range(b):
+        row = _Row(index, None if mask_BN is None else ~mask_BN[index], n)
+        if row.size:
+            group = max(1, min(h, CACHED_ENTRIES // (row.size * num_landmarks)))
+            for first in range(0, h, group):
+                yield row, slice(first, min(first + group, h))
+
+
+def _computed_in(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _empty_like_projections(x_BHND: Tensor, zeros: bool) -> Tensor:
+    """(B, H, N, D) over (B, N, H, D) memory, as a linear layer writes and reads it."""
+    b, h, n, d = x_BHND.shape
+    make = x_BHND.new_zeros if zeros else x_BHND.new_empty
+    return make(b, n, h, d).transpose(1, 2)
+
+
+@torch.library.custom_op(
+    "nystromformer::nystrom_attention",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, Tensor? conv_weight, "
+    "int num_landmarks, int iterations) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _nystrom_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    conv_weight: Tensor | None,
+    num_landmarks: int,
+    iterations: int,
+) -> tuple[Tensor, ...]:
+    b, h, n, d = query.shape
+    m, dtype = num_landmarks, _computed_in(query.dtype)
+    out_BHND = _empty_like_projections(query, zeros=key_padding_mask is not None)
+    # A short row leaves its part of these empty.
+    kept = [query.new_empty(b, h, m, width, dtype=dtype) for width in (d, d, m, d)]
+    band_HTW = None if conv_weight is None else banded(conv_weight.view(h, -1).to(dtype))
+    with torch.autocast("cpu", enabled=False):
+        for row, heads in _passes(query, key_padding_mask, m):
+            q_GnD, k_GnD, v_GnD = (row.read(x, heads, dtype) for x in (query, key, value))
+            if row.size <= m:
+                out_GnD = _exact_forward_pass(q_GnD, k_GnD, v_GnD)
+            else:
+                out_GnD, *factors = _forward_pass(q_GnD, k_GnD, v_GnD, m, iterations)
+                for kept_BHMX, factor_GMX in zip(kept, factors, strict=True):
+                    kept_BHMX[row.index, heads] = factor_GMX
+            if band_HTW is not None:
+                out_GnD += row.gather(convolve(row.spread(v_GnD), band_HTW[heads]))
+            row.write(out_BHND, heads, out_GnD)
+    return out_BHND, *kept
+
+
+@_nystrom_attention.register_fake
+def _(query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    num_landmarks = inputs[4]
+    b, h, n, d = query.shape
+    m, dtype = num_landmarks, _computed_in(query.dtype)
+    kept = [query.new_empty(b, h, m, width, dtype=dtype) for width in (d, d, m, d)]
+    return _empty_like_projections(query, zeros=False), *kept
+
+
+@torch.library.custom_op(
+    "nystromformer::nystrom_attention_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, "
+    "Tensor? conv_weight, Tensor query_landmarks, Tensor key_landmarks, Tensor inverse, Tensor gathered, "
+    "int iterations) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _nystrom_attention_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    conv_weight: Tensor | None,
+    query_landmarks: Tensor,
+    key_landmarks: Tensor,
+    inverse: Tensor,
+    gathered: Tensor,
+    iterations: int,
+) -> tuple[Tensor, ...]:
+    h, m, dtype = query.shape[1], query_landmarks.shape[2], _computed_in(query.dtype)
+    grads = [_empty_like_projections(query, zeros=key_padding_mask is not None) for _ in range(3)]
+    band_HTW = None if conv_weight is None else banded(conv_weight.view(h, -1).to(dtype))
+    grad_band_HTW = None if band_HTW is None else torch.zeros_like(band_HTW)
+    with torch.autocast("cpu", enabled=False):
+        for row, heads in _passes(query, key_padding_mask, m):
+            grad_out_GnD = row.read(grad_out, heads, dtype)
+            q_GnD, k_GnD, v_GnD = (row.read(x, heads, dtype) for x in (query, key, value))
+            if row.size <= m:
+                new = _exact_backward_pass(grad_out_GnD, q_GnD, k_GnD, v_GnD)
+            else:
+                new = _backward_pass(
+                    grad_out_GnD,
+                    q_GnD,
+                    k_GnD,
+                    v_GnD,
+                    *(x[row.index, heads] for x in (query_landmarks, key_landmarks, inverse, gathered)),
+                    iterations=iterations,
+                )
+            if band_HTW is not None and grad_band_HTW is not None:
+                grad_value_GND, grad_band_GTW = convolve_backward(
+                    row.spread(grad_out_GnD), row.spread(v_GnD), band_HTW[heads]
+                )
+                new[2].add_(row.gather(grad_value_GND))
+                grad_band_HTW[heads] += grad_band_GTW
+            for grad_BHND, new_GnD in zip(grads, new, strict=True):
+                row.write(grad_BHND, heads, new_GnD)
+    if conv_weight is None or grad_band_HTW is None:
+        return *grads, query.new_empty(0)
+    return *grads, sum_of_diagonals(grad_band_HTW).view_as(conv_weight).to(conv_weight.dtype)
+
+
+@_nystrom_attention_backward.register_fake
+def _(grad_out: Tensor, query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    conv_weight = inputs[3]
+    grads = [_empty_like_projections(query, zeros=False) for _ in range(3)]
+    return *grads, query.new_empty(0) if conv_weight is None else torch.empty_like(conv_weight)
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+    query, key, value, key_padding_mask, conv_weight, _, ctx.iterations = inputs
+    ctx.save_for_backward(query, key, value, key_padding_mask, conv_weight, *output[1:])
+
+
+def _differentiate(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *grads, grad_weight = torch.ops.nystromformer.nystrom_attention_backward(
+        grad_out, *ctx.saved_tensors, ctx.iterations
+    )
+    return *grads, None, grad_weight if ctx.needs_input_grad[4] else None, None, None
+
+
+_nystrom_attention.register_autograd(_differentiate, setup_context=_keep)

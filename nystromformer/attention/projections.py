@@ -1,0 +1,50 @@
+"""What every mechanism asks of its queries, keys and values.
+
+Shapes: B rows, H heads, N positions, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_projections(query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None) -> None:
+    """Raise ValueError where the shapes, or the mask's shape or dtype, do not fit together."""
+    if query.dim() != 4 or not query.shape == key.shape == value.shape:
+        raise ValueError(
+            "query, key and value must share one shape (batch, heads, tokens, width), got "
+            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
+        )
+    if not query.dtype == key.dtype == value.dtype or not query.dtype.is_floating_point:
+        raise ValueError(
+            "query, key and value must share one floating-point dtype, got "
+            f"{query.dtype}, {key.dtype}, {value.dtype}"
+        )
+    if query.numel() == 0:
+        raise ValueError(f"query is empty: it has the shape {tuple(query.shape)}")
+    b, _, n, _ = query.shape
+    if key_padding_mask is not None and (
+        key_padding_mask.dtype != torch.bool or key_padding_mask.shape != (b, n)
+    ):
+        raise ValueError(
+            f"key_padding_mask must be bool of shape {(b, n)}, True at padding, got "
+            f"{key_padding_mask.dtype} of shape {tuple(key_padding_mask.shape)}"
+        )
+
+
+def without_padding(
+    query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with zeros at padding: infinities and NaN there must not reach a product."""
+    if key_padding_mask is None:
+        return query, key, value
+    pad_B1N1 = key_padding_mask[:, None, :, None]
+    return query.masked_fill(pad_B1N1, 0), key.masked_fill(pad_B1N1, 0), value.masked_fill(pad_B1N1, 0)
+
+
+def zero_at_padding(out_BHND: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """The output with 0 at padded positions, so that no gradient enters there."""
+    return (
+        out_BHND if key_padding_mask is None else out_BHND.masked_fill(key_padding_mask[:, None, :, None], 0)
+    )
