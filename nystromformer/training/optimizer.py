@@ -41,7 +41,9 @@ def learning_rate(step: int, settings: TrainingSettings, time_spent: float = 0.0
         share = (step + 1) / settings.warmup_steps
     else:
         share = (settings.steps - step) / max(settings.steps - settings.warmup_steps, 1)
-    return settings.learning_rate * max(min(share, 1.0 - time_spent), 0.0)
+    if time_spent > step / settings.steps:  # behind: on schedule, the rate does not depend on the clock
+        share = min(share, 1.0 - time_spent)
+    return settings.learning_rate * max(share, 0.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

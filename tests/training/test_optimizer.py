@@ -20,6 +20,7 @@ def test_time_limit_lowers_the_rate_to_zero():
     settings = TrainingSettings(steps=100, warmup_steps=0, learning_rate=1.0)
     assert learning_rate(10, settings, time_spent=0.75) == pytest.approx(0.25)
     assert learning_rate(90, settings, time_spent=0.5) == pytest.approx(0.1)
+    assert learning_rate(40, settings, time_spent=0.39) == learning_rate(40, settings)
     assert learning_rate(0, settings, time_spent=1.0) == 0
 
 
