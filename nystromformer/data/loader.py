@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,6 +132,7 @@ def training_loader(
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=_process_context() if workers else None,
+        worker_init_fn=partial(_end_with, os.getpid()),
         # Its workers' seeds, which nothing here uses, would otherwise be drawn from the global generator:
         # dropout after a resume would differ from that of a run that went on.
         generator=torch.Generator(),
@@ -142,6 +147,24 @@ def _process_context() -> torch.multiprocessing.multiprocessing.context.BaseCont
     # The server imports torch once; the workers start from it at once.
     context.set_forkserver_preload(["nystromformer.data.examples"])
     return context
+
+
+def _end_with(trainer: int, worker: int) -> None:
+    """Have a loader process end when the training process does, however that was killed.
+
+    torch looks whether its parent lives, and the parent of these is the fork server. Left behind, they
+    would keep their memory, and keep a pipe open that somebody reads the training's output from.
+    """
+
+    def watch() -> None:
+        while True:
+            time.sleep(1)
+            try:
+                os.kill(trainer, 0)  # signal 0 only asks whether the process exists
+            except ProcessLookupError:
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _already_collated(batch: Any) -> Any:
