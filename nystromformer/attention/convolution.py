@@ -99,9 +99,9 @@ def convolve_backward(grad_GND: Tensor, value_GND: Tensor, band_GTW: Tensor) -> 
 
 
 def _padded(x: Tensor, kernel: int, block: int) -> Tensor:
-    """Zeros around the positions: half a kernel before, half after the last whole block."""
+    """Zeros around the positions: half a kernel before, half after the last whole block; contiguous."""
     n, half = x.shape[-2], kernel // 2
-    return F.pad(x, (0, 0, half, half + -n % block))
+    return F.pad(x, (0, 0, half, half + -n % block)).contiguous()  # pad by nothing keeps the strides
 
 
 def _windows(padded_PD: Tensor, block: int, width: int) -> Tensor:

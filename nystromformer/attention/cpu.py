@@ -230,6 +230,14 @@ def _empty_like_projections(x_BHND: Tensor, zeros: bool) -> Tensor:
     return make(b, n, h, d).transpose(1, 2)
 
 
+def _kept(query_BHND: Tensor, num_landmarks: int) -> list[Tensor]:
+    """Room for each row's Q̃, K̃, Z and B̃ V; it stays 0 in a short row, and no room if all are."""
+    b, h, n, d = query_BHND.shape
+    m, rows = num_landmarks, b if n > num_landmarks else 0
+    dtype = _computed_in(query_BHND.dtype)
+    return [query_BHND.new_zeros(rows, h, m, width, dtype=dtype) for width in (d, d, m, d)]
+
+
 @torch.library.custom_op(
     "nystromformer::nystrom_attention",
     mutates_args=(),
@@ -246,11 +254,9 @@ def _nystrom_attention(
     num_landmarks: int,
     iterations: int,
 ) -> tuple[Tensor, ...]:
-    b, h, n, d = query.shape
-    m, dtype = num_landmarks, _computed_in(query.dtype)
+    h, m, dtype = query.shape[1], num_landmarks, _computed_in(query.dtype)
     out_BHND = _empty_like_projections(query, zeros=key_padding_mask is not None)
-    # A short row leaves its part of these empty.
-    kept = [query.new_empty(b, h, m, width, dtype=dtype) for width in (d, d, m, d)]
+    kept = _kept(query, m)
     band_HTW = None if conv_weight is None else banded(conv_weight.view(h, -1).to(dtype))
     with torch.autocast("cpu", enabled=False):
         for row, heads in _passes(query, key_padding_mask, m):
@@ -269,11 +275,7 @@ def _nystrom_attention(
 
 @_nystrom_attention.register_fake
 def _(query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    num_landmarks = inputs[4]
-    b, h, n, d = query.shape
-    m, dtype = num_landmarks, _computed_in(query.dtype)
-    kept = [query.new_empty(b, h, m, width, dtype=dtype) for width in (d, d, m, d)]
-    return _empty_like_projections(query, zeros=False), *kept
+    return _empty_like_projections(query, zeros=False), *_kept(query, num_landmarks=inputs[4])
 
 
 @torch.library.custom_op(
@@ -313,8 +315,11 @@ def _nystrom_attention_backward(
                     q_GnD,
                     k_GnD,
                     v_GnD,
-                    *(x[row.index, heads] for x in (query_landmarks, key_landmarks, inverse, gathered)),
-                    iterations=iterations,
+                    query_landmarks[row.index, heads],
+                    key_landmarks[row.index, heads],
+                    inverse[row.index, heads],
+                    gathered[row.index, heads],
+                    iterations,
                 )
             if band_HTW is not None and grad_band_HTW is not None:
                 grad_value_GND, grad_band_GTW = convolve_backward(

@@ -1,0 +1,119 @@
+"""The operator for CPUs: its gradient, torch.compile, checkpointing, and what it keeps."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from nystromformer import nystrom_attention
+
+MASKS = {
+    "none": None,
+    "right": torch.arange(14) >= torch.tensor([[14], [9], [3]]),
+    "scattered": torch.tensor(
+        [[0] * 14, [1, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1], [0, 0] + [1] * 12]
+    ).bool(),
+}
+
+
+def leaves(dtype=torch.float64, length=14):
+    made = [torch.randn(3, length, 2, 3, dtype=dtype).transpose(1, 2) for _ in range(3)]
+    made.append(torch.randn(2, 1, 3, 1, dtype=dtype))
+    return [x.requires_grad_() for x in made]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_gradcheck(mask):
+    torch.manual_seed(0)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, w: nystrom_attention(
+            q, k, v, num_landmarks=4, conv_weight=w, key_padding_mask=MASKS[mask], pinv_iterations=3
+        ),
+        leaves(),
+        fast_mode=True,  # a random direction in place of every entry
+    )
+
+
+@pytest.mark.parametrize("mask", ["none", "right"])
+def test_compile_without_graph_breaks(mask):
+    torch.manual_seed(1)
+    inputs = leaves(torch.float32)
+
+    def attention(query, key, value, conv_weight):
+        return nystrom_attention(
+            query, key, value, num_landmarks=4, conv_weight=conv_weight, key_padding_mask=MASKS[mask]
+        )
+
+    eager = attention(*inputs)
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")(*inputs)
+    torch.testing.assert_close(compiled, eager)
+    seed = torch.randn_like(eager)
+    for a, b in zip(
+        torch.autograd.grad(compiled, inputs, seed), torch.autograd.grad(eager, inputs, seed), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_checkpointing_changes_nothing():
+    torch.manual_seed(2)
+    inputs = leaves()
+    mask = MASKS["right"]
+
+    def attention(q, k, v, w):
+        return nystrom_attention(q, k, v, num_landmarks=4, conv_weight=w, key_padding_mask=mask)
+
+    plain = torch.autograd.grad(attention(*inputs).sum(), inputs)
+    again = torch.autograd.grad(checkpoint(attention, *inputs, use_reentrant=False).sum(), inputs)
+    for a, b in zip(plain, again, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_pytorchs_own_check_of_the_operator():
+    torch.manual_seed(3)
+    query, key, value, weight = leaves()
+    torch.library.opcheck(
+        torch.ops.nystromformer.nystrom_attention.default,
+        (query, key, value, MASKS["scattered"], weight, 4, 2),
+    )
+
+
+def test_output_lies_in_memory_as_the_next_layer_reads_it():
+    query, key, value, _ = leaves()
+    out = nystrom_attention(query, key, value, num_landmarks=4)
+    merged = out.transpose(1, 2).flatten(2)
+    assert merged.data_ptr() == out.data_ptr()
+
+
+@pytest.mark.parametrize("length", [512, 4096])
+def test_little_is_kept_beyond_the_inputs(length):
+    inputs = [torch.randn(1, length, 12, 64).transpose(1, 2).requires_grad_() for _ in range(3)]
+    given = {x.untyped_storage().data_ptr() for x in inputs}
+    kept: dict[int, int] = {}
+
+    def note(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        nystrom_attention(*inputs, num_landmarks=64)
+    beyond = sum(size for pointer, size in kept.items() if pointer not in given)
+    assert beyond <= 4 * 12 * 64 * 64 * 4  # four tensors of 64 rows a head, whatever the length
+
+
+def test_long_rows_in_several_passes_equal_one_pass(monkeypatch):
+    torch.manual_seed(4)
+    inputs = leaves(length=50)
+    whole = nystrom_attention(*inputs[:3], num_landmarks=4, conv_weight=inputs[3])
+    grads = torch.autograd.grad(whole.sum(), inputs)
+    monkeypatch.setattr("nystromformer.attention.cpu.CACHED_ENTRIES", 1)
+    parts = nystrom_attention(*inputs[:3], num_landmarks=4, conv_weight=inputs[3])
+    torch.testing.assert_close(parts, whole)
+    for a, b in zip(torch.autograd.grad(parts.sum(), inputs), grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_second_derivative_is_refused_in_words():
+    query, key, value, _ = leaves()
+    out = nystrom_attention(query, key, value, num_landmarks=4)
+    (first,) = torch.autograd.grad(out.sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="nystrom_attention_backward"):
+        first.sum().backward()
