@@ -1,0 +1,92 @@
+"""Several processes compute what one does, and a run may change their number and how they share."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nystromformer.cli import main
+
+from .runs import losses, on_processes
+
+# A step as small as a real run's: with larger ones Adam turns a last bit of a gradient near zero, which
+# depends on the order of a sum, into a step of the full learning rate.
+CALM = ["training.log_every=1", "training.learning_rate=3e-4", "model.hidden_dropout=0"]
+SHORT = [*CALM, "training.steps=12", "training.checkpoint_every=6", "training.validate_every=6"]
+LONG = [*CALM, "training.steps=50", "training.checkpoint_every=25", "training.validate_every=25"]
+TOLERANCE = {"rel": 0, "abs": 1e-5}
+
+
+def agree(one: Path, other: Path) -> None:
+    mine, theirs = losses(one), losses(other)
+    assert len(mine) == len(theirs)
+    for expected, found in zip(mine, theirs, strict=True):
+        # Step, MLM loss and order loss (or accuracy); the gradient norm is not averaged over tokens.
+        assert found[:3] == pytest.approx(expected[:3], **TOLERANCE)
+
+
+def go_back_to(run: Path, step: int) -> None:
+    """Forget what came after a checkpoint, as if the run had been stopped there."""
+    for checkpoint in (run / "checkpoints").glob("step-*"):
+        if int(checkpoint.name[5:]) > step:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(run / "model")
+
+
+def test_two_processes_go_on_as_one(overrides, tmp_path):
+    assert main(["pretrain", *overrides, *SHORT, "name=one"]) == 0
+    on_processes(2, [*overrides, *SHORT, "name=two"])
+    agree(tmp_path / "runs/one", tmp_path / "runs/two")
+    go_back_to(tmp_path / "runs/two", 6)
+    assert main(["pretrain", *overrides, *SHORT, "name=two"]) == 0
+    agree(tmp_path / "runs/one", tmp_path / "runs/two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_fifty_steps(overrides, tmp_path, processes, parallel):
+    changes = [*overrides, *LONG, f"training.parallel={parallel}"]
+    assert main(["pretrain", *changes, "name=one"]) == 0
+    # Two micro-batches a step, so that gradients are also added up.
+    on_processes(processes, [*changes, f"training.micro_batch_size={4 // processes}", "name=more"])
+    agree(tmp_path / "runs/one", tmp_path / "runs/more")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1, "ddp"), (2, "ddp")),
+        ((4, "ddp"), (2, "ddp")),
+        ((2, "ddp"), (2, "fsdp")),
+        ((2, "fsdp"), (1, "ddp")),
+    ],
+)
+def test_a_checkpoint_goes_on_elsewhere(overrides, tmp_path, before, after):
+    def run(name: str, processes: int, parallel: str) -> None:
+        on_processes(processes, [*overrides, *SHORT, f"name={name}", f"training.parallel={parallel}"])
+
+    run("straight", *before)
+    shutil.copytree(tmp_path / "runs/straight", tmp_path / "runs/moved")
+    go_back_to(tmp_path / "runs/moved", 6)
+    run("moved", *after)
+    agree(tmp_path / "runs/straight", tmp_path / "runs/moved")
+
+
+@pytest.mark.slow
+def test_compiled_in_place(overrides, tmp_path):
+    """The same losses within rounding, and the same names in what is saved."""
+    changes = [*overrides, *CALM, "training.steps=4"]
+    assert main(["pretrain", *changes, "name=eager"]) == 0
+    assert main(["pretrain", *changes, "name=compiled", "training.compile=true"]) == 0
+    eager, compiled = (losses(tmp_path / "runs" / name) for name in ("eager", "compiled"))
+    for expected, found in zip(eager, compiled, strict=True):
+        assert found[:3] == pytest.approx(expected[:3], abs=1e-3)
+    for file in ("model/model.safetensors", "checkpoints/step-4/model.safetensors"):
+        first, second = (load_file(tmp_path / "runs" / name / file) for name in ("eager", "compiled"))
+        assert first.keys() == second.keys()
+        assert not any("_orig_mod" in name for name in second)
+        assert all(torch.isfinite(tensor).all() for tensor in second.values())
