@@ -8,6 +8,8 @@ figure is a lower bound of what the device does, and cannot be raised by doing u
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,8 +19,8 @@ from nystromformer.model import NystromformerConfig
 TRAINING_FACTOR = 3
 """A backward pass costs two products, by the inputs and by the weights, for each of the forward's."""
 
-# Dense peak of one device, TFLOP/s, from the makers' data sheets: bf16, TF32, float32. The first name
-# that occurs in the device's own decides, so the longer names stand first.
+# Dense peak of one device, TFLOP/s, from the makers' data sheets: bf16, TF32, float32. The first entry
+# whose words the device's name holds decides, so "H100 PCIe" stands before "H100".
 _PEAK_TFLOPS = {
     "H200": (989.5, 494.7, 66.9),
     "H100 PCIe": (756.0, 378.0, 51.0),
@@ -78,7 +80,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 def peak_of(name: str, dtype: torch.dtype, *, tf32: bool = False) -> float | None:
     """The table's entry for a device's name, operations a second."""
     for known, (bf16, tensor_float, single) in _PEAK_TFLOPS.items():
-        if known.lower() in name.lower():
+        if re.search(rf"\b{known}\b", name):
             tera = bf16 if dtype == torch.bfloat16 else tensor_float if tf32 else single
             return tera * 1e12
     return None
