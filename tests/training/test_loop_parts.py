@@ -28,7 +28,7 @@ def test_several_processes_learn_the_sums_one_step_later():
         return numbers + 10
 
     accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
-    agreement = Agreement(accelerator)  # type: ignore[arg-type]
+    agreement = Agreement(accelerator)
     answers = [agreement.exchange([number]) for number in (1.0, 2.0, 3.0)]
     assert answers == [[0.0], [11.0], [12.0]]
 
