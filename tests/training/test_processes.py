@@ -1,6 +1,11 @@
 """Several processes compute what one does, and a run may change their number and how they share."""
 
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +14,7 @@ from safetensors.torch import load_file
 
 from nystromformer.cli import main
 
-from .runs import losses, on_processes
+from .runs import COMMAND, events, losses, on_processes, wait_for
 
 # A step as small as a real run's: with larger ones Adam turns a last bit of a gradient near zero, which
 # depends on the order of a sum, into a step of the full learning rate.
@@ -90,3 +95,34 @@ def test_compiled_in_place(overrides, tmp_path):
         assert first.keys() == second.keys()
         assert not any("_orig_mod" in name for name in second)
         assert all(torch.isfinite(tensor).all() for tensor in second.values())
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint(overrides, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    changes = ["training.steps=100000", "training.checkpoint_every=100000", "training.log_every=1"]
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    processes = [
+        subprocess.Popen(
+            [*COMMAND, *overrides, *changes],
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in ("0", "1")
+    ]
+    run = tmp_path / "runs/smoke"
+    wait_for(run / "metrics.jsonl", processes[0])
+    while not events(run, "train"):
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGUSR1)
+    assert [process.wait(timeout=60) for process in processes] == [128 + signal.SIGUSR1] * 2
+    assert (run / "checkpoints/latest").exists()
