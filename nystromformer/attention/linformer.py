@@ -1,0 +1,92 @@
+"""Linformer: attention to a learned projection of the keys and values (Wang et al. 2020, 2006.04768).
+
+Shapes: B rows, H heads, N positions, D head width, L longest input, P projected length; G is 1 where
+the heads share a projection, else H.
+
+    K' = E K, V' = E V  (P × N times N × D)      output = softmax(Q K'ᵀ/√D) V'
+
+One projection E for the keys and the values, as in the paper's "key-value sharing".
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
+
+
+def linformer_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    projection_GPL: Tensor,
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """Attention to P mixtures of the tokens.
+
+    The column of the projection that a token meets is its place among the row's real tokens, so a
+    row's output does not depend on the padding around it.
+
+    Args:
+        query, key, value: (B, H, N, D), N ≤ L.
+        projection_GPL: (1, P, L) shared over heads, or (H, P, L).
+        key_padding_mask: (B, N) bool, True at padding.
+
+    Returns:
+        (B, H, N, D), 0 at padded positions.
+
+    Raises:
+        ValueError: a shape or dtype is impossible, or the input is longer than the projection.
+    """
+    check_projections(query, key, value, key_padding_mask)
+    _, h, n, _ = query.shape
+    if projection_GPL.dim() != 3 or projection_GPL.shape[0] not in (1, h):
+        raise ValueError(
+            f"projection must have shape (1 or {h}, projected, longest), got {tuple(projection_GPL.shape)}"
+        )
+    if n > projection_GPL.shape[2]:
+        raise ValueError(f"{n} tokens are more than the {projection_GPL.shape[2]} of the projection")
+    query, key, value = without_padding(query, key, value, key_padding_mask)
+    if key_padding_mask is None:
+        projection_BGPN = projection_GPL[None, :, :, :n].to(key.dtype)
+    else:
+        rank_BN = ((~key_padding_mask).cumsum(dim=1) - 1).clamp(min=0)
+        # Padding is zero by now, so that the column it meets does not matter.
+        projection_BGPN = projection_GPL.to(key.dtype)[:, :, rank_BN].permute(2, 0, 1, 3)
+    out_BHND = F.scaled_dot_product_attention(query, projection_BGPN @ key, projection_BGPN @ value)
+    return zero_at_padding(out_BHND, key_padding_mask)
+
+
+class LinformerAttention(nn.Module):
+    """`linformer_attention` with its projection, the parameter `projection`.
+
+    Args:
+        num_heads: H.
+        max_positions: L, the longest input.
+        projected: P, the number of mixtures.
+        share_heads: one projection for all heads, or one each.
+    """
+
+    def __init__(
+        self, num_heads: int, max_positions: int, projected: int = 256, share_heads: bool = True
+    ) -> None:
+        super().__init__()
+        for name, count in (("max_positions", max_positions), ("projected", projected)):
+            if count < 1:
+                raise ValueError(f"{name}={count}: use at least 1")
+        self.projection = nn.Parameter(torch.empty(1 if share_heads else num_heads, projected, max_positions))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Entries from N(0, 1/P), as in the paper's theorem 1, out of torch's global generator."""
+        nn.init.normal_(self.projection, std=self.projection.shape[1] ** -0.5)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        return linformer_attention(
+            query, key, value, projection_GPL=self.projection, key_padding_mask=key_padding_mask
+        )

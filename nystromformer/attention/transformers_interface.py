@@ -1,0 +1,103 @@
+"""Nyström attention inside any bidirectional encoder of transformers.
+
+    register_attention()
+    model = AutoModel.from_pretrained("bert-base-uncased", attn_implementation="nystrom")
+
+The model keeps its weights, its projections and its masks; there is no residual convolution, whose kernel
+such a model has not learned.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from nystromformer.attention.longformer import window_attention
+from nystromformer.attention.nystrom import nystrom_attention
+
+
+def register_attention(
+    name: str = "nystrom", *, num_landmarks: int = 64, pinv_iterations: int | None = 6
+) -> None:
+    """Make `attn_implementation=name` known to transformers; again with other options replaces them.
+
+    Layers with a sliding window (ModernBERT's local ones) stay exact within their window. The dropout of
+    attention weights has no counterpart here and is not applied.
+
+    Raises:
+        ValueError: an option is impossible.
+    """
+    if num_landmarks < 1:
+        raise ValueError(f"num_landmarks={num_landmarks}: use at least 1")
+    if pinv_iterations is not None and pinv_iterations < 1:
+        raise ValueError(f"pinv_iterations={pinv_iterations}: use at least 1, or None for the exact inverse")
+    options = {"num_landmarks": num_landmarks, "pinv_iterations": pinv_iterations}
+    AttentionInterface.register(name, partial(_attention, options=options))
+    AttentionMaskInterface.register(name, _mask)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    options: dict[str, Any],
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' call: (B, H, N, D) in, (B, N, H, D) out. `attention_mask` is what `_mask` returned."""
+    kind = type(module).__name__
+    if is_causal or (is_causal is None and getattr(module, "is_causal", False)):
+        raise ValueError(f"{kind} is causal: landmarks mix all tokens, so use a bidirectional encoder")
+    if position_bias is not None:
+        raise ValueError(f"{kind} adds a bias to each pair of tokens, which landmarks cannot take")
+    if query.shape != key.shape:
+        raise ValueError(
+            f"{kind} has queries of shape {tuple(query.shape)} and keys of shape {tuple(key.shape)}: Nyström "
+            "attention needs self-attention with as many key heads as query heads"
+        )
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise ValueError(
+            "attention_mask must be (batch, tokens) with 1 at real tokens, got shape "
+            f"{tuple(attention_mask.shape)}: linear attention has no mask for each pair of tokens"
+        )
+    padding = None if attention_mask is None else ~attention_mask.to(torch.bool)
+    usual_scaling = query.shape[-1] ** -0.5
+    if scaling is not None and abs(scaling - usual_scaling) > 1e-9:
+        query = query * (scaling / usual_scaling)
+    if sliding_window is not None:
+        # transformers counts the token itself: |i − j| < sliding_window.
+        window = 2 * sliding_window - 1
+        out_BHND = window_attention(query, key, value, window=window, key_padding_mask=padding)
+    else:
+        out_BHND = nystrom_attention(query, key, value, key_padding_mask=padding, **options)
+    return out_BHND.transpose(1, 2).contiguous(), None
+
+
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    *,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    **_: Any,
+) -> Tensor | None:
+    """The 2-D mask as it is, (B, N) bool, True at real tokens; None where all are known to be real."""
+    if use_vmap:
+        raise ValueError("this model masks single pairs of tokens, which landmarks cannot take")
+    if attention_mask is None:
+        return None
+    attention_mask = attention_mask[:, -kv_length:]
+    # On a GPU the look would wait for the device.
+    looked_up = attention_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return None if looked_up and attention_mask.all() else attention_mask
