@@ -129,7 +129,7 @@ def load_latest(
                 warnings.warn(f"{complaint}: going back to the checkpoint before", stacklevel=2)
             continue
         try:
-            load_weights(model, load_file(checkpoint / "model.safetensors", str(accelerator.device)))
+            load_weights(model, load_file(checkpoint / "model.safetensors"))
             load_moments(optimizer, _load(checkpoint / "optimizer.pt", accelerator.device))
         except (RuntimeError, ValueError, LookupError):  # the file is whole, so the model differs
             raise UserError(

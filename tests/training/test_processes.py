@@ -71,14 +71,15 @@ def test_fifty_steps(overrides, tmp_path, processes, parallel):
     ],
 )
 def test_a_checkpoint_goes_on_elsewhere(overrides, tmp_path, before, after):
-    def run(name: str, processes: int, parallel: str) -> None:
-        on_processes(processes, [*overrides, *SHORT, f"name={name}", f"training.parallel={parallel}"])
+    def run(processes: int, parallel: str) -> None:
+        on_processes(processes, [*overrides, *SHORT, f"training.parallel={parallel}"])
 
-    run("straight", *before)
-    shutil.copytree(tmp_path / "runs/straight", tmp_path / "runs/moved")
-    go_back_to(tmp_path / "runs/moved", 6)
-    run("moved", *after)
-    agree(tmp_path / "runs/straight", tmp_path / "runs/moved")
+    run(*before)
+    shutil.copytree(tmp_path / "runs/smoke", tmp_path / "runs/straight")
+    go_back_to(tmp_path / "runs/smoke", 6)
+    run(*after)
+    assert (tmp_path / "runs/smoke/model").exists()
+    agree(tmp_path / "runs/straight", tmp_path / "runs/smoke")
 
 
 @pytest.mark.slow
