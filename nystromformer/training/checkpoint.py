@@ -130,7 +130,7 @@ def load_latest(
             continue
         try:
             load_weights(model, load_file(checkpoint / "model.safetensors"))
-            load_moments(optimizer, _load(checkpoint / "optimizer.pt", accelerator.device))
+            load_moments(optimizer, _load(checkpoint / "optimizer.pt"))
         except (RuntimeError, ValueError, LookupError):  # the file is whole, so the model differs
             raise UserError(
                 f"{checkpoint} is of a model of another shape: write the model settings that it was trained "
@@ -138,7 +138,7 @@ def load_latest(
             ) from None
         random_state = checkpoint / f"random-{accelerator.process_index}.pt"
         if random_state.exists():
-            _restore_random_state(_load(random_state, torch.device("cpu")))
+            _restore_random_state(_load(random_state))
         else:  # the run goes on with more processes than it had
             torch.manual_seed(step * 1_000_003 + accelerator.process_index)
         state = json.loads((checkpoint / "state.json").read_text())
@@ -224,8 +224,9 @@ def _save(content: Any, path: Path) -> None:
             raise (reason if isinstance(reason, OSError) else OSError(str(error))) from None
 
 
-def _load(path: Path, device: torch.device) -> Any:
-    return torch.load(path, map_location=device, weights_only=True)
+def _load(path: Path) -> Any:
+    """To ordinary memory, whose name does not vary; the optimizer moves its moments itself."""
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _random_state() -> dict[str, torch.Tensor]:
