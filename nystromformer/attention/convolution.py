@@ -11,6 +11,8 @@ convolution on a CPU takes about as long as the attention itself:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,45 +70,54 @@ def sum_of_diagonals(band_HTW: Tensor) -> Tensor:
     return skewed_HTW[:, :, : width - t + 1].sum(dim=1)
 
 
-def convolve(value_GND: Tensor, band_GTW: Tensor) -> Tensor:
-    """The convolution of some heads, without copying their windows, (G, N, D)."""
+def add_convolution(out_GND: Tensor, value_GND: Tensor, band_GTW: Tensor) -> None:
+    """Add the convolution of some heads to `out`, without copying their windows."""
     g, n, d = value_GND.shape
-    _, t, width = band_GTW.shape
-    padded_GPD = _padded(value_GND, width - t + 1, t)
-    c = -(-n // t)
-    out_GCTD = value_GND.new_empty(g, c, t, d)
-    for head in range(g):
-        torch.bmm(
-            band_GTW[head].expand(c, t, width), _windows(padded_GPD[head], t, width), out=out_GCTD[head]
-        )
-    return out_GCTD.view(g, c * t, d)[:, :n]
+    _, t, _ = band_GTW.shape
+    for first, windows_GCWD in _windows(value_GND, band_GTW):
+        c, width = windows_GCWD.shape[1:3]
+        start, stop = first * t, min(n, (first + c) * t)
+        for head in range(g):
+            sums_CTD = torch.bmm(band_GTW[head].expand(c, t, width), windows_GCWD[head])
+            out_GND[head, start:stop] += sums_CTD.view(c * t, d)[: stop - start]
 
 
-def convolve_backward(grad_GND: Tensor, value_GND: Tensor, band_GTW: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `convolve` with respect to the values, (G, N, D), and to the bands, (G, T, W)."""
-    g, n, d = value_GND.shape
-    _, t, width = band_GTW.shape
+def add_convolution_backward(
+    grad_value_GND: Tensor, grad_band_GTW: Tensor, grad_out_GND: Tensor, value_GND: Tensor, band_GTW: Tensor
+) -> None:
+    """Add the gradients of the convolution with respect to the values and to the bands."""
     # A token hands its gradient back to where its value came from: the kernel turned round.
-    flipped_GTW = band_GTW.flip(1, 2)
-    padded_GPD = _padded(value_GND, width - t + 1, t)
-    c = -(-n // t)
-    grad_GCTD = F.pad(grad_GND, (0, 0, 0, c * t - n)).view(g, c, t, d)
-    grad_band_GTW = torch.empty_like(band_GTW)
-    for head in range(g):
-        products_CTW = torch.bmm(grad_GCTD[head], _windows(padded_GPD[head], t, width).mT)
-        torch.sum(products_CTW, dim=0, out=grad_band_GTW[head])
-    return convolve(grad_GND, flipped_GTW), grad_band_GTW
+    add_convolution(grad_value_GND, grad_out_GND, band_GTW.flip(1, 2))
+    g, n, d = value_GND.shape
+    _, t, _ = band_GTW.shape
+    for first, windows_GCWD in _windows(value_GND, band_GTW):
+        c = windows_GCWD.shape[1]
+        start, stop = first * t, min(n, (first + c) * t)
+        blocks_GND = grad_out_GND[:, start:stop]
+        if stop - start < c * t:
+            blocks_GND = F.pad(blocks_GND, (0, 0, 0, c * t - (stop - start)))
+        for head in range(g):
+            products_CTW = torch.bmm(blocks_GND[head].unflatten(0, (c, t)), windows_GCWD[head].mT)
+            grad_band_GTW[head] += products_CTW.sum(dim=0)
+
+
+def _windows(value_GND: Tensor, band_GTW: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first block, (G, C, W, D)): a view of the blocks inside, padded copies of those at the ends."""
+    n, (_, t, width) = value_GND.shape[1], band_GTW.shape
+    half, blocks = (width - t) // 2, -(-n // t)
+    inside = range(-(-half // t), (n - half) // t)
+    if not inside:
+        inside = range(blocks, blocks)
+    for first, last in ((0, inside.start), (inside.start, inside.stop), (inside.stop, blocks)):
+        low, high = first * t - half, last * t + half
+        if first < last:
+            part_GPD = value_GND[:, max(low, 0) : min(high, n)]
+            if low < 0 or high > n:
+                part_GPD = F.pad(part_GPD, (0, 0, max(-low, 0), max(high - n, 0)))
+            yield first, part_GPD.unfold(1, width, t).mT
 
 
 def _padded(x: Tensor, kernel: int, block: int) -> Tensor:
-    """Zeros around the positions: half a kernel before, half after the last whole block; contiguous."""
+    """Zeros around the positions: half a kernel before, half after the last whole block."""
     n, half = x.shape[-2], kernel // 2
-    return F.pad(x, (0, 0, half, half + -n % block)).contiguous()  # pad by nothing keeps the strides
-
-
-def _windows(padded_PD: Tensor, block: int, width: int) -> Tensor:
-    """(C, W, D): each block's window, a view."""
-    p, d = padded_PD.shape
-    return padded_PD.as_strided(
-        ((p - width) // block + 1, width, d), (block * d, d, 1), padded_PD.storage_offset()
-    )
+    return F.pad(x, (0, 0, half, half + -n % block))

@@ -13,13 +13,18 @@ The operators are opaque to torch.compile, which keeps the loop over the rows ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nystromformer.attention.convolution import banded, convolve, convolve_backward, sum_of_diagonals
+from nystromformer.attention.convolution import (
+    add_convolution,
+    add_convolution_backward,
+    banded,
+    sum_of_diagonals,
+)
 from nystromformer.attention.pseudoinverse import iterate, iterate_backward
 
 CACHED_ENTRIES = 2**20
@@ -49,9 +54,14 @@ def nystrom_attention_on_cpu(
 
 
 def _forward_pass(
-    query_GnD: Tensor, key_GnD: Tensor, value_GnD: Tensor, num_landmarks: int, iterations: int
+    out_GnD: Tensor,
+    query_GnD: Tensor,
+    key_GnD: Tensor,
+    value_GnD: Tensor,
+    num_landmarks: int,
+    iterations: int,
 ) -> tuple[Tensor, ...]:
-    """F̃ Z B̃ V, and what the backward pass needs of it: Q̃, K̃, Z and B̃ V."""
+    """Write F̃ Z B̃ V to `out`; returns what the backward pass needs: Q̃, K̃, Z and B̃ V."""
     scale = query_GnD.shape[-1] ** -0.5
     query_GMD = row_segment_means(query_GnD, num_landmarks)  # Q̃
     key_GMD = row_segment_means(key_GnD, num_landmarks)  # K̃
@@ -59,11 +69,12 @@ def _forward_pass(
     inverse_GMM = iterate(_attention_matrix(scaled_query_GMD, key_GMD), iterations)  # Z
     gathered_GMD = torch.bmm(_attention_matrix(scaled_query_GMD, key_GnD), value_GnD)  # B̃ V
     mixed_GMD = torch.bmm(inverse_GMM, gathered_GMD)  # Z B̃ V
-    out_GnD = torch.bmm(_attention_matrix(query_GnD, scaled_key_GMD), mixed_GMD)  # F̃ Z B̃ V
-    return out_GnD, query_GMD, key_GMD, inverse_GMM, gathered_GMD
+    torch.bmm(_attention_matrix(query_GnD, scaled_key_GMD), mixed_GMD, out=out_GnD)  # F̃ Z B̃ V
+    return query_GMD, key_GMD, inverse_GMM, gathered_GMD
 
 
 def _backward_pass(
+    grads_GnD: Sequence[Tensor],
     grad_out_GnD: Tensor,
     query_GnD: Tensor,
     key_GnD: Tensor,
@@ -73,8 +84,9 @@ def _backward_pass(
     inverse_GMM: Tensor,
     gathered_GMD: Tensor,
     iterations: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to the queries, keys and values: `_forward_pass` read from its end."""
+) -> None:
+    """Write the gradients of the queries, keys and values: `_forward_pass` read from its end."""
+    grad_query_GnD, grad_key_GnD, grad_value_GnD = grads_GnD
     scale = query_GnD.shape[-1] ** -0.5
     scaled_query_GMD, scaled_key_GMD = query_GMD * scale, key_GMD * scale
     # out = F̃ X, with X = Z Y and Y = B̃ V
@@ -82,7 +94,7 @@ def _backward_pass(
     factor_GnM = _attention_matrix(query_GnD, scaled_key_GMD)  # F̃
     grad_mixed_GMD = torch.bmm(factor_GnM.mT, grad_out_GnD)
     grad_scores_GnM = _softmax_backward(torch.bmm(grad_out_GnD, mixed_GMD.mT), factor_GnM)
-    grad_query_GnD = torch.bmm(grad_scores_GnM, scaled_key_GMD)
+    torch.bmm(grad_scores_GnM, scaled_key_GMD, out=grad_query_GnD)
     grad_key_GMD = torch.bmm(grad_scores_GnM.mT, query_GnD)  # of K̃ · scale
     # X = Z Y
     grad_inverse_GMM = torch.bmm(grad_mixed_GMD, gathered_GMD.mT)
@@ -95,32 +107,33 @@ def _backward_pass(
     grad_key_GMD.baddbmm_(grad_scores_GMM.mT, query_GMD)
     # Y = B̃ V
     factor_GMn = _attention_matrix(scaled_query_GMD, key_GnD)  # B̃
-    grad_value_GnD = torch.bmm(factor_GMn.mT, grad_gathered_GMD)
+    torch.bmm(factor_GMn.mT, grad_gathered_GMD, out=grad_value_GnD)
     grad_scores_GMn = _softmax_backward(torch.bmm(grad_gathered_GMD, value_GnD.mT), factor_GMn)
     grad_query_GMD.baddbmm_(grad_scores_GMn, key_GnD)
-    grad_key_GnD = torch.bmm(grad_scores_GMn.mT, scaled_query_GMD)
+    torch.bmm(grad_scores_GMn.mT, scaled_query_GMD, out=grad_key_GnD)
     # Q̃ and K̃ are means
     _add_to_segments(grad_query_GnD, grad_query_GMD.mul_(scale))
     _add_to_segments(grad_key_GnD, grad_key_GMD.mul_(scale))
-    return grad_query_GnD, grad_key_GnD, grad_value_GnD
 
 
-def _exact_forward_pass(query_GnD: Tensor, key_GnD: Tensor, value_GnD: Tensor) -> Tensor:
+def _exact_forward_pass(out_GnD: Tensor, query_GnD: Tensor, key_GnD: Tensor, value_GnD: Tensor) -> None:
     """Exact attention, for a row of at most M tokens."""
     scaled_query_GnD = query_GnD * query_GnD.shape[-1] ** -0.5
-    return torch.bmm(_attention_matrix(scaled_query_GnD, key_GnD), value_GnD)
+    torch.bmm(_attention_matrix(scaled_query_GnD, key_GnD), value_GnD, out=out_GnD)
 
 
 def _exact_backward_pass(
-    grad_out_GnD: Tensor, query_GnD: Tensor, key_GnD: Tensor, value_GnD: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    grads_GnD: Sequence[Tensor], grad_out_GnD: Tensor, query_GnD: Tensor, key_GnD: Tensor, value_GnD: Tensor
+) -> None:
+    grad_query_GnD, grad_key_GnD, grad_value_GnD = grads_GnD
     scale = query_GnD.shape[-1] ** -0.5
     scaled_query_GnD = query_GnD * scale
     matrix_Gnn = _attention_matrix(scaled_query_GnD, key_GnD)
-    grad_value_GnD = torch.bmm(matrix_Gnn.mT, grad_out_GnD)
+    torch.bmm(matrix_Gnn.mT, grad_out_GnD, out=grad_value_GnD)
     grad_scores_Gnn = _softmax_backward(torch.bmm(grad_out_GnD, value_GnD.mT), matrix_Gnn)
-    grad_query_GnD = torch.bmm(grad_scores_Gnn, key_GnD).mul_(scale)
-    return grad_query_GnD, torch.bmm(grad_scores_Gnn.mT, scaled_query_GnD), grad_value_GnD
+    torch.bmm(grad_scores_Gnn, key_GnD, out=grad_query_GnD)
+    grad_query_GnD *= scale
+    torch.bmm(grad_scores_Gnn.mT, scaled_query_GnD, out=grad_key_GnD)
 
 
 def _attention_matrix(scaled_query: Tensor, key: Tensor) -> Tensor:
@@ -130,8 +143,10 @@ def _attention_matrix(scaled_query: Tensor, key: Tensor) -> Tensor:
 
 
 def _softmax_backward(grad_matrix: Tensor, matrix: Tensor) -> Tensor:
-    """Gradient of the scores from that of their softmax."""
-    return torch.ops.aten._softmax_backward_data(grad_matrix, matrix, -1, matrix.dtype)
+    """Gradient of the scores from that of their softmax, written over the latter."""
+    return torch.ops.aten._softmax_backward_data.out(
+        grad_matrix, matrix, -1, matrix.dtype, grad_input=grad_matrix
+    )
 
 
 def row_segment_means(x_GnD: Tensor, num_landmarks: int) -> Tensor:
@@ -190,11 +205,19 @@ class _Row:
             return self.span(x_BHND, heads).to(dtype)
         return x_BHND[self.index, heads].index_select(1, self.tokens_n).to(dtype)
 
+    def room(self, x_BHND: Tensor, heads: slice, dtype: torch.dtype) -> Tensor:
+        """(G, n, D) to compute into: x itself where it can be."""
+        span_GND = self.span(x_BHND, heads)
+        if self.tokens_n is None and x_BHND.dtype == dtype:
+            return span_GND
+        return torch.empty(len(span_GND), self.size, x_BHND.shape[3], dtype=dtype, device=x_BHND.device)
+
     def write(self, x_BHND: Tensor, heads: slice, new_GnD: Tensor) -> None:
-        if self.tokens_n is None:
-            self.span(x_BHND, heads).copy_(new_GnD)
-        else:
+        """Put what was computed in `room` into x."""
+        if self.tokens_n is not None:
             x_BHND[self.index, heads].index_copy_(1, self.tokens_n, new_GnD.to(x_BHND.dtype))
+        elif x_BHND.dtype != new_GnD.dtype:
+            self.span(x_BHND, heads).copy_(new_GnD)
 
     def spread(self, x_GnD: Tensor) -> Tensor:
         """From the real tokens to the positions of the span, zeros between: (G, length, D)."""
@@ -261,14 +284,18 @@ def _nystrom_attention(
     with torch.autocast("cpu", enabled=False):
         for row, heads in _passes(query, key_padding_mask, m):
             q_GnD, k_GnD, v_GnD = (row.read(x, heads, dtype) for x in (query, key, value))
+            out_GnD = row.room(out_BHND, heads, dtype)
             if row.size <= m:
-                out_GnD = _exact_forward_pass(q_GnD, k_GnD, v_GnD)
+                _exact_forward_pass(out_GnD, q_GnD, k_GnD, v_GnD)
             else:
-                out_GnD, *factors = _forward_pass(q_GnD, k_GnD, v_GnD, m, iterations)
+                factors = _forward_pass(out_GnD, q_GnD, k_GnD, v_GnD, m, iterations)
                 for kept_BHMX, factor_GMX in zip(kept, factors, strict=True):
                     kept_BHMX[row.index, heads] = factor_GMX
             if band_HTW is not None:
-                out_GnD += row.gather(convolve(row.spread(v_GnD), band_HTW[heads]))
+                # Distances are counted in positions: padding between tokens is a zero value.
+                out_GND = row.spread(out_GnD)
+                add_convolution(out_GND, row.spread(v_GnD), band_HTW[heads])
+                out_GnD = row.gather(out_GND)
             row.write(out_BHND, heads, out_GnD)
     return out_BHND, *kept
 
@@ -307,10 +334,12 @@ def _nystrom_attention_backward(
         for row, heads in _passes(query, key_padding_mask, m):
             grad_out_GnD = row.read(grad_out, heads, dtype)
             q_GnD, k_GnD, v_GnD = (row.read(x, heads, dtype) for x in (query, key, value))
+            new_GnD = [row.room(grad, heads, dtype) for grad in grads]
             if row.size <= m:
-                new = _exact_backward_pass(grad_out_GnD, q_GnD, k_GnD, v_GnD)
+                _exact_backward_pass(new_GnD, grad_out_GnD, q_GnD, k_GnD, v_GnD)
             else:
-                new = _backward_pass(
+                _backward_pass(
+                    new_GnD,
                     grad_out_GnD,
                     q_GnD,
                     k_GnD,
@@ -322,13 +351,17 @@ def _nystrom_attention_backward(
                     iterations,
                 )
             if band_HTW is not None and grad_band_HTW is not None:
-                grad_value_GND, grad_band_GTW = convolve_backward(
-                    row.spread(grad_out_GnD), row.spread(v_GnD), band_HTW[heads]
+                grad_value_GND = row.spread(new_GnD[2])
+                add_convolution_backward(
+                    grad_value_GND,
+                    grad_band_HTW[heads],
+                    row.spread(grad_out_GnD),
+                    row.spread(v_GnD),
+                    band_HTW[heads],
                 )
-                new[2].add_(row.gather(grad_value_GND))
-                grad_band_HTW[heads] += grad_band_GTW
-            for grad_BHND, new_GnD in zip(grads, new, strict=True):
-                row.write(grad_BHND, heads, new_GnD)
+                new_GnD[2] = row.gather(grad_value_GND)
+            for grad_BHND, grad_GnD in zip(grads, new_GnD, strict=True):
+                row.write(grad_BHND, heads, grad_GnD)
     if conv_weight is None or grad_band_HTW is None:
         return *grads, query.new_empty(0)
     return *grads, sum_of_diagonals(grad_band_HTW).view_as(conv_weight).to(conv_weight.dtype)

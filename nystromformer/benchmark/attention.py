@@ -1,0 +1,179 @@
+"""`nystromformer benchmark what=attention`: one attention module beside the peers, over lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nystromformer.benchmark.contenders import FUSED, OURS, PADDED, PEERS, SCATTERED, TRANSFORMERS, contenders
+from nystromformer.benchmark.machine import machine
+from nystromformer.benchmark.measure import Measurement, measure
+from nystromformer.errors import UserError
+from nystromformer.settings.benchmark import BenchmarkSettings
+
+SCALING = (2048, 16384)
+"""At one sequence each, how much longer the second takes: linear would be 8 times."""
+
+
+def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
+    """Measure every contender at every length; print the table and write it to the folder.
+
+    Returns:
+        What the JSON file holds: seconds, bytes and ratios by length and contender.
+
+    Raises:
+        UserError: the device is missing, the folder cannot be written, or memory runs out.
+    """
+    device = _device(settings.device)
+    folder = Path(settings.folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder={settings.folder} cannot be made: {error.strerror}") from error
+    started = time.perf_counter()
+    table: dict[int, dict[str, Measurement]] = {}
+    for length in settings.lengths:
+        print(f"{length} tokens", flush=True)
+        try:
+            table[length] = measure(contenders(settings, length, device), settings.repeats, device)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise UserError(
+                f"{length} tokens do not fit into memory: write a smaller tokens= or largest_matrix="
+            ) from error
+    result = {
+        "machine": machine(device),
+        "settings": dataclasses.asdict(settings),
+        "lengths": {length: _as_json(table[length]) for length in table},
+        "scaling": _scaling(settings, device),
+        "seconds": time.perf_counter() - started,
+    }
+    text = as_markdown(result)
+    print(text)
+    stem = folder / f"attention_{device.type}"
+    try:
+        stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        stem.with_suffix(".md").write_text(text, encoding="utf-8")
+        plot(result, stem.with_suffix(".png"))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
+    print(f"{stem}.md, .json, .png")
+    return result
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: PyTorch finds no GPU here: write device=cpu")
+    return torch.device(name)
+
+
+def _as_json(row: dict[str, Measurement]) -> dict[str, Any]:
+    return {
+        name: {
+            "forward_seconds": found.forward.seconds,
+            "forward_median": found.forward.median,
+            "training_seconds": found.training.seconds,
+            "training_median": found.training.median,
+            "kept_bytes": found.kept,
+            "peak_bytes": found.peak,
+        }
+        for name, found in row.items()
+    }
+
+
+def _scaling(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any] | None:
+    if not set(SCALING) <= set(settings.lengths):
+        return None
+    one = dataclasses.replace(settings, tokens=1)
+    pair = []
+    for length in SCALING:
+        (ours, *_) = contenders(one, length, device)
+        pair.append(dataclasses.replace(ours, name=str(length)))
+    found = measure(pair, settings.repeats, device)
+    medians = {name: found[name].training.median for name in found}
+    short, long = (medians[str(length)] for length in SCALING)
+    return {"lengths": list(SCALING), "training_median": medians, "ratio": long / short}
+
+
+def ratios(row: dict[str, Any]) -> dict[str, float]:
+    """What the targets speak of, at one length; below 1 in time means slower than the other."""
+    ours = row[OURS]
+    peer = min(row[name]["training_median"] for name in PEERS if name in row)
+    return {
+        "times faster than the fastest Nyström peer": peer / ours["training_median"],
+        "times faster than fused exact attention": row[FUSED]["training_median"] / ours["training_median"],
+        "kept bytes of transformers'": ours["kept_bytes"] / row[TRANSFORMERS]["kept_bytes"],
+        "time with the last 25 % padding": row[PADDED]["training_median"] / ours["training_median"],
+        "time with scattered 25 % padding": row[SCATTERED]["training_median"] / ours["training_median"],
+    }
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The page of results."""
+    settings, rows = result["settings"], result["lengths"]
+    kernel = f"kernel {settings['kernel']}" if settings["kernel"] else "no convolution"
+    lines = [
+        f"# Attention on {result['machine']['device']}",
+        "",
+        f"Measured by `nystromformer benchmark what=attention` in {result['seconds'] / 60:.1f} minutes: "
+        f"{settings['tokens']} tokens a batch (at least one sequence), {settings['heads']} heads of "
+        f"{settings['head_dim']}, {settings['landmarks']} landmarks, {kernel}, {settings['dtype']}; all in "
+        f"turn, medians of {settings['repeats']}. Projections are left out everywhere; exact attention has no "
+        "convolution.",
+        "",
+        *(f"- {name}: {value}" for name, value in result["machine"].items()),
+    ]
+    for title, key, scale in (
+        ("Forward and backward, ms", "training_median", 1e3),
+        ("Forward alone, ms", "forward_median", 1e3),
+        ("Kept for the backward pass beyond the inputs, MB", "kept_bytes", 1e-6),
+        ("Peak of the allocator beyond the inputs, MB", "peak_bytes", 1e-6),
+    ):
+        names = list(dict.fromkeys(name for row in rows.values() for name in row))
+        cells = {name: [row.get(name, {}).get(key) for row in rows.values()] for name in names}
+        if all(cell is None for row in cells.values() for cell in row):
+            continue
+        shown = {name: ["–" if x is None else f"{x * scale:.1f}" for x in row] for name, row in cells.items()}
+        lines += ["", f"## {title}", "", *_table(rows, shown)]
+    named = [ratios(row) for row in rows.values()]
+    shown = {name: [f"{row[name]:.2f}" for row in named] for name in named[0]}
+    lines += ["", "## Ratios, forward and backward", "", *_table(rows, shown)]
+    if result["scaling"]:
+        short, long = result["scaling"]["lengths"]
+        ratio = result["scaling"]["ratio"]
+        lines += ["", f"One sequence of {long} tokens takes {ratio:.2f} times as long as one of {short}."]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: dict[Any, Any], shown: dict[str, list[str]]) -> list[str]:
+    head = ["", *(str(length) for length in rows)]
+    ruler = ["---", *("---:" for _ in rows)]
+    body = [[name, *cells] for name, cells in shown.items()]
+    return [f"| {' | '.join(line)} |" for line in (head, ruler, *body)]
+
+
+def plot(result: dict[str, Any], file: Path) -> None:
+    """Time over length, both logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    rows = result["lengths"]
+    for name in dict.fromkeys(name for row in rows.values() for name in row):
+        lengths = [length for length, row in rows.items() if name in row]
+        axes.plot(lengths, [1e3 * rows[n][name]["training_median"] for n in lengths], "o-", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(list(rows), [str(length) for length in rows])
+    axes.set_xlabel(f"tokens of a sequence (a batch has {result['settings']['tokens']})")
+    axes.set_ylabel("forward and backward, ms")
+    axes.set_title(f"Attention on {result['machine']['device']}, {result['settings']['dtype']}")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)
