@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nystromformer.attention import nystrom_attention
+    from nystromformer.attention.transformers_interface import register_attention
     from nystromformer.model import (
         NystromformerConfig,
         NystromformerForMaskedLM,
@@ -25,6 +26,7 @@ _HOMES = {
     "NystromformerForSequenceClassification": "nystromformer.model",
     "NystromformerModel": "nystromformer.model",
     "nystrom_attention": "nystromformer.attention",
+    "register_attention": "nystromformer.attention.transformers_interface",
 }
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "NystromformerForSequenceClassification",
     "NystromformerModel",
     "nystrom_attention",
+    "register_attention",
 ]
 
 

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
+from nystromformer.settings.benchmark import BenchmarkSettings
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Command:
     """One word after `nystromformer`."""
 
     summary: str
-    run: Callable[[PretrainSettings], None]
+    run: Callable[[Any], None]
+    """Takes the command's own settings, see `settings.compose.SCHEMAS`."""
     examples: Sequence[str]
 
 
@@ -44,6 +46,13 @@ def run_pretrain(settings: PretrainSettings) -> None:
     pretrain(settings)
 
 
+def run_benchmark(settings: BenchmarkSettings) -> None:
+    """Measure on this machine and write the table."""
+    from nystromformer.benchmark import benchmark
+
+    benchmark(settings)
+
+
 COMMANDS = {
     "prepare": Command(
         "Corpus to tokenizer to pretraining examples on disk, with a manifest.",
@@ -62,6 +71,15 @@ COMMANDS = {
             "nystromformer pretrain experiment=small_512 tracking=wandb",
             "nystromformer pretrain debug=smoke",
             "accelerate launch -m nystromformer pretrain experiment=base_512",
+        ),
+    ),
+    "benchmark": Command(
+        "Time and memory of this project's attention beside the peers', on this machine.",
+        run_benchmark,
+        (
+            "nystromformer benchmark",
+            "nystromformer benchmark 'lengths=[1024,4096]' repeats=9 folder=measured",
+            "nystromformer benchmark device=cuda dtype=bfloat16 tokens=65536",
         ),
     ),
 }

@@ -124,8 +124,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"Measured by `nystromformer benchmark what=attention` in {result['seconds'] / 60:.1f} minutes: "
         f"{settings['tokens']} tokens a batch (at least one sequence), {settings['heads']} heads of "
         f"{settings['head_dim']}, {settings['landmarks']} landmarks, {kernel}, {settings['dtype']}; all in "
-        f"turn, medians of {settings['repeats']}. Projections are left out everywhere; exact attention has no "
-        "convolution.",
+        f"turn, medians of {settings['repeats']}. Projections are left out everywhere; exact attention has "
+        "no convolution.",
         "",
         *(f"- {name}: {value}" for name, value in result["machine"].items()),
     ]

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.landmarks import Segments
+from nystromformer.attention.linformer import LinformerAttention
+from nystromformer.attention.longformer import longformer_attention
 from nystromformer.attention.nystrom import nystrom_attention
+from nystromformer.attention.performer import PerformerAttention
 from nystromformer.attention.softmax import softmax_attention
 from nystromformer.model.configuration import NystromformerConfig
 
@@ -29,11 +32,24 @@ class NystromformerSelfAttention(nn.Module):
         self.mechanism = config.attention
         self.num_heads = config.num_attention_heads
         self.num_landmarks = config.num_landmarks
+        self.landmarks = config.landmarks
         self.pinv_iterations = config.pinv_iterations
+        self.window = config.longformer_window
         self.attention_dropout = config.attention_probs_dropout_prob
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.attention == "linformer":
+            self.linformer = LinformerAttention(
+                config.num_attention_heads,
+                config.max_position_embeddings,
+                config.linformer_projected,
+                config.linformer_share_heads,
+            )
+        elif config.attention == "performer":
+            self.performer = PerformerAttention(
+                config.hidden_size // config.num_attention_heads, config.performer_features
+            )
         self.conv = (
             ResidualConvolution(config.num_attention_heads, config.conv_kernel_size)
             if config.conv_kernel_size is not None
@@ -56,22 +72,29 @@ class NystromformerSelfAttention(nn.Module):
                 num_landmarks=self.num_landmarks,
                 key_padding_mask=padding_mask,
                 pinv_iterations=self.pinv_iterations,
+                landmarks=self.landmarks,
                 conv_weight=kernel,
                 segments=segments,
             )
         else:
-            out = softmax_attention(
-                query,
-                key,
-                value,
-                key_padding_mask=padding_mask,
-                dropout=self.attention_dropout if self.training else 0.0,
-            )
+            out = self._another_mechanism(query, key, value, padding_mask)
             if kernel is not None:
                 if padding_mask is not None:
                     value = value.masked_fill(padding_mask[:, None, :, None], 0)
                 out = out + residual_convolution(value, kernel)
         return out.transpose(1, 2).flatten(2)
+
+    def _another_mechanism(
+        self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None
+    ) -> Tensor:
+        if self.mechanism == "linformer":
+            return self.linformer(query, key, value, key_padding_mask=padding_mask)
+        if self.mechanism == "longformer":
+            return longformer_attention(query, key, value, window=self.window, key_padding_mask=padding_mask)
+        if self.mechanism == "performer":
+            return self.performer(query, key, value, key_padding_mask=padding_mask)
+        dropout = self.attention_dropout if self.training else 0.0
+        return softmax_attention(query, key, value, key_padding_mask=padding_mask, dropout=dropout)
 
     def segments(self, padding_mask: Tensor | None) -> Segments | None:
         """What all layers share about a batch's padding; None where nothing needs it."""
@@ -79,19 +102,26 @@ class NystromformerSelfAttention(nn.Module):
             return None
         if padding_mask.shape[1] <= self.num_landmarks:
             return None
+        if padding_mask.device.type == "cpu":  # where rows are computed one by one, without their padding
+            return None
         return Segments.of(padding_mask, self.num_landmarks)
 
     def branch(self, real_tokens: int) -> str:
-        """What this layer computes for a row of so many real tokens: `nystrom` or `exact`."""
-        exact = self.mechanism == "softmax" or real_tokens <= self.num_landmarks
-        return "exact" if exact else "nystrom"
+        """What this layer computes for a row of so many real tokens: `exact`, or the mechanism's name."""
+        if self.mechanism == "softmax":
+            return "exact"
+        if self.mechanism == "nystrom" and real_tokens <= self.num_landmarks:
+            return "exact"
+        return self.mechanism
 
     def extra_repr(self) -> str:
         if self.mechanism == "softmax":
             return "exact attention"
+        if self.mechanism != "nystrom":
+            return f"{self.mechanism} attention"
         return (
-            f"Nyström attention with {self.num_landmarks} landmarks; exact for rows of at most "
-            f"{self.num_landmarks} tokens"
+            f"Nyström attention with {self.num_landmarks} landmarks ({self.landmarks}); exact for rows of at "
+            f"most {self.num_landmarks} tokens"
         )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-ATTENTIONS = ("nystrom", "softmax")
+ATTENTIONS = ("nystrom", "softmax", "linformer", "longformer", "performer")
+LANDMARKS = ("segment_means", "uniform", "kmeans")
 
 
 class NystromformerConfig(PreTrainedConfig):
@@ -18,9 +19,15 @@ class NystromformerConfig(PreTrainedConfig):
     (it then computes exact attention plus the convolution).
 
     Args:
-        attention: `nystrom`, or `softmax` for exact attention (BERT's).
+        attention: `nystrom`; `softmax` for exact attention (BERT's); or `linformer`, `longformer`,
+            `performer`, the other rows of the paper's efficiency table.
         num_landmarks: landmarks of Nyström attention.
-        pinv_iterations: steps of its iterative inverse.
+        landmarks: how they are chosen: `segment_means`, `uniform` or `kmeans`.
+        pinv_iterations: steps of its iterative inverse; None for the exact pseudoinverse.
+        linformer_projected: how many mixtures of tokens Linformer attends to.
+        linformer_share_heads: one projection a layer for all heads, or one a head.
+        longformer_window: positions that a token of Longformer sees, itself in the middle, odd.
+        performer_features: random features of Performer.
         conv_kernel_size: width of the residual convolution over the values, odd; None for none.
         max_position_embeddings: longest input, special tokens included.
         attention_probs_dropout_prob: dropout on the attention matrix; exact attention only.
@@ -37,7 +44,12 @@ class NystromformerConfig(PreTrainedConfig):
         intermediate_size: int = 3072,
         attention: str = "nystrom",
         num_landmarks: int = 64,
-        pinv_iterations: int = 6,
+        landmarks: str = "segment_means",
+        pinv_iterations: int | None = 6,
+        linformer_projected: int = 256,
+        linformer_share_heads: bool = True,
+        longformer_window: int = 257,
+        performer_features: int = 256,
         conv_kernel_size: int | None = 33,
         hidden_act: str = "gelu_new",
         hidden_dropout_prob: float = 0.1,
@@ -54,6 +66,8 @@ class NystromformerConfig(PreTrainedConfig):
         kwargs.pop("segment_means_seq_len", None)
         if attention not in ATTENTIONS:
             raise ValueError(f"attention={attention!r} is unknown: use one of {', '.join(ATTENTIONS)}")
+        if landmarks not in LANDMARKS:
+            raise ValueError(f"landmarks={landmarks!r} is unknown: use one of {', '.join(LANDMARKS)}")
         if hidden_size % num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={num_attention_heads} does not divide hidden_size={hidden_size}"
@@ -68,7 +82,12 @@ class NystromformerConfig(PreTrainedConfig):
         self.attention = attention
         self.num_landmarks = num_landmarks
         self.segment_means_seq_len = num_landmarks
+        self.landmarks = landmarks
         self.pinv_iterations = pinv_iterations
+        self.linformer_projected = linformer_projected
+        self.linformer_share_heads = linformer_share_heads
+        self.longformer_window = longformer_window
+        self.performer_features = performer_features
         self.conv_kernel_size = conv_kernel_size
         self.hidden_act = hidden_act
         self.hidden_dropout_prob = hidden_dropout_prob

@@ -14,6 +14,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from nystromformer.attention.landmarks import Segments
+from nystromformer.attention.linformer import LinformerAttention
+from nystromformer.attention.performer import PerformerAttention, orthogonal_features
 from nystromformer.model.attention import NystromformerSelfAttention, ResidualConvolution, padding_mask_of
 from nystromformer.model.configuration import NystromformerConfig
 
@@ -159,6 +161,10 @@ class NystromformerPreTrainedModel(PreTrainedModel):
             # N(0, 0.02) of a dense layer would start it near zero.
             bound = module.kernel_size[0] ** -0.5
             init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, LinformerAttention):
+            init.normal_(module.projection, std=module.projection.shape[1] ** -0.5)
+        elif isinstance(module, PerformerAttention):
+            init.copy_(module.features, orthogonal_features(*module.features.shape))
 
 
 class NystromformerModel(NystromformerPreTrainedModel):

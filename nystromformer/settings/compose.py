@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from typing import TypeAlias
 
 import hydra
 import yaml
@@ -25,11 +26,19 @@ from omegaconf.errors import OmegaConfBaseException
 import nystromformer
 from nystromformer.errors import UserError
 from nystromformer.settings import mistakes
+from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.pretrain import PretrainSettings
 from nystromformer.settings.schema import Setting, settings_of
 
+Settings: TypeAlias = PretrainSettings | BenchmarkSettings
+"""What a command takes."""
+
 # prepare takes the settings of pretrain, so that the same words prepare what the run will read.
-SCHEMAS: dict[str, type[PretrainSettings]] = {"pretrain": PretrainSettings, "prepare": PretrainSettings}
+SCHEMAS: dict[str, type[Settings]] = {
+    "pretrain": PretrainSettings,
+    "prepare": PretrainSettings,
+    "benchmark": BenchmarkSettings,
+}
 
 for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
@@ -39,18 +48,18 @@ for _command, _schema in SCHEMAS.items():
 class Composition:
     """One resolved configuration and the option each group has in it."""
 
-    settings: PretrainSettings
+    settings: Settings
     choices: Mapping[str, str | None]
 
 
-def compose(command: str, overrides: Sequence[str] = ()) -> PretrainSettings:
+def compose(command: str, overrides: Sequence[str] = ()) -> Settings:
     """The settings of `nystromformer COMMAND OVERRIDES`, checked.
 
     Raises UserError, one line for each mistake.
     """
     settings = resolve(command, overrides).settings
     complaints = list(_not_finite(settings)) or list(settings.complaints())
-    if not complaints and command == "pretrain":
+    if not complaints and command == "pretrain" and isinstance(settings, PretrainSettings):
         # Known before the processes meet: torchrun and Accelerate's launcher set it.
         complaints = list(settings.training.complaints_on(int(os.environ.get("WORLD_SIZE", "1"))))
     if complaints:
@@ -58,7 +67,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> PretrainSettings:
     return settings
 
 
-def as_yaml(settings: PretrainSettings) -> str:
+def as_yaml(settings: Settings) -> str:
     """The settings as a file that could stand in `configs/`."""
     return OmegaConf.to_yaml(OmegaConf.structured(settings))
 
@@ -138,7 +147,7 @@ def _for_hydra(overrides: Iterable[Override], groups: mistakes.Groups) -> list[s
     return list(words.values())
 
 
-def _not_finite(settings: PretrainSettings) -> Iterator[str]:
+def _not_finite(settings: Settings) -> Iterator[str]:
     """Complaints about nan and inf, which pass every comparison that looks for too small a number."""
     for setting in settings_of(type(settings)):
         value = attrgetter(setting.key)(settings)

@@ -13,7 +13,7 @@ class DataSettings:
     """Where documents come from and how they become training examples."""
 
     corpus: str = "imdb"
-    """One of CORPORA."""
+    """`imdb`, `text` or `bookcorpus_wikipedia`."""
     files: list[str] = field(default_factory=list)
     """For `text`: files or globs, .txt or .jsonl, plain or .gz or .zst."""
     text_field: str = "text"

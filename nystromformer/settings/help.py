@@ -7,9 +7,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 
-from nystromformer.settings.compose import config_folder, groups_in, resolve
+from nystromformer.settings.compose import Settings, config_folder, groups_in, resolve
 from nystromformer.settings.mistakes import Groups, as_written
-from nystromformer.settings.pretrain import PretrainSettings
 from nystromformer.settings.schema import settings_of
 
 COLUMN = 40
@@ -28,9 +27,7 @@ def help_of(command: str, summary: str, examples: Sequence[str], overrides: Sequ
             "examples",
             *(f"  {example}" for example in examples),
             "",
-            "groups: write GROUP=OPTION; * is what this command line takes",
             *_group_lines(groups_in(config_folder()), composition.choices),
-            "",
             "settings: write KEY=VALUE; the values are those of this command line",
             *_setting_lines(composition.settings),
         ]
@@ -38,15 +35,20 @@ def help_of(command: str, summary: str, examples: Sequence[str], overrides: Sequ
 
 
 def _group_lines(groups: Groups, choices: Mapping[str, str | None]) -> Iterator[str]:
+    """The command's groups with a heading and an empty line after them; nothing if it has none."""
+    if not choices:
+        return
+    yield "groups: write GROUP=OPTION; * is what this command line takes"
     for group, options in groups.items():
         if group not in choices:
             continue
         for option, sentence in options.items():
             mark = "*" if choices[group] == option else " "
             yield from _entry(f"{mark} {group}={option}", sentence)
+    yield ""
 
 
-def _setting_lines(settings: PretrainSettings) -> Iterator[str]:
+def _setting_lines(settings: Settings) -> Iterator[str]:
     for setting in settings_of(type(settings)):
         value = attrgetter(setting.key)(settings)
         yield from _entry(f"  {setting.key}={as_written(value)}", setting.documentation)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-ATTENTIONS = ("nystrom", "softmax")
+ATTENTIONS = ("nystrom", "softmax", "linformer", "longformer", "performer")
+LANDMARKS = ("segment_means", "uniform", "kmeans")
 
 
 @dataclass
@@ -13,7 +14,7 @@ class ModelSettings:
     """The encoder's shape and its attention; the vocabulary comes from the tokenizer."""
 
     attention: str = "nystrom"
-    """`nystrom`, or `softmax`: exact attention, BERT's."""
+    """`nystrom`, `softmax` (exact attention, BERT's), `linformer`, `longformer` or `performer`."""
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -24,8 +25,18 @@ class ModelSettings:
     """Positions in the table; empty means max_length."""
     num_landmarks: int = 64
     """Landmarks of each head; `nystrom` only."""
-    pinv_iterations: int = 6
-    """Iterations of the pseudoinverse; `nystrom` only."""
+    landmarks: str = "segment_means"
+    """How landmarks are chosen: `segment_means`, `uniform` (random tokens) or `kmeans`; `nystrom` only."""
+    pinv_iterations: int | None = 6
+    """Iterations of the pseudoinverse, empty for the exact one; `nystrom` only."""
+    linformer_projected: int = 256
+    """Mixtures of tokens that Linformer attends to."""
+    linformer_share_heads: bool = True
+    """One projection a layer for all of Linformer's heads, or one a head."""
+    longformer_window: int = 257
+    """Positions that a token of Longformer sees, itself in the middle, odd."""
+    performer_features: int = 256
+    """Random features of Performer."""
     conv_kernel_size: int | None = 33
     """Width of the residual convolution over the values, odd; empty for none."""
     hidden_dropout: float = 0.1
@@ -44,8 +55,10 @@ class ModelSettings:
             "intermediate_size",
             "num_landmarks",
             "pinv_iterations",
+            "linformer_projected",
+            "performer_features",
         ):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 yield f"model.{name}={getattr(self, name)} is impossible: write at least 1"
         if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
             yield (
@@ -71,9 +84,13 @@ class ModelSettings:
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"model.{name}={getattr(self, name)} is impossible: write a share from 0 to below 1"
-        if self.attention == "nystrom" and self.attention_dropout > 0:
+        if self.landmarks not in LANDMARKS:
+            yield f"model.landmarks={self.landmarks!r} is unknown: write one of {', '.join(LANDMARKS)}"
+        if self.longformer_window < 1 or self.longformer_window % 2 == 0:
+            yield f"model.longformer_window={self.longformer_window} has no middle: write an odd number"
+        if self.attention != "softmax" and self.attention_dropout > 0:
             yield (
-                f"model.attention_dropout={self.attention_dropout} cannot apply: Nyström attention "
+                f"model.attention_dropout={self.attention_dropout} cannot apply: {self.attention} attention "
                 "has no attention matrix to drop from; write 0 and use model.hidden_dropout"
             )
 

@@ -29,7 +29,7 @@ def config(**changes) -> NystromformerConfig:
     return NystromformerConfig(**{**shape, **changes})
 
 
-@pytest.fixture(params=["nystrom", "softmax"])
+@pytest.fixture(params=["nystrom", "softmax", "linformer", "longformer", "performer"])
 def model(request):
     torch.manual_seed(0)
     return NystromformerForPreTraining(config(attention=request.param)).eval()

@@ -33,7 +33,7 @@ def test_every_yaml_is_a_command_or_an_option():
     assert files == {*SCHEMAS, *(f"{group}/{option}" for group, option in OPTIONS)}
 
 
-@pytest.mark.parametrize("command", SCHEMAS)
+@pytest.mark.parametrize("command", ["pretrain", "prepare"])
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option_composes(command, group, option):
     settings = compose(command, [f"{group}={option}", *NEEDED.get((group, option), [])])
