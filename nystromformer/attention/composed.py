@@ -45,9 +45,9 @@ def composed_nystrom_attention(
         if segments is None and (key_padding_mask_BN is not None or landmarks != "segment_means"):
             segments = Segments.of(_mask_of(query_BHND, key_padding_mask_BN), num_landmarks)
         query_BHMD, key_BHMD = (
-            _landmarks(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query_BHND, key_BHND)
+            landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query_BHND, key_BHND)
         )
-        kernel_BHMM = _landmark_attention(query_BHMD, key_BHMD, segments)  # Ã
+        kernel_BHMM = landmark_attention(query_BHMD, key_BHMD, segments)  # Ã
         if pinv_iterations is None:
             inverse_BHMM = exact_pinv(kernel_BHMM)
         else:
@@ -67,7 +67,9 @@ def composed_nystrom_attention(
     return zero_at_padding(out, key_padding_mask_BN)
 
 
-def _landmarks(x_BHND: Tensor, num_landmarks: int, segments: Segments | None, kind: str, seed: int) -> Tensor:
+def landmarks_of(
+    x_BHND: Tensor, num_landmarks: int, segments: Segments | None, kind: str, seed: int
+) -> Tensor:
     """Q̃ or K̃, (B, H, M, D), in at least float32."""
     if segments is None or kind == "segment_means":
         return segment_means(x_BHND, num_landmarks, segments)
@@ -81,7 +83,7 @@ def _landmarks(x_BHND: Tensor, num_landmarks: int, segments: Segments | None, ki
     return torch.where(segments.short_B[:, None, None, None], own, chosen)
 
 
-def _landmark_attention(query_BHMD: Tensor, key_BHMD: Tensor, segments: Segments | None) -> Tensor:
+def landmark_attention(query_BHMD: Tensor, key_BHMD: Tensor, segments: Segments | None) -> Tensor:
     """Ã = softmax(Q̃ K̃ᵀ/√D), (B, H, M, M), in at least float32."""
     m, d = query_BHMD.shape[2:]
     with torch.autocast(query_BHMD.device.type, enabled=False):

@@ -176,7 +176,8 @@ class _Maker:
 
         def run() -> Tensor:
             with backend():
-                out_BHND = F.scaled_dot_product_attention(*map(self._heads, leaves))
+                query, key, value = (self._heads(leaf) for leaf in leaves)
+                out_BHND = F.scaled_dot_product_attention(query, key, value)
             return out_BHND.transpose(1, 2).flatten(2)
 
         return Contender(name, leaves, run)

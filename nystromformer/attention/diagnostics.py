@@ -1,0 +1,122 @@
+"""How well the approximation does: its factors, and its error beside exact attention.
+
+Shapes: B rows, H heads, N positions, n real tokens of a row, D head width, M landmarks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nystromformer.attention.composed import landmark_attention, landmarks_of
+from nystromformer.attention.landmarks import Segments
+from nystromformer.attention.projections import check_projections
+from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
+
+
+class Factors(NamedTuple):
+    """Ŝ = F̃ Z B̃ (paper, equation 13), for sequences without padding."""
+
+    f_BHNM: Tensor
+    z_BHMM: Tensor
+    b_BHMN: Tensor
+
+
+def nystrom_factors(
+    query: Tensor,
+    key: Tensor,
+    *,
+    num_landmarks: int = 64,
+    pinv_iterations: int | None = 6,
+    landmarks: str = "segment_means",
+    landmark_seed: int = 0,
+) -> Factors:
+    """The three factors of the approximation, never multiplied: N · M numbers a head, not N · N.
+
+    Args:
+        query, key: (B, H, N, D) without padding; pass one row's real tokens where there is some.
+        num_landmarks, pinv_iterations, landmarks, landmark_seed: as of `nystrom_attention`.
+
+    Returns:
+        F̃, Z and B̃ in at least float32. With N ≤ M, where attention is exact: S, I and I.
+
+    Raises:
+        ValueError: a shape or dtype is impossible.
+    """
+    check_projections(query, key, key, None)
+    b, h, n, d = query.shape
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    query, key, scale = query.to(dtype), key.to(dtype), d**-0.5
+    with torch.autocast(query.device.type, enabled=False):
+        if n <= num_landmarks:
+            identity_BHNN = torch.eye(n, dtype=dtype, device=query.device).expand(b, h, n, n)
+            return Factors(torch.softmax(query @ key.mT * scale, dim=-1), identity_BHNN, identity_BHNN)
+        no_padding_BN = torch.zeros(b, n, dtype=torch.bool, device=query.device)
+        segments = None if landmarks == "segment_means" else Segments.of(no_padding_BN, num_landmarks)
+        query_BHMD, key_BHMD = (
+            landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query, key)
+        )
+        kernel_BHMM = landmark_attention(query_BHMD, key_BHMD, segments)
+        if pinv_iterations is None:
+            inverse_BHMM = exact_pinv(kernel_BHMM)
+        else:
+            inverse_BHMM = iterative_pinv(kernel_BHMM, pinv_iterations)
+        return Factors(
+            torch.softmax(query @ key_BHMD.mT * scale, dim=-1),
+            inverse_BHMM,
+            torch.softmax(query_BHMD @ key.mT * scale, dim=-1),
+        )
+
+
+@torch.no_grad()
+def approximation_error(
+    query: Tensor,
+    key: Tensor,
+    *,
+    num_landmarks: int = 64,
+    key_padding_mask: Tensor | None = None,
+    pinv_iterations: int | None = 6,
+    landmarks: str = "segment_means",
+    landmark_seed: int = 0,
+) -> Tensor:
+    """‖S − Ŝ‖ / ‖S‖ in the Frobenius norm, of each row's real tokens and each head.
+
+    One row's one head is formed at a time: n × n numbers, and as many for the approximation.
+
+    Args:
+        query, key: (B, H, N, D).
+        key_padding_mask: (B, N) bool, True at padding.
+        num_landmarks, pinv_iterations, landmarks, landmark_seed: as of `nystrom_attention`.
+
+    Returns:
+        (B, H) in at least float32; 0 in a row of padding alone.
+
+    Raises:
+        ValueError: a shape or dtype is impossible.
+    """
+    check_projections(query, key, key, key_padding_mask)
+    b, h, n, d = query.shape
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    error_BH = torch.zeros(b, h, dtype=dtype, device=query.device)
+    with torch.autocast(query.device.type, enabled=False):
+        for row in range(b):
+            real = slice(None) if key_padding_mask is None else ~key_padding_mask[row]
+            for head in range(h):
+                query_11nD, key_11nD = (x[row, head][real].to(dtype)[None, None] for x in (query, key))
+                if query_11nD.shape[2] == 0:
+                    continue
+                exact_nn = torch.softmax(query_11nD[0, 0] @ key_11nD[0, 0].T * d**-0.5, dim=-1)
+                norm = exact_nn.norm()
+                f_BHNM, z_BHMM, b_BHMN = nystrom_factors(
+                    query_11nD,
+                    key_11nD,
+                    num_landmarks=num_landmarks,
+                    pinv_iterations=pinv_iterations,
+                    landmarks=landmarks,
+                    landmark_seed=landmark_seed,
+                )
+                left_nM = f_BHNM[0, 0] @ z_BHMM[0, 0]
+                error_BH[row, head] = torch.addmm(exact_nn, left_nM, b_BHMN[0, 0], alpha=-1).norm() / norm
+    return error_BH
