@@ -46,6 +46,10 @@ def forward_flops(config: NystromformerConfig, lengths: NDArray[np.int64], predi
         Nyström attention            8 n m d       F̃, B̃ and the products with them
                                    + 4 m² d        Ã, and Z (B̃ V)
                                    + 8 p h m³      four products of m × m matrices an iteration
+                                                   (the exact inverse, which is no product, counts 0)
+        Linformer                    8 n P d       E K, E V, and attention to P mixtures
+        Longformer                   4 n W d + 8 n d   the window, and [CLS] both ways
+        Performer                    8 n R d       the features of Q and K, and the products with them
         MLM head                     T · (2 d² + 2 d V)
 
     A row with at most m tokens takes exact attention. The convolution's term falls away without one.
@@ -58,8 +62,15 @@ def forward_flops(config: NystromformerConfig, lengths: NDArray[np.int64], predi
     attention = 4 * n**2 * d
     if config.attention == "nystrom":
         m, heads = config.num_landmarks, config.num_attention_heads
-        landmarks = 8 * n * m * d + 4 * m**2 * d + 8 * config.pinv_iterations * heads * m**3
+        iterations = config.pinv_iterations or 0
+        landmarks = 8 * n * m * d + 4 * m**2 * d + 8 * iterations * heads * m**3
         attention = np.where(n <= m, attention, landmarks)
+    elif config.attention == "linformer":
+        attention = 8 * n * config.linformer_projected * d
+    elif config.attention == "longformer":
+        attention = 4 * n * np.minimum(n, config.longformer_window) * d + 8 * n * d
+    elif config.attention == "performer":
+        attention = 8 * n * config.performer_features * d
     layer = 8 * n * d**2 + 4 * n * d * f + attention + 2 * n * d * (config.conv_kernel_size or 0)
     rows = layers * layer.sum() + len(n) * (2 * d**2 + 4 * d)
     return float(rows + predicted * (2 * d**2 + 2 * d * config.vocab_size))
