@@ -35,7 +35,7 @@ def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"folder={settings.folder} cannot be made: {error.strerror}") from error
-    started = time.perf_counter()
+    started, here = time.perf_counter(), machine(device)  # the commit before anything changes
     table: dict[int, dict[str, Measurement]] = {}
     for length in settings.lengths:
         print(f"{length} tokens", flush=True)
@@ -46,7 +46,7 @@ def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
                 f"{length} tokens do not fit into memory: write a smaller tokens= or largest_matrix="
             ) from error
     result = {
-        "machine": machine(device),
+        "machine": here,
         "settings": dataclasses.asdict(settings),
         "lengths": {length: _as_json(table[length]) for length in table},
         "scaling": _scaling(settings, device),

@@ -33,7 +33,7 @@ class BenchmarkSettings:
     """`auto` is the GPU where there is one, else the CPU."""
     dtype: str = "float32"
     """Of queries, keys and values; the Nyström peers run half precision under autocast."""
-    largest_matrix: float = 2.0
+    largest_matrix: float = 0.5
     """Exact attention that stores its matrix is left out where one matrix of scores exceeds so many GB."""
     seed: int = 0
 
