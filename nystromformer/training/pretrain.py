@@ -48,10 +48,13 @@ def pretrain(settings: PretrainSettings) -> None:
             full, or training comes to numbers that are not finite.
     """
     run = setup(settings)
-    check_run(run)
-    with StopRequest() as stop:
-        train(run, stop)
-    finish(run)
+    try:
+        check_run(run)
+        with StopRequest() as stop:
+            train(run, stop)
+        finish(run)
+    finally:
+        leave(run)
 
 
 def setup(settings: PretrainSettings) -> Run:
@@ -185,6 +188,16 @@ def finish(run: Run) -> None:
             ) from None
     run.tracker.close()
     run.accelerator.wait_for_everyone()
+
+
+def leave(run: Run) -> None:
+    """Part from the other processes: first the model they share, then the group they are.
+
+    In the other order the shared model would end the group when Python frees it, which waits for the
+    group's threads while holding the lock that those may be waiting for.
+    """
+    run.wrapped = run.model
+    run.accelerator.free_memory()
     run.accelerator.end_training()
 
 

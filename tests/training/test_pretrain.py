@@ -67,12 +67,13 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(overrides, tmp_path)
 
 
 def test_a_time_limit_ends_the_run_as_finished(overrides, tmp_path):
-    changes = ["training.steps=100000", "training.max_minutes=0.05"]
+    changes = ["training.steps=100000", "training.max_minutes=0.1"]
     assert main(["pretrain", *overrides, *changes]) == 0
     run = tmp_path / "runs/smoke"
     last = events(run, "validation")[-1]
     assert 0 < last["step"] < 100000
-    assert events(run, "train")[-1]["learning_rate"] < 5e-4  # of 2e-3: it decayed over the minutes
+    # The steps alone would leave 2e-3 as it is; on a busy machine the last step can be a long one.
+    assert events(run, "train")[-1]["learning_rate"] < 1.9e-3
     assert main(["pretrain", *overrides, *changes]) == 0
     assert events(run, "validation")[-1] == last
 
