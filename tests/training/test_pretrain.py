@@ -74,8 +74,8 @@ def test_a_time_limit_ends_the_run_as_finished(overrides, tmp_path):
     run = tmp_path / "runs/smoke"
     last = events(run, "validation")[-1]
     assert 0 < last["step"] < 100000
-    for before, event in pairwise(events(run, "train")[2:]):  # after the warm-up: what time leaves of 2e-3
-        assert event["learning_rate"] == pytest.approx(2e-3 * (1 - before["seconds"] / 6), abs=2e-5)
+    for before, event in pairwise(events(run, "train")[2:]):  # after the warm-up: what time leaves of 3e-3
+        assert event["learning_rate"] == pytest.approx(3e-3 * (1 - before["seconds"] / 6), abs=2e-5)
     assert main(["pretrain", *overrides, *changes]) == 0
     assert events(run, "validation")[-1] == last
 
