@@ -74,12 +74,14 @@ COMMANDS = {
         ),
     ),
     "benchmark": Command(
-        "Time and memory of this project's attention beside the peers', on this machine.",
+        "Speed and memory of attention, training, preparation and loader on this machine, beside the peers.",
         run_benchmark,
         (
             "nystromformer benchmark",
             "nystromformer benchmark 'lengths=[1024,4096]' repeats=9 folder=measured",
             "nystromformer benchmark device=cuda dtype=bfloat16 tokens=65536",
+            "nystromformer benchmark what=prepare 'files=[corpus/*.txt]' workers=2",
+            "nystromformer benchmark what=loader 'loader_workers=[0,1,2,4]'",
         ),
     ),
 }

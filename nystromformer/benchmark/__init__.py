@@ -1,21 +1,35 @@
-"""`nystromformer benchmark`: this project's parts beside the peers, on the machine at hand."""
+"""`nystromformer benchmark`: this project's parts beside the peers, on the machine at hand.
+
+A new `what` is a module here whose `benchmark_NAME(settings)` measures, prints its page and writes it with
+`results`, one line in BENCHMARKS, and its own settings and complaints in `settings.benchmark`.
+"""
 
 from __future__ import annotations
 
-from nystromformer.benchmark.attention import benchmark_attention
+from importlib import import_module
+
 from nystromformer.errors import UserError
 from nystromformer.settings.benchmark import BenchmarkSettings
 
-__all__ = ["benchmark", "benchmark_attention"]
+__all__ = ["BENCHMARKS", "benchmark"]
+
+BENCHMARKS = {
+    "attention": "nystromformer.benchmark.attention:benchmark_attention",
+    "step": "nystromformer.benchmark.step:benchmark_step",
+    "prepare": "nystromformer.benchmark.prepare:benchmark_prepare",
+    "loader": "nystromformer.benchmark.loader:benchmark_loader",
+}
+"""What measures each `what`, imported when it is asked for: a loader needs no contenders of attention."""
 
 
 def benchmark(settings: BenchmarkSettings) -> None:
-    """Measure, print the table and write it as Markdown, JSON and PNG.
+    """Measure, print the table and write it as Markdown, JSON and, where it helps, PNG.
 
     Raises:
-        UserError: a setting is impossible on this machine.
+        UserError: a setting is impossible, by itself or on this machine.
     """
     complaints = list(settings.complaints())
     if complaints:
         raise UserError("\n".join(complaints))
-    benchmark_attention(settings)
+    module, _, function = BENCHMARKS[settings.what].partition(":")
+    getattr(import_module(module), function)(settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from nystromformer.benchmark.contenders import FUSED, OURS, PADDED, PEERS, SCATTERED, TRANSFORMERS, contenders
 from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.measure import Measurement, measure
+from nystromformer.benchmark.results import device_of, results_folder, table, write_results
 from nystromformer.errors import UserError
 from nystromformer.settings.benchmark import BenchmarkSettings
 
@@ -29,18 +29,13 @@ def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
     Raises:
         UserError: the device is missing, the folder cannot be written, or memory runs out.
     """
-    device = _device(settings.device)
-    folder = Path(settings.folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder={settings.folder} cannot be made: {error.strerror}") from error
+    device, folder = device_of(settings.device), results_folder(settings.folder)
     started, here = time.perf_counter(), machine(device)  # the commit before anything changes
-    table: dict[int, dict[str, Measurement]] = {}
+    rows: dict[int, dict[str, Measurement]] = {}
     for length in settings.lengths:
         print(f"{length} tokens", flush=True)
         try:
-            table[length] = measure(contenders(settings, length, device), settings.repeats, device)
+            rows[length] = measure(contenders(settings, length, device), settings.repeats, device)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise UserError(
                 f"{length} tokens do not fit into memory: write a smaller tokens= or largest_matrix="
@@ -48,29 +43,12 @@ def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
     result = {
         "machine": here,
         "settings": dataclasses.asdict(settings),
-        "lengths": {length: _as_json(table[length]) for length in table},
+        "lengths": {length: _as_json(rows[length]) for length in rows},
         "scaling": _scaling(settings, device),
         "seconds": time.perf_counter() - started,
     }
-    text = as_markdown(result)
-    print(text)
-    stem = folder / f"attention_{device.type}"
-    try:
-        stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        stem.with_suffix(".md").write_text(text, encoding="utf-8")
-        plot(result, stem.with_suffix(".png"))
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
-    print(f"{stem}.md, .json, .png")
+    write_results(folder / f"attention_{device.type}", result, as_markdown(result), plot)
     return result
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: PyTorch finds no GPU here: write device=cpu")
-    return torch.device(name)
 
 
 def _as_json(row: dict[str, Measurement]) -> dict[str, Any]:
@@ -140,10 +118,10 @@ def as_markdown(result: dict[str, Any]) -> str:
         if all(cell is None for row in cells.values() for cell in row):
             continue
         shown = {name: ["–" if x is None else f"{x * scale:.1f}" for x in row] for name, row in cells.items()}
-        lines += ["", f"## {title}", "", *_table(rows, shown)]
+        lines += ["", f"## {title}", "", *_by_length(rows, shown)]
     named = [ratios(row) for row in rows.values()]
     shown = {name: [f"{row[name]:.2f}" for row in named] for name in named[0]}
-    lines += ["", "## Ratios, forward and backward", "", *_table(rows, shown)]
+    lines += ["", "## Ratios, forward and backward", "", *_by_length(rows, shown)]
     if result["scaling"]:
         short, long = result["scaling"]["lengths"]
         ratio = result["scaling"]["ratio"]
@@ -151,11 +129,8 @@ def as_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: dict[Any, Any], shown: dict[str, list[str]]) -> list[str]:
-    head = ["", *(str(length) for length in rows)]
-    ruler = ["---", *("---:" for _ in rows)]
-    body = [[name, *cells] for name, cells in shown.items()]
-    return [f"| {' | '.join(line)} |" for line in (head, ruler, *body)]
+def _by_length(rows: dict[Any, Any], shown: dict[str, list[str]]) -> list[str]:
+    return table(["", *rows], [[name, *cells] for name, cells in shown.items()])
 
 
 def plot(result: dict[str, Any], file: Path) -> None:

@@ -5,48 +5,87 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-WHATS = ("attention",)
+WHATS = ("attention", "step", "prepare", "loader")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
 class BenchmarkSettings:
-    """One benchmark on the machine at hand, beside the peers, all measured in turn in one process."""
+    """One benchmark on the machine at hand, beside the peers, all measured in turn.
+
+    A sentence that begins with names is about the settings of those only; the others ignore it.
+    """
 
     what: str = "attention"
-    """`attention`: one attention module, forward and backward, without its projections."""
+    """`attention`: one attention module, forward and backward, without its projections. `step`: whole
+    training steps. `prepare`: a preparation of text beside the tokenizers library alone. `loader`: batches
+    drawn from prepared text, by several numbers of worker processes."""
     folder: str = "benchmarks"
-    """Where `attention_DEVICE.md`, `.json` and `.png` go."""
-    lengths: list[int] = field(default_factory=lambda: [512, 1024, 2048, 4096, 8192, 16384])
-    """Sequence lengths."""
-    tokens: int = 8192
-    """Tokens of one batch: the batch size is tokens / length, at least 1."""
-    heads: int = 12
-    head_dim: int = 64
-    landmarks: int = 64
-    kernel: int | None = 33
-    """Width of the residual convolution, odd; empty for none."""
-    repeats: int = 5
-    """How often each is timed; the median counts."""
-    device: str = "auto"
-    """`auto` is the GPU where there is one, else the CPU."""
-    dtype: str = "float32"
-    """Of queries, keys and values; the Nyström peers run half precision under autocast."""
-    largest_matrix: float = 0.5
-    """Exact attention that stores its matrix is left out where one matrix of scores exceeds so many GB."""
+    """Where `WHAT_DEVICE.md`, `.json` and for some `.png` go."""
     seed: int = 0
 
+    lengths: list[int] = field(default_factory=lambda: [512, 1024, 2048, 4096, 8192, 16384])
+    """attention, step: sequence lengths."""
+    tokens: int = 8192
+    """attention, step, loader: tokens of one batch: the batch size is tokens / length, at least 1."""
+    heads: int = 12
+    """attention: number of heads."""
+    head_dim: int = 64
+    """attention: width of one head."""
+    landmarks: int = 64
+    """attention, step: number of landmarks."""
+    kernel: int | None = 33
+    """attention, step: width of the residual convolution, odd; empty for none."""
+    repeats: int = 5
+    """attention, step, loader: how often each is timed; the median counts."""
+    device: str = "auto"
+    """attention, step: `auto` is the GPU where there is one, else the CPU."""
+    dtype: str = "float32"
+    """attention, step: of queries, keys and values; the Nyström peers run half precision under autocast."""
+    largest_matrix: float = 0.5
+    """attention: exact attention that stores its matrix is left out where one matrix of scores exceeds so
+    many GB."""
+
+    files: list[str] = field(default_factory=list)
+    """prepare, loader: text files or globs; empty takes the 25,000 film reviews of the demo."""
+    length: int = 512
+    """prepare, loader: tokens of one example."""
+    tokenizer: str | None = None
+    """prepare, loader: folder or hub name of a tokenizer; empty trains WordPiece on the text first."""
+    vocab_size: int = 30522
+    """prepare, loader: size of the vocabulary to train."""
+    workers: int = 0
+    """prepare: processes of the preparation and threads of the tokenizers library; 0 takes every core."""
+    loader_workers: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """loader: numbers of worker processes to measure; 0 draws in the training process itself."""
+    batches: int = 400
+    """loader: batches drawn for one timing."""
+
     def complaints(self) -> Iterator[str]:
-        for name, value, known in (
-            ("what", self.what, WHATS),
-            ("device", self.device, DEVICES),
-            ("dtype", self.dtype, DTYPES),
-        ):
-            if value not in known:
-                yield f"{name}={value!r} is unknown: write one of {', '.join(known)}"
+        if self.what not in WHATS:
+            yield f"what={self.what!r} is unknown: write one of {', '.join(WHATS)}"
         if not self.folder:
             yield "folder is empty: write the folder for the results, e.g. folder=benchmarks"
+        if not 0 <= self.seed < 2**32:
+            yield f"seed={self.seed} is impossible: write 0 to 4294967295"
+        if self.what in ("attention", "step"):
+            yield from self._complaints_about_a_device()
+            yield from self._complaints_about_lengths()
+        if self.what in ("prepare", "loader"):
+            yield from self._complaints_about_text()
+
+    def _complaints_about_a_device(self) -> Iterator[str]:
+        for name, value, known in (("device", self.device, DEVICES), ("dtype", self.dtype, DTYPES)):
+            if value not in known:
+                yield f"{name}={value!r} is unknown: write one of {', '.join(known)}"
+        yield from self._too_small("tokens", "heads", "head_dim", "landmarks", "repeats")
+        if self.kernel is not None and (self.kernel < 1 or self.kernel % 2 == 0):
+            yield f"kernel={self.kernel} cannot be centred on a token: write an odd width, or null"
+        if self.largest_matrix < 0:
+            yield f"largest_matrix={self.largest_matrix} is impossible: write 0 or more"
+
+    def _complaints_about_lengths(self) -> Iterator[str]:
         if not self.lengths:
             yield "lengths=[] measures nothing: write e.g. lengths=[512,1024]"
         for length in self.lengths:
@@ -62,12 +101,22 @@ class BenchmarkSettings:
                     f"lengths contains {length}, at most landmarks={self.landmarks}: attention is exact "
                     "there, so write a longer one"
                 )
-        for name in ("tokens", "heads", "head_dim", "landmarks", "repeats"):
+
+    def _complaints_about_text(self) -> Iterator[str]:
+        yield from self._too_small("tokens", "repeats", "batches")
+        if self.length < 8:
+            yield f"length={self.length} is too short: write at least 8"
+        if self.tokenizer is None and self.vocab_size < 300:
+            yield f"vocab_size={self.vocab_size} is too small: write at least 300"
+        if self.workers < 0:
+            yield f"workers={self.workers} is impossible: write 0 (every core) or a count"
+        if not self.loader_workers:
+            yield "loader_workers=[] measures nothing: write e.g. loader_workers=[0,1]"
+        for count in self.loader_workers:
+            if count < 0:
+                yield f"loader_workers contains {count}: write counts of 0 or more"
+
+    def _too_small(self, *names: str) -> Iterator[str]:
+        for name in names:
             if getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)} is impossible: write at least 1"
-        if self.kernel is not None and (self.kernel < 1 or self.kernel % 2 == 0):
-            yield f"kernel={self.kernel} cannot be centred on a token: write an odd width, or null"
-        if self.largest_matrix < 0:
-            yield f"largest_matrix={self.largest_matrix} is impossible: write 0 or more"
-        if not 0 <= self.seed < 2**32:
-            yield f"seed={self.seed} is impossible: write 0 to 4294967295"

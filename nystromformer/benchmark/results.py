@@ -1,0 +1,67 @@
+"""Where a benchmark's page goes: a folder that is made before anything is measured, then three files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nystromformer.errors import UserError
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a setting: `auto` is the GPU where there is one.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: PyTorch finds no GPU here: write device=cpu")
+    return torch.device(name)
+
+
+def results_folder(name: str) -> Path:
+    """Make the folder of the results, before the minutes of measuring.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder={name} cannot be made: {error.strerror}") from error
+    return folder
+
+
+def write_results(
+    stem: Path,
+    result: dict[str, Any],
+    page: str,
+    plot: Callable[[dict[str, Any], Path], None] | None = None,
+) -> None:
+    """Print the page and write `stem`.md, .json and, with `plot`, .png.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    print(page)
+    try:
+        stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        stem.with_suffix(".md").write_text(page, encoding="utf-8")
+        if plot:
+            plot(result, stem.with_suffix(".png"))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
+    print(f"{stem}.md, .json" + (", .png" if plot else ""))
+
+
+def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table: the first column to the left, figures to the right."""
+    ruler = ["---", *("---:" for _ in head[1:])]
+    return [f"| {' | '.join(map(str, line))} |" for line in (head, ruler, *rows)]
