@@ -9,6 +9,10 @@ WHATS = ("attention", "step", "prepare", "loader")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 
+LENGTHS = {"step": (512, 2048, 4096)}
+TOKENS = {"step": 4096}
+"""What a benchmark takes where it is not told, if not what the others take."""
+
 
 @dataclass
 class BenchmarkSettings:
@@ -25,14 +29,21 @@ class BenchmarkSettings:
     """Where `WHAT_DEVICE.md`, `.json` and for some `.png` go."""
     seed: int = 0
 
-    lengths: list[int] = field(default_factory=lambda: [512, 1024, 2048, 4096, 8192, 16384])
-    """attention, step: sequence lengths."""
-    tokens: int = 8192
-    """attention, step, loader: tokens of one batch: the batch size is tokens / length, at least 1."""
+    lengths: list[int] = field(default_factory=list)
+    """attention, step: sequence lengths; empty takes 512 to 16384, and for `step` 512, 2048 and 4096."""
+    tokens: int = 0
+    """attention, step, loader: tokens of one batch: the batch size is tokens / length, at least 1; 0 takes
+    8192, and for `step` 4096."""
+    layers: int = 4
+    """step: layers of the model."""
+    hidden: int = 512
+    """step: width of the model; it has hidden / head_dim heads, and 4 · hidden in the feed-forward."""
+    compile: bool = False
+    """step: compile the models with torch.compile; transformers' Nystromformer cannot be and stays eager."""
     heads: int = 12
     """attention: number of heads."""
     head_dim: int = 64
-    """attention: width of one head."""
+    """attention, step: width of one head."""
     landmarks: int = 64
     """attention, step: number of landmarks."""
     kernel: int | None = 33
@@ -42,7 +53,8 @@ class BenchmarkSettings:
     device: str = "auto"
     """attention, step: `auto` is the GPU where there is one, else the CPU."""
     dtype: str = "float32"
-    """attention, step: of queries, keys and values; the Nyström peers run half precision under autocast."""
+    """attention: of queries, keys and values; the Nyström peers run half precision under autocast. step:
+    float32, or bfloat16 for autocast."""
     largest_matrix: float = 0.5
     """attention: exact attention that stores its matrix is left out where one matrix of scores exceeds so
     many GB."""
@@ -54,13 +66,18 @@ class BenchmarkSettings:
     tokenizer: str | None = None
     """prepare, loader: folder or hub name of a tokenizer; empty trains WordPiece on the text first."""
     vocab_size: int = 30522
-    """prepare, loader: size of the vocabulary to train."""
+    """prepare, loader: size of the vocabulary to train. step: the same, rounded up to a multiple
+    of 64."""
     workers: int = 0
     """prepare: processes of the preparation and threads of the tokenizers library; 0 takes every core."""
     loader_workers: list[int] = field(default_factory=lambda: [0, 1, 2])
     """loader: numbers of worker processes to measure; 0 draws in the training process itself."""
     batches: int = 400
     """loader: batches drawn for one timing."""
+
+    def __post_init__(self) -> None:
+        self.lengths = self.lengths or list(LENGTHS.get(self.what, (512, 1024, 2048, 4096, 8192, 16384)))
+        self.tokens = self.tokens or TOKENS.get(self.what, 8192)
 
     def complaints(self) -> Iterator[str]:
         if self.what not in WHATS:
@@ -72,6 +89,8 @@ class BenchmarkSettings:
         if self.what in ("attention", "step"):
             yield from self._complaints_about_a_device()
             yield from self._complaints_about_lengths()
+        if self.what == "step":
+            yield from self._complaints_about_a_model()
         if self.what in ("prepare", "loader"):
             yield from self._complaints_about_text()
 
@@ -86,8 +105,6 @@ class BenchmarkSettings:
             yield f"largest_matrix={self.largest_matrix} is impossible: write 0 or more"
 
     def _complaints_about_lengths(self) -> Iterator[str]:
-        if not self.lengths:
-            yield "lengths=[] measures nothing: write e.g. lengths=[512,1024]"
         for length in self.lengths:
             if length < 1:
                 yield f"lengths contains {length}: write lengths of at least 1"
@@ -101,6 +118,18 @@ class BenchmarkSettings:
                     f"lengths contains {length}, at most landmarks={self.landmarks}: attention is exact "
                     "there, so write a longer one"
                 )
+
+    def _complaints_about_a_model(self) -> Iterator[str]:
+        yield from self._too_small("layers", "hidden")
+        if self.head_dim >= 1 and self.hidden % self.head_dim:
+            yield (
+                f"hidden={self.hidden} is no multiple of head_dim={self.head_dim}: write "
+                f"hidden={max(self.hidden // self.head_dim, 1) * self.head_dim}"
+            )
+        if self.vocab_size < 300:
+            yield f"vocab_size={self.vocab_size} is too small: write at least 300"
+        if self.dtype == "float16":
+            yield "dtype=float16 trains only with a scaled loss: write dtype=bfloat16 or float32"
 
     def _complaints_about_text(self) -> Iterator[str]:
         yield from self._too_small("tokens", "repeats", "batches")
