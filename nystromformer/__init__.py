@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         NystromformerForSequenceClassification,
         NystromformerModel,
     )
+    from nystromformer.model.diagnostics import approximation_error
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ _HOMES = {
     "NystromformerForPreTraining": "nystromformer.model",
     "NystromformerForSequenceClassification": "nystromformer.model",
     "NystromformerModel": "nystromformer.model",
+    "approximation_error": "nystromformer.model.diagnostics",
     "nystrom_attention": "nystromformer.attention",
     "register_attention": "nystromformer.attention.transformers_interface",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "NystromformerForPreTraining",
     "NystromformerForSequenceClassification",
     "NystromformerModel",
+    "approximation_error",
     "nystrom_attention",
     "register_attention",
 ]

@@ -71,7 +71,7 @@ def nystrom_factors(
 
 
 @torch.no_grad()
-def approximation_error(
+def attention_error(
     query: Tensor,
     key: Tensor,
     *,

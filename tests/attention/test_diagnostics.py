@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nystromformer import nystrom_attention
-from nystromformer.attention.diagnostics import approximation_error, nystrom_factors
+from nystromformer.attention.diagnostics import attention_error, nystrom_factors
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_error_of_each_row_and_head():
     torch.manual_seed(1)
     query, key = torch.randn(2, 3, 2, 40, 8, dtype=torch.float64)
     mask = torch.arange(40) >= torch.tensor([[40], [8], [0]])
-    error = approximation_error(query, key, num_landmarks=8, key_padding_mask=mask)
+    error = attention_error(query, key, num_landmarks=8, key_padding_mask=mask)
     exact = torch.softmax(query[0] @ key[0].mT / 8**0.5, dim=-1)
     f, z, b = nystrom_factors(query[:1], key[:1], num_landmarks=8)
     wanted = torch.linalg.matrix_norm(exact - (f @ z @ b)[0]) / torch.linalg.matrix_norm(exact)
@@ -35,7 +35,7 @@ def test_error_of_each_row_and_head():
 def test_error_falls_with_landmarks_and_smooth_sequences():
     torch.manual_seed(2)
     query, key = torch.randn(2, 1, 2, 256, 8).cumsum(dim=-2) / 8
-    errors = [approximation_error(query, key, num_landmarks=m).mean() for m in (4, 16, 64, 256)]
+    errors = [attention_error(query, key, num_landmarks=m).mean() for m in (4, 16, 64, 256)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-5
 
@@ -51,10 +51,10 @@ def test_no_more_than_one_matrix_of_all_pairs(monkeypatch):
 
     monkeypatch.setattr("nystromformer.attention.diagnostics.nystrom_factors", note)
     query, key = torch.randn(2, 2, 3, 30, 4)
-    approximation_error(query, key, num_landmarks=4)
+    attention_error(query, key, num_landmarks=4)
     assert seen == [(1, 1)] * 6
 
 
 def test_impossible_arguments_are_named():
     with pytest.raises(ValueError, match="share one shape"):
-        approximation_error(torch.randn(1, 1, 5, 2), torch.randn(1, 1, 6, 2))
+        attention_error(torch.randn(1, 1, 5, 2), torch.randn(1, 1, 6, 2))
