@@ -108,13 +108,28 @@ class ShardReader:
         if not 0 <= index < len(self):
             raise IndexError(f"chunk {index} of {len(self)}")
         number = int(np.searchsorted(self._first_chunk, index, side="right")) - 1
-        columns = self._columns.get(number)
-        if columns is None:
-            columns = self._columns[number] = _Columns(self._folder / self._shards[number].file)
+        columns = self._columns_of(number)
         row = index - int(self._first_chunk[number])
         token_start, token_end = columns.token_offsets[row : row + 2]
         start, end = columns.sentence_offsets[row : row + 2]
         return columns.tokens[token_start:token_end], columns.sentence_lengths[start:end]
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the chunks with these numbers, (n,) → (n,); no chunk is read for it."""
+        numbers = np.searchsorted(self._first_chunk, indices, side="right") - 1
+        rows = indices - self._first_chunk[numbers]
+        found = np.empty(len(indices), np.int64)
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            offsets = self._columns_of(number).token_offsets
+            found[here] = offsets[rows[here] + 1] - offsets[rows[here]]
+        return found
+
+    def _columns_of(self, number: int) -> _Columns:
+        columns = self._columns.get(number)
+        if columns is None:
+            columns = self._columns[number] = _Columns(self._folder / self._shards[number].file)
+        return columns
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_columns": {}}

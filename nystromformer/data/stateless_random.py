@@ -35,6 +35,7 @@ class Stream(enum.IntEnum):
     MASK_ACTION = 8
     MASK_TOKEN = 9
     SPAN_LENGTH = 10
+    LENGTH_GROUP = 11
 
 
 def _as_uint64(values: ArrayLike) -> UInt64Array:

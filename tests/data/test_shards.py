@@ -43,6 +43,12 @@ def test_chunks_come_back_from_several_shards(tmp_path: Path, vocab_size: int, d
         reader[100]
 
 
+def test_lengths_are_those_of_the_chunks(tmp_path: Path):
+    reader = write(tmp_path)
+    numbers = np.array([0, 99, 50, 6, 7, 1, 50])
+    assert reader.lengths(numbers).tolist() == [len(reader[number][0]) for number in numbers]
+
+
 def test_any_arrow_reader_opens_a_shard(tmp_path: Path):
     write(tmp_path)
     table = pa.ipc.open_file(tmp_path / "train" / "00000.arrow").read_all()
