@@ -9,5 +9,5 @@ setup(
         *(f"nystromformer.configs.{group}" for group in find_namespace_packages("configs")),
     ],
     package_dir={"nystromformer.configs": "configs"},
-    package_data={"": ["*.yaml"]},
+    package_data={"": ["*.yaml"], "nystromformer.attention": ["kernel/*.cpp", "kernel/*.h"]},
 )

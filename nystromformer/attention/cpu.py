@@ -6,7 +6,10 @@ row's real tokens.
 Each row is computed alone, at its own length, without its padding: so its output cannot depend on
 batch mates or on padding, and padding costs nothing. Within a row the heads are taken a few at a time,
 so that the n × M factors of those heads stay in the cache; they are computed again in the backward
-pass, for which only the inputs and four M-row tensors are kept.
+pass, for which only the inputs and tensors of M rows are kept.
+
+On Linux with a compiler, rows of more than M tokens go to `kernel/nystrom.cpp` (see `native`), which
+does the same in one pass over the tokens; what stands here is its reference, and what runs elsewhere.
 
 The operators are opaque to torch.compile, which keeps the loop over the rows out of its graphs.
 """
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nystromformer.attention import native
 from nystromformer.attention.convolution import (
     add_convolution,
     add_convolution_backward,
@@ -231,12 +235,15 @@ class _Row:
         return x_GND if self.tokens_n is None else x_GND.index_select(1, self.tokens_n - self.start)
 
 
-def _passes(x_BHND: Tensor, mask_BN: Tensor | None, num_landmarks: int) -> Iterator[tuple[_Row, slice]]:
-    """Every row with real tokens, a few heads at a time."""
+def _passes(
+    x_BHND: Tensor, mask_BN: Tensor | None, num_landmarks: int, short_alone: bool
+) -> Iterator[tuple[_Row, slice]]:
+    """Every row with real tokens, or every short one, a few heads at a time."""
     b, h, n, _ = x_BHND.shape
-    for index in range(b):
-        row = _Row(index, None if mask_BN is None else ~mask_BN[index], n)
-        if row.size:
+    sizes = [n] * b if mask_BN is None else (n - mask_BN.sum(dim=1)).tolist()
+    for index, size in enumerate(sizes):
+        if size and not (short_alone and size > num_landmarks):
+            row = _Row(index, None if mask_BN is None else ~mask_BN[index], n)
             group = max(1, min(h, CACHED_ENTRIES // (row.size * num_landmarks)))
             for first in range(0, h, group):
                 yield row, slice(first, min(first + group, h))
@@ -254,11 +261,23 @@ def _empty_like_projections(x_BHND: Tensor, zeros: bool) -> Tensor:
 
 
 def _kept(query_BHND: Tensor, num_landmarks: int) -> list[Tensor]:
-    """Room for each row's Q̃, K̃, Z and B̃ V; it stays 0 in a short row, and no room if all are."""
+    """Room for each row's Q̃, K̃, Z (native: Zᵀ), B̃ V and native's fifth, see there.
+
+    It stays 0 in a short row, and is no room at all if every row is short.
+    """
     b, h, n, d = query_BHND.shape
     m, rows = num_landmarks, b if n > num_landmarks else 0
-    dtype = _computed_in(query_BHND.dtype)
-    return [query_BHND.new_zeros(rows, h, m, width, dtype=dtype) for width in (d, d, m, d)]
+    shapes = [(rows, h, m, d), (rows, h, m, d), (rows, h, m, m), (rows, h, m, d), (rows, h, m)]
+    return [query_BHND.new_zeros(shape, dtype=_computed_in(query_BHND.dtype)) for shape in shapes]
+
+
+def _band(conv_weight_H1K1: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if conv_weight_H1K1 is None else banded(_kernel(conv_weight_H1K1, dtype))
+
+
+def _kernel(conv_weight_H1K1: Tensor, dtype: torch.dtype) -> Tensor:
+    """(H, K)"""
+    return conv_weight_H1K1.reshape(len(conv_weight_H1K1), -1).to(dtype)
 
 
 @torch.library.custom_op(
@@ -266,7 +285,7 @@ def _kept(query_BHND: Tensor, num_landmarks: int) -> list[Tensor]:
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, Tensor? conv_weight, "
-    "int num_landmarks, int iterations) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "int num_landmarks, int iterations) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _nystrom_attention(
     query: Tensor,
@@ -277,19 +296,23 @@ def _nystrom_attention(
     num_landmarks: int,
     iterations: int,
 ) -> tuple[Tensor, ...]:
-    h, m, dtype = query.shape[1], num_landmarks, _computed_in(query.dtype)
+    m, dtype = num_landmarks, _computed_in(query.dtype)
     out_BHND = _empty_like_projections(query, zeros=key_padding_mask is not None)
     kept = _kept(query, m)
-    band_HTW = None if conv_weight is None else banded(conv_weight.view(h, -1).to(dtype))
+    compiled = query.shape[2] > m and native.suits(query, m)
+    if compiled:
+        weight_HK = None if conv_weight is None else _kernel(conv_weight, dtype)
+        native.forward(query, key, value, key_padding_mask, weight_HK, iterations, out_BHND, kept)
+    band_HTW = _band(conv_weight, dtype)
     with torch.autocast("cpu", enabled=False):
-        for row, heads in _passes(query, key_padding_mask, m):
+        for row, heads in _passes(query, key_padding_mask, m, short_alone=compiled):
             q_GnD, k_GnD, v_GnD = (row.read(x, heads, dtype) for x in (query, key, value))
             out_GnD = row.room(out_BHND, heads, dtype)
             if row.size <= m:
                 _exact_forward_pass(out_GnD, q_GnD, k_GnD, v_GnD)
             else:
                 factors = _forward_pass(out_GnD, q_GnD, k_GnD, v_GnD, m, iterations)
-                for kept_BHMX, factor_GMX in zip(kept, factors, strict=True):
+                for kept_BHMX, factor_GMX in zip(kept, factors, strict=False):
                     kept_BHMX[row.index, heads] = factor_GMX
             if band_HTW is not None:
                 # Distances are counted in positions: padding between tokens is a zero value.
@@ -310,8 +333,8 @@ def _(query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, "
-    "Tensor? conv_weight, Tensor query_landmarks, Tensor key_landmarks, Tensor inverse, Tensor gathered, "
-    "int iterations) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? conv_weight, Tensor[] kept, int num_landmarks, int iterations) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _nystrom_attention_backward(
     grad_out: Tensor,
@@ -320,36 +343,31 @@ def _nystrom_attention_backward(
     value: Tensor,
     key_padding_mask: Tensor | None,
     conv_weight: Tensor | None,
-    query_landmarks: Tensor,
-    key_landmarks: Tensor,
-    inverse: Tensor,
-    gathered: Tensor,
+    kept: Sequence[Tensor],
+    num_landmarks: int,
     iterations: int,
 ) -> tuple[Tensor, ...]:
-    h, m, dtype = query.shape[1], query_landmarks.shape[2], _computed_in(query.dtype)
+    m, dtype = num_landmarks, _computed_in(query.dtype)
     grads = [_empty_like_projections(query, zeros=key_padding_mask is not None) for _ in range(3)]
-    band_HTW = None if conv_weight is None else banded(conv_weight.view(h, -1).to(dtype))
+    grad_weight_HK = None
+    compiled = query.shape[2] > m and native.suits(query, m)
+    if compiled:
+        weight_HK = None if conv_weight is None else _kernel(conv_weight, dtype)
+        grad_weight_HK = native.backward(
+            grad_out, query, key, value, key_padding_mask, weight_HK, iterations, kept, grads
+        )
+    band_HTW = _band(conv_weight, dtype)
     grad_band_HTW = None if band_HTW is None else torch.zeros_like(band_HTW)
     with torch.autocast("cpu", enabled=False):
-        for row, heads in _passes(query, key_padding_mask, m):
+        for row, heads in _passes(query, key_padding_mask, m, short_alone=compiled):
             grad_out_GnD = row.read(grad_out, heads, dtype)
             q_GnD, k_GnD, v_GnD = (row.read(x, heads, dtype) for x in (query, key, value))
             new_GnD = [row.room(grad, heads, dtype) for grad in grads]
             if row.size <= m:
                 _exact_backward_pass(new_GnD, grad_out_GnD, q_GnD, k_GnD, v_GnD)
             else:
-                _backward_pass(
-                    new_GnD,
-                    grad_out_GnD,
-                    q_GnD,
-                    k_GnD,
-                    v_GnD,
-                    query_landmarks[row.index, heads],
-                    key_landmarks[row.index, heads],
-                    inverse[row.index, heads],
-                    gathered[row.index, heads],
-                    iterations,
-                )
+                factors = [x_BHMX[row.index, heads] for x_BHMX in kept[:4]]
+                _backward_pass(new_GnD, grad_out_GnD, q_GnD, k_GnD, v_GnD, *factors, iterations)
             if band_HTW is not None and grad_band_HTW is not None:
                 grad_value_GND = row.spread(new_GnD[2])
                 add_convolution_backward(
@@ -364,7 +382,10 @@ def _nystrom_attention_backward(
                 row.write(grad_BHND, heads, grad_GnD)
     if conv_weight is None or grad_band_HTW is None:
         return *grads, query.new_empty(0)
-    return *grads, sum_of_diagonals(grad_band_HTW).view_as(conv_weight).to(conv_weight.dtype)
+    grad_HK = sum_of_diagonals(grad_band_HTW)
+    if grad_weight_HK is not None:
+        grad_HK += grad_weight_HK
+    return *grads, grad_HK.view_as(conv_weight).to(conv_weight.dtype)
 
 
 @_nystrom_attention_backward.register_fake
@@ -375,13 +396,14 @@ def _(grad_out: Tensor, query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
-    query, key, value, key_padding_mask, conv_weight, _, ctx.iterations = inputs
-    ctx.save_for_backward(query, key, value, key_padding_mask, conv_weight, *output[1:])
+    *tensors, ctx.num_landmarks, ctx.iterations = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, key_padding_mask, conv_weight, *kept = ctx.saved_tensors
     *grads, grad_weight = torch.ops.nystromformer.nystrom_attention_backward(
-        grad_out, *ctx.saved_tensors, ctx.iterations
+        grad_out, query, key, value, key_padding_mask, conv_weight, kept, ctx.num_landmarks, ctx.iterations
     )
     return *grads, None, grad_weight if ctx.needs_input_grad[4] else None, None, None
 

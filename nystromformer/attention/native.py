@@ -1,0 +1,248 @@
+"""`kernel/nystrom.cpp`, compiled for the machine at hand and called on tensors' memory.
+
+The first use compiles it with g++ (seconds) into the user's cache, one file for each version of the
+source, compiler and CPU. Where there is no g++, or `NYSTROMFORMER_CPU_KERNEL=0` is set, or shapes do not
+suit it, `cpu.py` computes the same with PyTorch's operators, at about a third of the speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).with_name("kernel")
+SWITCH = "NYSTROMFORMER_CPU_KERNEL"
+"""Environment variable; 0 keeps to PyTorch's operators."""
+MULTIPLE = 16
+"""Landmarks and head width have to be multiples of so many: the widest vector's lanes."""
+# -march=native, because the vectors' width is the speed. No -ffast-math: NaN has to stay NaN.
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def suits(query_BHND: Tensor, num_landmarks: int) -> bool:
+    """Whether the kernel computes this; compiles it where it has to know."""
+    return (
+        query_BHND.dtype in DTYPES
+        and query_BHND.shape[-1] % MULTIPLE == 0
+        and num_landmarks % MULTIPLE == 0
+        and library() is not None
+    )
+
+
+def forward(
+    query_BHND: Tensor,
+    key_BHND: Tensor,
+    value_BHND: Tensor,
+    key_padding_mask_BN: Tensor | None,
+    conv_weight_HK: Tensor | None,
+    iterations: int,
+    out_BHND: Tensor,
+    kept: Sequence[Tensor],
+) -> None:
+    """Write the rows of more than M real tokens to `out`, and to `kept` what `backward` reads.
+
+    Args:
+        conv_weight_HK: float32, contiguous.
+        out_BHND: written at real tokens only.
+        kept: float32, contiguous: Q̃ and K̃ (B, H, M, D), Zᵀ (B, H, M, M), B̃ V (B, H, M, D) and the
+            logarithms of the sums of B̃'s rows before they were divided by them (B, H, M).
+    """
+    call = _Call(query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_HK, iterations, kept)
+    call.set(out=out_BHND)
+    call.run("nystrom_forward")
+
+
+def backward(
+    grad_out_BHND: Tensor,
+    query_BHND: Tensor,
+    key_BHND: Tensor,
+    value_BHND: Tensor,
+    key_padding_mask_BN: Tensor | None,
+    conv_weight_HK: Tensor | None,
+    iterations: int,
+    kept: Sequence[Tensor],
+    grads_BHND: Sequence[Tensor],
+) -> Tensor | None:
+    """Write the gradients of the queries, keys and values; returns that of the convolution's kernel.
+
+    Returns:
+        (H, K) float32, or None where there is no convolution.
+    """
+    call = _Call(query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_HK, iterations, kept)
+    grad_query, grad_key, grad_value = grads_BHND
+    call.set(grad_out=grad_out_BHND, grad_query=grad_query, grad_key=grad_key, grad_value=grad_value)
+    if conv_weight_HK is None:
+        call.run("nystrom_backward")
+        return None
+    # One sum a row and head, added here in one order: threads must not decide it.
+    sums_BHK = conv_weight_HK.new_zeros(len(query_BHND), *conv_weight_HK.shape)
+    call.problem.grad_conv_weight = sums_BHK.data_ptr()
+    call.run("nystrom_backward")
+    return sums_BHK.sum(dim=0)
+
+
+# --- the C structures ---------------------------------------------------------------------------------
+
+
+class _Strided(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("row", "head", "position"))]
+
+
+_COUNTS = ("rows", "heads", "positions", "width", "landmarks", "kernel", "iterations", "threads", "half")
+_KEPT = ("query_landmarks", "key_landmarks", "inverse_T", "gathered", "log_sums")
+
+
+class _Problem(ctypes.Structure):
+    """`Problem` of kernel/problem.h, field by field."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _COUNTS),
+        ("scale", ctypes.c_float),
+        ("padding", ctypes.c_void_p),
+        ("conv_weight", ctypes.c_void_p),
+        *((name, _Strided) for name in ("query", "key", "value", "out")),
+        *((name, ctypes.c_void_p) for name in _KEPT),
+        *((name, _Strided) for name in ("grad_out", "grad_query", "grad_key", "grad_value")),
+        ("grad_conv_weight", ctypes.c_void_p),
+    ]
+
+
+class _Call:
+    """One problem, and references that keep its memory alive until it has run."""
+
+    def __init__(
+        self,
+        query_BHND: Tensor,
+        key_BHND: Tensor,
+        value_BHND: Tensor,
+        key_padding_mask_BN: Tensor | None,
+        conv_weight_HK: Tensor | None,
+        iterations: int,
+        kept: Sequence[Tensor],
+    ) -> None:
+        b, h, n, d = query_BHND.shape
+        self.problem = _Problem(
+            rows=b,
+            heads=h,
+            positions=n,
+            width=d,
+            landmarks=kept[0].shape[2],
+            kernel=0 if conv_weight_HK is None else conv_weight_HK.shape[1],
+            iterations=iterations,
+            threads=torch.get_num_threads(),
+            half=query_BHND.dtype == torch.bfloat16,
+            scale=d**-0.5,
+        )
+        self.alive: list[Tensor] = []
+        if key_padding_mask_BN is not None:
+            self.problem.padding = self._address(key_padding_mask_BN.contiguous())
+        if conv_weight_HK is not None:
+            self.problem.conv_weight = self._address(conv_weight_HK)
+        for name, tensor in zip(_KEPT, kept, strict=True):
+            setattr(self.problem, name, self._address(tensor))
+        self.set(query=query_BHND, key=key_BHND, value=value_BHND)
+
+    def _address(self, x: Tensor) -> int:
+        self.alive.append(x)
+        return x.data_ptr()
+
+    def set(self, **tensors_BHND: Tensor) -> None:
+        """Name tensors of the problem; those that are written have contiguous tokens already."""
+        for name, x in tensors_BHND.items():
+            if x.stride(-1) != 1:
+                x = x.contiguous()
+            setattr(self.problem, name, _Strided(self._address(x), *x.stride()[:3]))
+
+    def run(self, function: str) -> None:
+        kernel = library()
+        assert kernel is not None, "suits() was asked first"
+        getattr(kernel, function)(ctypes.byref(self.problem))
+
+
+# --- the library --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel, or None with one line in the log that says why."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        kernel = ctypes.CDLL(str(compiled()))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        logger.warning(
+            "attention runs on PyTorch's operators, at about a third of the speed: its kernel could not be "
+            "compiled (%s)",
+            detail.strip().splitlines()[0] if detail.strip() else type(error).__name__,
+        )
+        return None
+    kernel.problem_size.restype = ctypes.c_int64
+    if kernel.problem_size() != ctypes.sizeof(_Problem):
+        raise RuntimeError(f"{SOURCES / 'problem.h'} and {Path(__file__).name} disagree about Problem")
+    return kernel
+
+
+def compiled() -> Path:
+    """The shared library's file, compiled first where it is missing.
+
+    Raises:
+        OSError: no g++, or nowhere to write.
+        subprocess.SubprocessError: the compiler failed.
+    """
+    if sys.platform != "linux":
+        raise OSError(f"no recipe for {sys.platform}")
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise OSError(f"{os.environ.get('CXX', 'g++')} is not installed")
+    file = _cache() / f"nystrom-{_fingerprint(compiler)}.so"
+    if file.exists():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Beside and renamed: several processes may come here at once, and one may be killed.
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        beside = Path(folder) / file.name
+        command = [compiler, *FLAGS, "-o", str(beside), str(SOURCES / "nystrom.cpp")]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        beside.replace(file)
+    return file
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "nystromformer"
+
+
+def _fingerprint(compiler: str) -> str:
+    """Of all that the machine code depends on: homes are shared by machines with other CPUs."""
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
+    sources = [file.read_bytes() for file in sorted(SOURCES.iterdir())]
+    parts = [*sources, version, " ".join(FLAGS).encode(), _cpu().encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """The machine's instruction sets, as Linux lists them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    wanted = ("model name", "flags", "Features", "CPU part")
+    facts = dict.fromkeys(line for line in lines if line.startswith(wanted))
+    return "\n".join([platform.machine(), *facts])
