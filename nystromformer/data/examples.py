@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from nystromformer.data import tokenizer as tokenizers
+from nystromformer.data.layout import Batch, Layout, best_widths
 from nystromformer.data.masking import Masking
+from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR
 from nystromformer.data.sentence_order import SpecialIds, build_pairs
 from nystromformer.data.stateless_random import row_keys
 from nystromformer.data.storage import PreparedData
@@ -17,8 +20,10 @@ from nystromformer.data.storage import PreparedData
 Key = tuple[int, int]
 """(epoch, index): which chunk, and which drawing of its pair and mask."""
 
+_SAMPLED = 4096  # lengths that the widths of static shapes are chosen for
 
-class PretrainingExamples(Dataset[dict[str, torch.Tensor]]):
+
+class PretrainingExamples(Dataset[Batch]):
     """One split of a prepared corpus as batches for masked language modelling and sentence order.
 
     An example is a pure function of (seed, epoch, index): the same in any batch, process and run.
@@ -53,11 +58,11 @@ class PretrainingExamples(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
+    def __getitem__(self, key: Key) -> Batch:
         """The example alone: as a row of `__getitems__`, without the batch dimension."""
         return {name: rows[0] for name, rows in self.__getitems__([key]).items()}
 
-    def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """One collated batch of B = len(keys) rows, padded at the end to its longest row of L tokens.
 
         All int64: `input_ids`, `attention_mask`, `token_type_ids` and `labels` (-100 where nothing is
@@ -73,6 +78,20 @@ class PretrainingExamples(Dataset[dict[str, torch.Tensor]]):
         masked, labels = self._masking.apply(pairs.input_ids, random_keys)
         arrays = pairs._asdict() | {"input_ids": masked, "labels": labels}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of these examples, special ones included, (n,) → (n,); the same in every epoch."""
+        return np.minimum(self._chunks.lengths(indices) + SPECIAL_TOKENS_OF_A_PAIR, self._max_length)
+
+    def layout(self, *, static: bool) -> Layout:
+        """How the training takes these batches; `static` with few widths, chosen for these lengths."""
+        if not static:
+            return Layout(self._special.pad)
+        sampled = min(len(self), _SAMPLED)
+        lengths = self.lengths(np.arange(sampled) * len(self) // max(sampled, 1))
+        widths = best_widths(lengths, self._max_length)
+        slots = (self._masking.most_predicted(width - SPECIAL_TOKENS_OF_A_PAIR) for width in widths)
+        return Layout(self._special.pad, widths, tuple(slots))
 
 
 def _flags(ids: Sequence[int], vocabulary: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

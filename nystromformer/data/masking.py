@@ -8,7 +8,8 @@ become [MASK], 10 % a random token of the vocabulary, 10 % stay. What is chosen:
 - `ngram`: spans of 1 to 3 whole words with p(n) ∝ 1/n, as ALBERT.
 
 Words and spans are taken in random order, and one that would exceed the number is passed over, as
-ALBERT does; so up to a word's length less can be chosen, never more.
+ALBERT does; so up to a word's length less can be chosen, never more. Where every one is too long, the
+shortest is taken as far as the number goes.
 """
 
 from __future__ import annotations
@@ -66,10 +67,17 @@ class Masking:
         )
         return masked, labels
 
+    def most_predicted(self, real: int) -> int:
+        """How many tokens are chosen at most in a row of up to `real` real ones."""
+        return int(self._wanted(np.asarray(real)))
+
+    def _wanted(self, real: IntArray) -> IntArray:
+        return np.maximum(np.rint(self.probability * real).astype(np.int64), 1)
+
     def _choose(self, input_ids: IntArray, is_real: BoolArray, keys: UInt64Array) -> BoolArray:
         """Which tokens are to be predicted, (B, L)."""
         real = is_real.sum(axis=1)
-        wanted = np.minimum(np.maximum(np.rint(self.probability * real).astype(np.int64), 1), real)
+        wanted = np.minimum(self._wanted(real), real)
         order = random.position_bits(keys, Stream.MASK_SELECTION, input_ids.shape[1])
         if self.unit == "token":
             return _lowest(np.where(is_real, order, _NEVER), wanted)
@@ -136,11 +144,13 @@ def _choose_units(
         taken |= fits
         left -= np.where(fits, size, 0).sum(axis=1)
         waiting &= ~fits & (size <= left[:, None])
-    # Where every word is longer than the number wanted, one is taken all the same.
+    # Where every word is longer than the number wanted, the shortest is taken, up to that number.
     nothing = ~taken.any(axis=1) & (wanted > 0)
     smallest = np.argmin(np.where(size > 0, size, length + 1), axis=1)
     taken[nothing, smallest[nothing]] = True
 
     chosen_unit = np.zeros_like(taken)
     np.put_along_axis(chosen_unit, shuffle, taken, axis=1)
-    return np.take_along_axis(chosen_unit, unit, axis=1) & is_real
+    chosen = np.take_along_axis(chosen_unit, unit, axis=1) & is_real
+    chosen[nothing] &= np.cumsum(chosen[nothing], axis=1) <= wanted[nothing, None]
+    return chosen

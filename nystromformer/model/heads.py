@@ -81,7 +81,8 @@ class PreTrainingOutput(ModelOutput):
     sop_loss: Tensor | None = None
     """Mean over the rows, nats."""
     prediction_logits: Tensor | None = None
-    """(T, V) at the predicted tokens in reading order; (B, N, V) without labels."""
+    """(T, V) at the predicted tokens in reading order, or (P, V) at the positions given; (B, N, V) without
+    either."""
     seq_relationship_logits: Tensor | None = None
     """(B, 2): in order, swapped."""
     hidden_states: tuple[Tensor, ...] | None = None
@@ -103,6 +104,8 @@ class NystromformerForPreTraining(_TiedDecoder):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         sentence_order_label: Tensor | None = None,
+        prediction_positions: Tensor | None = None,
+        prediction_labels: Tensor | None = None,
         **kwargs: object,
     ) -> PreTrainingOutput:
         """Losses and logits of one batch.
@@ -112,16 +115,30 @@ class NystromformerForPreTraining(_TiedDecoder):
             labels: (B, N), the original token where it is to be predicted, −100 elsewhere. Vocabulary
                 logits are computed at the predicted tokens only.
             sentence_order_label: (B,), 0 for in order, 1 for swapped.
+            prediction_positions: (P,), the same as `labels` in another form: places in the batch's B · N
+                tokens, counted row after row. Their number is known beforehand, so a GPU is not waited
+                for, and it can be the same in every batch.
+            prediction_labels: (P,), the original tokens there, −100 where a place is only there to fill.
+
+        Raises:
+            ValueError: `labels` beside positions, or positions without their labels.
         """
+        if (prediction_positions is None) != (prediction_labels is None):
+            raise ValueError("prediction_positions and prediction_labels go together: give both or neither")
+        if labels is not None and prediction_labels is not None:
+            raise ValueError("labels and prediction_labels say the same: give one of them")
         encoded = self.nystromformer(input_ids, attention_mask, token_type_ids, **kwargs)
         order_logits = self.cls.seq_relationship(encoded.pooler_output)
         mlm_loss = sop_loss = None
-        if labels is None:
-            prediction_logits = self.cls.predictions(encoded.last_hidden_state)
-        else:
+        hidden_states = encoded.last_hidden_state
+        if labels is not None:
             predicted = labels != IGNORED
-            prediction_logits = self.cls.predictions(encoded.last_hidden_state[predicted])
-            mlm_loss = _mean_cross_entropy(prediction_logits, labels[predicted])
+            hidden_states, prediction_labels = hidden_states[predicted], labels[predicted]
+        elif prediction_positions is not None:
+            hidden_states = hidden_states.flatten(0, 1).index_select(0, prediction_positions)
+        prediction_logits = self.cls.predictions(hidden_states)
+        if prediction_labels is not None:
+            mlm_loss = _mean_cross_entropy(prediction_logits, prediction_labels)
         if sentence_order_label is not None:
             sop_loss = _mean_cross_entropy(order_logits, sentence_order_label)
         losses = [loss for loss in (mlm_loss, sop_loss) if loss is not None]
@@ -200,6 +217,6 @@ class NystromformerForSequenceClassification(NystromformerPreTrainedModel):
 
 
 def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean in nats, in float32; 0 where there is nothing to predict, rather than NaN."""
-    total = F.cross_entropy(logits.float(), labels, reduction="sum")
-    return total / max(labels.numel(), 1)
+    """Mean in nats, in float32, over the labels that are not −100; 0 where there are none, not NaN."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)

@@ -20,7 +20,11 @@ class TrainingSettings:
     """End after so many minutes if the steps are not done; the rate then decays over the minutes."""
     global_batch_size: int = 256
     micro_batch_size: int | None = None
-    """Examples a device takes at once; empty takes its whole share. The rest is accumulated."""
+    """Examples a device takes at once, the rest is accumulated; empty takes a group of like length, see
+    length_groups, or its whole share where that is less."""
+    length_groups: int = 4
+    """A global batch is so many groups of rows of like length, each group drawn from 16 batches' rows, so
+    that micro-batches hold little padding; 0 draws rows whatever their length."""
     learning_rate: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -35,7 +39,9 @@ class TrainingSettings:
     tf32: bool = False
     """Let a GPU round the factors of float32 products to 10 bits, the pseudoinverse's among them."""
     compile: bool = False
-    """Compile the model with torch.compile, in place."""
+    """Compile the model with torch.compile, in place; its shapes are then static."""
+    static_shapes: bool = False
+    """Pad rows to one of at most 8 widths, and predictions to a fixed number, so that shapes repeat."""
     deterministic: bool = False
     """Take only algorithms that give the same bits in every run; some are slower."""
     parallel: str = "ddp"
@@ -56,8 +62,17 @@ class TrainingSettings:
     """Keep also the checkpoint with the lowest validation loss, of those written where one was measured."""
     on_full_disk: str = "stop"
     """What a checkpoint that cannot be written does: `stop` the run, or say so and `continue`."""
+    approximation_error_every: int = 0
+    """Every so many steps, measure ‖S − Ŝ‖ / ‖S‖ of each layer and head on held-out rows; 0 for never."""
+    approximation_error_examples: int = 8
+    """How many held-out rows that reads, always the same ones; each costs exact attention once."""
     profile_steps: int = 0
     """Trace so many steps, from the third on, into the run folder's `profile/`."""
+
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether batches come in a few shapes: asked for, or because each is compiled for."""
+        return self.static_shapes or self.compile
 
     def complaints(self) -> Iterator[str]:
         for name in (
@@ -68,10 +83,17 @@ class TrainingSettings:
             "validation_examples",
             "checkpoint_every",
             "keep_checkpoints",
+            "approximation_error_examples",
         ):
             if getattr(self, name) < 1:
                 yield f"training.{name}={getattr(self, name)} is impossible: write at least 1"
-        for name in ("loader_workers", "max_skipped_steps", "profile_steps"):
+        for name in (
+            "length_groups",
+            "loader_workers",
+            "max_skipped_steps",
+            "approximation_error_every",
+            "profile_steps",
+        ):
             if getattr(self, name) < 0:
                 yield f"training.{name}={getattr(self, name)} is impossible: write 0 or more"
         for name, known in (

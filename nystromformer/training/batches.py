@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nystromformer.data.examples import Key, PretrainingExamples
-from nystromformer.data.loader import Batch, GlobalBatches, training_loader, validation_batches
+from nystromformer.data.layout import Batch
+from nystromformer.data.loader import training_loader
+from nystromformer.data.order import GlobalBatches, largest_divisor, validation_batches
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
@@ -22,7 +24,7 @@ class RunBatches:
         self._rank = rank
         self._world_size = world_size
         share = settings.training.global_batch_size // world_size
-        self._micro_batch_size = settings.training.micro_batch_size or share
+        self._micro_batch_size = settings.training.micro_batch_size or self._rows_of_a_group(share)
         self._micro_batches = share // self._micro_batch_size
         self._train, self._validation = (
             PretrainingExamples(
@@ -38,6 +40,16 @@ class RunBatches:
         if not len(self._validation):
             raise UserError(f"{prepared.folder} holds no validation examples: raise data.validation_fraction")
 
+        self._layout = self._train.layout(static=settings.training.fixed_shapes)
+
+    def _rows_of_a_group(self, share: int) -> int:
+        """What a process takes at once where nothing is said: rows of like length, none padded to another's.
+
+        With `length_groups=0` there is nothing alike, and it is the whole share.
+        """
+        groups = largest_divisor(self._settings.global_batch_size, max(self._settings.length_groups, 1))
+        return largest_divisor(share, self._settings.global_batch_size // groups)
+
     @property
     def examples_at_once(self) -> int:
         """Examples that all processes together compute at one time."""
@@ -47,22 +59,23 @@ class RunBatches:
         """The micro-batches of each step that is still to do, one step at a time."""
         batches = self._global_batches(start_step, self._settings.steps - start_step, self._rank)
         loader = training_loader(
-            self._train, batches, workers=self._settings.loader_workers, pin_memory=pin_memory
+            self._train,
+            batches,
+            self._layout,
+            workers=self._settings.loader_workers,
+            pin_memory=pin_memory,
         )
         return grouped(iter(loader), self._micro_batches)
 
     def of_step(self, step: int) -> list[Batch]:
         """The micro-batches of one step, counted from 0, drawn again."""
-        return [self._train.__getitems__(keys) for keys in self._global_batches(step, 1, self._rank)]
+        return [
+            self._layout(self._train.__getitems__(keys)) for keys in self._global_batches(step, 1, self._rank)
+        ]
 
     def keys_of_step(self, step: int) -> list[Key]:
         """(epoch, index) of every example of one step, over all processes."""
-        return [
-            key
-            for rank in range(self._world_size)
-            for keys in self._global_batches(step, 1, rank)
-            for key in keys
-        ]
+        return self._global_batches(step, 1, 0).global_keys(step)
 
     def validation(self, count: int | None = None) -> Iterator[tuple[Batch, bool]]:
         """This process's held-out batches, each with whether it counts.
@@ -76,19 +89,19 @@ class RunBatches:
         count = min(count or self._settings.validation_examples, len(self._validation))
         keys, first = (
             validation_batches(
-                self._validation,
+                len(self._validation),
                 count=count,
                 batch_size=self._micro_batch_size,
                 rank=rank,
                 world_size=self._world_size,
+                lengths=self._validation.lengths,
             )
             for rank in (self._rank, 0)  # no process has more than the first
         )
         for number in range(len(first)):
-            if number < len(keys):
-                yield self._validation.__getitems__(keys[number]), True
-            else:
-                yield self._validation.__getitems__([(0, 0)]), False
+            counts = number < len(keys)
+            batch = self._validation.__getitems__(keys[number] if counts else [(0, 0)])
+            yield self._layout(batch), counts
 
     def _global_batches(self, start_step: int, num_steps: int, rank: int) -> GlobalBatches:
         return GlobalBatches(
@@ -100,4 +113,6 @@ class RunBatches:
             num_steps=num_steps,
             rank=rank,
             world_size=self._world_size,
+            lengths=self._train.lengths if self._settings.length_groups else None,
+            length_groups=self._settings.length_groups,
         )

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel
 
-from nystromformer.data.loader import Batch
+from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.training.batches import RunBatches
 

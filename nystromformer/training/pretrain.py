@@ -11,6 +11,7 @@ from dataclasses import asdict
 import torch
 from accelerate import Accelerator
 
+from nystromformer.data.layout import MOST_WIDTHS
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
@@ -83,7 +84,9 @@ def setup(settings: PretrainSettings) -> Run:
         torch.manual_seed(settings.training.seed + accelerator.process_index)  # dropout
     wrapped = model if sharded else accelerator.prepare_model(model)
     if settings.training.compile:
-        model.compile()
+        # A graph for each of the layout's shapes: in training, in validation, and for fewer rows at its end.
+        torch._dynamo.config.recompile_limit = 4 * MOST_WIDTHS
+        model.compile(dynamic=False)
     dtype = devices.precision(settings.training, accelerator.device)
     autocast = devices.autocast(dtype, accelerator.device)
     peak = peak_flops(accelerator.device, dtype)

@@ -33,6 +33,7 @@ MAY_CHANGE = frozenset(
         "training.micro_batch_size",
         "training.compile",
         "training.loader_workers",
+        "training.static_shapes",
         "training.log_every",
         "training.validate_every",
         "training.checkpoint_every",

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from nystromformer.data.loader import Batch
+from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.heads import IGNORED
 from nystromformer.training.flops import training_flops
@@ -76,8 +76,8 @@ def train_step(
     A step whose gradient is not finite changes neither weights nor moments; the device decides that
     itself, so that the CPU need not wait to know.
     """
-    targets = sum(int((batch["labels"] != IGNORED).sum()) for batch in micro_batches)
-    rows = sum(len(batch["labels"]) for batch in micro_batches)
+    targets = sum(predicted_tokens(batch) for batch in micro_batches)
+    rows = sum(len(batch["input_ids"]) for batch in micro_batches)
     lengths = torch.cat([batch["attention_mask"].sum(1) for batch in micro_batches])
     # Not blocking: a copy from ordinary memory would otherwise wait for the device's queue.
     totals = torch.tensor([targets, rows], dtype=torch.float32).to(accelerator.device, non_blocking=True)
@@ -86,14 +86,14 @@ def train_step(
     mlm_sum = torch.zeros((), device=accelerator.device)
     sop_sum = torch.zeros((), device=accelerator.device)
     for batch, is_last in _with_last(micro_batches):
-        in_batch = int((batch["labels"] != IGNORED).sum())
+        in_batch = predicted_tokens(batch)
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         # Processes exchange gradients once a step, with the last micro-batch.
         with contextlib.nullcontext() if is_last else accumulating(model):
             with autocast:
                 output = model(**batch)
             mlm_loss = output.mlm_loss * (in_batch / all_targets)
-            sop_loss = output.sop_loss * (len(batch["labels"]) / all_rows)
+            sop_loss = output.sop_loss * (len(batch["input_ids"]) / all_rows)
             # The exchange averages over the processes, and these losses are shares of a sum.
             accelerator.backward((mlm_loss + sop_loss) * accelerator.num_processes)
         mlm_sum += mlm_loss.detach()
@@ -117,6 +117,11 @@ def train_step(
         fault=_last_fault(norms, finite),
         taken=finite.float(),
     )
+
+
+def predicted_tokens(batch: Batch) -> int:
+    """How many tokens a batch predicts, the empty slots aside; where it still is in the CPU's memory."""
+    return int((batch["prediction_labels"] != IGNORED).sum())
 
 
 def grouped(micro_batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

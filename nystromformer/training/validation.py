@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from nystromformer.data.loader import Batch
+from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerForPreTraining
 from nystromformer.model.heads import IGNORED
 
@@ -62,14 +62,14 @@ def validate(
             output = model(**batch)
         if not counts:
             continue
-        labels = batch["labels"][batch["labels"] != IGNORED]
-        order = batch["sentence_order_label"]
+        labels, order = batch["prediction_labels"], batch["sentence_order_label"]
+        counted = labels != IGNORED
         sums += torch.stack(
             [
-                output.mlm_loss * labels.numel(),
-                (output.prediction_logits.argmax(-1) == labels).sum(),
-                unigram_loss_V[labels].sum(),
-                torch.tensor(labels.numel(), device=labels.device),
+                output.mlm_loss * counted.sum(),
+                (output.prediction_logits.argmax(-1) == labels).sum(),  # no token is −100
+                (unigram_loss_V[labels.clamp(min=0)] * counted).sum(),
+                counted.sum(),
                 output.sop_loss * order.numel(),
                 (output.seq_relationship_logits.argmax(-1) == order).sum(),
                 torch.tensor(order.numel(), device=order.device),

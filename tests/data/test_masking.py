@@ -125,10 +125,25 @@ def test_short_rows_predict_one_token_and_empty_ones_none(unit: str):
     np.testing.assert_array_equal(masked[1], ids[1])
 
 
-def test_where_every_word_is_too_long_one_is_predicted_all_the_same():
+def test_where_every_word_is_too_long_the_shortest_is_predicted_in_part():
     ids = np.array([[CLS, 9, 150, 151, SEP, 9, 152, SEP]])
     _, labels = masking("whole_word").apply(ids, keys(1))
-    assert labels[0].tolist() == [IGNORED] * 5 + [9, 152, IGNORED]
+    assert labels[0].tolist() == [IGNORED] * 5 + [9, IGNORED, IGNORED]
+    _, labels = masking("whole_word", probability=0.5).apply(ids[:, 1:5], keys(1))
+    assert labels[0].tolist() == [9, 150, IGNORED, IGNORED]
+
+
+@pytest.mark.parametrize("unit", ["token", "whole_word", "ngram"])
+@pytest.mark.parametrize("length", [8, 12, 40])
+def test_never_more_than_the_slots_of_a_row(unit: str, length: int):
+    ids = batch(2000, length)
+    ids[:, 1:-1] = np.where(ids[:, 1:-1] > 100, FIRST_PIECE + ids[:, 1:-1] % 50, ids[:, 1:-1])  # long words
+    real = ~np.isin(ids, SPECIAL)
+    _, labels = masking(unit).apply(ids, keys(2000))
+    predicted = (labels != IGNORED).sum(1)
+    most = [masking(unit).most_predicted(int(count)) for count in real.sum(1)]
+    assert np.all(predicted <= most)
+    assert np.all((predicted > 0) == real.any(1))
 
 
 @pytest.mark.parametrize("unit", ["token", "whole_word", "ngram"])

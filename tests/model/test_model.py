@@ -75,6 +75,62 @@ def test_logits_at_predicted_positions_only_equal_those_of_all_positions(model):
     torch.testing.assert_close(some.loss, some.mlm_loss + some.sop_loss)
 
 
+def slots(labels: torch.Tensor, empty: int) -> dict[str, torch.Tensor]:
+    """The labels as positions, and so many empty slots after them."""
+    positions = (labels != -100).flatten().nonzero()[:, 0]
+    predicted = labels.flatten()[positions]
+    return {
+        "prediction_positions": torch.nn.functional.pad(positions, (0, empty)),
+        "prediction_labels": torch.nn.functional.pad(predicted, (0, empty), value=-100),
+    }
+
+
+@pytest.mark.parametrize("empty", [0, 1, 40])
+@pytest.mark.parametrize("share", [0.0, 0.15, 1.0])
+def test_slots_give_the_loss_and_gradient_of_the_labels(model, share, empty):
+    ids, order = tokens(4, 30), torch.tensor([0, 1, 1, 0])
+    labels = torch.where(torch.rand(4, 30) < share, ids, -100)
+    results = []
+    for given in ({"labels": labels}, slots(labels, empty)):
+        model.zero_grad()
+        output = model(ids, sentence_order_label=order, **given)
+        output.loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append((output.mlm_loss, output.sop_loss, gradients))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
+
+
+def test_slots_choose_no_tensor_by_its_values(model):
+    """What would make a GPU wait, and a compiled graph break; `labels` do it."""
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        seen: tuple = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen += (func.overloadpacket,)
+            return func(*args, **kwargs or {})
+
+    def operators(**given: torch.Tensor) -> set:
+        with Watch() as watch:
+            model(ids, sentence_order_label=torch.zeros(2, dtype=torch.long), **given).loss.backward()
+        return set(watch.seen)
+
+    ids = tokens(2, 30)
+    labels = torch.where(torch.rand(2, 30) < 0.15, ids, -100)
+    waits = {torch.ops.aten.nonzero, torch.ops.aten._local_scalar_dense, torch.ops.aten.masked_select}
+    assert not operators(**slots(labels, 5)) & waits
+    # With `labels` the tokens are indexed by a mask, which is a nonzero inside.
+    assert torch.ops.aten.index in operators(labels=labels) - operators(**slots(labels, 5))
+
+
+def test_labels_and_slots_do_not_go_together(model):
+    ids = tokens(2, 9)
+    with pytest.raises(ValueError, match="go together"):
+        model(ids, prediction_positions=torch.tensor([1]))
+    with pytest.raises(ValueError, match="give one of them"):
+        model(ids, labels=ids, **slots(ids, 0))
+
+
 def test_nothing_to_predict_is_a_loss_of_zero(model):
     ids = tokens(2, 9)
     assert model(ids, labels=torch.full_like(ids, -100)).mlm_loss == 0
