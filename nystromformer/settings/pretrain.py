@@ -46,6 +46,11 @@ class PretrainSettings:
             yield f"name={self.name!r} is no folder name: write letters, digits, - and _"
         for part in (self.model, self.data, self.tokenizer, self.training, self.init, self.tracking):
             yield from part.complaints()
+        if self.training.approximation_error_every > 0 and self.model.attention != "nystrom":
+            yield (
+                f"training.approximation_error_every={self.training.approximation_error_every}: "
+                f"model.attention={self.model.attention} approximates nothing by landmarks: write 0"
+            )
         if self.init.source == "bert" and self.tokenizer.path is None:
             yield (
                 "init=bert starts from embeddings of BERT's own vocabulary: write tokenizer=bert, or "

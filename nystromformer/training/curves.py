@@ -1,4 +1,4 @@
-"""curves.png, losses and accuracies beside the baselines that need no training, and speed.png."""
+"""A run's pictures: losses and accuracies beside untrained baselines, speed, the attention's error."""
 
 from __future__ import annotations
 
@@ -54,13 +54,37 @@ def draw_speed(metrics: MetricsLog, path: Path, title: str) -> None:
     _write(figure, path, title)
 
 
+def draw_approximation(metrics: MetricsLog, path: Path, title: str) -> None:
+    """Draw the error of each layer's attention, and each head's at the end, if any was measured."""
+    events = [event for event in metrics.events("approximation") if event["mean"] is not None]
+    if not events:
+        return
+    plt = _pyplot()
+    figure, (layers, heads) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    count = len(events[-1]["heads"])
+    for layer in range(count):
+        color = plt.colormaps["viridis"](layer / max(count - 1, 1))
+        _line(layers, events, f"layer_{layer}", color=color, marker="o", markersize=3, label=f"layer {layer}")
+        errors = events[-1]["heads"][layer]
+        heads.plot([layer] * len(errors), errors, "o", color=color, markersize=4)
+    _line(layers, events, "mean", color="0.3", linestyle="--", label="mean")
+    layers.set(title="Error of the attention matrix", xlabel="step", ylabel="‖S − Ŝ‖ / ‖S‖", ylim=(0, None))
+    heads.set(title=f"Each head at step {events[-1]['step']:,}", xlabel="layer", ylim=(0, None))
+    heads.set_xticks(range(count))
+    _write(figure, path, title)
+
+
 def _three_plots() -> tuple[Any, Any]:
+    return _pyplot().subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+
+
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")  # a picture in a file; no display needed
     import matplotlib.pyplot as plt
 
-    return plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    return plt
 
 
 def _line(axes: Any, events: list[Event], key: str, **style: Any) -> None:
@@ -74,7 +98,8 @@ def _write(figure: Any, path: Path, title: str) -> None:
 
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
     figure.suptitle(title)
     beside = path.with_name(f".{path.stem}.tmp.png")
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from nystromformer.training.run_folder import write_atomically
 
 Event = dict[str, Any]
-"""`kind` is `train`, `validation` or `skipped`; `step` counts optimizer steps done."""
+"""`kind` is `train`, `validation`, `approximation` or `skipped`; `step` counts optimizer steps done."""
 
 
 class MetricsLog:

@@ -50,6 +50,7 @@ def report_page(
             "",
             "Losses are in nats: per predicted token, and per pair of segments.",
             "",
+            *_approximation_lines(folder, metrics.events("approximation")),
             "## Cost",
             "",
             f"![speed, gradient norm, waiting for data]({folder.speed.name})",
@@ -63,6 +64,41 @@ def report_page(
             "",
         ]
     )
+
+
+def _approximation_lines(folder: RunFolder, events: list[Event]) -> Iterable[str]:
+    """The section on the error of the attention; nothing where none was measured."""
+    known = [event for event in events if event["mean"] is not None]
+    if not events:
+        return
+    yield "## Approximation"
+    yield ""
+    last = events[-1]
+    if not known:
+        yield f"Attention is exact in all {last['rows']} rows that were looked at."
+        yield ""
+        return
+    yield f"![error of each layer's attention]({folder.approximation.name})"
+    yield ""
+    layers = range(len(last["heads"]))
+    yield from _table(
+        ("step", "mean", *(f"layer {number}" for number in layers)),
+        (
+            (
+                f"{event['step']:,}",
+                f"{event['mean']:.4f}",
+                *(f"{event[f'layer_{number}']:.4f}" for number in layers),
+            )
+            for event in _at_most(known, 12)
+        ),
+    )
+    yield ""
+    exact = f"; the other {last['exact_rows']} rows are exact" if last["exact_rows"] else ""
+    yield (
+        "‖S − Ŝ‖ / ‖S‖ of the attention matrices in the Frobenius norm, mean over heads and "
+        f"{last['rows'] - last['exact_rows']} held-out rows{exact}."
+    )
+    yield ""
 
 
 def _costs(train: list[Event]) -> Iterable[tuple[str, str]]:

@@ -23,7 +23,7 @@ from nystromformer.training.batches import RunBatches
 from nystromformer.training.checkpoint import Progress, load_latest
 from nystromformer.training.checks import check_run
 from nystromformer.training.clock import Clock
-from nystromformer.training.curves import draw_curves, draw_speed
+from nystromformer.training.curves import draw_approximation, draw_curves, draw_speed
 from nystromformer.training.flops import peak_flops
 from nystromformer.training.guard import Guard
 from nystromformer.training.metrics import MetricsLog
@@ -32,7 +32,7 @@ from nystromformer.training.parallel import load_weights, shard, whole_weights
 from nystromformer.training.profiling import StepProfiler
 from nystromformer.training.progress import ProgressDisplay
 from nystromformer.training.report import finish_run
-from nystromformer.training.run import Run, checkpoint, judge, log, validate_now
+from nystromformer.training.run import Run, approximation_now, checkpoint, judge, log, validate_now
 from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.signals import StopRequest
 from nystromformer.training.start import build_model
@@ -159,6 +159,9 @@ def train(run: Run, stop: StopRequest) -> None:
                 left = (settings.steps - progress.step) * lap.seconds / figures.steps
                 log(run, display, figures, lap, rate, clock.at_most(left))
                 figures = None
+            every = settings.approximation_error_every
+            if every and (last or progress.step % every == 0):
+                approximation_now(run, clock, display)
             validation_loss = None
             if last or progress.step % settings.validate_every == 0:
                 validation_loss = validate_now(run, clock, display)
@@ -181,6 +184,7 @@ def finish(run: Run) -> None:
         try:
             draw_curves(run.metrics, run.folder.curves, title)
             draw_speed(run.metrics, run.folder.speed, title)
+            draw_approximation(run.metrics, run.folder.approximation, title)
             finish_run(run.settings, run.folder, model, run.tokenizer, run.prepared, run.metrics)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

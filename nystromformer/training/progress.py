@@ -7,6 +7,7 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nystromformer.training.metrics import Event
 from nystromformer.training.validation import ValidationResult
 
 
@@ -60,6 +61,15 @@ class ProgressDisplay:
             f"(unigram {result.unigram_loss:.3f}), accuracy {result.mlm_accuracy:.3f}; "
             f"sentence order loss {result.sop_loss:.3f}, accuracy {result.sop_accuracy:.3f}"
         )
+
+    def approximation(self, event: Event) -> None:
+        """The error of the attention; see `approximation`."""
+        layers = [value for name, value in event.items() if name.startswith("layer_")]
+        if event["mean"] is None:
+            self.say(f"attention is exact in all {event['rows']} rows that were looked at")
+        else:
+            shown = ", ".join(f"{error:.3f}" for error in layers)
+            self.say(f"approximation error at step {event['step']}: {event['mean']:.3f} (by layer {shown})")
 
     def say(self, line: str) -> None:
         if self._shown:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from nystromformer.data.storage import PreparedData
 from nystromformer.model import NystromformerForPreTraining
 from nystromformer.settings import PretrainSettings
+from nystromformer.training.approximation import measure_approximation
 from nystromformer.training.batches import RunBatches
 from nystromformer.training.checkpoint import CheckpointNotWritten, Progress, save_checkpoint, saved_steps
 from nystromformer.training.clock import Clock, Lap
@@ -115,6 +116,15 @@ def validate_now(run: Run, clock: Clock, display: ProgressDisplay) -> float:
             draw_curves(run.metrics, run.folder.curves, f"{run.settings.name}: pretraining")
         display.validation(run.progress.step, result)
     return result.mlm_loss
+
+
+def approximation_now(run: Run, clock: Clock, display: ProgressDisplay) -> None:
+    """Measure and record the error of each layer's attention."""
+    with clock.outside_laps():
+        batches = run.batches.validation(run.settings.training.approximation_error_examples)
+        event = measure_approximation(run.model, batches, run.accelerator, run.autocast, run.progress.step)
+        record(run, {**event, "seconds": run.progress.seconds})
+        display.approximation(event)
 
 
 def measure(run: Run, count: int | None = None) -> ValidationResult:

@@ -5,6 +5,7 @@ runs/NAME/
     metrics.jsonl      one line an event
     checkpoints/       step-N/, and `latest` and `best`, which name one each
     curves.png         losses and accuracies
+    approximation.png  the error of each layer's attention, with training.approximation_error_every
     speed.png          tokens a second, gradient norm, waiting for data
     report.json        how the run ended
     report.md          the same for people, with the curves
@@ -32,8 +33,8 @@ MAY_CHANGE = frozenset(
         "data.folder",
         "training.micro_batch_size",
         "training.compile",
-        "training.loader_workers",
         "training.static_shapes",
+        "training.loader_workers",
         "training.log_every",
         "training.validate_every",
         "training.checkpoint_every",
@@ -42,6 +43,8 @@ MAY_CHANGE = frozenset(
         "training.on_full_disk",
         "training.max_skipped_steps",
         "training.parallel",
+        "training.approximation_error_every",
+        "training.approximation_error_examples",
         "training.profile_steps",
         "training.deterministic",
         "training.max_minutes",
@@ -63,6 +66,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.curves = self.path / "curves.png"
         self.speed = self.path / "speed.png"
+        self.approximation = self.path / "approximation.png"
         self.report = self.path / "report.json"
         self.page = self.path / "report.md"
         self.profile = self.path / "profile"
