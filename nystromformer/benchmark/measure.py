@@ -50,9 +50,9 @@ def measure(contenders: Sequence[Contender], repeats: int, device: torch.device)
     for _ in range(repeats):
         for contender in contenders:
             with torch.no_grad():
-                forward[contender.name].append(_seconds(contender.run, device))
+                forward[contender.name].append(seconds_of(contender.run, device))
             training[contender.name].append(
-                _seconds(lambda c=contender: _train(c, seeds[c.name]), device)  # type: ignore[misc]
+                seconds_of(lambda c=contender: _train(c, seeds[c.name]), device)  # type: ignore[misc]
             )
     return {
         name: Measurement(Timing(forward[name]), Timing(training[name]), kept[name], peak[name])
@@ -95,7 +95,8 @@ def _train(contender: Contender, seed: Tensor | None) -> None:
     torch.autograd.grad(out, contender.leaves, torch.ones_like(out) if seed is None else seed)
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock time of one call, with what it left to the GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -1,0 +1,311 @@
+"""`nystromformer benchmark what=step`: whole training steps beside transformers' models.
+
+Forward, backward, clipping and optimizer, of models of one size on the same tokens, 15 % of which every
+model predicts, with the same optimizer. This project's step is `training.step.train_step`, the one that
+pretraining runs: it learns sentence order too, and computes vocabulary logits where tokens are predicted;
+transformers' models learn masked tokens alone and compute them everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import io
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nystromformer.benchmark.machine import machine
+from nystromformer.benchmark.measure import seconds_of
+from nystromformer.benchmark.results import device_of, results_folder, table, write_results
+from nystromformer.data.layout import Batch, Layout
+from nystromformer.errors import UserError
+from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
+from nystromformer.model.heads import IGNORED
+from nystromformer.settings import TrainingSettings
+from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.training import devices
+from nystromformer.training.flops import peak_flops, training_flops
+from nystromformer.training.optimizer import build_optimizer
+from nystromformer.training.step import train_step
+
+OURS = "nystromformer"
+EXACT = "nystromformer, exact attention"
+PEER = "transformers Nystromformer"
+BERT = "transformers BERT, SDPA"
+PREDICTED = 0.15
+CLIPPING = 1.0
+DROPOUT = 0.1
+"""On hidden states, everywhere. Attention has none, as fused kernels on a CPU take none."""
+
+
+@dataclass
+class Contender:
+    """One model with its optimizer."""
+
+    name: str
+    model: PreTrainedModel
+    step: Callable[[], Tensor]
+    """Trains one step; the loss, on the device."""
+    flops: float
+    """Model FLOPs of a step; see `training.flops`."""
+
+
+def benchmark_step(settings: BenchmarkSettings) -> dict[str, Any]:
+    """Measure every model at every length; print the table and write it to the folder.
+
+    Returns:
+        What the JSON file holds: seconds, tokens per second and ratios by length and model.
+
+    Raises:
+        UserError: the device is missing, the folder cannot be written, or memory runs out.
+    """
+    device, folder = device_of(settings.device), results_folder(settings.folder)
+    started, here = time.perf_counter(), machine(device)  # the commit before anything changes
+    lengths: dict[int, dict[str, Any]] = {}
+    for length in settings.lengths:
+        print(f"{length} tokens", flush=True)
+        try:
+            lengths[length] = _measure(contenders(settings, length, device), settings, length, device)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise UserError(f"{length} tokens do not fit into memory: write a smaller tokens=") from error
+        gc.collect()
+    result = {
+        "machine": here,
+        "settings": dataclasses.asdict(settings),
+        "peak_flops": peak_flops(device, getattr(torch, settings.dtype)),
+        "lengths": lengths,
+        "seconds": time.perf_counter() - started,
+    }
+    name = f"step_{device.type}" + ("" if settings.dtype == "float32" else f"_{settings.dtype}")
+    write_results(folder / name, result, as_markdown(result))
+    return result
+
+
+def batch_of(settings: BenchmarkSettings, length: int) -> Batch:
+    """Random tokens without padding, on the CPU, where the loader leaves them."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape = (max(1, settings.tokens // length), length)
+    tokens = torch.randint(200, settings.vocab_size, shape, generator=generator)
+    predicted = torch.rand(shape, generator=generator) < PREDICTED
+    return {
+        "input_ids": tokens.masked_fill(predicted, 103),
+        "attention_mask": torch.ones_like(tokens),
+        "token_type_ids": (torch.arange(length) >= length // 2).long().expand(shape).contiguous(),
+        "labels": tokens.masked_fill(~predicted, IGNORED),
+        "sentence_order_label": torch.arange(shape[0]) % 2,
+    }
+
+
+def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -> list[Contender]:
+    """All models at this length, each with an optimizer of its own."""
+    batch = batch_of(settings, length)
+    nystrom, exact = _our_config(settings, length, "nystrom"), _our_config(settings, length, "softmax")
+    return [
+        _ours(OURS, nystrom, settings, batch, device),
+        _ours(EXACT, exact, settings, batch, device),
+        _peer(PEER, _transformers_nystromformer(settings, length), nystrom, settings, batch, device),
+        _peer(BERT, _transformers_bert(settings, length), exact, settings, batch, device),
+    ]
+
+
+def _our_config(settings: BenchmarkSettings, length: int, attention: str) -> NystromformerConfig:
+    return NystromformerConfig(
+        **_size(settings, length),
+        attention=attention,
+        num_landmarks=settings.landmarks,
+        conv_kernel_size=settings.kernel if attention == "nystrom" else None,
+    )
+
+
+def _size(settings: BenchmarkSettings, length: int) -> dict[str, Any]:
+    """What the configurations of all models call by the same names."""
+    return {
+        "vocab_size": -(-settings.vocab_size // 64) * 64,
+        "hidden_size": settings.hidden,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.hidden // settings.head_dim,
+        "intermediate_size": 4 * settings.hidden,
+        "max_position_embeddings": length,
+        "hidden_dropout_prob": DROPOUT,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def _transformers_nystromformer(settings: BenchmarkSettings, length: int) -> PreTrainedModel:
+    """Made to run Nyström attention: its default, landmarks = segment length, is exact attention."""
+    # The import prints that our configuration, which took the place of theirs, names no checkpoint.
+    with contextlib.redirect_stdout(io.StringIO()):
+        from transformers.models.nystromformer import NystromformerConfig as TheirConfig
+        from transformers.models.nystromformer import NystromformerForMaskedLM
+
+    config = TheirConfig(
+        **_size(settings, length),
+        num_landmarks=settings.landmarks,
+        segment_means_seq_len=length,
+        conv_kernel_size=settings.kernel,
+    )
+    return NystromformerForMaskedLM(config)
+
+
+def _transformers_bert(settings: BenchmarkSettings, length: int) -> PreTrainedModel:
+    from transformers import BertConfig, BertForMaskedLM
+
+    return BertForMaskedLM(BertConfig(**_size(settings, length), attn_implementation="sdpa"))
+
+
+def _ours(
+    name: str,
+    config: NystromformerConfig,
+    settings: BenchmarkSettings,
+    batch: Batch,
+    device: torch.device,
+) -> Contender:
+    torch.manual_seed(settings.seed)
+    model = NystromformerForPreTraining(config).to(device).train()
+    optimizer = build_optimizer(model, TrainingSettings())
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    autocast = devices.autocast(getattr(torch, settings.dtype), device)
+    if settings.compile:
+        model.compile()
+    laid_out = Layout(pad_id=0)(batch)
+
+    def step() -> Tensor:
+        figures = train_step(
+            model, config, optimizer, [laid_out], accelerator, autocast, gradient_clipping=CLIPPING
+        )
+        return figures.mlm_loss
+
+    return Contender(name, model, step, _flops(config, batch))
+
+
+def _peer(
+    name: str,
+    model: PreTrainedModel,
+    like: NystromformerConfig,
+    settings: BenchmarkSettings,
+    batch: Batch,
+    device: torch.device,
+) -> Contender:
+    """A model of transformers; `like` is the configuration here that computes the same."""
+    model.to(device).train()
+    optimizer = build_optimizer(model, TrainingSettings())
+    autocast = devices.autocast(getattr(torch, settings.dtype), device)
+    if settings.compile and name != PEER:
+        model.compile()
+    # Without a mask, as every token is real: transformers' Nystromformer cannot take one that hides some.
+    inputs = {key: batch[key].to(device) for key in ("input_ids", "token_type_ids", "labels")}
+
+    def step() -> Tensor:
+        with autocast:
+            loss = model(**inputs).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPING, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return Contender(name, model, step, _flops(like, batch))
+
+
+def _flops(config: NystromformerConfig, batch: Batch) -> float:
+    lengths = batch["attention_mask"].sum(1).numpy()
+    return training_flops(config, lengths, int((batch["labels"] != IGNORED).sum()))
+
+
+def _measure(
+    found: list[Contender], settings: BenchmarkSettings, length: int, device: torch.device
+) -> dict[str, Any]:
+    """Each model once to warm up, then all of them in turn, `repeats` times."""
+    for contender in found:
+        contender.step()  # allocates the optimizer's moments, and compiles where that was asked for
+    peak = {contender.name: _peak_bytes(contender, device) for contender in found}
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in found}
+    for _ in range(settings.repeats):
+        for contender in found:
+            seconds[contender.name].append(seconds_of(contender.step, device))
+    tokens = max(1, settings.tokens // length) * length
+    fastest = peak_flops(device, getattr(torch, settings.dtype))
+    row = {}
+    for contender in found:
+        median = statistics.median(seconds[contender.name])
+        row[contender.name] = {
+            "seconds": seconds[contender.name],
+            "median": median,
+            "tokens_per_second": tokens / median,
+            "model_flops": contender.flops,
+            "model_flop_utilisation": fastest and contender.flops / median / fastest,
+            "peak_bytes": peak[contender.name],
+        }
+    return row
+
+
+def _peak_bytes(contender: Contender, device: torch.device) -> int | None:
+    """The allocator's highest point over a step beyond what all models hold; None on a CPU, without one."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    contender.step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def ratios(row: dict[str, Any]) -> dict[str, float]:
+    """What the targets speak of, at one length; below 1 means slower than the other."""
+    return {
+        f"times faster than {name}": row[name]["median"] / row[OURS]["median"] for name in (PEER, BERT, EXACT)
+    }
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The page of results."""
+    settings, rows = result["settings"], result["lengths"]
+    kernel = f"kernel {settings['kernel']}" if settings["kernel"] else "no convolution"
+    precision = settings["dtype"] + (" autocast" if settings["dtype"] != "float32" else "")
+    compiled = f", torch.compile but for {PEER}" if settings["compile"] else ""
+    lines = [
+        f"# Training steps on {result['machine']['device']}",
+        "",
+        f"Measured by `nystromformer benchmark what=step` in {result['seconds'] / 60:.1f} minutes: "
+        f"{settings['layers']} layers of {settings['hidden']}, heads of {settings['head_dim']}, feed-forward "
+        f"{4 * settings['hidden']}, vocabulary {settings['vocab_size']}, {settings['landmarks']} landmarks, "
+        f"{kernel}, {settings['tokens']} tokens a batch (at least one row) without padding, 15 % of them "
+        f"predicted, {precision}{compiled}. A step is forward, backward, clipping and fused AdamW, with "
+        f"dropout {DROPOUT} on hidden states and none on attention; all models in turn, medians of "
+        f"{settings['repeats']} after one step to warm up. This project's steps learn sentence "
+        "order too.",
+        "",
+        *(f"- {name}: {value}" for name, value in result["machine"].items()),
+    ]
+    if result["peak_flops"]:
+        lines.append(f"- peak: {result['peak_flops'] / 1e12:.4g} TFLOP/s")
+    for title, key, form in (
+        ("Milliseconds a step", "median", lambda x: f"{1e3 * x:,.1f}"),
+        ("Tokens a second", "tokens_per_second", lambda x: f"{x:,.0f}"),
+        ("Model FLOP utilisation", "model_flop_utilisation", lambda x: f"{x:.1%}"),
+        (
+            "Peak of the allocator in a step beyond all models' weights and moments, MB",
+            "peak_bytes",
+            lambda x: f"{x / 1e6:,.0f}",
+        ),
+    ):
+        shown = {
+            name: [form(row[name][key]) for row in rows.values()]
+            for name in (OURS, EXACT, PEER, BERT)
+            if all(row[name][key] is not None for row in rows.values())
+        }
+        if shown:
+            lines += ["", f"## {title}", "", *table(["", *rows], [[n, *cells] for n, cells in shown.items()])]
+    named = [ratios(row) for row in rows.values()]
+    cells = [[name, *(f"{ratio[name]:.2f}" for ratio in named)] for name in named[0]]
+    return "\n".join([*lines, "", "## Ratios", "", *table(["", *rows], cells)]) + "\n"

@@ -1,0 +1,86 @@
+"""The benchmark of the training step: models of one size that all learn, figures that add up."""
+
+import json
+
+import pytest
+import torch
+
+from nystromformer.benchmark import benchmark
+from nystromformer.benchmark.step import BERT, EXACT, OURS, PEER, contenders
+from nystromformer.cli import main
+from nystromformer.errors import UserError
+from nystromformer.settings.benchmark import BenchmarkSettings
+
+TINY = {
+    "what": "step",
+    "lengths": [32],
+    "tokens": 128,
+    "layers": 2,
+    "hidden": 32,
+    "head_dim": 16,
+    "landmarks": 8,
+    "kernel": 5,
+    "vocab_size": 300,
+    "repeats": 1,
+    "device": "cpu",
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_model_learns_the_batch(dtype):
+    settings = BenchmarkSettings(**{**TINY, "dtype": dtype})
+    for contender in contenders(settings, 32, torch.device("cpu")):
+        losses = [contender.step().item() for _ in range(60)]
+        assert losses[0] == pytest.approx(5.77, abs=0.3)  # log 320, nothing known yet
+        assert losses[-1] < losses[0] - 0.1, contender.name
+        assert contender.flops > 0
+
+
+def test_the_models_are_of_one_size_and_the_peer_runs_nystrom_attention():
+    settings = BenchmarkSettings(**TINY)
+    found = {c.name: c.model for c in contenders(settings, 32, torch.device("cpu"))}
+    sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in found.items()}
+    own_heads = 32 * 32 + 32 + 2 * 32 + 2  # pooler and sentence order
+    unused_positions = 2 * 32
+    assert sizes[OURS] - own_heads == sizes[PEER]
+    assert sizes[EXACT] - own_heads - unused_positions == sizes[BERT]
+    peer = found[PEER].config
+    assert (peer.num_landmarks, peer.segment_means_seq_len, peer.conv_kernel_size) == (8, 32, 5)
+    assert found[BERT].config._attn_implementation == "sdpa"
+    assert found[BERT].config.attention_probs_dropout_prob == 0
+
+
+def test_writes_table_and_numbers(tmp_path, capsys):
+    words = [f"{key}={value}" for key, value in TINY.items() if key != "lengths"]
+    assert main(["benchmark", *words, "lengths=[16,32]", "dtype=bfloat16", f"folder={tmp_path}"]) == 0
+    page = (tmp_path / "step_cpu_bfloat16.md").read_text()
+    assert page in capsys.readouterr().out
+    row = json.loads((tmp_path / "step_cpu_bfloat16.json").read_text())["lengths"]["32"]
+    assert set(row) == {OURS, EXACT, PEER, BERT}
+    assert row[OURS]["tokens_per_second"] == pytest.approx(128 / row[OURS]["median"])
+    assert row[OURS]["model_flops"] == row[PEER]["model_flops"]
+    assert f"| times faster than {BERT} |" in page
+    assert f"{row[BERT]['median'] / row[OURS]['median']:.2f} |" in page
+    assert "utilisation" not in page  # no peak is known of a CPU
+    assert "Peak of the allocator" not in page
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden": 40}, "write hidden=32"),
+        ({"layers": 0}, "layers=0"),
+        ({"vocab_size": 10}, "vocab_size=10"),
+        ({"dtype": "float16"}, "dtype=bfloat16"),
+        ({"lengths": [20]}, "does not divide"),
+    ],
+)
+def test_impossible_settings_are_named(change, words):
+    with pytest.raises(UserError, match=words):
+        benchmark(BenchmarkSettings(**{**TINY, **change}))
+
+
+def test_what_is_not_said_follows_the_benchmark():
+    step, attention = BenchmarkSettings(what="step"), BenchmarkSettings()
+    assert (step.lengths, step.tokens) == ([512, 2048, 4096], 4096)
+    assert (attention.lengths[-1], attention.tokens) == (16384, 8192)
