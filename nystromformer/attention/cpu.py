@@ -83,13 +83,12 @@ def _backward_pass(
     query_GnD: Tensor,
     key_GnD: Tensor,
     value_GnD: Tensor,
-    query_GMD: Tensor,
-    key_GMD: Tensor,
-    inverse_GMM: Tensor,
-    gathered_GMD: Tensor,
+    factors: tuple[Tensor, ...],
     iterations: int,
 ) -> None:
-    """Write the gradients of the queries, keys and values: `_forward_pass` read from its end."""
+    """Write the gradients of the queries, keys and values: `_forward_pass`, whose result `factors` is, read
+    from its end."""
+    query_GMD, key_GMD, inverse_GMM, gathered_GMD = factors
     grad_query_GnD, grad_key_GnD, grad_value_GnD = grads_GnD
     scale = query_GnD.shape[-1] ** -0.5
     scaled_query_GMD, scaled_key_GMD = query_GMD * scale, key_GMD * scale
@@ -366,8 +365,8 @@ def _nystrom_attention_backward(
             if row.size <= m:
                 _exact_backward_pass(new_GnD, grad_out_GnD, q_GnD, k_GnD, v_GnD)
             else:
-                factors = [x_BHMX[row.index, heads] for x_BHMX in kept[:4]]
-                _backward_pass(new_GnD, grad_out_GnD, q_GnD, k_GnD, v_GnD, *factors, iterations)
+                factors = tuple(x_BHMX[row.index, heads] for x_BHMX in kept[:4])
+                _backward_pass(new_GnD, grad_out_GnD, q_GnD, k_GnD, v_GnD, factors, iterations)
             if band_HTW is not None and grad_band_HTW is not None:
                 grad_value_GND = row.spread(new_GnD[2])
                 add_convolution_backward(

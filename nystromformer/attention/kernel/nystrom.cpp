@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <vector>
 
 #include "convolution.h"
@@ -287,7 +288,8 @@ void backward(const Problem& p, const Row& row, int64_t head) {
 }
 
 template <void (*unit)(const Problem&, const Row&, int64_t)>
-void run(const Problem& p) {
+void run(const Problem& p, std::initializer_list<Tensor> written) {
+  for (const Tensor& x : written) ask_for_huge_pages(p, x);
   const std::vector<Row> rows = long_rows(p);
   const int64_t units = int64_t(rows.size()) * p.heads;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(int(p.threads))
@@ -300,10 +302,12 @@ extern "C" {
 
 // Rows of at most M real tokens are left alone: their outputs and gradients are the caller's.
 void nystrom_forward(const nystrom::Problem* p) {
-  p->half ? nystrom::run<nystrom::forward<nystrom::bf16>>(*p) : nystrom::run<nystrom::forward<float>>(*p);
+  using namespace nystrom;
+  (p->half ? run<forward<bf16>> : run<forward<float>>)(*p, {p->out});
 }
 void nystrom_backward(const nystrom::Problem* p) {
-  p->half ? nystrom::run<nystrom::backward<nystrom::bf16>>(*p) : nystrom::run<nystrom::backward<float>>(*p);
+  using namespace nystrom;
+  (p->half ? run<backward<bf16>> : run<backward<float>>)(*p, {p->grad_query, p->grad_key, p->grad_value});
 }
 int64_t problem_size() { return sizeof(nystrom::Problem); }  // so that native.py can tell that it agrees
 }
