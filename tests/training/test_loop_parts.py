@@ -78,7 +78,8 @@ def test_the_best_checkpoint_is_spared(tmp_path):
 
 
 def test_profile_leaves_a_trace_and_a_table(overrides, tmp_path):
-    assert main(["pretrain", *overrides, "training.profile_steps=2", "training.steps=5"]) == 0
+    small = ["model.num_hidden_layers=1", "training.global_batch_size=2", "training.validation_examples=2"]
+    assert main(["pretrain", *overrides, *small, "training.profile_steps=1", "training.steps=4"]) == 0
     folder = tmp_path / "runs/smoke/profile"
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
     assert "aten::" in (folder / "operations.txt").read_text()

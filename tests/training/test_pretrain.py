@@ -47,13 +47,6 @@ def test_a_run_leaves_everything_and_a_finished_run_is_not_repeated(overrides, t
     assert "resumed at step 12" in capsys.readouterr().out
 
 
-def test_validation_loss_falls_on_a_corpus_with_a_pattern(overrides, tmp_path):
-    changes = ["training.steps=150", "training.global_batch_size=16", "training.validate_every=75"]
-    assert main(["pretrain", *overrides, *changes, "training.learning_rate=3e-3"]) == 0
-    last = events(tmp_path / "runs/smoke", "validation")[-1]
-    assert last["mlm_loss"] < last["unigram_loss"] - 0.5
-
-
 def test_a_signal_finishes_the_step_and_writes_a_checkpoint(overrides, tmp_path):
     changes = ["training.steps=100000", "training.checkpoint_every=100000", "training.log_every=1"]
     process = subprocess.Popen([*COMMAND, *overrides, *changes], stdout=subprocess.PIPE, text=True)
@@ -68,14 +61,14 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(overrides, tmp_path)
 
 
 def test_a_time_limit_ends_the_run_as_finished(overrides, tmp_path):
-    changes = ["training.steps=100000", "training.max_minutes=0.1", "training.log_every=1"]
+    changes = ["training.steps=100000", "training.max_minutes=0.05", "training.log_every=1"]
     changes += ["training.validate_every=100000", "training.checkpoint_every=100000"]
     assert main(["pretrain", *overrides, *changes]) == 0
     run = tmp_path / "runs/smoke"
     last = events(run, "validation")[-1]
     assert 0 < last["step"] < 100000
     for before, event in pairwise(events(run, "train")[2:]):  # after the warm-up: what time leaves of 3e-3
-        assert event["learning_rate"] == pytest.approx(3e-3 * (1 - before["seconds"] / 6), abs=2e-5)
+        assert event["learning_rate"] == pytest.approx(3e-3 * (1 - before["seconds"] / 3), abs=4e-5)
     assert main(["pretrain", *overrides, *changes]) == 0
     assert events(run, "validation")[-1] == last
 
@@ -87,11 +80,6 @@ def test_trackers_work_offline_without_an_account(overrides, tmp_path, tracker, 
     folder = tmp_path / "runs/smoke" / tracker
     pattern = "offline-run-*/run-*.wandb" if tracker == "wandb" else "events.out.tfevents.*"
     assert any(file.stat().st_size > 500 for file in folder.glob(pattern))
-
-
-def test_exact_attention_trains_too(overrides, tmp_path):
-    changes = ["model.attention=softmax", "model.conv_kernel_size=null", "training.steps=3"]
-    assert main(["pretrain", *overrides, *changes]) == 0
 
 
 def test_a_run_starts_from_another_run(overrides, tmp_path):
