@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nystromformer.benchmark import benchmark
-from nystromformer.benchmark.step import BERT, EXACT, OURS, PEER, contenders
+from nystromformer.benchmark.step import BERT, BERT_WITH_DROPOUT, EXACT, OURS, PEER, contenders
 from nystromformer.cli import main
 from nystromformer.errors import UserError
 from nystromformer.settings.benchmark import BenchmarkSettings
@@ -47,7 +47,8 @@ def test_the_models_are_of_one_size_and_the_peer_runs_nystrom_attention():
     peer = found[PEER].config
     assert (peer.num_landmarks, peer.segment_means_seq_len, peer.conv_kernel_size) == (8, 32, 5)
     assert found[BERT].config._attn_implementation == "sdpa"
-    assert found[BERT].config.attention_probs_dropout_prob == 0
+    dropout = [found[name].config.attention_probs_dropout_prob for name in (BERT, BERT_WITH_DROPOUT)]
+    assert dropout == [0, 0.1]
 
 
 def test_writes_table_and_numbers(tmp_path, capsys):
@@ -56,7 +57,7 @@ def test_writes_table_and_numbers(tmp_path, capsys):
     page = (tmp_path / "step_cpu_bfloat16.md").read_text()
     assert page in capsys.readouterr().out
     row = json.loads((tmp_path / "step_cpu_bfloat16.json").read_text())["lengths"]["32"]
-    assert set(row) == {OURS, EXACT, PEER, BERT}
+    assert set(row) == {OURS, EXACT, PEER, BERT, BERT_WITH_DROPOUT}
     assert row[OURS]["tokens_per_second"] == pytest.approx(128 / row[OURS]["median"])
     assert row[OURS]["model_flops"] == row[PEER]["model_flops"]
     assert f"| times faster than {BERT} |" in page
