@@ -51,19 +51,21 @@ def forward(
     value_BHND: Tensor,
     key_padding_mask_BN: Tensor | None,
     conv_weight_HK: Tensor | None,
+    num_landmarks: int,
     iterations: int,
     out_BHND: Tensor,
     kept: Sequence[Tensor],
 ) -> None:
-    """Write the rows of more than M real tokens to `out`, and to `kept` what `backward` reads.
+    """Write the output at real tokens, and of rows of more than M tokens what `backward` reads.
 
     Args:
         conv_weight_HK: float32, contiguous.
-        out_BHND: written at real tokens only.
         kept: float32, contiguous: Q̃ and K̃ (B, H, M, D), Zᵀ (B, H, M, M), B̃ V (B, H, M, D) and the
             logarithms of the sums of B̃'s rows before they were divided by them (B, H, M).
     """
-    call = _Call(query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_HK, iterations, kept)
+    call = _Call(
+        query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_HK, num_landmarks, iterations, kept
+    )
     call.set(out=out_BHND)
     call.run("nystrom_forward")
 
@@ -75,6 +77,7 @@ def backward(
     value_BHND: Tensor,
     key_padding_mask_BN: Tensor | None,
     conv_weight_HK: Tensor | None,
+    num_landmarks: int,
     iterations: int,
     kept: Sequence[Tensor],
     grads_BHND: Sequence[Tensor],
@@ -84,7 +87,9 @@ def backward(
     Returns:
         (H, K) float32, or None where there is no convolution.
     """
-    call = _Call(query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_HK, iterations, kept)
+    call = _Call(
+        query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_HK, num_landmarks, iterations, kept
+    )
     grad_query, grad_key, grad_value = grads_BHND
     call.set(grad_out=grad_out_BHND, grad_query=grad_query, grad_key=grad_key, grad_value=grad_value)
     if conv_weight_HK is None:
@@ -133,6 +138,7 @@ class _Call:
         value_BHND: Tensor,
         key_padding_mask_BN: Tensor | None,
         conv_weight_HK: Tensor | None,
+        num_landmarks: int,
         iterations: int,
         kept: Sequence[Tensor],
     ) -> None:
@@ -142,7 +148,7 @@ class _Call:
             heads=h,
             positions=n,
             width=d,
-            landmarks=kept[0].shape[2],
+            landmarks=num_landmarks,
             kernel=0 if conv_weight_HK is None else conv_weight_HK.shape[1],
             iterations=iterations,
             threads=torch.get_num_threads(),

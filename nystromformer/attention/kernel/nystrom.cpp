@@ -8,7 +8,7 @@
 // are packed BLOCK at a time, as float32 and without padding, so that everything between reading a
 // token and writing its result stays in the cache; no n × M matrix reaches memory.
 //
-// Compiled on the machine it runs on, see native.py; D and M are multiples of 16, and n > M.
+// Compiled on the machine it runs on, see native.py; D and M are multiples of 16.
 
 #include <algorithm>
 #include <cmath>
@@ -17,9 +17,10 @@
 #include <initializer_list>
 #include <vector>
 
-#include "convolution.h"
+#include "exact.h"
 #include "inverse.h"
 #include "problem.h"
+#include "residual.h"
 #include "softmax.h"
 #include "vectors.h"
 
@@ -30,30 +31,27 @@ template <class Element>
 struct Unit {
   const Problem& p;
   const Row& row;
-  const int64_t head, m, d, k, n, index;
+  const int64_t head, m, d, n, index;
   const Tokens<Element> query, key, value;
   float *const query_MD, *const key_MD, *const inverse_T, *const gathered_MD, *const log_sums_M;  // kept
   Arena arena;
-  float *first, *second, *third, *scores, *grad_scores;  // BLOCK × D, or BLOCK × M
-  float *window, *grad_window;                           // (BLOCK + K) × D
-  float *kernel_MM, *kernel_T, *mixed_MD;                // Ã, Ãᵀ, X = Z Y
+  float *first, *second, *scores, *grad_scores;  // BLOCK × D, or BLOCK × M
+  float *kernel_MM, *kernel_T, *mixed_MD;        // Ã, Ãᵀ, X = Z Y
   float *scaled_query_MD, *scaled_query_T, *scaled_key_MD, *scaled_key_T;  // Q̃ / √D, K̃ / √D
-  float *column_sums_M, *row_sums_M, *band;
+  float *column_sums_M, *row_sums_M;
 
   Unit(const Problem& p, const Row& row, int64_t head)
-      : p(p), row(row), head(head), m(p.landmarks), d(p.width), k(p.kernel), n(row.size()),
+      : p(p), row(row), head(head), m(p.landmarks), d(p.width), n(row.size()),
         index(row.index * p.heads + head), query(p.query, row.index, head, d), key(p.key, row.index, head, d),
         value(p.value, row.index, head, d), query_MD(p.query_landmarks + index * m * d),
         key_MD(p.key_landmarks + index * m * d), inverse_T(p.inverse_T + index * m * m),
         gathered_MD(p.gathered + index * m * d), log_sums_M(p.log_sums + index * m), arena(floats_needed(p)) {
-    for (float** x : {&first, &second, &third}) *x = arena.take(BLOCK * d);
+    for (float** x : {&first, &second}) *x = arena.take(BLOCK * d);
     for (float** x : {&scores, &grad_scores}) *x = arena.take(BLOCK * m);
-    for (float** x : {&window, &grad_window}) *x = arena.take((BLOCK + k) * d);
     for (float** x : {&kernel_MM, &kernel_T}) *x = arena.take(m * m);
     for (float** x : {&mixed_MD, &scaled_query_MD, &scaled_query_T, &scaled_key_MD, &scaled_key_T})
       *x = arena.take(m * d);
     for (float** x : {&column_sums_M, &row_sums_M}) *x = arena.take(m);
-    band = arena.take(k + 2 * TILE_ROWS);
   }
 
   // From Q̃ and K̃: their multiples and transposes, Ã, and the sums that Z₀ is scaled by.
@@ -73,26 +71,6 @@ struct Unit {
   // X = Z Y
   void mix() { multiply(m, d, m, inverse_T, 1, m, gathered_MD, d, mixed_MD, d); }
 };
-
-// Blocks of at most BLOCK positions that begin and end with a real token.
-template <class Body>
-void for_blocks(const Row& row, Body body) {
-  const int32_t* tokens = row.tokens.data();
-  const int32_t* const end = tokens + row.size();
-  while (tokens < end) {
-    const int32_t* const next =
-        std::lower_bound(tokens, std::min(end, tokens + BLOCK), int32_t(*tokens + BLOCK));
-    body(tokens, next - tokens, int64_t(*tokens), int64_t(next[-1]) + 1 - *tokens);
-    tokens = next;
-  }
-}
-
-// to[i] += from[position of token i − first position]
-inline void add_at(const int32_t* tokens, int64_t count, const float* from, int64_t d, float* to) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t c = 0; c < d; c += LANES)
-      store(to + i * d + c, load(to + i * d + c) + load(from + (tokens[i] - tokens[0]) * d + c));
-}
 
 // --- forward --------------------------------------------------------------------------------------
 
@@ -122,19 +100,15 @@ void gather(Unit<Element>& u) {
 // out = F̃ X + convolution(V), by positions
 template <class Element>
 void spread(Unit<Element>& u) {
-  const int64_t m = u.m, d = u.d, k = u.k;
+  const int64_t m = u.m, d = u.d;
   const Tokens<Element> out(u.p.out, u.row.index, u.head, d);
-  if (k) fill_band(u.band, u.p.conv_weight + u.head * k, k, false);
-  for_blocks(u.row, [&](const int32_t* tokens, int64_t count, int64_t position, int64_t span) {
+  Residual<Element> residual(u.arena, u.p, u.row.index, u.head, false);
+  for_blocks(u.row, [&](const int32_t* tokens, int64_t count, int64_t span) {
     u.query.pack(tokens, count, u.first);
     multiply(count, m, d, u.first, d, 1, u.scaled_key_T, m, u.scores, m);
     softmax_of_rows(u.scores, count, m);
     multiply(count, d, m, u.scores, m, 1, u.mixed_MD, d, u.first, d);
-    if (k) {
-      u.value.window(u.p, u.row.index, position - k / 2, position + span + k / 2, u.window);
-      convolve(u.window, u.band, k, span, d, u.second);
-      add_at(tokens, count, u.second, d, u.first);
-    }
+    residual.add(u.value, tokens, count, span, u.first);
     for (int64_t i = 0; i < count; ++i) out.put(tokens[i], u.first + i * d);
   });
 }
@@ -215,10 +189,11 @@ inline void add_to_segments(const float* grad_means_MD, int64_t taken, int64_t c
 template <class Element>
 void gather_backward(Unit<Element>& u, const float* grad_gathered_MD, const float* grad_key_MD,
                      float* grad_query_MD) {
-  const int64_t m = u.m, d = u.d, k = u.k, half = k / 2;
+  const int64_t m = u.m, d = u.d;
   const Tokens<Element> grad_out(u.p.grad_out, u.row.index, u.head, d),
       grad_key(u.p.grad_key, u.row.index, u.head, d), grad_value(u.p.grad_value, u.row.index, u.head, d);
-  float *grad_gathered_T = u.arena.take(m * d), *delta_M = u.arena.take(m), *sums = u.arena.take(k * LANES);
+  float *grad_gathered_T = u.arena.take(m * d), *delta_M = u.arena.take(m);
+  Residual<Element> residual(u.arena, u.p, u.row.index, u.head, true);
   transpose(grad_gathered_MD, m, d, grad_gathered_T);
   for (int64_t i = 0; i < m; ++i) {  // Σ_n B̃ ∘ grad_B̃, which softmax's backward subtracts, is Y · grad_Y
     vec total = {};
@@ -226,10 +201,8 @@ void gather_backward(Unit<Element>& u, const float* grad_gathered_MD, const floa
       total += load(u.gathered_MD + c) * load(grad_gathered_MD + c);
     delta_M[i] = sum_of(total);
   }
-  if (k) fill_band(u.band, u.p.conv_weight + u.head * k, k, true);
-  std::memset(sums, 0, 4 * k * LANES);
   int64_t taken = 0;
-  for_blocks(u.row, [&](const int32_t* tokens, int64_t count, int64_t position, int64_t span) {
+  for_blocks(u.row, [&](const int32_t* tokens, int64_t count, int64_t span) {
     u.key.pack(tokens, count, u.first);
     u.value.pack(tokens, count, u.second);
     multiply(count, m, d, u.first, d, 1, u.scaled_query_T, m, u.scores, m);
@@ -246,21 +219,14 @@ void gather_backward(Unit<Element>& u, const float* grad_gathered_MD, const floa
     multiply(m, d, count, u.grad_scores, 1, m, u.first, d, grad_query_MD, d, 1, 1);
     multiply(count, d, m, u.grad_scores, m, 1, u.scaled_query_MD, d, u.first, d);
     add_to_segments(grad_key_MD, taken, count, u.n, m, d, 1, u.first);
-    if (k) {
-      u.value.window(u.p, u.row.index, position - half, position + span + half, u.window);
-      grad_out.window(u.p, u.row.index, position - half, position + span + half, u.grad_window);
-      correlate_all(u.window, u.grad_window + half * d, k, span, d, sums);
-      convolve(u.grad_window, u.band, k, span, d, u.third);
-      add_at(tokens, count, u.third, d, u.second);
-    }
+    residual.add_backward(u.value, grad_out, tokens, count, span, u.second);
     for (int64_t i = 0; i < count; ++i) {
       grad_key.put(tokens[i], u.first + i * d);
       grad_value.put(tokens[i], u.second + i * d);
     }
     taken += count;
   });
-  for (int64_t j = 0; j < k; ++j)
-    u.p.grad_conv_weight[u.index * k + j] = sum_of(load(sums + j * LANES));
+  residual.write_grad_weight();
 }
 
 template <class Element>
@@ -287,27 +253,40 @@ void backward(const Problem& p, const Row& row, int64_t head) {
   }
 }
 
-template <void (*unit)(const Problem&, const Row&, int64_t)>
-void run(const Problem& p, std::initializer_list<Tensor> written) {
+// --- all rows -------------------------------------------------------------------------------------
+
+template <class Work>
+void for_units(const Problem& p, std::initializer_list<Tensor> written, Work work) {
   for (const Tensor& x : written) ask_for_huge_pages(p, x);
-  const std::vector<Row> rows = long_rows(p);
+  const std::vector<Row> rows = rows_of(p);
   const int64_t units = int64_t(rows.size()) * p.heads;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(int(p.threads))
-  for (int64_t i = 0; i < units; ++i) unit(p, rows[i / p.heads], i % p.heads);
+  for (int64_t i = 0; i < units; ++i) work(rows[i / p.heads], i % p.heads);
+}
+
+template <class Element>
+void forward_all(const Problem& p) {
+  for_units(p, {p.out}, [&](const Row& row, int64_t head) {
+    (row.size() > p.landmarks ? forward<Element> : exact_forward<Element>)(p, row, head);
+  });
+}
+
+template <class Element>
+void backward_all(const Problem& p) {
+  for_units(p, {p.grad_query, p.grad_key, p.grad_value}, [&](const Row& row, int64_t head) {
+    (row.size() > p.landmarks ? backward<Element> : exact_backward<Element>)(p, row, head);
+  });
 }
 
 }  // namespace nystrom
 
 extern "C" {
 
-// Rows of at most M real tokens are left alone: their outputs and gradients are the caller's.
 void nystrom_forward(const nystrom::Problem* p) {
-  using namespace nystrom;
-  (p->half ? run<forward<bf16>> : run<forward<float>>)(*p, {p->out});
+  (p->half ? nystrom::forward_all<nystrom::bf16> : nystrom::forward_all<float>)(*p);
 }
 void nystrom_backward(const nystrom::Problem* p) {
-  using namespace nystrom;
-  (p->half ? run<backward<bf16>> : run<backward<float>>)(*p, {p->grad_query, p->grad_key, p->grad_value});
+  (p->half ? nystrom::backward_all<nystrom::bf16> : nystrom::backward_all<float>)(*p);
 }
 int64_t problem_size() { return sizeof(nystrom::Problem); }  // so that native.py can tell that it agrees
 }

@@ -15,6 +15,7 @@
 
 namespace nystrom {
 
+constexpr int64_t MULTIPLE = 16;  // of M and D, see native.py
 constexpr int64_t BLOCK = 96;  // positions packed at a time: a multiple of TILE_ROWS
 
 struct bf16 {
@@ -69,13 +70,13 @@ struct Row {
   int64_t size() const { return int64_t(tokens.size()); }
 };
 
-inline std::vector<Row> long_rows(const Problem& p) {
+inline std::vector<Row> rows_of(const Problem& p) {
   std::vector<Row> rows;
   for (int64_t index = 0; index < p.rows; ++index) {
     Row row{index, {}};
     for (int64_t i = 0; i < p.positions; ++i)
       if (p.padding == nullptr || !p.padding[index * p.positions + i]) row.tokens.push_back(int32_t(i));
-    if (row.size() > p.landmarks) rows.push_back(std::move(row));
+    if (row.size()) rows.push_back(std::move(row));
   }
   return rows;
 }
