@@ -25,8 +25,8 @@ def planted(tmp_path) -> str:
     "changes",
     [
         ["model.landmarks=segment_means"],
-        ["model.landmarks=uniform"],
-        ["model.landmarks=kmeans"],
+        pytest.param(["model.landmarks=uniform"], marks=pytest.mark.slow),
+        pytest.param(["model.landmarks=kmeans"], marks=pytest.mark.slow),
         ["model.attention=softmax", "model.conv_kernel_size=null", "model.attention_dropout=0.1"],
         ["model.attention=linformer", "model.linformer_projected=16"],
         ["model.attention=longformer", "model.longformer_window=9"],
