@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.settings.prepare import PrepareCommandSettings, ShardOf
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,33 @@ class Command:
     examples: Sequence[str]
 
 
-def run_prepare(settings: PretrainSettings) -> None:
-    """Write the examples and say where they are and how many."""
-    from nystromformer.data.prepare import prepare
+def run_prepare(settings: PrepareCommandSettings) -> None:
+    """Write the examples, or one machine's share of them, and say where they are and how many."""
+    if settings.repair is not None:
+        _run_repair(settings.repair)
+        return
+    from nystromformer.data.prepare import prepare, prepare_shard
 
-    prepared = prepare(settings.preparation)
+    if settings.shard is not None:
+        for path in prepare_shard(settings.preparation, ShardOf.parse(settings.shard)):
+            print(path)
+        return
+    prepared = prepare(settings.preparation, merge=settings.merge)
     print(prepared.folder)
     for split, counts in prepared.manifest["counts"].items():
         print(f"  {split}: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
+
+
+def _run_repair(folder: str) -> None:
+    """Make anew what is damaged in a prepared folder, by the settings in its manifest."""
+    from pathlib import Path
+
+    from nystromformer.data.repair import repair
+    from nystromformer.data.storage import read_manifest
+    from nystromformer.settings.compose import prepare_settings_from
+
+    made = repair(Path(folder), prepare_settings_from(read_manifest(Path(folder))["settings"]))
+    print("\n".join(f"{folder}/{name}" for name in made) or f"{folder} is whole")
 
 
 def run_pretrain(settings: PretrainSettings) -> None:
@@ -60,6 +80,10 @@ COMMANDS = {
         (
             "nystromformer prepare",
             "nystromformer prepare data=text 'data.files=[corpus/*.txt.gz]' data.workers=8",
+            "nystromformer prepare data=mixture 'data.sources=[{kind:wikipedia},{files:[a.txt],weight:2}]'",
+            "nystromformer prepare experiment=base_512 shard=3/16",
+            "nystromformer prepare experiment=base_512 merge=true",
+            "nystromformer prepare repair=prepared/imdb-0123456789ab",
         ),
     ),
     "pretrain": Command(

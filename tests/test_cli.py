@@ -178,6 +178,6 @@ def test_prepare_says_where_and_how_many(stand_in, capsys):
     prepared = SimpleNamespace(
         folder="prepared/imdb-1", manifest={"counts": {"train": {"documents": 1234, "chunks": 9}}}
     )
-    stand_in("nystromformer.data.prepare", prepare=lambda settings: prepared)
+    stand_in("nystromformer.data.prepare", prepare=lambda settings, merge: prepared, prepare_shard=None)
     assert cli.main(["prepare"]) == 0
     assert capsys.readouterr().out == "prepared/imdb-1\n  train: 1,234 documents, 9 chunks\n"

@@ -1,8 +1,9 @@
-"""What a document is, its identity, and the split it belongs to."""
+"""What a document is, where it comes from, its identity, and the split it belongs to."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -26,8 +27,8 @@ class Source(NamedTuple):
     version: str
 
 
-class Corpus(Protocol):
-    """What the preparation needs of a corpus; opening one checks that its inputs exist."""
+class Reader(Protocol):
+    """What reads one kind of source; making one checks that its inputs exist."""
 
     @property
     def sources(self) -> list[Source]: ...
@@ -37,21 +38,16 @@ class Corpus(Protocol):
         ...
 
 
-def without_surrogates(text: str) -> str:
-    """Replace unpaired surrogates, which JSON can carry and UTF-8 cannot, by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Surrogate pairs become the character they stand for on the way.
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
 def text_hash(text: str) -> int:
     """64 bits of BLAKE2b over the text: equal texts are duplicates, and the split follows it."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+def validation_below(validation_fraction: float) -> int:
+    """The hash from which on documents are training's, for a share of validation documents."""
+    return math.ceil(validation_fraction * 2**64)
+
+
 def in_validation(document_hash: int, validation_fraction: float) -> bool:
     """Whether a document is kept out of training: the same answer for any seed and any corpus."""
-    return document_hash < validation_fraction * 2**64
+    return document_hash < validation_below(validation_fraction)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -58,6 +60,14 @@ def ordered_map(
 
 
 def _start_worker(initializer: Callable[..., None], initargs: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # One process a core already: the tokenizer's own threads would only get in their way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     initializer(*initargs)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, however that was killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

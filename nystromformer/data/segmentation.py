@@ -49,10 +49,6 @@ class Counts:
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
-    def subtract(self, other: Counts) -> None:
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) - getattr(other, field.name))
-
 
 @dataclass(frozen=True)
 class Chunks:
@@ -74,15 +70,6 @@ class Chunks:
 
     def __len__(self) -> int:
         return len(self.chunk_sentences)
-
-    def divide(self, chunks: int) -> tuple[Chunks, Chunks]:
-        """The first `chunks` chunks, and the others."""
-        sentences = int(self.chunk_sentences[:chunks].sum())
-        tokens = int(self.sentence_lengths[:sentences].sum())
-        return (
-            Chunks(self.tokens[:tokens], self.sentence_lengths[:sentences], self.chunk_sentences[:chunks]),
-            Chunks(self.tokens[tokens:], self.sentence_lengths[sentences:], self.chunk_sentences[chunks:]),
-        )
 
 
 @dataclass(frozen=True)

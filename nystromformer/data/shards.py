@@ -1,4 +1,4 @@
-"""Chunks in Arrow files: written in bounded memory, read by memory map.
+"""Chunks in Arrow files: written a block of the corpus at a time, read by memory map.
 
 One shard is one Arrow IPC file of one record batch with two columns, a row for each chunk:
 
@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +26,11 @@ from numpy.typing import NDArray
 from nystromformer.data.segmentation import Chunks
 from nystromformer.errors import UserError
 
-TOKENS_PER_SHARD = 32 * 2**20  # 64 MiB of uint16; also what a writer holds in memory
+PARTIAL = ".partial"
+REBUILD = (
+    "`nystromformer prepare repair={folder}`, in the folder where it was prepared, makes anew what is "
+    "damaged and nothing else"
+)
 
 
 @dataclass(frozen=True)
@@ -37,55 +44,44 @@ class ShardInfo:
     sha256: str
 
 
-class ShardWriter:
-    """Appends chunks to `folder/split/00000.arrow`, `00001.arrow`, … of about `tokens_per_shard`."""
+def token_type(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds every token id."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
 
-    def __init__(
-        self, folder: Path, split: str, vocab_size: int, tokens_per_shard: int = TOKENS_PER_SHARD
-    ) -> None:
-        self._folder = folder
-        self._split = split
-        self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
-        self._tokens_per_shard = tokens_per_shard
-        self._waiting: list[Chunks] = []
-        self._waiting_tokens = 0
-        self.shards: list[ShardInfo] = []
-        self.unigram_counts = np.zeros(vocab_size, np.int64)
-        (folder / split).mkdir()
 
-    def append(self, chunks: Chunks) -> None:
-        if len(chunks):
-            self._waiting.append(chunks)
-            self._waiting_tokens += len(chunks.tokens)
-        if self._waiting_tokens >= self._tokens_per_shard:
-            self._write_shard()
+def write_shard(folder: Path, name: str, chunks: Chunks, dtype: np.dtype[Any]) -> ShardInfo:
+    """Write `chunks` as `folder/name`, complete or not at all; equal chunks give equal bytes."""
+    sentence_offsets = offsets_of(chunks.chunk_sentences)
+    token_offsets = offsets_of(chunks.sentence_lengths)[sentence_offsets]
+    batch = pa.record_batch(
+        {
+            "input_ids": _list_array(chunks.tokens.astype(dtype, copy=False), token_offsets),
+            "sentence_lengths": _list_array(chunks.sentence_lengths, sentence_offsets),
+        }
+    )
+    path = folder / name
+    with replacing(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    return ShardInfo(name, len(chunks), path.stat().st_size, sha256_of_file(path))
 
-    def close(self) -> list[ShardInfo]:
-        """Write what is left and return all shards."""
-        if self._waiting:
-            self._write_shard()
-        return self.shards
 
-    def _write_shard(self) -> None:
-        chunks = Chunks.concatenate(self._waiting)
-        self._waiting, self._waiting_tokens = [], 0
-        self.unigram_counts += np.bincount(chunks.tokens, minlength=len(self.unigram_counts))
-        sentence_offsets = offsets_of(chunks.chunk_sentences)
-        token_offsets = offsets_of(chunks.sentence_lengths)[sentence_offsets]
-        batch = pa.record_batch(
-            {
-                "input_ids": _list_array(chunks.tokens.astype(self._dtype), token_offsets),
-                "sentence_lengths": _list_array(chunks.sentence_lengths, sentence_offsets),
-            }
-        )
-        name = f"{self._split}/{len(self.shards):05d}.arrow"
-        path = self._folder / name
-        with open(path, "wb") as file:
-            with pa.ipc.new_file(file, batch.schema) as writer:
-                writer.write_batch(batch)
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write that takes the place of `path` if the block ends without an error.
+
+    Its content is on the disk before its name is; of writers at the same time the last one wins.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    path.parent.mkdir(exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        self.shards.append(ShardInfo(name, len(chunks), path.stat().st_size, sha256_of_file(path)))
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class ShardReader:
@@ -125,6 +121,12 @@ class ShardReader:
             found[here] = offsets[rows[here] + 1] - offsets[rows[here]]
         return found
 
+    def token_arrays(self) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        """Of a reader of one shard: all its tokens, and where each chunk starts and the last one ends."""
+        (number,) = range(len(self._shards))
+        columns = self._columns_of(number)
+        return columns.tokens, columns.token_offsets
+
     def _columns_of(self, number: int) -> _Columns:
         columns = self._columns.get(number)
         if columns is None:
@@ -150,9 +152,6 @@ class _Columns:
         self.token_offsets = tokens.offsets.to_numpy()
         self.sentence_lengths = sentences.values.to_numpy()
         self.sentence_offsets = sentences.offsets.to_numpy()
-
-
-REBUILD = "delete the folder {folder} and prepare it again with `nystromformer prepare` and the same settings"
 
 
 def offsets_of(lengths: NDArray[Any]) -> NDArray[np.int64]:

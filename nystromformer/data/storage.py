@@ -2,21 +2,21 @@
 
     prepared/imdb-1f0c9a6be2d4/
       manifest.json             what is here, from what, with which settings
+      report.json, report.html  documents, tokens, padding, what was dropped: for programs, for people
       tokenizer/                transformers' layout
-      train/00000.arrow …       see `shards`
+      train/00000.arrow …       see `shards`; the number is that of the block of the corpus, see `blocks`
       validation/00000.arrow …
       unigram_counts.npy        int64 of shape (vocabulary,): tokens of the training split
 
-It is written as `.unfinished-NAME` and renamed at the end, under a lock. So a preparation that was
-killed leaves nothing that looks finished, and of two at the same time one waits and takes the
-other's result.
+It is written as `.unfinished-NAME` (see `unfinished`) and renamed at the end, under a lock. So a
+preparation that was killed leaves nothing that looks finished, and of two at the same time one waits and
+takes the other's result.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,21 +24,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
-from nystromformer.data.shards import REBUILD, ShardInfo, ShardReader, sha256_of_file
+from nystromformer.data.shards import REBUILD, ShardInfo, ShardReader, replacing, sha256_of_file
 from nystromformer.data.splits import SPLITS
 from nystromformer.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 UNIGRAM_COUNTS = "unigram_counts.npy"
-_UNFINISHED = ".unfinished-"
+REPORT = "report.json"
+REPORT_PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,9 @@ class PreparedData:
         Raises UserError naming the file that is missing or damaged, and how to build it again.
         """
         folder = Path(folder)
-        path = folder / MANIFEST
+        manifest = read_manifest(folder)
         rebuild = REBUILD.format(folder=folder)
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            version, files = manifest["format_version"], manifest["files"]
-        except FileNotFoundError as error:
-            raise UserError(f"{path} is missing: {rebuild}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}): {rebuild}") from error
-        if version != FORMAT_VERSION:
-            raise UserError(f"{path} has format {version}, this version reads {FORMAT_VERSION}: {rebuild}")
-        for name, expected in files.items():
+        for name, expected in manifest["files"].items():
             found = (folder / name).stat().st_size if (folder / name).is_file() else None
             if found is None:
                 raise UserError(f"{folder / name} is missing: {rebuild}")
@@ -79,14 +71,14 @@ class PreparedData:
     def verify(self) -> None:
         """Read every file and compare it with the checksum of the manifest.
 
-        Raises UserError naming the first file that differs.
+        Raises UserError naming the files that differ, and how to make them anew.
         """
-        for name, expected in self.manifest["files"].items():
-            if sha256_of_file(self.folder / name) != expected["sha256"]:
-                raise UserError(
-                    f"{self.folder / name} is damaged (its SHA-256 is not the manifest's): "
-                    + REBUILD.format(folder=self.folder)
-                )
+        if damaged := damaged_files(self.folder, self.manifest):
+            raise UserError(
+                f"{', '.join(str(self.folder / name) for name in damaged)} "
+                f"{'is' if len(damaged) == 1 else 'are'} damaged (the SHA-256 is not the manifest's): "
+                + REBUILD.format(folder=self.folder)
+            )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer the examples were made with."""
@@ -106,15 +98,43 @@ class PreparedData:
         return np.load(self.folder / UNIGRAM_COUNTS, allow_pickle=False)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder; raises UserError where there is none that can be read."""
+    path = folder / MANIFEST
+    again = (
+        f"delete the folder {folder} and prepare it again with `nystromformer prepare` and the same settings"
+    )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+        _ = manifest["files"]
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {again}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): {again}") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format {version}, this version reads {FORMAT_VERSION}: {again}")
+    return manifest
+
+
+def damaged_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """The files that are missing or whose SHA-256 is not the manifest's; every file is read."""
+    return [
+        name
+        for name, expected in manifest["files"].items()
+        if not (folder / name).is_file() or sha256_of_file(folder / name) != expected["sha256"]
+    ]
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, part: str = "") -> Iterator[None]:
     """Hold the preparation of `folder`; another process that prepares the same one waits here.
 
-    Raises UserError when the parent folder cannot be written to.
+    With `part`, only the same part is held. Raises UserError when the parent folder cannot be written to.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(_lock_path(folder.name, folder.parent))
+        lock = FileLock(folder.parent / f".{folder.name}{part}.lock")
         lock.acquire()
     except OSError as error:
         raise UserError(
@@ -127,59 +147,18 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def unfinished(folder: Path) -> Iterator[Path]:
-    """Give a temporary sibling to fill, which becomes `folder` if the block ends without an error.
+def write_manifest(folder: Path, content: dict[str, Any], shards: list[ShardInfo]) -> None:
+    """Write the manifest of a filled folder: `content`, and the size and checksum of every file.
 
-    To be used while `folder` is `locked`. Raises UserError when the disk is full or read-only.
+    All of it is on the disk when this returns, so that a rename that follows cannot outrun it.
     """
-    _remove_abandoned(folder.parent)
-    temporary = folder.parent / f"{_UNFINISHED}{folder.name}"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # ours by the lock: its writer is dead
-        temporary.mkdir()
-        yield temporary
-        os.rename(temporary, folder)
-    except OSError as error:
-        raise UserError(
-            f"{temporary} cannot be written ({error.strerror or error}): free space there, or write "
-            "data.folder=FOLDER with a folder on another disk"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Write the manifest of a filled folder: `content` and the size and checksum of every file.
-
-    All of it is on the disk when this returns, so that the rename that follows cannot outrun it.
-    """
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _flush(path)
-        name = path.relative_to(folder).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-    manifest = {"format_version": FORMAT_VERSION, **content, "files": files}
-    path = folder / MANIFEST
-    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _lock_path(name: str, parent: Path) -> Path:
-    return parent / f".{name}.lock"
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Remove what killed preparations left here; those still at work hold their locks."""
-    for temporary in parent.glob(f"{_UNFINISHED}*"):
-        lock = FileLock(_lock_path(temporary.name.removeprefix(_UNFINISHED), parent))
-        try:
-            with lock.acquire(timeout=0):
-                shutil.rmtree(temporary, ignore_errors=True)
-        except Timeout:
-            continue
+    files = {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards}
+    others = [UNIGRAM_COUNTS, REPORT, REPORT_PAGE]
+    others += [f"{TOKENIZER}/{path.name}" for path in (folder / TOKENIZER).iterdir()]
+    for name in others:
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of_file(folder / name)}
+    manifest = {"format_version": FORMAT_VERSION, **content, "files": dict(sorted(files.items()))}
+    with replacing(folder / MANIFEST) as file:
+        file.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())

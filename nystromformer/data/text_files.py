@@ -3,126 +3,98 @@
     .txt     paragraphs are lines, documents are separated by blank lines
     .jsonl   one JSON object a line, whose `text_field` is a document
 
-each also as .gz or .zst. Files are read line by line in UTF-8, so their size does not matter.
+each also as .gz, .zst, .bz2 or .xz. Files are read line by line in UTF-8, so their size does not matter.
 """
 
 from __future__ import annotations
 
-import glob
-import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
-
-import pyarrow as pa
 
 from nystromformer.data.documents import Document, Source
+from nystromformer.data.lines import expand, kind_of, lines, source_of
 from nystromformer.errors import UserError
 
-_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+_HINT = "write .txt or .jsonl files, each plain or with .gz, .zst, .bz2 or .xz"
 _LARGEST_DOCUMENT = 2**24
 """Characters after which a .txt file without blank lines starts another document: what is in memory
 at once stays bounded, and such a file can still be split into training and validation."""
 
 
 class TextFiles:
-    """The files that `patterns` (paths or globs) name, each once, in the order they are named."""
+    """The files that `patterns` (paths or globs) name, each once, in the order they are named.
 
-    def __init__(self, patterns: Sequence[str], text_field: str = "text") -> None:
-        paths = [path for pattern in patterns for path in _expand(pattern)]
-        self._paths = list(dict.fromkeys(paths))
+    `json_lines` reads every file as JSON Lines, whatever its name; otherwise the suffix decides.
+    `setting` is where the user wrote the patterns.
+    """
+
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        text_field: str = "text",
+        *,
+        setting: str = "data.files",
+        json_lines: bool = False,
+    ) -> None:
+        self._paths = expand(patterns, setting, None if json_lines else (".txt", ".jsonl"), _HINT)
         self._text_field = text_field
+        self._setting = setting
+        self._json_lines = json_lines
 
     @property
     def sources(self) -> list[Source]:
-        sources = []
-        for path in self._paths:
-            stat = path.stat()
-            size = None if path.suffix in _COMPRESSION else stat.st_size
-            # The name without its folder: a corpus that moved is still the same corpus.
-            sources.append(Source(path.name, size, f"{stat.st_size} bytes of {stat.st_mtime_ns} ns"))
-        return sources
+        return [source_of(path) for path in self._paths]
 
     def documents(self, source: int) -> Iterator[Document]:
         """Raises UserError with file and place for anything that is no text, and for an empty file."""
         path = self._paths[source]
-        is_json = _kind(path) == ".jsonl"
+        is_json = self._json_lines or kind_of(path) == ".jsonl"
         found = False
         for document in self._json_documents(path) if is_json else _text_documents(path):
             found = True
             yield document
         if not found:
-            raise UserError(f"{path} holds no document: remove it from data.files, or fill it")
+            raise UserError(f"{path} holds no document: remove it from {self._setting}, or fill it")
 
     def _json_documents(self, path: Path) -> Iterator[Document]:
-        for line in _lines(path):
-            if not line.text.strip():
-                continue
-            place = f"{path}:{line.number}"
-            try:
-                row = json.loads(line.text)
-            except (ValueError, RecursionError) as error:
-                raise UserError(
-                    f"{place} is not JSON ({error}): write one JSON object a line, or name the file .txt"
-                ) from error
-            if not isinstance(row, dict):
-                raise UserError(f'{place} is no JSON object: write {{"{self._text_field}": "..."}}')
-            if self._text_field not in row:
-                fields = ", ".join(map(str, row)) or "none"
-                raise UserError(
-                    f"{place} has no field {self._text_field!r}: write data.text_field=NAME with one of "
-                    f"its fields ({fields})"
-                )
-            text = row[self._text_field]
-            if not isinstance(text, str):
-                raise UserError(
-                    f"{place}: field {self._text_field!r} is {type(text).__name__}, not a string: "
-                    "write data.text_field=NAME with the field that holds the text"
-                )
-            yield Document(text, place)
+        for line in lines(path):
+            if line.text.strip():
+                place = f"{path}:{line.number}"
+                yield Document(json_text(line.text, self._text_field, place, self._setting), place)
 
 
-def _expand(pattern: str) -> list[Path]:
-    """The files of one entry of data.files, sorted; they exist, are not empty and have a known kind."""
-    if glob.has_magic(pattern) and not os.path.exists(pattern):
-        paths = [Path(found) for found in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(found)]
-        if not paths:
-            raise UserError(
-                f"data.files: {pattern!r} matches no file (seen from {os.getcwd()}): correct the pattern"
-            )
-    else:
-        paths = [Path(pattern)]
-    for path in paths:
-        if path.is_dir():
-            raise UserError(f"data.files: {str(path)!r} is a folder: write {path}/*.txt or {path}/*.jsonl")
-        if not path.is_file():
-            raise UserError(
-                f"data.files: {str(path)!r} does not exist (seen from {os.getcwd()}): correct the path"
-            )
-        if _kind(path) not in (".txt", ".jsonl"):
-            raise UserError(
-                f"data.files: {str(path)!r} is of an unknown kind: write .txt or .jsonl files, each plain "
-                "or with .gz or .zst"
-            )
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty: remove it from data.files, or fill it")
-        if not os.access(path, os.R_OK):
-            raise UserError(f"{path} may not be read by this user: change its permissions")
-    return paths
-
-
-def _kind(path: Path) -> str:
-    """The suffix below the compression's."""
-    return path.with_suffix("").suffix if path.suffix in _COMPRESSION else path.suffix
+def json_text(line: str, text_field: str, place: str, setting: str = "data.files") -> str:
+    """The document in one line of JSON; raises UserError with the place where there is none."""
+    field_setting = setting.rpartition(".")[0] + ".text_field"
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{place} is not JSON ({error}): write one JSON object a line, or name the file .txt"
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(f'{place} is no JSON object: write {{"{text_field}": "..."}}')
+    if text_field not in row:
+        fields = ", ".join(map(str, row)) or "none"
+        raise UserError(
+            f"{place} has no field {text_field!r}: write {field_setting}=NAME with one of "
+            f"its fields ({fields})"
+        )
+    text = row[text_field]
+    if not isinstance(text, str):
+        raise UserError(
+            f"{place}: field {text_field!r} is {type(text).__name__}, not a string: "
+            f"write {field_setting}=NAME with the field that holds the text"
+        )
+    return text
 
 
 def _text_documents(path: Path) -> Iterator[Document]:
     paragraphs: list[str] = []
     characters = 0
     first_line = 0
-    for line in _lines(path):
+    for line in lines(path):
         blank = not line.text or line.text.isspace()
         if paragraphs and (blank or characters >= _LARGEST_DOCUMENT):
             yield Document("\n".join(paragraphs), f"{path}:{first_line}")
@@ -134,49 +106,3 @@ def _text_documents(path: Path) -> Iterator[Document]:
             characters += len(line.text)
     if paragraphs:
         yield Document("\n".join(paragraphs), f"{path}:{first_line}")
-
-
-class _Line(NamedTuple):
-    number: int
-    text: str
-
-
-def _lines(path: Path) -> Iterator[_Line]:
-    """The lines of a file, counted from 1, without their ends and without a byte-order mark."""
-    offset = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                yield _Line(number, _decode(line, path, offset, first=number == 1))
-                offset += len(line)
-    except OSError as error:
-        # Arrow reports a damaged or truncated archive as an OSError too.
-        raise UserError(
-            f"{path} cannot be read beyond byte {offset} of its text ({error}): copy or download it again"
-        ) from error
-
-
-def _open(path: Path) -> BinaryIO:
-    compression = _COMPRESSION.get(path.suffix)
-    if compression is None:
-        return open(path, "rb", buffering=2**20)
-    # Arrow's stream notices a truncated .zst, at which zstandard's own reader just ends.
-    stream = pa.input_stream(str(path), compression=compression)
-    return cast(BinaryIO, io.BufferedReader(stream, 2**20))
-
-
-def _decode(line: bytes, path: Path, offset: int, *, first: bool) -> str:
-    if b"\0" in line:
-        raise UserError(
-            f"{path} is binary or UTF-16 (a NUL byte at offset {offset + line.index(0)}): give text in UTF-8"
-        )
-    try:
-        text = line.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        # The decoder counts without the byte-order mark it skipped.
-        skipped = 3 if first and line.startswith(b"\xef\xbb\xbf") else 0
-        raise UserError(
-            f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x} at offset "
-            f"{offset + skipped + error.start}): convert it, for instance with iconv -f latin1 -t utf-8"
-        ) from error
-    return text.rstrip("\r\n")

@@ -1,92 +1,20 @@
-"""The tokenizer: a BERT WordPiece trained on the corpus, or one taken from a folder or the hub."""
+"""A tokenizer that exists: opened, known by its content, and what its ids mean to masking.
+
+Training one is in `tokenizer_training`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nystromformer.errors import UserError
-from nystromformer.settings import TokenizerSettings
 
-SPECIAL_TOKENS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
-_ALPHABET_LIMIT = 1000  # as BERT's: rarer characters become [UNK]
 _RESERVED = re.compile(r"\[unused\d+\]")
-
-
-def train_wordpiece(
-    texts: Iterable[str], settings: TokenizerSettings, *, max_length: int
-) -> PreTrainedTokenizerFast:
-    """Train BERT's WordPiece on `texts`: the same texts give the same vocabulary, id for id.
-
-    Raises UserError when the texts hold no word.
-    """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=settings.lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    texts = list(texts)
-    # A character costs up to two entries; half of a small vocabulary is left for words.
-    alphabet, inner = _alphabet(texts, tokenizer, limit=min(_ALPHABET_LIMIT, settings.vocab_size // 4))
-    special = list(SPECIAL_TOKENS.values())
-    # The trainer numbers the inner characters ("##a") in the order of a hash map, which differs from
-    # run to run and decides between pairs of equal frequency. Naming them all beforehand fixes it.
-    reserved = [*special, *("##" + character for character in inner)]
-    if not alphabet:
-        raise UserError("the corpus holds no word to train a tokenizer on: point data at documents with text")
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=settings.vocab_size,
-        min_frequency=settings.min_frequency,
-        special_tokens=reserved,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-
-    # Start again from the vocabulary alone, where only the five special tokens are special.
-    trained = Tokenizer(
-        models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100)
-    )
-    trained.normalizer = tokenizer.normalizer
-    trained.pre_tokenizer = tokenizer.pre_tokenizer
-    trained.decoder = decoders.WordPiece(prefix="##")
-    trained.add_special_tokens(special)
-    ids = {token: trained.token_to_id(token) for token in ("[CLS]", "[SEP]")}
-    trained.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=list(ids.items()),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=trained,
-        model_max_length=max_length,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        **SPECIAL_TOKENS,
-    )
-
-
-def _alphabet(texts: list[str], tokenizer: Tokenizer, limit: int) -> tuple[list[str], list[str]]:
-    """The `limit` most frequent characters after normalization, and those that occur inside words."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(tokenizer.normalizer.normalize_str(text))
-    visible = ((character, count) for character, count in counts.items() if not character.isspace())
-    by_frequency = sorted(visible, key=lambda item: (-item[1], item[0]))
-    alphabet = sorted(character for character, _ in by_frequency[:limit])
-    # Punctuation and Chinese characters are words of their own.
-    inner = [c for c in alphabet if len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{c}")) == 1]
-    return alphabet, inner
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
@@ -143,9 +71,30 @@ def replacement_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Ids of pieces that continue a word: WordPiece's ## pieces."""
-    return sorted(id for token, id in tokenizer.get_vocab().items() if token.startswith("##"))
+    """Ids of pieces that continue the word before them; every other piece begins one.
+
+    WordPiece marks the pieces inside a word (##). SentencePiece (▁) and byte-level BPE (Ġ) mark those that
+    follow a space instead; of the others, letters and digits continue a word, and punctuation is a word of
+    its own, as in ALBERT.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    special = set(tokenizer.all_special_ids)
+    if (prefix := backend["model"].get("continuing_subword_prefix")) is not None and prefix:
+        continues = lambda token: token.startswith(prefix)  # noqa: E731
+    elif mark := _space_mark(json.dumps(backend["pre_tokenizer"])):
+        continues = lambda token: not token.startswith(mark) and _is_inside_word(token)  # noqa: E731
+    else:
+        return []
+    return sorted(id for token, id in tokenizer.get_vocab().items() if id not in special and continues(token))
 
 
-def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    tokenizer.save_pretrained(str(folder))
+def _space_mark(pre_tokenizer: str) -> str | None:
+    """What stands for the space before a word."""
+    if '"Metaspace"' in pre_tokenizer:
+        return "▁"
+    return "Ġ" if '"ByteLevel"' in pre_tokenizer else None
+
+
+def _is_inside_word(token: str) -> bool:
+    # Byte-level BPE writes the bytes of other letters as other characters beyond ASCII.
+    return bool(token) and (token[0].isalnum() or not token[0].isascii())

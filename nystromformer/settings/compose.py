@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import hydra
 import yaml
@@ -27,16 +27,16 @@ import nystromformer
 from nystromformer.errors import UserError
 from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
-from nystromformer.settings.pretrain import PretrainSettings
+from nystromformer.settings.prepare import PrepareCommandSettings
+from nystromformer.settings.pretrain import PrepareSettings, PretrainSettings
 from nystromformer.settings.schema import Setting, settings_of
 
 Settings: TypeAlias = PretrainSettings | BenchmarkSettings
 """What a command takes."""
 
-# prepare takes the settings of pretrain, so that the same words prepare what the run will read.
 SCHEMAS: dict[str, type[Settings]] = {
     "pretrain": PretrainSettings,
-    "prepare": PretrainSettings,
+    "prepare": PrepareCommandSettings,
     "benchmark": BenchmarkSettings,
 }
 
@@ -70,6 +70,13 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Settings:
 def as_yaml(settings: Settings) -> str:
     """The settings as a file that could stand in `configs/`."""
     return OmegaConf.to_yaml(OmegaConf.structured(settings))
+
+
+def prepare_settings_from(content: Mapping[str, Any]) -> PrepareSettings:
+    """The settings of a preparation as a manifest keeps them: what is missing has its default."""
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PrepareSettings), content))
+    assert isinstance(settings, PrepareSettings)
+    return settings
 
 
 def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:

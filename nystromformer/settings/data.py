@@ -5,7 +5,54 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-CORPORA = ("imdb", "text", "bookcorpus_wikipedia")
+CORPORA = ("imdb", "text", "bookcorpus_wikipedia", "mixture")
+SOURCE_KINDS = ("text", "jsonl", "wikiextractor", "parquet", "hub", "wikipedia", "bookcorpus", "imdb")
+TOKENIZER_KINDS = ("wordpiece", "unigram", "bpe")
+
+
+@dataclass
+class SourceSettings:
+    """One source of a mixture: an entry of `data.sources`."""
+
+    kind: str = "text"
+    """`text` (.txt and .jsonl files), `jsonl`, `wikiextractor` (its output, text or --json), `parquet`,
+    `hub`, `wikipedia`, `bookcorpus` or `imdb`."""
+    files: list[str] = field(default_factory=list)
+    """For the kinds that are files: paths or globs; plain, .gz, .zst, .bz2 or .xz. WikiExtractor's and
+    Parquet's may be folders."""
+    repository: str | None = None
+    """For `hub`: the repository. `wikipedia` and `bookcorpus` know theirs."""
+    config: str | None = None
+    revision: str | None = None
+    text_field: str = "text"
+    """The field of a JSON object, or the column of a table, that holds the text."""
+    rows_per_document: int | None = None
+    """So many consecutive rows of a table are one document: 64 for `bookcorpus`, whose rows are
+    sentences, else 1."""
+    weight: float = 1.0
+    """How often an epoch shows a document of this source: 2 twice, 0.5 a fixed half of the documents
+    once, 1.5 all once and a fixed half of them again. A document in the validation split is there once."""
+    max_documents: int | None = None
+    """Read only so many documents from the beginning."""
+    max_megabytes: float | None = None
+    """Read only so much text from the beginning, in millions of bytes of UTF-8."""
+
+    def complaints(self, name: str) -> Iterator[str]:
+        """What is wrong with this entry, which messages call `name`, e.g. data.sources[0]."""
+        if self.kind not in SOURCE_KINDS:
+            yield f"{name}.kind={self.kind!r} is unknown: write one of {', '.join(SOURCE_KINDS)}"
+        if self.kind in ("text", "jsonl", "wikiextractor", "parquet") and not self.files:
+            yield f"{name}.files is empty: write files:[PATH] (files or globs) beside kind:{self.kind}"
+        if self.kind == "hub" and not self.repository:
+            yield f"{name}.repository is empty: write repository:OWNER/NAME beside kind:hub"
+        if not 0 < self.weight <= 100:
+            yield f"{name}.weight={self.weight} is impossible: write a number above 0, at most 100"
+        if self.rows_per_document is not None and self.rows_per_document < 1:
+            yield f"{name}.rows_per_document={self.rows_per_document} is impossible: write at least 1"
+        if self.max_documents is not None and self.max_documents < 1:
+            yield f"{name}.max_documents={self.max_documents} is too small: write at least 1"
+        if self.max_megabytes is not None and not 0 < self.max_megabytes < float("inf"):
+            yield f"{name}.max_megabytes={self.max_megabytes} is impossible: write a number above 0"
 
 
 @dataclass
@@ -13,9 +60,12 @@ class DataSettings:
     """Where documents come from and how they become training examples."""
 
     corpus: str = "imdb"
-    """`imdb`, `text` or `bookcorpus_wikipedia`."""
+    """`imdb`, `text`, `bookcorpus_wikipedia`, or `mixture` for what `sources` lists."""
     files: list[str] = field(default_factory=list)
-    """For `text`: files or globs, .txt or .jsonl, plain or .gz or .zst."""
+    """For `text`: files or globs, .txt or .jsonl, plain or .gz, .zst, .bz2 or .xz."""
+    sources: list[SourceSettings] = field(default_factory=list)
+    """For `mixture`: a list of sources with weights and limits, see docs/data.md; for instance
+    data.sources=[{kind:wikipedia},{kind:text,files:[a.txt],weight:2}]."""
     text_field: str = "text"
     """For .jsonl files: the field that holds the document."""
     wikipedia: str | None = "wikimedia/wikipedia"
@@ -36,10 +86,17 @@ class DataSettings:
     """Language code for the sentence splitter."""
     validation_fraction: float = 0.02
     """Share of the documents kept out of training, chosen by a hash of each document's text."""
+    validation_documents: int | None = None
+    """Keep exactly so many documents out of training, those of the lowest hashes, instead of a share."""
     folder: str = "prepared"
     """Prepared data sets live here, one folder for each combination of settings."""
     workers: int = 0
     """Processes that prepare the corpus; 0 takes every core."""
+    shard_megabytes: float = 64.0
+    """Text in one shard, in millions of bytes: what a preparation that was killed loses at most, and what
+    one machine of several takes at a time."""
+    verify: bool = False
+    """Compare every prepared file with its checksum before use; sizes are always compared."""
     short_sequence_probability: float = 0.1
     """Share of chunks cut at a random shorter length, as ALBERT does."""
     masking_probability: float = 0.15
@@ -54,6 +111,16 @@ class DataSettings:
             yield "data.files is empty: write data.files=[my.txt] (files or globs, .txt or .jsonl)"
         if self.corpus == "bookcorpus_wikipedia" and not (self.wikipedia or self.bookcorpus):
             yield "data.wikipedia and data.bookcorpus are both empty: write at least one of them"
+        if self.corpus == "mixture" and not self.sources:
+            yield "data.sources is empty: write data.sources=[{kind:text,files:[my.txt]},...]"
+        if self.corpus != "mixture" and self.sources:
+            yield f"data.sources is read by data=mixture only: write that instead of data={self.corpus}"
+        for number, source in enumerate(self.sources):
+            yield from source.complaints(f"data.sources[{number}]")
+        if self.validation_documents is not None and self.validation_documents < 1:
+            yield f"data.validation_documents={self.validation_documents} is too small: write at least 1"
+        if not 0.001 <= self.shard_megabytes <= 4000:
+            yield f"data.shard_megabytes={self.shard_megabytes} is impossible: write 0.001 to 4000"
         if not 0 < self.validation_fraction < 1:
             yield (
                 f"data.validation_fraction={self.validation_fraction} is impossible: write a share "
@@ -88,15 +155,21 @@ class TokenizerSettings:
 
     path: str | None = None
     """A folder or hub name of a trained tokenizer; empty trains one on the corpus."""
+    kind: str = "wordpiece"
+    """What to train: `wordpiece` (BERT's), `unigram` (SentencePiece's, as ALBERT and the published
+    Nyströmformer checkpoints have) or `bpe` (byte-level, GPT-2's and RoBERTa's)."""
     vocab_size: int = 30522
-    """Size of the WordPiece vocabulary to train."""
+    """Size of the vocabulary to train. A model rounds it up to a multiple of 64, the tokenizer does not."""
     lowercase: bool = True
+    """Lower-case the text and take accents away; for `bpe` lower-case only."""
     min_frequency: int = 2
-    """Pairs seen less often are not merged."""
+    """Pairs seen less often are not merged (`wordpiece` and `bpe`)."""
     sample_megabytes: int = 200
-    """Train on at most so much text of the training documents."""
+    """Train on at most so much text, from training documents spread over the whole corpus."""
 
     def complaints(self) -> Iterator[str]:
+        if self.kind not in TOKENIZER_KINDS:
+            yield f"tokenizer.kind={self.kind!r} is unknown: write one of {', '.join(TOKENIZER_KINDS)}"
         if self.path is None and self.vocab_size < 300:
             yield f"tokenizer.vocab_size={self.vocab_size} is too small: write at least 300"
         if self.min_frequency < 1:

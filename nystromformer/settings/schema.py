@@ -64,7 +64,14 @@ def _kind(hint: Any) -> tuple[type, bool]:
 
 
 def _sentences(schema: type) -> dict[str, str]:
-    """The string literal below each field, which Python itself throws away."""
+    """The string literal below each field, its base classes' included; Python itself throws them away."""
+    found: dict[str, str] = {}
+    for base in reversed([base for base in schema.__mro__ if dataclasses.is_dataclass(base)]):
+        found |= _own_sentences(base)
+    return found
+
+
+def _own_sentences(schema: type) -> dict[str, str]:
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(definition, ast.ClassDef)
     found = {}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nystromformer.data import processing
+from nystromformer.data import blocks
 from nystromformer.data.documents import in_validation, text_hash
 from nystromformer.data.prepare import prepare
 from nystromformer.data.sentences import split_sentences
@@ -47,8 +47,8 @@ def test_the_bytes_are_the_same_for_any_number_of_workers(
     corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folders = []
-    for workers, characters in ((1, 2**20), (2, 20_000)):
-        monkeypatch.setattr(processing, "_BATCH_CHARACTERS", characters)
+    for workers, size in ((1, 2**20), (2, 20_000)):
+        monkeypatch.setattr(blocks, "_BATCH_BYTES", size)
         folders.append(
             prepare_quietly(text_settings(corpus_file, tmp_path / str(workers), workers=workers)).folder
         )

@@ -86,12 +86,3 @@ def test_chunks_and_the_report_account_for_every_token(
         assert max(chunk) <= max_length - 3
         assert min(chunk) >= 1
         assert sum(chunk[:-1]) <= max_length - 3  # only the second sentence may overshoot
-
-
-def test_divide_is_undone_by_concatenate():
-    chunks, _ = FULL.chunk(document(5, 5, 10, 5, 5, 11, 3), 1)
-    first, rest = chunks.divide(1)
-    assert (len(first), len(rest)) == (1, 2)
-    together = Chunks.concatenate([first, rest])
-    assert lengths_of(together) == lengths_of(chunks)
-    assert together.tokens.tolist() == chunks.tokens.tolist()

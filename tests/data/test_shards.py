@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from nystromformer.data.segmentation import Chunks
-from nystromformer.data.shards import ShardReader, ShardWriter
+from nystromformer.data.shards import ShardReader, replacing, token_type, write_shard
 from nystromformer.errors import UserError
 
 
@@ -22,10 +22,11 @@ ROWS = [[[number, number + 1], [number + 2] * (1 + number % 3)] for number in ra
 
 
 def write(folder: Path, vocab_size: int = 200) -> ShardReader:
-    writer = ShardWriter(folder, "train", vocab_size, tokens_per_shard=50)
-    for number in range(0, 100, 7):
-        writer.append(some_chunks(ROWS[number : number + 7]))
-    return ShardReader(folder, writer.close())
+    shards = [
+        write_shard(folder, f"train/{n:05d}.arrow", some_chunks(ROWS[n : n + 30]), token_type(vocab_size))
+        for n in range(0, 100, 30)
+    ]
+    return ShardReader(folder, shards)
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.int32)])
@@ -56,16 +57,26 @@ def test_any_arrow_reader_opens_a_shard(tmp_path: Path):
     assert table.column("sentence_lengths")[1].as_py() == [2, 2]
 
 
-def test_unigrams_are_counted(tmp_path: Path):
-    writer = ShardWriter(tmp_path, "train", 10, tokens_per_shard=3)
-    writer.append(some_chunks([[[1, 2], [2, 3]]]))
-    writer.append(some_chunks([[[9], [2]]]))
-    writer.close()
-    assert writer.unigram_counts.tolist() == [0, 1, 3, 1, 0, 0, 0, 0, 0, 1]
+def test_equal_chunks_give_equal_bytes_and_a_failure_leaves_nothing(tmp_path: Path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    infos = [
+        write_shard(tmp_path / name, "train/00000.arrow", some_chunks(ROWS), token_type(200)) for name in "ab"
+    ]
+    assert infos[0] == infos[1]
+
+    def fail() -> None:
+        with replacing(tmp_path / "c") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path):
     reader = write(tmp_path)
     (tmp_path / "train" / "00000.arrow").write_bytes(b"rubbish")
-    with pytest.raises(UserError, match=r"00000\.arrow is damaged .*delete the folder"):
+    with pytest.raises(UserError, match=r"00000\.arrow is damaged .*nystromformer prepare repair="):
         reader[0]

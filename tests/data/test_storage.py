@@ -3,7 +3,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from nystromformer.data import storage
 from nystromformer.data.storage import PreparedData
@@ -26,18 +25,24 @@ def test_a_whole_folder_opens_and_verifies(copy: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["train/00000.arrow", "tokenizer/tokenizer.json", "unigram_counts.npy", "manifest.json"]
+    "name", ["train/00000.arrow", "tokenizer/tokenizer.json", "unigram_counts.npy", "report.json"]
 )
-def test_a_missing_file_is_named_with_the_way_to_build_it(copy: Path, name: str):
+def test_a_missing_file_is_named_with_the_command_that_makes_it(copy: Path, name: str):
     (copy / name).unlink()
-    with pytest.raises(UserError, match=f"{name} is missing: delete the folder .*nystromformer prepare"):
+    with pytest.raises(UserError, match=f"{name} is missing: `nystromformer prepare repair={copy}`"):
+        PreparedData.open(copy)
+
+
+def test_without_a_manifest_the_folder_is_to_be_prepared_again(copy: Path):
+    (copy / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest\.json is missing: delete the folder"):
         PreparedData.open(copy)
 
 
 def test_a_shortened_file_is_named(copy: Path):
     path = copy / "train" / "00000.arrow"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"00000\.arrow has \d+ bytes instead of \d+: delete the folder"):
+    with pytest.raises(UserError, match=r"00000\.arrow has \d+ bytes instead of \d+: .*prepare repair="):
         PreparedData.open(copy)
 
 
@@ -64,36 +69,8 @@ def test_another_format_is_refused(copy: Path):
         PreparedData.open(copy)
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path):
-    def fail() -> None:
-        with storage.unfinished(tmp_path / "a") as temporary:
-            (temporary / "file").write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert list(tmp_path.glob("*")) == []
-
-
-def test_what_killed_preparations_left_is_removed_but_not_what_lives(tmp_path: Path):
-    for name in ("dead", "alive", "mine"):
-        (tmp_path / f".unfinished-{name}").mkdir()
-    mine = tmp_path / "mine"
-    with FileLock(tmp_path / ".alive.lock"), storage.locked(mine), storage.unfinished(mine) as temporary:
-        assert list(temporary.iterdir()) == []
-    assert (tmp_path / "mine").is_dir()
-    assert (tmp_path / ".unfinished-alive").is_dir()
-    assert not (tmp_path / ".unfinished-dead").exists()
-
-
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     locked = storage.locked(tmp_path / "file" / "a")
     with pytest.raises(UserError, match=r"data\.folder='.*file' cannot be written to"), locked:
         pass
-
-
-def test_a_full_disk_is_one_line(tmp_path: Path):
-    unfinished = storage.unfinished(tmp_path / "a")
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"), unfinished:
-        raise OSError(28, "No space left on device")

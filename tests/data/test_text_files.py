@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,8 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "": plain,
     ".gz": gzip.compress,
     ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
 }
 
 
@@ -49,9 +53,10 @@ def test_json_lines_hold_a_document_each(tmp_path: Path, suffix: str):
     assert documents[1].place == f"{path}:3"
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
-def test_archives_of_several_parts_are_read_to_the_end(tmp_path: Path, compress: Callable[[bytes], bytes]):
-    path = tmp_path / ("a.txt.gz" if compress is gzip.compress else "a.txt.zst")
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+def test_archives_of_several_parts_are_read_to_the_end(tmp_path: Path, suffix: str):
+    path = tmp_path / f"a.txt{suffix}"
+    compress = COMPRESSIONS[suffix]
     path.write_bytes(compress(b"One.\n\n") + compress(b"Two.\n"))
     assert [document.text for document in read(path)] == ["One.", "Two."]
 
@@ -116,6 +121,10 @@ def test_missing_files_are_found_before_any_is_read(tmp_path: Path):
         ("a.jsonl", b'{"text": null}', "a.jsonl:1: field 'text' is NoneType, not a string"),
         ("a.txt.gz", b"no archive", "a.txt.gz cannot be read beyond byte 0"),
         ("a.txt.zst", b"no archive", "a.txt.zst cannot be read beyond byte 0"),
+        ("a.txt.bz2", b"no archive", "a.txt.bz2 cannot be read beyond byte 0"),
+        ("a.txt.xz", b"no archive", "a.txt.xz cannot be read beyond byte 0"),
+        ("a.txt.bz2", bz2.compress(TEXT.encode() * 50)[:-9], "a.txt.bz2 cannot be read"),
+        ("a.txt.xz", lzma.compress(TEXT.encode() * 50)[:-9], "a.txt.xz cannot be read"),
         ("a.txt.gz", gzip.compress(TEXT.encode() * 50)[:-9], "a.txt.gz cannot be read"),
         ("a.txt.zst", zstandard.compress(TEXT.encode() * 50)[:-9], "a.txt.zst cannot be read"),
     ],

@@ -10,8 +10,8 @@ from nystromformer.data.tokenizer import (
     continuation_ids,
     load_tokenizer,
     replacement_ids,
-    train_wordpiece,
 )
+from nystromformer.data.tokenizer_training import train_tokenizer
 from nystromformer.errors import UserError
 from nystromformer.settings import TokenizerSettings
 
@@ -22,7 +22,7 @@ TEXTS = made_up_documents(60)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return train_wordpiece(TEXTS, TokenizerSettings(vocab_size=300), max_length=64)
+    return train_tokenizer(TEXTS, TokenizerSettings(vocab_size=300), max_length=64)
 
 
 def test_it_is_berts_layout(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
@@ -39,7 +39,7 @@ def test_it_is_berts_layout(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
 
 
 def test_case_is_kept_on_request():
-    cased = train_wordpiece(TEXTS, TokenizerSettings(vocab_size=300, lowercase=False), max_length=64)
+    cased = train_tokenizer(TEXTS, TokenizerSettings(vocab_size=300, lowercase=False), max_length=64)
     assert cased.decode(cased("Bada")["input_ids"], skip_special_tokens=True) == "Bada"
 
 
@@ -47,7 +47,7 @@ def test_training_again_in_another_process_gives_the_same(tokenizer: PreTrainedT
     # Hash maps are ordered by the process' random key: the trainer alone is not deterministic.
     program = (
         "from tests.data.test_tokenizer import *\n"
-        "print(content_hash(train_wordpiece(TEXTS, TokenizerSettings(vocab_size=300), max_length=64)))"
+        "print(content_hash(train_tokenizer(TEXTS, TokenizerSettings(vocab_size=300), max_length=64)))"
     )
     root = Path(__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root)
@@ -57,7 +57,7 @@ def test_training_again_in_another_process_gives_the_same(tokenizer: PreTrainedT
 def test_a_large_alphabet_leaves_half_of_a_small_vocabulary_for_words():
     greek_and_chinese = "".join(map(chr, [*range(0x3B1, 0x3C9), *range(0x4E00, 0x4E00 + 400)]))
     texts = [*TEXTS, greek_and_chinese]
-    tokenizer = train_wordpiece(texts, TokenizerSettings(vocab_size=300), max_length=64)
+    tokenizer = train_tokenizer(texts, TokenizerSettings(vocab_size=300), max_length=64)
     assert len(tokenizer) == 300
     assert sum(len(token.removeprefix("##")) > 1 for token in tokenizer.get_vocab()) >= 150
     assert tokenizer.unk_token_id in tokenizer("\u4e00" + chr(0x4E00 + 399))["input_ids"]
@@ -66,7 +66,7 @@ def test_a_large_alphabet_leaves_half_of_a_small_vocabulary_for_words():
 @pytest.mark.parametrize("texts", [[], [" \n"]])
 def test_nothing_to_train_on_is_refused(texts: list[str]):
     with pytest.raises(UserError, match="holds no word"):
-        train_wordpiece(texts, TokenizerSettings(), max_length=64)
+        train_tokenizer(texts, TokenizerSettings(), max_length=64)
 
 
 def test_replacements_are_text(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):

@@ -21,6 +21,7 @@ OPTIONS = [(group, option) for group, options in GROUPS.items() for option in op
 # Options that are incomplete without a word of their user's.
 NEEDED = {
     ("data", "text"): ["data.files=[a.txt]"],
+    ("data", "mixture"): ["data.sources=[{files:[a.txt],weight:0.5},{kind:wikipedia}]"],
     ("init", "checkpoint"): ["init.path=somewhere"],
     ("init", "bert"): ["tokenizer=bert"],
 }

@@ -33,12 +33,15 @@ def complaint(*overrides: str, command: str = "pretrain") -> str:
         ("hydra.run.dir=x", "hydra.run.dir is no setting: --help lists them all"),
         # options of groups
         ("tracking=mlflow", "tracking=mlflow is unknown: tracking has none, tensorboard, wandb"),
-        ("tokenizer=5", "tokenizer=5 is unknown: tokenizer has bert, wordpiece, wordpiece_4k"),
+        (
+            "tokenizer=5",
+            "tokenizer=5 is unknown: tokenizer has bert, bpe, unigram, wordpiece, wordpiece_4k, wordpiece_cased",
+        ),
         (
             "init=[bert]",
             "init=[bert] is unknown: did you mean init=bert? init has bert, checkpoint, scratch, unigram",
         ),
-        ("data={a:1}", "data={a:1} is unknown: data has bookcorpus_wikipedia, imdb, text"),
+        ("data={a:1}", "data={a:1} is unknown: data has bookcorpus_wikipedia, imdb, mixture, text"),
         # values
         (
             "training.steps=abc",
@@ -166,7 +169,7 @@ def configs(tmp_path, monkeypatch):
         (
             "experiment/demo.yaml",
             "# @package _global_\ndefaults:\n  - override /tokenizer: nope\n",
-            "tokenizer=nope is unknown: tokenizer has bert, wordpiece, wordpiece_4k",
+            "tokenizer=nope is unknown: tokenizer has bert, bpe, unigram, wordpiece, wordpiece_4k, wordpiece_cased",
         ),
         (
             "experiment/demo.yaml",

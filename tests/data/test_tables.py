@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nystromformer.data.bookcorpus_wikipedia import group_rows
 from nystromformer.data.corpora import open_corpus, read_documents
 from nystromformer.data.documents import Document
 from nystromformer.data.prepare import prepare
+from nystromformer.data.tables import group_rows
 from nystromformer.errors import UserError
 from nystromformer.settings import DataSettings, PrepareSettings, TokenizerSettings
 
@@ -60,7 +60,7 @@ def test_it_prepares(tmp_path: Path):
     books = write(tmp_path / "books", sentences)
     data = settings(wikipedia=str(wikipedia), bookcorpus=str(books), folder=str(tmp_path / "out"), workers=1)
     prepared = prepare(PrepareSettings(data, TokenizerSettings(vocab_size=400), 32), show_progress=False)
-    assert [source["name"] for source in prepared.manifest["sources"]] == ["wikipedia", "books"]
+    assert [source["inputs"][0]["name"] for source in prepared.manifest["sources"]] == ["wikipedia", "books"]
     assert len(prepared.split("train")) > 100
 
 

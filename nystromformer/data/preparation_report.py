@@ -1,0 +1,118 @@
+"""What a preparation made, as figures: `report.json`.
+
+Padding is told for rows that are each padded to `max_length`, as in a batch that holds any row of full
+length. Rows shorter than that are the short sequences that ALBERT's recipe asks for, the last chunk of
+each document, and the room that the next sentence did not fit into. Batches of rows of like length pad
+less: that is the loader's work, which measures its own share.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nystromformer.data.blocks import ReadCounts
+from nystromformer.data.plan import Plan
+from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR, Counts
+from nystromformer.data.shards import ShardInfo, ShardReader
+from nystromformer.data.splits import SPLITS
+from nystromformer.data.unfinished import Block
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_LENGTH_CLASSES = 32
+
+
+def make_report(
+    job: Plan,
+    folder: Path,
+    blocks: list[Block],
+    shards: dict[str, list[ShardInfo]],
+    tokenizer: PreTrainedTokenizerFast,
+) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """The report, and how often each token occurs in the training split, (vocabulary,)."""
+    counts = {split: Counts() for split in SPLITS}
+    read = [ReadCounts() for _ in job.corpus.parts]
+    for block in blocks:
+        for split in SPLITS:
+            counts[split].add(block.counts[split])
+        for total, counted in zip(read, block.read, strict=True):
+            total.add(counted)
+    max_length = job.settings.max_length
+    measured = {split: measure(folder, shards[split], len(tokenizer), max_length) for split in SPLITS}
+    tokens = sum(counts[split].tokens for split in SPLITS)
+    usable = sum(counts[split].documents for split in SPLITS)
+    unknown = tokenizer.unk_token_id
+    unknown_tokens = 0
+    if unknown is not None:
+        unknown_tokens = sum(int(measured[split].unigrams[unknown]) for split in SPLITS)
+    report = {
+        "documents": {
+            "read": sum(part.documents for part in read),
+            "megabytes": sum(part.bytes for part in read) / 1e6,
+            "usable": usable,
+            "dropped": {
+                "empty": sum(part.empty for part in read),
+                "duplicates": sum(part.duplicates for part in read),
+                "left_out_by_weight": sum(part.left_out for part in read),
+                "fewer_than_two_sentences": sum(counts[split].dropped_documents for split in SPLITS),
+            },
+        },
+        "sentences": sum(counts[split].sentences for split in SPLITS),
+        "tokens": tokens,
+        "tokens_per_document": tokens / max(usable, 1),
+        "unknown_token_share": unknown_tokens / max(tokens, 1),
+        "dropped_tokens": sum(counts[split].dropped_tokens for split in SPLITS),
+        "max_length": max_length,
+        "padding_share": {split: measured[split].padding_share for split in SPLITS},
+        "splits": {split: vars(counts[split]) for split in SPLITS},
+        "sources": [
+            {"kind": part.settings.kind, "weight": part.settings.weight}
+            | {"inputs": [source._asdict() for source in part.reader.sources]}
+            | {"read": vars(counted)}
+            for part, counted in zip(job.corpus.parts, read, strict=True)
+        ],
+        "documents_by_tokens": np.sum([block.document_sizes for block in blocks], axis=0).tolist(),
+        "chunks_by_length": {split: measured[split].lengths.tolist() for split in SPLITS},
+    }
+    return report, measured["train"].unigrams
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class Measured:
+    """Figures of one split, from reading its shards once."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.unigrams = np.zeros(vocab_size, np.int64)
+        self.lengths = np.zeros(_LENGTH_CLASSES, np.int64)
+        """Rows by length, in equal classes up to `max_length`."""
+        self.rows = 0
+        self.filled = 0
+        self.max_length = 0
+
+    @property
+    def padding_share(self) -> float:
+        return 1 - self.filled / max(self.rows * self.max_length, 1)
+
+
+def measure(folder: Path, shards: list[ShardInfo], vocab_size: int, max_length: int) -> Measured:
+    """Read the shards of one split once."""
+    measured = Measured(vocab_size)
+    measured.max_length = max_length
+    for shard in shards:  # one reader each, so that only one shard is mapped at a time
+        tokens, offsets = ShardReader(folder, [shard]).token_arrays()
+        measured.unigrams += np.bincount(tokens, minlength=vocab_size)
+        rows = np.minimum(np.diff(offsets) + SPECIAL_TOKENS_OF_A_PAIR, max_length)
+        measured.rows += len(rows)
+        measured.filled += int(rows.sum())
+        classes = (rows - 1) * _LENGTH_CLASSES // max_length
+        measured.lengths += np.bincount(classes, minlength=_LENGTH_CLASSES)
+    return measured
