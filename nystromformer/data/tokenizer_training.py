@@ -166,7 +166,7 @@ def _coverage(lines: list[str], limit: int) -> float:
 
 def _albert_normalizer(lowercase: bool) -> normalizers.Normalizer:
     """What transformers makes of ALBERT's SentencePiece model, with NFKC for its table of characters."""
-    steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if lowercase:
         steps += [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
     steps += [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]

@@ -39,7 +39,8 @@ def whole(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     prepared = prepare(settings_for(corpus_file, folder), show_progress=False)
     assert prepared.manifest["blocks"] >= 8
     assert {path.name for path in prepared.folder.iterdir()} == {
-        "manifest.json", "report.json", "report.html", "tokenizer", "train", "validation", "unigram_counts.npy",
+        "manifest.json", "report.json", "report.html", "tokenizer", "train", "validation",
+        "unigram_counts.npy",
     }  # fmt: skip
     return files_of(prepared.folder)
 

@@ -10,6 +10,8 @@ from nystromformer.errors import UserError
 from nystromformer.settings import compose as composing
 from nystromformer.settings.compose import compose
 
+TOKENIZERS = "tokenizer has bert, bpe, unigram, wordpiece, wordpiece_4k, wordpiece_cased"
+
 
 def complaint(*overrides: str, command: str = "pretrain") -> str:
     with pytest.raises(UserError) as caught:
@@ -35,7 +37,7 @@ def complaint(*overrides: str, command: str = "pretrain") -> str:
         ("tracking=mlflow", "tracking=mlflow is unknown: tracking has none, tensorboard, wandb"),
         (
             "tokenizer=5",
-            "tokenizer=5 is unknown: tokenizer has bert, bpe, unigram, wordpiece, wordpiece_4k, wordpiece_cased",
+            f"tokenizer=5 is unknown: {TOKENIZERS}",
         ),
         (
             "init=[bert]",
@@ -169,7 +171,7 @@ def configs(tmp_path, monkeypatch):
         (
             "experiment/demo.yaml",
             "# @package _global_\ndefaults:\n  - override /tokenizer: nope\n",
-            "tokenizer=nope is unknown: tokenizer has bert, bpe, unigram, wordpiece, wordpiece_4k, wordpiece_cased",
+            f"tokenizer=nope is unknown: {TOKENIZERS}",
         ),
         (
             "experiment/demo.yaml",
