@@ -8,11 +8,14 @@ Shapes: B rows, H heads, N positions, D head width, M landmarks.
     B̃ = softmax(Q̃ Kᵀ/√D)   M × N
     output = F̃ (Z (B̃ V)) + convolution(V)  convolution.py
 
-The paper's method (segment-means and the iterative inverse) runs on a CPU by the operator of `cpu.py`.
-Everything else, other devices and other choices, is composed of PyTorch's operators in `composed.py`.
+The paper's method (segment-means and the iterative inverse) runs by an operator written by hand: that of
+`cpu.py` on a CPU, the Triton kernels of `gpu/` on an NVIDIA GPU. Everything else, other devices and other
+choices, is composed of PyTorch's operators in `composed.py`.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
@@ -20,10 +23,14 @@ from torch import Tensor
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.convolution import check_weight
 from nystromformer.attention.cpu import nystrom_attention_on_cpu
+from nystromformer.attention.gpu.support import why_not_on_gpu
 from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.projections import check_projections
 
 LANDMARKS = ("segment_means", "uniform", "kmeans")
+IMPLEMENTATIONS = ("auto", "operator", "composed")
+DEFAULT_IMPLEMENTATION = os.environ.get("NYSTROMFORMER_ATTENTION") or "auto"
+"""For calls that name none, a whole model's too: one of IMPLEMENTATIONS."""
 
 
 def nystrom_attention(
@@ -38,6 +45,7 @@ def nystrom_attention(
     landmark_seed: int = 0,
     conv_weight: Tensor | None = None,
     segments: Segments | None = None,
+    implementation: str | None = None,
 ) -> Tensor:
     """Nyström approximation of softmax attention (paper, equations 7 to 13 and algorithm 1).
 
@@ -56,6 +64,9 @@ def nystrom_attention(
         conv_weight: (H, 1, K, 1), K odd: kernel of the residual convolution. Distances are counted in
             positions; a padded position counts as a zero value. None for no residual.
         segments: `Segments.of(key_padding_mask, num_landmarks)`, where a caller has it already.
+        implementation: `operator` for the device's hand-written one, `composed` for that of PyTorch's
+            operators, `auto` for the former where it can run. None takes the environment variable
+            NYSTROMFORMER_ATTENTION as it was at the import, else `auto`.
 
     Returns:
         (B, H, N, D), 0 at padded positions.
@@ -63,11 +74,17 @@ def nystrom_attention(
     Raises:
         ValueError: a shape, the mask's dtype or an option is impossible.
     """
+    implementation = implementation or DEFAULT_IMPLEMENTATION
     _check(query, key, value, num_landmarks, key_padding_mask, pinv_iterations, landmarks, conv_weight)
-    if pinv_iterations is not None and landmarks == "segment_means" and _has_operator(query):
-        return nystrom_attention_on_cpu(
-            query, key, value, key_padding_mask, conv_weight, num_landmarks, pinv_iterations
-        )
+    _check_implementation(implementation)
+    if implementation != "composed":
+        obstacle = _why_no_operator(query, num_landmarks, pinv_iterations, landmarks)
+        if obstacle is None and pinv_iterations is not None:
+            return _by_operator(
+                query, key, value, key_padding_mask, conv_weight, num_landmarks, pinv_iterations
+            )
+        if implementation == "operator":
+            raise ValueError(f"implementation='operator' cannot compute this: {obstacle}; use 'composed'")
     return composed_nystrom_attention(
         query,
         key,
@@ -82,8 +99,45 @@ def nystrom_attention(
     )
 
 
-def _has_operator(query: Tensor) -> bool:
-    return query.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
+def _why_no_operator(
+    query: Tensor, num_landmarks: int, pinv_iterations: int | None, landmarks: str
+) -> str | None:
+    """A clause on what the device's own operator cannot do; None where it can."""
+    if pinv_iterations is None:
+        return "it has the iterative inverse only"
+    if landmarks != "segment_means":
+        return "its landmarks are segment-means only"
+    if torch.onnx.is_in_onnx_export():
+        return "ONNX has no such operator"
+    if query.device.type == "cpu":
+        return None
+    return why_not_on_gpu(query, num_landmarks)
+
+
+def _by_operator(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    conv_weight: Tensor | None,
+    num_landmarks: int,
+    iterations: int,
+) -> Tensor:
+    arguments = (query, key, value, key_padding_mask, conv_weight, num_landmarks, iterations)
+    if query.device.type == "cpu":
+        return nystrom_attention_on_cpu(*arguments)
+    # Here, because it imports Triton, which only GPUs need.
+    from nystromformer.attention.gpu.operator import nystrom_attention_on_gpu
+
+    return nystrom_attention_on_gpu(*arguments)
+
+
+def _check_implementation(implementation: str) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation={implementation!r} is unknown: use one of {', '.join(IMPLEMENTATIONS)}, "
+            "also in the environment variable NYSTROMFORMER_ATTENTION"
+        )
 
 
 def _check(

@@ -1,0 +1,50 @@
+"""The depthwise convolution of a tile as products with a banded matrix, which tensor cores compute.
+
+Shapes: N positions, D head width, K kernel width; P positions of a tile, W of the window around them.
+
+    out[p] = Σ_j weight[j] · value[p + j − (K − 1) / 2],    band[p, p + j] = weight[j]
+
+W is a power of two of at least P + K − 1, so that a kernel is at most one wider than a tile.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from nystromformer.attention.gpu.tiles import load_tile, real_tokens
+
+
+@triton.jit
+def load_window(
+    start_of_head, stride, segment, row, start, N,
+    K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, MASKED: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """(W, D_PAD), from half a kernel before the tile on; 0 outside the sequence and at padding."""
+    index_W = start - K // 2 + tl.arange(0, W)
+    inside_W = index_W >= 0
+    # An address before the sequence is not read, but it should not be formed either.
+    index_W = tl.maximum(index_W, 0)
+    real_W = real_tokens(segment, row, index_W, N, MASKED) & inside_W
+    return load_tile(start_of_head, stride, index_W, real_W, D, D_PAD)
+
+
+@triton.jit
+def load_band(weight_of_head, K: tl.constexpr, P: tl.constexpr, W: tl.constexpr, TURNED: tl.constexpr):
+    """(P, W) float32: row p holds the kernel from column p on, turned round for the backward pass."""
+    tap_PW = tl.arange(0, W)[None, :] - tl.arange(0, P)[:, None]
+    valid_PW = (tap_PW >= 0) & (tap_PW < K)
+    if TURNED:
+        tap_PW = K - 1 - tap_PW
+    return tl.load(weight_of_head + tap_PW, mask=valid_PW, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_kernel_gradient(start_of_part, grad_PW, K: tl.constexpr, P: tl.constexpr, W: tl.constexpr):
+    """Write the products of values and output gradients to the kernel's entries that they belong to.
+
+    (P, K): the gradient of the kernel is the sum over P.
+    """
+    place_P1 = tl.arange(0, P)[:, None]
+    tap_PW = K - 1 - (tl.arange(0, W)[None, :] - place_P1)
+    tl.store(start_of_part + place_P1 * K + tap_PW, grad_PW, mask=(tap_PW >= 0) & (tap_PW < K))

@@ -1,0 +1,378 @@
+"""The order of the kernels, how large their blocks are, and over how many programs each is spread.
+
+Shapes: B rows, H heads, N positions, D head width, M landmarks, K kernel width; S parts of the positions.
+
+Nothing is tuned at run time: the sizes follow from the shapes and from the number of multiprocessors
+alone, so that the same call computes the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nystromformer.attention.gpu.gather import gather_backward_kernel, gather_kernel
+from nystromformer.attention.gpu.landmarks import means_kernel
+from nystromformer.attention.gpu.mix import join_kernel, mix_backward_kernel, mix_kernel
+from nystromformer.attention.gpu.rows import rows_of
+from nystromformer.attention.gpu.spread import (
+    spread_backward_means_kernel,
+    spread_backward_query_kernel,
+    spread_kernel,
+)
+from nystromformer.attention.gpu.support import padded
+from nystromformer.attention.pseudoinverse import iterate, iterate_backward
+
+MOST_ON_CHIP = 64
+"""Landmarks whose matrices fit on chip; PyTorch's batched products invert larger ones, and all of them on
+other chips than Hopper: compiled for Ampere the backward kernel holds nothing in registers."""
+INVERSE_PRECISION = "tf32x3"
+"""Three products of 19-bit numbers, as exact as float32 and on tensor cores."""
+TOKENS_TOGETHER = 64
+"""Tokens that a program of `means_kernel` reads at once."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Everything that the kernels' launches follow from."""
+
+    b: int
+    h: int
+    n: int
+    m: int
+    d: int
+    k: int | None
+    dtype: torch.dtype
+    masked: bool
+    programs: int
+    """Programs that keep the device busy."""
+    hopper: bool
+    """Whether the matrices of a head were seen to fit on chip, see MOST_ON_CHIP."""
+
+    @classmethod
+    def of(cls, query: Tensor, mask: Tensor | None, weight: Tensor | None, num_landmarks: int) -> Sizes:
+        b, h, n, d = query.shape
+        k = None if weight is None else weight.shape[2]
+        multiprocessors, hopper = _chip(query.device)
+        return cls(b, h, n, num_landmarks, d, k, query.dtype, mask is not None, 8 * multiprocessors, hopper)
+
+    @property
+    def means(self) -> tuple[int, ...]:
+        return self.b, self.h, self.m, self.d
+
+    @property
+    def tile(self) -> int:
+        """Positions that a program holds together."""
+        return tile_of(self.dtype, self.m, self.d)
+
+    @property
+    def on_chip(self) -> bool:
+        """Whether one program inverts a head's matrix."""
+        return self.hopper and padded(self.m) <= MOST_ON_CHIP
+
+    @property
+    def window(self) -> int:
+        """Positions around a tile that the convolution reads."""
+        return self.tile if self.k in (None, 1) else 2 * self.tile
+
+    @property
+    def warps(self) -> int:
+        return 4 if padded(self.m) * padded(self.d) <= 64 * 64 else 8
+
+    @property
+    def scale(self) -> float:
+        return self.d**-0.5
+
+    @property
+    def score_scale(self) -> float:
+        """For scores in units of log 2."""
+        return self.scale * math.log2(math.e)
+
+    def parts(self, programs: int) -> tuple[int, int]:
+        """(S, tokens of each) that make at least so many programs, where there are tiles enough."""
+        tiles = -(-self.n // self.tile)
+        parts = min(tiles, -(-programs // (self.b * self.h)))
+        tiles_of_part = -(-tiles // parts)
+        return -(-tiles // tiles_of_part), tiles_of_part * self.tile
+
+    def constants(self) -> dict[str, Any]:
+        """Of every kernel over tiles."""
+        mix, precision, mix_precision = _precision(self.dtype)
+        stages = 2 if self.hopper and self.dtype == torch.bfloat16 and self.warps == 4 else 1
+        return {
+            "M": self.m, "M_PAD": padded(self.m), "D": self.d, "D_PAD": padded(self.d),
+            "MASKED": self.masked, "P": self.tile, "MIX": mix, "PRECISION": precision,
+            "MIX_PRECISION": mix_precision, "num_warps": self.warps, "num_stages": stages,
+        }  # fmt: skip
+
+    def constants_of_heads(self, warps: int) -> dict[str, Any]:
+        """Of the kernels that hold a head's landmarks alone."""
+        return {
+            "M": self.m, "M_PAD": padded(self.m), "D": self.d, "D_PAD": padded(self.d),
+            "num_warps": warps, "num_stages": 1,
+        }  # fmt: skip
+
+
+def tile_of(dtype: torch.dtype, m: int, d: int) -> int:
+    """Positions that a program holds together; a convolution may be one wider."""
+    return 64 if dtype == torch.bfloat16 and padded(m) * padded(d) <= 64 * 64 else 32
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the kernels know of padding; None where there is none."""
+
+    segment_BN: Tensor | None = None
+    first_BM: Tensor | None = None
+    count_B: Tensor | None = None
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    num_landmarks: int,
+    iterations: int,
+) -> tuple[Tensor, ...]:
+    """The output, then what the backward pass needs: Q̃ and K̃, Z, B̃ V, X, and B̃'s normalizer."""
+    sizes = Sizes.of(query, mask, weight, num_landmarks)
+    b, h, n, m, d = sizes.b, sizes.h, sizes.n, sizes.m, sizes.d
+    query, key, value = map(_rowwise, (query, key, value))
+    rows = Rows() if mask is None else Rows(*rows_of(mask, m))
+    out, means, inverse, gathered, mixed, normalizer = empty_outputs(query, m)
+    together = max(1, TOKENS_TOGETHER // triton.next_power_of_2(-(-n // m)))
+    means_kernel[(triton.cdiv(m, together), b * h, 2)](
+        *_strided(query), *_strided(key), means, rows.segment_BN, rows.first_BM, rows.count_B, b, h, n,
+        M=m, D=d, D_PAD=padded(d), MASKED=sizes.masked, J=together, T=TOKENS_TOGETHER // together,
+        num_warps=4,
+    )  # fmt: skip
+
+    constants = sizes.constants()
+    for_gather = {name: x for name, x in constants.items() if not name.startswith("MIX")}
+    parts, tokens = sizes.parts(sizes.programs)
+    in_parts = query.new_empty(b, h, parts, m, d, dtype=torch.float32)
+    top, total = query.new_empty(2, b, h, parts, m, dtype=torch.float32)
+    gather_kernel[(parts, b * h)](
+        *_strided(key), *_strided(value), means[0], rows.segment_BN, in_parts, top, total,
+        h, n, tokens, sizes.score_scale, **for_gather,
+    )  # fmt: skip
+    join_kernel[(b * h,)](
+        in_parts, top, total, gathered, normalizer, parts, **sizes.constants_of_heads(warps=4)
+    )
+
+    on_chip = sizes.on_chip
+    if not on_chip:
+        _mix_by_products(means, gathered, inverse, mixed, iterations)
+    if on_chip or sizes.masked:
+        mix_kernel[(b * h,)](
+            means[0], means[1], gathered, *_strided(value), rows.first_BM, rows.count_B, inverse, mixed,
+            h, n, iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
+            PRECISION=INVERSE_PRECISION, **sizes.constants_of_heads(warps=4),
+        )  # fmt: skip
+
+    parts, tokens = sizes.parts(2 * sizes.programs)
+    spread_kernel[(parts, b * h)](
+        *_strided(query), *_strided(value), means[1], mixed, weight, rows.segment_BN, rows.count_B, out,
+        h, n, tokens, sizes.score_scale,
+        K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window, **constants,
+    )  # fmt: skip
+    return out, means, inverse, gathered, mixed, normalizer
+
+
+def backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    means: Tensor,
+    inverse: Tensor,
+    gathered: Tensor,
+    mixed: Tensor,
+    normalizer: Tensor,
+    iterations: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of the queries, keys, values and of the convolution's kernel: `forward` from its end."""
+    sizes = Sizes.of(query, mask, weight, means.shape[3])
+    b, h, n, m, d = sizes.b, sizes.h, sizes.n, sizes.m, sizes.d
+    grad_out = grad_out.to(query.dtype)
+    grad_out, query, key, value = map(_rowwise, (grad_out, query, key, value))
+    rows = Rows() if mask is None else Rows(*rows_of(mask, m))
+    constants = sizes.constants()
+    grad_query, grad_key, grad_value = (empty_like_projections(query) for _ in range(3))
+    parts, tokens = sizes.parts(sizes.programs)
+    fine_parts, fine_tokens = sizes.parts(2 * sizes.programs)
+    # out = F̃ X
+    grad_mixed_parts, grad_key_parts = means.new_empty(2, b, h, parts, m, d)
+    spread_backward_means_kernel[(parts, b * h)](
+        *_strided(grad_out), *_strided(query), means[1], mixed, rows.segment_BN, rows.count_B,
+        grad_mixed_parts, grad_key_parts, h, n, tokens, sizes.scale, sizes.score_scale, **constants,
+    )  # fmt: skip
+    # X = Z Y and Z ≈ Ã⁺
+    grad_mixed, grad_gathered, grad_key_means = means.new_empty(3, *sizes.means)
+    delta = torch.empty_like(normalizer)
+    grad_query_parts = means.new_empty(b, h, parts + 1, m, d)
+    on_chip = sizes.on_chip
+    programs = min(b * h, sizes.programs // 4)  # each fills half of a multiprocessor's registers
+    steps = means.new_empty(programs * iterations * 3 * padded(m) ** 2 if on_chip else 1)
+    mix_backward_kernel[(programs,)](
+        grad_mixed_parts, grad_key_parts, means[0], means[1], inverse, gathered, rows.count_B, steps,
+        grad_mixed, grad_gathered, delta, grad_key_means, grad_query_parts,
+        b, h, n, parts, parts, iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
+        PRECISION=INVERSE_PRECISION, **sizes.constants_of_heads(warps=8),
+    )  # fmt: skip
+    if not on_chip:
+        _mix_backward_by_products(
+            grad_mixed, means, inverse, gathered, rows.count_B, grad_gathered, delta, grad_key_means,
+            grad_query_parts[:, :, -1], iterations,
+        )  # fmt: skip
+    # Y = B̃ V
+    k = sizes.k or 1
+    grad_weight_parts = means.new_empty(b, h, parts, sizes.tile, k) if weight is not None else None
+    gather_backward_kernel[(parts, b * h)](
+        *_strided(grad_out), *_strided(key), *_strided(value), means[0], normalizer, grad_gathered, delta,
+        grad_key_means, grad_mixed, weight, rows.segment_BN, rows.count_B,
+        grad_key, grad_value, grad_query_parts, grad_weight_parts,
+        h, n, tokens, sizes.scale, sizes.score_scale,
+        K=k, CONVOLVED=weight is not None, W=sizes.window, **(constants | {"num_warps": 8}),
+    )  # fmt: skip
+    # Q̃ is a mean of queries
+    spread_backward_query_kernel[(fine_parts, b * h)](
+        *_strided(grad_out), *_strided(query), means[1], mixed, grad_query_parts.sum(dim=2),
+        rows.segment_BN, rows.count_B, grad_query,
+        h, n, fine_tokens, sizes.scale, sizes.score_scale, **constants,
+    )  # fmt: skip
+    if weight is None or grad_weight_parts is None:
+        return grad_query, grad_key, grad_value, None
+    grad_weight = grad_weight_parts.sum(dim=(0, 2, 3)).view_as(weight).to(weight.dtype)
+    return grad_query, grad_key, grad_value, grad_weight
+
+
+def empty_outputs(query: Tensor, m: int) -> tuple[Tensor, ...]:
+    """Room for what `forward` returns."""
+    b, h, _, d = query.shape
+    return (
+        empty_like_projections(query),
+        query.new_empty(2, b, h, m, d, dtype=torch.float32),
+        query.new_empty(b, h, m, m, dtype=torch.float32),
+        query.new_empty(b, h, m, d, dtype=torch.float32),
+        query.new_empty(b, h, m, d, dtype=torch.float32),
+        query.new_empty(b, h, m, dtype=torch.float32),
+    )
+
+
+def empty_like_projections(x_BHND: Tensor) -> Tensor:
+    """(B, H, N, D) over (B, N, H, D) memory, as a linear layer writes and reads it."""
+    b, h, n, d = x_BHND.shape
+    return x_BHND.new_empty(b, n, h, d).transpose(1, 2)
+
+
+# --- more landmarks than fit on chip ------------------------------------------------------------------
+
+
+def _mix_by_products(
+    means: Tensor, gathered: Tensor, inverse: Tensor, mixed: Tensor, iterations: int
+) -> None:
+    """Write Z and X = Z Y."""
+    m, d = gathered.shape[2:]
+    with _full_precision(means.device):
+        inverse_LMM = inverse.view(-1, m, m)
+        inverse_LMM.copy_(iterate(_landmark_attention(means), iterations))
+        torch.bmm(inverse_LMM, gathered.view(-1, m, d), out=mixed.view(-1, m, d))
+
+
+def _mix_backward_by_products(
+    grad_mixed: Tensor,
+    means: Tensor,
+    inverse: Tensor,
+    gathered: Tensor,
+    count_B: Tensor | None,
+    grad_gathered: Tensor,
+    delta: Tensor,
+    grad_key_means: Tensor,
+    grad_query_means: Tensor,
+    iterations: int,
+) -> None:
+    """Write the gradients of Y and Q̃ and `delta`, and add to that of K̃."""
+    m, d = gathered.shape[2:]
+    with _full_precision(means.device):
+        through = grad_mixed
+        if count_B is not None:
+            through = grad_mixed.masked_fill((count_B <= m)[:, None, None, None], 0)
+        through, query, key = (x.reshape(-1, m, d) for x in (through, means[0], means[1]))
+        grad = torch.bmm(inverse.view(-1, m, m).mT, through)
+        grad_gathered.copy_(grad.view_as(grad_gathered))
+        delta.copy_((grad_gathered * gathered).sum(dim=-1))
+        grad_inverse = torch.bmm(through, gathered.view(-1, m, d).mT)
+        matrix = _landmark_attention(means)
+        grad_matrix = iterate_backward(grad_inverse, matrix, iterations)
+        mean = (grad_matrix * matrix).sum(dim=-1, keepdim=True)
+        grad_score = matrix * (grad_matrix - mean) * d**-0.5
+        grad_query_means.copy_(torch.bmm(grad_score, key).view_as(grad_query_means))
+        grad_key_means += torch.bmm(grad_score.mT, query).view_as(grad_key_means)
+
+
+def _landmark_attention(means: Tensor) -> Tensor:
+    """Ã, (B · H, M, M)."""
+    m, d = means.shape[3:]
+    query, key = means[0].reshape(-1, m, d), means[1].reshape(-1, m, d)
+    return torch.softmax(torch.bmm(query * d**-0.5, key.mT), dim=-1)
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products in float32 also where a program has allowed TF32, whose inverse does not converge."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+# --- arguments ----------------------------------------------------------------------------------------
+
+
+def _precision(dtype: torch.dtype) -> tuple[Any, str, str]:
+    """The type of products with X and its like, how inputs are multiplied, and how those are.
+
+    X can exceed float16's range, so that such products take float32's, with as many digits.
+    """
+    if dtype == torch.bfloat16:
+        return tl.bfloat16, "tf32", "tf32"  # a precision says nothing of bfloat16
+    if dtype == torch.float16:
+        return tl.float32, "tf32", "tf32"
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return tl.float32, precision, precision
+
+
+def _rowwise(x: Tensor) -> Tensor:
+    """The same with each head's row contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _strided(x: Tensor) -> tuple[Tensor | int, ...]:
+    """A tensor and its steps from row to row, head to head and position to position."""
+    return x, x.stride(0), x.stride(1), x.stride(2)
+
+
+@lru_cache
+def _chip(device: torch.device) -> tuple[int, bool]:
+    """(multiprocessors, whether it is Hopper)."""
+    if device.type != "cuda":
+        return 1, True  # Triton's interpreter
+    found = torch.cuda.get_device_properties(device)
+    return found.multi_processor_count, found.major == 9

@@ -1,0 +1,81 @@
+"""Whether the GPU's kernels can compute a call; nothing here needs Triton or a GPU.
+
+Shapes: B rows, H heads, N positions, D head width, M landmarks.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+MOST_LANDMARKS = 256
+WIDEST_HEAD = 128
+NEEDS = {
+    torch.bfloat16: ((64 * 64, 100_352), (128 * 128, 212_992)),
+    torch.float16: ((64 * 64, 163_840),),
+    torch.float32: ((64 * 64, 217_088),),
+}
+"""Per dtype, for M × D up to so many entries (each rounded up to a power of two): bytes of shared memory
+that the largest kernel takes, as compiled by Triton 3.7; a test compiles them again."""
+SHARED_MEMORY = {(8, 0): 166_912, (8, 7): 166_912, (9, 0): 232_448, (10, 0): 232_448, (10, 3): 232_448}
+"""Bytes that one program can have, by compute capability: CUDA's programming guide, table of limits."""
+LEAST_SHARED_MEMORY = 101_376
+"""Of the other GPUs from Ampere on."""
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton then runs its kernels on a CPU, slowly, in NumPy: for tests. It decides this at its import."""
+
+
+def why_not_on_gpu(query_BHND: Tensor, num_landmarks: int) -> str | None:
+    """A clause that says what the kernels cannot do; None where they can."""
+    n, d = query_BHND.shape[2:]
+    m = num_landmarks
+    device = query_BHND.device
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device.type == "cpu":
+        if not INTERPRETED:
+            return "the tensors are on a CPU, and TRITON_INTERPRET=1 is not set"
+    elif device.type != "cuda" or torch.version.cuda is None:
+        return f"the tensors are on {device.type}, not on an NVIDIA GPU"
+    dtype = query_BHND.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    if dtype not in NEEDS:
+        return f"{dtype} is not one of {', '.join(str(known) for known in NEEDS)}"
+    if n <= m:
+        return f"{n} tokens are at most {m} landmarks, and attention is exact"
+    if m > MOST_LANDMARKS or d > WIDEST_HEAD:
+        return f"{m} landmarks of width {d} are more than {MOST_LANDMARKS} of width {WIDEST_HEAD}"
+    needed = shared_memory_needed(dtype, m, d)
+    if needed is None:
+        return f"{m} landmarks of width {d} in {dtype} exceed every GPU's shared memory"
+    if device.type == "cuda" and needed > shared_memory(_capability(device.index)):
+        return f"{m} landmarks of width {d} in {dtype} exceed this GPU's shared memory"
+    return None
+
+
+def shared_memory_needed(dtype: torch.dtype, m: int, d: int) -> int | None:
+    """Bytes a program takes at most; None where no GPU has as much."""
+    entries = padded(m) * padded(d)
+    return next((needed for most, needed in NEEDS[dtype] if entries <= most), None)
+
+
+def shared_memory(capability: tuple[int, int]) -> int:
+    """Bytes a program can have; 0 before Ampere, whose tensor cores are the first for bfloat16 and TF32."""
+    if capability < (8, 0):
+        return 0
+    return SHARED_MEMORY.get(capability, LEAST_SHARED_MEMORY)
+
+
+def padded(size: int) -> int:
+    """The next power of two, at least 16: the sides of blocks that tensor cores multiply."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+@torch.compiler.assume_constant_result
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)

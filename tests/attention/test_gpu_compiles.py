@@ -1,0 +1,123 @@
+"""The Triton kernels as machine code for GPUs that are not there: they compile, and fit.
+
+Triton's compiler needs no GPU. What this shows: the code generator takes the kernels, and a program's
+shared memory is what `support.NEEDS` says. What it does not: that they run, or how fast.
+"""
+
+import importlib.metadata
+import importlib.util
+
+import pytest
+import torch
+
+from nystromformer.attention.gpu.support import INTERPRETED, shared_memory, shared_memory_needed
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+VERSION = importlib.metadata.version("triton").split(".") if HAS_TRITON else ["0", "0"]
+
+pytestmark = [
+    pytest.mark.skipif(not HAS_TRITON, reason="needs the package triton"),
+    pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: nothing is compiled"),
+    pytest.mark.skipif(
+        (int(VERSION[0]), int(VERSION[1])) < (3, 3),
+        reason="this Triton takes a kernel's source otherwise",
+    ),
+]
+
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """The kernels that calls launch: (kernel, its arguments by name, its options). None is run."""
+    from triton.runtime.jit import JITFunction
+
+    found = []
+
+    def note(self, *given, grid, warmup, **named):
+        options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+        found.append((self, dict(zip(self.arg_names, given, strict=False)) | named, options))
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(JITFunction, "run", note)
+    return found
+
+
+def compiled(kernel, arguments, options, capability):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, hints = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        x, kind = arguments[parameter.name], "constexpr"
+        if parameter.is_constexpr or x is None or (isinstance(x, int) and x == 1):
+            constants[(place,)] = x
+        elif isinstance(x, torch.Tensor):
+            kind, hints[(place,)] = TYPES[x.dtype], [["tt.divisibility", 16]]
+        elif isinstance(x, int):
+            kind = "i32"
+            if x % 16 == 0:
+                hints[(place,)] = [["tt.divisibility", 16]]
+        else:
+            kind = "fp32"
+        signature[parameter.name] = kind
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=hints)
+    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+    return triton.compile(source, target=target, options=options)
+
+
+def launch_both_ways(monkeypatch, dtype, m, d, capability, masked):
+    from nystromformer.attention.gpu import launch
+
+    monkeypatch.setattr(launch, "_chip", lambda device: (132, capability[0] == 9))
+    query, key, value = (torch.empty(2, 1024, 12, d, dtype=dtype).transpose(1, 2) for _ in range(3))
+    mask = torch.zeros(2, 1024, dtype=torch.bool) if masked else None
+    weight = torch.zeros(12, 1, 33, 1)
+    out, *kept = launch.forward(query, key, value, mask, weight, m, 6)
+    launch.backward(out, query, key, value, mask, weight, *kept, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "m", "d", "capability"),
+    [
+        (torch.bfloat16, 64, 64, (9, 0)),
+        (torch.bfloat16, 32, 128, (9, 0)),
+        (torch.bfloat16, 128, 128, (9, 0)),
+        (torch.bfloat16, 256, 64, (9, 0)),
+        (torch.bfloat16, 256, 16, (8, 6)),
+        (torch.float16, 64, 64, (9, 0)),
+        (torch.float16, 256, 16, (8, 0)),
+        (torch.float32, 64, 64, (9, 0)),
+        (torch.float32, 256, 16, (9, 0)),
+    ],
+)
+def test_kernels_compile_and_fit(launched, monkeypatch, dtype, m, d, capability):
+    launch_both_ways(monkeypatch, dtype, m, d, capability, masked=True)
+    limit = shared_memory(capability)
+    assert shared_memory_needed(dtype, m, d) <= limit
+    names = set()
+    for kernel, arguments, options in launched:
+        names.add(kernel.__name__)
+        made = compiled(kernel, arguments, options, capability)
+        assert f".target sm_{capability[0]}{capability[1]}" in made.asm["ptx"]
+        assert made.metadata.shared <= limit, kernel.__name__
+        # With two stages a kernel takes more, which is done where there is room for it only.
+        if options.get("num_stages", 1) == 1:
+            assert made.metadata.shared <= shared_memory_needed(dtype, m, d), kernel.__name__
+    assert {"gather_kernel", "spread_kernel", "gather_backward_kernel", "mix_backward_kernel"} <= names
+
+
+def test_products_run_on_tensor_cores(launched, monkeypatch):
+    launch_both_ways(monkeypatch, torch.bfloat16, 64, 64, (9, 0), masked=False)
+    tiled = [call for call in launched if call[0].__name__ in ("gather_kernel", "spread_kernel")]
+    assert len(tiled) == 2
+    for kernel, arguments, options in tiled:
+        assert "wgmma.mma_async" in compiled(kernel, arguments, options, (9, 0)).asm["ptx"]

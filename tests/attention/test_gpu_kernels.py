@@ -1,0 +1,361 @@
+"""The Triton kernels of `attention/gpu`, against the equations in float64.
+
+With a GPU these tests run on it. Without one they run in Triton's interpreter, on the CPU: its choice is
+made when Triton is imported, so that `test_in_the_interpreter` starts a process of their own.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from nystromformer import nystrom_attention
+from nystromformer.attention.composed import composed_nystrom_attention
+from nystromformer.attention.gpu.support import (
+    INTERPRETED,
+    shared_memory,
+    shared_memory_needed,
+    why_not_on_gpu,
+)
+
+from .equations import reference_nystrom
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+ON_GPU = torch.cuda.is_available() and not INTERPRETED
+DEVICE = "cuda" if ON_GPU else "cpu"
+
+kernels = pytest.mark.skipif(
+    not (HAS_TRITON and (ON_GPU or INTERPRETED)),
+    reason="needs the package triton, and a GPU or TRITON_INTERPRET=1",
+)
+gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+
+N = 75
+MASKS = {
+    "none": None,
+    "right": [75, 41, 9, 8],
+    "scattered": "half",
+    "an empty row": [75, 20, 1, 0],
+}
+"""With 9 landmarks: rows of exactly m and fewer real tokens are among them."""
+
+
+if INTERPRETED and HAS_TRITON:
+    import numpy
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def _widened(x):
+        """The interpreter keeps bfloat16 as 16-bit integers, and forgets to convert them for a product."""
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return TensorHandle((x.data.astype(numpy.uint32) << 16).view(numpy.float32), tl.float32)
+
+    _create_dot = InterpreterBuilder.create_dot
+    InterpreterBuilder.create_dot = lambda self, a, b, *rest: _create_dot(
+        self, _widened(a), _widened(b), *rest
+    )
+
+
+def mask_of(kind):
+    made = MASKS[kind]
+    if made is None:
+        return None
+    if made == "half":
+        mask = torch.rand(4, N) < 0.5
+        mask[:, 0], mask[3] = False, True
+        mask[3, [3, 30, 31, 74]] = False
+        return mask.to(DEVICE)
+    return (torch.arange(N) >= torch.tensor(made)[:, None]).to(DEVICE)
+
+
+def leaves(dtype=torch.float32, rows=4, heads=1, n=N, d=24, k=5):
+    """Queries, keys and values as a model passes them, and the convolution's kernel."""
+    made = [torch.randn(rows, n, heads, d).to(DEVICE, dtype).transpose(1, 2) for _ in range(3)]
+    if k is not None:
+        made.append(torch.randn(heads, 1, k, 1, device=DEVICE) / k**0.5)
+    return [x.requires_grad_() for x in made]
+
+
+def by_kernels(inputs, mask, m):
+    from nystromformer.attention.gpu.operator import nystrom_attention_on_gpu
+
+    assert why_not_on_gpu(inputs[0], m) is None
+    weight = inputs[3] if len(inputs) > 3 else None
+    return nystrom_attention_on_gpu(*inputs[:3], mask, weight, m, 6)
+
+
+def in_float64(inputs, mask, m):
+    """The composed path, whose own test is the equations; with gradients."""
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    weight = exact[3] if len(exact) > 3 else None
+    return exact, composed_nystrom_attention(*exact[:3], m, mask, conv_weight_H1K1=weight)
+
+
+def error(found, expected):
+    """Relative to the whole, in the Frobenius norm; not a number where one of `found` is none."""
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def check(inputs, mask, m, tolerance):
+    """Output and gradients against float64."""
+    out = by_kernels(inputs, mask, m)
+    exact, expected = in_float64(inputs, mask, m)
+    seed = torch.randn_like(out)
+    assert out.dtype == inputs[0].dtype
+    assert error(out, expected) <= tolerance
+    found = torch.autograd.grad(out, inputs, seed)
+    wanted = torch.autograd.grad(expected, exact, seed.double())
+    for name, a, b in zip(("query", "key", "value", "weight"), found, wanted, strict=False):
+        assert error(a, b) <= tolerance, name
+    return out, found
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs the package triton")
+@pytest.mark.skipif(INTERPRETED, reason="is this process")
+@pytest.mark.skipif(ON_GPU, reason="the kernels run on the GPU")
+def test_in_the_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
+
+
+@kernels
+@pytest.mark.parametrize("mask", MASKS)
+def test_equals_the_equations(mask):
+    torch.manual_seed(0)
+    inputs, mask = leaves(heads=2), mask_of(mask)
+    padding = torch.zeros(4, N, dtype=torch.bool, device=DEVICE) if mask is None else mask
+    expected = reference_nystrom(*(x.detach() for x in inputs[:3]), padding, 9, inputs[3].detach())
+    out = by_kernels(inputs, mask, 9)
+    assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@kernels
+@pytest.mark.parametrize("mask", MASKS)
+def test_gradients(mask):
+    torch.manual_seed(1)
+    mask = mask_of(mask)
+    _, grads = check(leaves(), mask, 9, 1e-5)
+    if mask is not None:
+        for grad in grads[:3]:
+            assert (grad.masked_select(mask[:, None, :, None]) == 0).all()
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("m", "d", "n", "k"),
+    [(1, 16, 20, 1), (16, 64, 130, 33), (33, 20, 70, None), (65, 16, 100, 3), (8, 17, 90, 71)],
+    ids=["one landmark", "whole blocks", "no convolution", "off chip", "wide convolution"],
+)
+def test_sizes(m, d, n, k):
+    torch.manual_seed(2)
+    mask = torch.arange(n, device=DEVICE) >= torch.tensor([[n], [n - 5]], device=DEVICE)
+    check(leaves(rows=2, heads=1, n=n, d=d, k=k), mask, m, 1e-5)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mask", ["none", "scattered"])
+def test_half_precision(dtype, mask):
+    torch.manual_seed(3)
+    check(leaves(dtype), mask_of(mask), 9, 2e-2)
+
+
+@kernels
+def test_autocast_converts_the_inputs():
+    torch.manual_seed(4)
+    inputs = leaves(rows=1)
+    with torch.autocast(DEVICE, dtype=torch.float16):
+        out = by_kernels(inputs, None, 9)
+    exact, expected = in_float64(inputs, None, 9)
+    assert out.dtype == torch.float16
+    assert error(out, expected) <= 2e-2
+    for grad in torch.autograd.grad(out.sum(), inputs):
+        assert grad.dtype == torch.float32
+        assert grad.isfinite().all()
+
+
+@kernels
+def test_padding_is_never_read():
+    torch.manual_seed(5)
+    inputs, mask = leaves(), mask_of("scattered")
+    pad, garbage = mask[:, None, :, None], float("nan")
+    dirty = [x.detach().masked_fill(pad, garbage).requires_grad_() for x in inputs[:3]] + inputs[3:]
+    clean_out, dirty_out = by_kernels(inputs, mask, 9), by_kernels(dirty, mask, 9)
+    assert torch.equal(clean_out, dirty_out)
+    assert (dirty_out.masked_select(pad) == 0).all()
+    seed = torch.randn_like(clean_out)
+    clean = torch.autograd.grad(clean_out, inputs, seed)
+    # What a padded output is given as its gradient does not count either.
+    for a, b in zip(
+        torch.autograd.grad(dirty_out, dirty, seed.masked_fill(pad, garbage)), clean, strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@kernels
+def test_a_row_is_the_same_alone():
+    torch.manual_seed(6)
+    inputs, mask = leaves(), mask_of("right")
+    together = by_kernels(inputs, mask, 9)
+    for row in range(4):
+        alone = [x[row : row + 1] for x in inputs[:3]] + inputs[3:]
+        torch.testing.assert_close(
+            by_kernels(alone, mask[row : row + 1], 9)[0], together[row], atol=1e-5, rtol=1e-5
+        )
+
+
+@kernels
+def test_the_same_bits_again():
+    torch.manual_seed(7)
+    inputs, mask = leaves(), mask_of("scattered")
+    runs = []
+    for _ in range(2):
+        out = by_kernels(inputs, mask, 9)
+        runs.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+
+
+@kernels
+def test_strides_of_any_kind():
+    torch.manual_seed(8)
+    inputs = leaves(rows=2, heads=2, k=3)
+    columns = [x.detach().mT.contiguous().mT.requires_grad_() for x in inputs[:3]] + inputs[3:]
+    assert columns[0].stride(-1) != 1
+    first, second = by_kernels(inputs, None, 9), by_kernels(columns, None, 9)
+    assert torch.equal(first, second)
+    # A sum's gradient has no strides at all.
+    for a, b in zip(
+        torch.autograd.grad(first.sum(), inputs), torch.autograd.grad(second.sum(), columns), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@kernels
+def test_compile_and_checkpointing_change_nothing():
+    torch.manual_seed(9)
+    inputs, mask = leaves(d=16), mask_of("right")
+
+    def attention(*inputs):
+        return by_kernels(inputs, mask, 9)
+
+    eager = attention(*inputs)
+    grads = torch.autograd.grad(eager.sum(), inputs)
+    for other in (
+        torch.compile(attention, fullgraph=True, backend="aot_eager")(*inputs),
+        checkpoint(attention, *inputs, use_reentrant=False),
+    ):
+        assert torch.equal(other, eager)
+        for a, b in zip(torch.autograd.grad(other.sum(), inputs), grads, strict=True):
+            assert torch.equal(a, b)
+
+
+@kernels
+def test_pytorchs_own_check_of_the_operator():
+    from nystromformer.attention.gpu import operator  # noqa: F401
+
+    torch.manual_seed(10)
+    query, key, value, weight = leaves(rows=1, heads=1, n=20, d=16, k=3)
+    mask = torch.arange(20, device=DEVICE)[None] >= 15
+    torch.library.opcheck(
+        torch.ops.nystromformer.nystrom_attention_gpu.default, (query, key, value, mask, weight, 4, 2)
+    )
+
+
+# --- which way is taken -------------------------------------------------------------------------------
+
+
+def test_what_the_kernels_cannot_do_is_said(monkeypatch):
+    from nystromformer.attention.gpu import support
+
+    monkeypatch.setattr(support, "INTERPRETED", True)
+    monkeypatch.setattr(support, "find_spec", lambda name: object())
+    query = torch.randn(1, 1, 80, 16)
+    assert why_not_on_gpu(query, 16) is None
+    assert "float64" in why_not_on_gpu(query.double(), 16)
+    assert "exact" in why_not_on_gpu(query, 80)
+    assert "257 landmarks" in why_not_on_gpu(torch.randn(1, 1, 300, 16), 257)
+    assert "shared memory" in why_not_on_gpu(torch.randn(1, 1, 300, 128), 256)
+    assert "width 129" in why_not_on_gpu(torch.randn(1, 1, 80, 129), 16)
+    monkeypatch.setattr(support, "INTERPRETED", False)
+    assert "on a CPU" in why_not_on_gpu(query, 16)
+    assert "meta" in why_not_on_gpu(query.to("meta"), 16)
+    monkeypatch.setattr(support, "find_spec", lambda name: None)
+    assert "not installed" in why_not_on_gpu(query, 16)
+
+
+def test_gpus_of_less_shared_memory_take_less():
+    a100, rtx_4090, t4 = (shared_memory(capability) for capability in ((8, 0), (8, 9), (7, 5)))
+    assert t4 == 0
+    assert rtx_4090 >= shared_memory_needed(torch.bfloat16, 64, 64)
+    assert rtx_4090 < shared_memory_needed(torch.float16, 64, 64) <= a100
+    assert a100 < shared_memory_needed(torch.float32, 64, 64) <= shared_memory((9, 0))
+    assert shared_memory_needed(torch.float32, 128, 64) is None
+
+
+def test_the_way_can_be_chosen(monkeypatch):
+    torch.manual_seed(11)
+    query, key, value = torch.randn(3, 1, 2, 30, 8)
+    ways = {
+        way: nystrom_attention(query, key, value, num_landmarks=4, implementation=way)
+        for way in ("operator", "composed", "auto")
+    }
+    assert torch.equal(ways["composed"], composed_nystrom_attention(query, key, value, 4))
+    assert torch.equal(ways["operator"], ways["auto"])
+    monkeypatch.setattr("nystromformer.attention.nystrom.DEFAULT_IMPLEMENTATION", "composed")
+    assert torch.equal(nystrom_attention(query, key, value, num_landmarks=4), ways["composed"])
+    with pytest.raises(ValueError, match="'operator' cannot compute this: it has the iterative inverse only"):
+        nystrom_attention(query, key, value, pinv_iterations=None, implementation="operator")
+    with pytest.raises(ValueError, match="'fast' is unknown: use one of auto, operator, composed"):
+        nystrom_attention(query, key, value, implementation="fast")
+
+
+# --- on a GPU alone -----------------------------------------------------------------------------------
+
+
+@gpu
+@kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("m", "d", "n"), [(64, 64, 1000), (64, 64, 4096), (128, 64, 700), (256, 64, 1025), (32, 128, 513)]
+)
+def test_full_sizes_on_the_gpu(dtype, m, d, n):
+    torch.manual_seed(12)
+    inputs = leaves(dtype, rows=3, heads=12, n=n, d=d, k=33)
+    obstacle = why_not_on_gpu(inputs[0], m)
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    mask = torch.arange(n, device=DEVICE) >= torch.tensor([[n], [n // 2], [m // 2]], device=DEVICE)
+    check(inputs, mask, m, 1e-4 if dtype == torch.float32 else 2e-2)
+
+
+@gpu
+@kernels
+def test_many_positions_on_the_gpu():
+    torch.manual_seed(13)
+    check(leaves(torch.bfloat16, rows=1, heads=12, n=65536, d=64, k=33), None, 64, 2e-2)
+
+
+@gpu
+@kernels
+def test_a_call_takes_the_kernels_on_the_gpu():
+    inputs = leaves(torch.bfloat16, n=200, d=64, k=33)
+    taken = nystrom_attention(*inputs[:3], num_landmarks=64, conv_weight=inputs[3])
+    assert torch.equal(taken, by_kernels(inputs, None, 64))
+    for rows in (1, 2):  # one graph for any batch
+        part = [x[:rows] for x in inputs[:3]]
+        compiled = torch.compile(nystrom_attention, fullgraph=True)(*part, conv_weight=inputs[3])
+        torch.testing.assert_close(compiled, nystrom_attention(*part, conv_weight=inputs[3]))
