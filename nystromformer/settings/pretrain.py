@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nystromformer.settings.data import DataSettings, TokenizerSettings
 from nystromformer.settings.model import ModelSettings
@@ -51,13 +51,12 @@ class PretrainSettings:
                 f"training.approximation_error_every={self.training.approximation_error_every}: "
                 f"model.attention={self.model.attention} approximates nothing by landmarks: write 0"
             )
-        if self.init.source == "bert" and self.tokenizer.path is None:
-            yield (
-                "init=bert starts from embeddings of BERT's own vocabulary: write tokenizer=bert, or "
-                "tokenizer.path=FOLDER for another BERT's tokenizer"
-            )
 
     @property
     def preparation(self) -> PrepareSettings:
         """What `nystromformer prepare` would be told for this run."""
-        return PrepareSettings(self.data, self.tokenizer, self.model.max_length, self.training.seed)
+        tokenizer = self.tokenizer
+        if tokenizer.path is None and self.init.source != "scratch":
+            # The embeddings that the run starts from are those of the source's own vocabulary.
+            tokenizer = replace(tokenizer, path=self.init.path)
+        return PrepareSettings(self.data, tokenizer, self.model.max_length, self.training.seed)

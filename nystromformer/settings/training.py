@@ -9,6 +9,8 @@ PRECISIONS = ("auto", "bf16", "float32")
 TRACKERS = ("none", "wandb", "tensorboard")
 FULL_DISK = ("stop", "continue")
 PARALLEL = ("ddp", "fsdp")
+CONVOLUTIONS = ("fitted", "scaled", "zero")
+POSITIONS = ("tile", "interpolate")
 
 
 @dataclass
@@ -153,10 +155,20 @@ class InitSettings:
 
     source: str = "scratch"
     path: str | None = None
-    """For `bert` and `checkpoint`: a folder or hub name in transformers' layout."""
+    """For `bert` (RoBERTa too) and `checkpoint`: a folder or hub name in transformers' layout, for
+    `checkpoint` also a .model or .cp file of the authors' code."""
     output_bias: str = "zero"
     """First bias of the MLM head on `scratch`: `zero`, or `unigram`, the log frequency of each token.
     With it the loss begins at the unigram baseline, and no step is spent on learning frequencies."""
+    convolution: str = "fitted"
+    """Kernels that the source has not: `fitted` to give back what the landmarks blur, in closed form on
+    some training rows; `scaled` fits a factor on each head as well; `zero` leaves them to the training, and
+    up to num_landmarks tokens the model is its BERT."""
+    convolution_rows: int = 16
+    """Training rows that the kernels are fitted on."""
+    positions: str = "tile"
+    """How a longer position table is made: `tile` repeats the trained one, so that the first positions mean
+    what they did; `interpolate` stretches it."""
 
     def complaints(self) -> Iterator[str]:
         if self.source not in ("scratch", "bert", "checkpoint"):
@@ -165,6 +177,11 @@ class InitSettings:
             yield f"init.output_bias={self.output_bias!r} is unknown: write zero or unigram"
         elif self.output_bias == "unigram" and self.source != "scratch":
             yield f"init.output_bias=unigram would overwrite that of init={self.source}: write zero"
+        for name, known in (("convolution", CONVOLUTIONS), ("positions", POSITIONS)):
+            if getattr(self, name) not in known:
+                yield f"init.{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
+        if self.convolution_rows < 1:
+            yield f"init.convolution_rows={self.convolution_rows} is impossible: write at least 1"
         if self.source in ("bert", "checkpoint") and not self.path:
             yield f"init.path is empty: with init={self.source} write init.path=FOLDER or a hub name"
 

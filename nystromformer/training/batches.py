@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nystromformer.data.examples import Key, PretrainingExamples
 from nystromformer.data.layout import Batch
-from nystromformer.data.loader import training_loader
+from nystromformer.data.loader import start_server, training_loader
 from nystromformer.data.order import GlobalBatches, largest_divisor, validation_batches
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
@@ -21,6 +21,8 @@ class RunBatches:
         self, settings: PretrainSettings, prepared: PreparedData, *, rank: int, world_size: int
     ) -> None:
         self._settings = settings.training
+        if settings.training.loader_workers:
+            start_server()  # while the model is made
         self._rank = rank
         self._world_size = world_size
         share = settings.training.global_batch_size // world_size
@@ -76,6 +78,12 @@ class RunBatches:
     def keys_of_step(self, step: int) -> list[Key]:
         """(epoch, index) of every example of one step, over all processes."""
         return self._global_batches(step, 1, 0).global_keys(step)
+
+    def some_training_rows(self, count: int) -> Iterator[Batch]:
+        """Training rows from all over the split, one a batch, the same on every process."""
+        for number in range(count):
+            index = number * len(self._train) // count
+            yield self._layout(self._train.__getitems__([(0, index)]))
 
     def validation(self, count: int | None = None) -> Iterator[tuple[Batch, bool]]:
         """This process's held-out batches, each with whether it counts.

@@ -20,7 +20,7 @@ from nystromformer.settings import PretrainSettings
 from nystromformer.training import devices
 from nystromformer.training.agreement import Agreement
 from nystromformer.training.batches import RunBatches
-from nystromformer.training.checkpoint import Progress, load_latest
+from nystromformer.training.checkpoint import Progress, load_latest, saved_steps
 from nystromformer.training.checks import check_run
 from nystromformer.training.clock import Clock
 from nystromformer.training.curves import draw_approximation, draw_curves, draw_speed
@@ -35,7 +35,7 @@ from nystromformer.training.report import finish_run
 from nystromformer.training.run import Run, approximation_now, checkpoint, judge, log, validate_now
 from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.signals import StopRequest
-from nystromformer.training.start import build_model
+from nystromformer.training.start import build_model, fit
 from nystromformer.training.step import train_step
 from nystromformer.training.tracking import open_tracker
 from nystromformer.training.validation import unigram_losses
@@ -70,11 +70,14 @@ def setup(settings: PretrainSettings) -> Run:
     batches = RunBatches(
         settings, prepared, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
-    model, start = build_model(settings, tokenizer, prepared.unigram_counts)
+    start = build_model(settings, tokenizer, prepared.unigram_counts)
+    model = start.model
     if accelerator.is_main_process:
         folder.create(settings)
     accelerator.wait_for_everyone()
     model.to(accelerator.device)
+    if start.fits_convolution and not saved_steps(folder.checkpoints):
+        fit(start, settings.init, batches.some_training_rows(settings.init.convolution_rows))
     sharded = settings.training.parallel == "fsdp" and accelerator.num_processes > 1
     if sharded:
         shard(model, accelerator)
@@ -94,7 +97,7 @@ def setup(settings: PretrainSettings) -> Run:
     tracker = open_tracker(folder, settings, asdict(settings), on=accelerator.is_main_process)
     if accelerator.is_main_process:
         metrics.rewind(progress.step)
-        _announce(settings, folder, accelerator, model, prepared, start, progress, dtype)
+        _announce(settings, folder, accelerator, model, prepared, start.description, progress, dtype)
     return Run(
         settings=settings,
         folder=folder,

@@ -30,7 +30,10 @@ def complaint(*overrides: str, command: str = "pretrain") -> str:
         ("steps=5", "steps is no setting: did you mean training.steps?"),
         ("tokeniser=bert", "tokeniser is no setting: did you mean tokenizer?"),
         ("training.steps.x=3", "training.steps.x is no setting: did you mean training.steps?"),
-        ("init.lr=3", "init.lr is no setting: init has source, path, output_bias"),
+        (
+            "init.lr=3",
+            "init.lr is no setting: init has source, path, output_bias, convolution, convolution_rows, positions",
+        ),
         ("task=sst2", "task is no setting: --help lists them all"),
         ("hydra.run.dir=x", "hydra.run.dir is no setting: --help lists them all"),
         # options of groups
@@ -110,7 +113,9 @@ def test_mistyped_option_names_the_nearest_and_lists_all():
         (["training.micro_batch_size=3"], "training.micro_batch_size=3 does not divide"),
         (["training.micro_batch_size=0"], "training.micro_batch_size=0 is impossible"),
         (["training.seed=-1"], "training.seed=-1 is impossible"),
-        (["init=bert"], "init=bert starts from embeddings of BERT's own vocabulary"),
+        (["init.convolution=fit"], "init.convolution='fit' is unknown: write one of fitted, scaled, zero"),
+        (["init.positions=copy"], "init.positions='copy' is unknown: write one of tile, interpolate"),
+        (["init.convolution_rows=0"], "init.convolution_rows=0 is impossible: write at least 1"),
         (["init=checkpoint"], "init.path is empty"),
         (["data=text"], "data.files is empty"),
         (["name=a/b"], "name='a/b' is no folder name"),

@@ -1,0 +1,132 @@
+"""Folders and hub names in transformers' layout: BERT, RoBERTa and Nystromformer. Safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    PreTrainedConfig,
+)
+
+from nystromformer.errors import UserError
+from nystromformer.model.configuration import NystromformerConfig
+from nystromformer.model.conversion.source import POSITIONS, Source
+from nystromformer.model.encoder import POSITION_OFFSET
+from nystromformer.model.heads import NystromformerForPreTraining
+
+ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+KINDS = ("bert", *ROBERTAS, "nystromformer")
+
+_ROBERTA_HEAD = {
+    "lm_head.dense.": "cls.predictions.transform.dense.",
+    "lm_head.layer_norm.": "cls.predictions.transform.LayerNorm.",
+    "lm_head.bias": "cls.predictions.bias",
+    "lm_head.decoder.": "cls.predictions.decoder.",
+}
+
+
+def read_folder(path: str, *, setting: str = "init.path") -> Source:
+    """Read a folder or hub name.
+
+    Raises:
+        UserError: no such checkpoint, no safetensors in it, or a model of another kind.
+    """
+    config = read_config(path, setting=setting)
+    if config.model_type == "nystromformer":
+        return _read_nystromformer(path, config, setting)
+    if config.model_type == "bert":
+        return _read_bert(path, config, setting)
+    if config.model_type in ROBERTAS:
+        return _read_roberta(path, config, setting)
+    raise UserError(
+        f"{setting}={path} holds a {config.model_type}, not a BERT, RoBERTa or Nyströmformer: write one of "
+        "those"
+    )
+
+
+def read_config(path: str, *, setting: str = "init.path") -> PreTrainedConfig:
+    """The configuration alone; raises UserError where there is none."""
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        where = "no checkpoint there and none on the hub within reach"
+        if Path(path).is_dir():
+            where = "that folder holds no checkpoint"
+        raise UserError(
+            f"{setting}={path}: {where} ({_first_line(error)}); write a folder in transformers' layout"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _read_nystromformer(path: str, config: PreTrainedConfig, setting: str) -> Source:
+    assert isinstance(config, NystromformerConfig)
+    weights, left_out = _weights(NystromformerForPreTraining, path, setting)
+    return Source(path, "Nyströmformer", config, weights, left_out)
+
+
+def _read_bert(path: str, config: PreTrainedConfig, setting: str) -> Source:
+    loaded, left_out = _weights(AutoModelForPreTraining, path, setting)
+    weights = {name.replace("bert.", "nystromformer.", 1): tensor for name, tensor in loaded.items()}
+    table = weights[POSITIONS]
+    weights[POSITIONS] = torch.cat([table[:POSITION_OFFSET], table])
+    return Source(path, "BERT", _shape_of(config, config.max_position_embeddings), weights, left_out)
+
+
+def _read_roberta(path: str, config: PreTrainedConfig, setting: str) -> Source:
+    """RoBERTa counts positions from 2 as well, has no segments, and keeps its pooler out of its MLM model."""
+    loaded, left_out = _weights(AutoModelForMaskedLM, path, setting)
+    encoder, _ = _weights(AutoModel, path, setting)
+    pooler = {f"roberta.{name}": tensor for name, tensor in encoder.items() if name.startswith("pooler.")}
+    loaded |= pooler
+    weights: dict[str, Tensor] = {}
+    for name, tensor in loaded.items():
+        for theirs, ours in {"roberta.": "nystromformer.", **_ROBERTA_HEAD}.items():
+            if name.startswith(theirs):
+                weights[name.replace(theirs, ours, 1)] = tensor
+    left_out = [name for name in left_out if name not in pooler]
+    positions = config.max_position_embeddings - POSITION_OFFSET
+    return Source(path, "RoBERTa", _shape_of(config, positions), weights, left_out)
+
+
+def _shape_of(config: PreTrainedConfig, positions: int) -> NystromformerConfig:
+    return NystromformerConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        attention="softmax",
+        conv_kernel_size=None,
+        hidden_act=config.hidden_act,
+        layer_norm_eps=config.layer_norm_eps,
+        max_position_embeddings=positions,
+        type_vocab_size=config.type_vocab_size,
+        pad_token_id=config.pad_token_id,
+    )
+
+
+def _weights(model_class: Any, path: str, setting: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors that the checkpoint holds, and names that the class has no place for.
+
+    What the class would have made up where the checkpoint has nothing is not among them.
+    """
+    try:
+        model, report = model_class.from_pretrained(path, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{setting}={path}: cannot load the weights ({_first_line(error)}); write a folder "
+            "that holds model.safetensors"
+        ) from None
+    made_up = set(report["missing_keys"])
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in made_up}
+    return kept, sorted(report["unexpected_keys"])
