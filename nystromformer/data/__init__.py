@@ -1,7 +1,9 @@
 """From documents to batches.
 
-    corpora          documents: (text, where it came from); duplicates dropped, each one sent to the
-      │              training or the validation split by a hash of its text
+    corpora          documents of every source, with weights and limits
+      ▼
+    blocks           cleaned, duplicates dropped; grouped into blocks, each one later a shard
+      │              (a hash of its text sends a document to the training or the validation split)
       ▼
     sentences        ["He arrived late.", "Nobody had waited.", "So he left."]
       ▼
@@ -20,7 +22,8 @@
       ▼
     loader           the order of the batches, and the processes that draw them ahead
 
-Above the double line a document is touched once, in `data.workers` processes (`prepare`). Below it,
+Above the double line a document is touched once, in `data.workers` processes (`prepare`), or on several
+machines; `unfinished` keeps what is whole. Below it,
 everything is a pure function of (seed, epoch, example index): see `stateless_random`.
 
 Importing this package costs nothing; take each name from its module, for instance
