@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 
-from nystromformer.benchmark.contenders import FUSED, OURS, PADDED, PEERS, SCATTERED, TRANSFORMERS, contenders
+from nystromformer.benchmark.contenders import (
+    EXACT_ON_GPU,
+    FLASH,
+    FUSED,
+    OURS,
+    PADDED,
+    PEERS,
+    SCATTERED,
+    TRANSFORMERS,
+    contenders,
+)
 from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.measure import Measurement, measure
 from nystromformer.benchmark.results import device_of, results_folder, table, write_results
@@ -18,6 +28,11 @@ from nystromformer.settings.benchmark import BenchmarkSettings
 
 SCALING = (2048, 16384)
 """At one sequence each, how much longer the second takes: linear would be 8 times."""
+COPIED = 2**30
+"""Bytes of the copy that says how fast a GPU's memory is."""
+TENSORS_MOVED = 4 + 7
+"""The least that must move: Q, K, V read and the output written; then Q, K, V and the output's gradient
+read, and three gradients written. What is computed twice to save memory does not change that."""
 
 
 def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
@@ -45,6 +60,7 @@ def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
         "settings": dataclasses.asdict(settings),
         "lengths": {length: _as_json(rows[length]) for length in rows},
         "scaling": _scaling(settings, device),
+        "floor": _floor(settings, device),
         "seconds": time.perf_counter() - started,
     }
     write_results(folder / f"attention_{device.type}", result, as_markdown(result), plot)
@@ -79,13 +95,58 @@ def _scaling(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any
     return {"lengths": list(SCALING), "training_median": medians, "ratio": long / short}
 
 
-def ratios(row: dict[str, Any]) -> dict[str, float]:
-    """What the targets speak of, at one length; below 1 in time means slower than the other."""
+def _floor(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any] | None:
+    """How long a forward and backward pass would take if it only moved its tensors; GPUs only."""
+    if device.type != "cuda":
+        return None
+    rate = copy_rate(device)
+    seconds = {length: moved_bytes(settings, length) / rate for length in settings.lengths}
+    return {"bytes_per_second": rate, "seconds": seconds}
+
+
+def moved_bytes(settings: BenchmarkSettings, length: int) -> int:
+    """Of a forward and backward pass that reads each input and writes each output once."""
+    tokens = max(1, settings.tokens // length) * length
+    one = tokens * settings.heads * settings.head_dim * getattr(torch, settings.dtype).itemsize
+    return TENSORS_MOVED * one
+
+
+def copy_rate(device: torch.device, size: int = COPIED, repeats: int = 10) -> float:
+    """Bytes read and written each second by a large copy within the GPU's memory."""
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        target.copy_(source)
+    stop.record()
+    stop.synchronize()
+    return 2 * size * repeats / (start.elapsed_time(stop) / 1e3)
+
+
+def ratios(row: dict[str, Any], floor: float | None = None) -> dict[str, float]:
+    """What the targets speak of, at one length; below 1 in time means slower than the other.
+
+    Args:
+        row: contenders' figures by name.
+        floor: seconds that moving the tensors takes, on a GPU.
+    """
     ours = row[OURS]
     peer = min(row[name]["training_median"] for name in PEERS if name in row)
+    mine = ours["training_median"]
+    on_gpu = {}
+    if floor is not None:
+        exact = min(row[name]["training_median"] for name in (FUSED, *EXACT_ON_GPU) if name in row)
+        on_gpu["times faster than transformers'"] = row[TRANSFORMERS]["training_median"] / mine
+        if FLASH in row:
+            on_gpu["times faster than FlashAttention-2"] = row[FLASH]["training_median"] / mine
+        on_gpu["times faster than the fastest exact attention"] = exact / mine
+        on_gpu["times the floor"] = mine / floor
     return {
-        "times faster than the fastest Nyström peer": peer / ours["training_median"],
-        "times faster than fused exact attention": row[FUSED]["training_median"] / ours["training_median"],
+        "times faster than the fastest Nyström peer": peer / mine,
+        "times faster than fused exact attention": row[FUSED]["training_median"] / mine,
+        **on_gpu,
         "kept bytes of transformers'": ours["kept_bytes"] / row[TRANSFORMERS]["kept_bytes"],
         "time with the last 25 % padding": row[PADDED]["training_median"] / ours["training_median"],
         "time with scattered 25 % padding": row[SCATTERED]["training_median"] / ours["training_median"],
@@ -119,9 +180,17 @@ def as_markdown(result: dict[str, Any]) -> str:
             continue
         shown = {name: ["–" if x is None else f"{x * scale:.1f}" for x in row] for name, row in cells.items()}
         lines += ["", f"## {title}", "", *_by_length(rows, shown)]
-    named = [ratios(row) for row in rows.values()]
-    shown = {name: [f"{row[name]:.2f}" for row in named] for name in named[0]}
+    floor = result.get("floor")
+    named = [ratios(row, floor["seconds"][length] if floor else None) for length, row in rows.items()]
+    shown = {name: [f"{row[name]:.2f}" if name in row else "–" for row in named] for name in named[0]}
     lines += ["", "## Ratios, forward and backward", "", *_by_length(rows, shown)]
+    if floor:
+        cells = ", ".join(f"{1e3 * floor['seconds'][length]:.2f} at {length}" for length in rows)
+        lines += [
+            "",
+            f"The floor, ms: {cells}. That is {TENSORS_MOVED} tensors of the inputs' size at "
+            f"{floor['bytes_per_second'] / 1e12:.2f} TB/s, the rate of a large copy measured here.",
+        ]
     if result["scaling"]:
         short, long = result["scaling"]["lengths"]
         ratio = result["scaling"]["ratio"]

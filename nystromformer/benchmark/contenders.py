@@ -26,9 +26,19 @@ PADDED = "nystromformer, last 25 % padding"
 SCATTERED = "nystromformer, scattered 25 % padding"
 TRANSFORMERS = "transformers"
 LUCIDRAINS = "nystrom-attention"
+COMPOSED = "nystromformer, composed of PyTorch's operators"
 FUSED = "exact, fused"
+FLASH = "exact, FlashAttention-2"
+CUDNN = "exact, cuDNN"
+EFFICIENT = "exact, memory-efficient"
 STORED = "exact, matrix stored"
 PEERS = (TRANSFORMERS, LUCIDRAINS)
+EXACT_ON_GPU = {
+    FLASH: SDPBackend.FLASH_ATTENTION,
+    CUDNN: SDPBackend.CUDNN_ATTENTION,
+    EFFICIENT: SDPBackend.EFFICIENT_ATTENTION,
+}
+"""PyTorch's fused kernels, each asked for alone; what it takes by itself is FUSED."""
 
 
 @dataclass
@@ -82,14 +92,27 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
     found += make.lucidrains()
     found.append(make.fused(FUSED, nullcontext))
     if device.type == "cuda":
-        for name, backend in (
-            ("exact, FlashAttention-2", SDPBackend.FLASH_ATTENTION),
-            ("exact, cuDNN", SDPBackend.CUDNN_ATTENTION),
-        ):
-            found.append(make.fused(name, lambda backend=backend: sdpa_kernel(backend)))  # type: ignore[misc]
+        found.append(make.ours(COMPOSED, None, "composed"))
+        for name, backend in EXACT_ON_GPU.items():
+            contender = make.fused(name, lambda backend=backend: sdpa_kernel(backend))  # type: ignore[misc]
+            if _runs(contender):
+                found.append(contender)
     if rows * settings.heads * length**2 * dtype.itemsize <= settings.largest_matrix * 1e9:
         found.append(make.stored())
     return found
+
+
+def _runs(contender: Contender) -> bool:
+    """Whether a fused kernel takes these inputs: not every one is in every build, or for every dtype."""
+    try:
+        out = contender.run()
+        torch.autograd.grad(out, contender.leaves, torch.ones_like(out))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        print(f"{contender.name} is left out: {str(error).splitlines()[0]}", flush=True)
+        return False
+    return True
 
 
 @dataclass
@@ -106,7 +129,7 @@ class _Maker:
     def _heads(self, x_BNE: Tensor) -> Tensor:
         return x_BNE.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2)
 
-    def ours(self, name: str, mask: Tensor | None) -> Contender:
+    def ours(self, name: str, mask: Tensor | None, implementation: str | None = None) -> Contender:
         leaves, kernel = self._leaves()
 
         def run() -> Tensor:
@@ -115,6 +138,7 @@ class _Maker:
                 num_landmarks=self.settings.landmarks,
                 conv_weight=kernel,
                 key_padding_mask=mask,
+                implementation=implementation,
             )
             return out_BHND.transpose(1, 2).flatten(2)
 

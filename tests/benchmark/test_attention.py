@@ -6,7 +6,19 @@ import pytest
 import torch
 
 from nystromformer.benchmark import benchmark
-from nystromformer.benchmark.contenders import LUCIDRAINS, OURS, STORED, TRANSFORMERS, contenders
+from nystromformer.benchmark.attention import as_markdown, copy_rate, moved_bytes, ratios
+from nystromformer.benchmark.contenders import (
+    CUDNN,
+    FLASH,
+    FUSED,
+    LUCIDRAINS,
+    OURS,
+    PADDED,
+    SCATTERED,
+    STORED,
+    TRANSFORMERS,
+    contenders,
+)
 from nystromformer.benchmark.measure import Contender, kept_bytes
 from nystromformer.errors import UserError
 from nystromformer.settings.benchmark import BenchmarkSettings
@@ -74,3 +86,56 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_a_missing_gpu_is_named(tmp_path):
     with pytest.raises(UserError, match="finds no GPU"):
         benchmark(BenchmarkSettings(**{**TINY, "device": "cuda"}, lengths=[16], folder=str(tmp_path)))
+
+
+GPU_ROW = {
+    name: {"training_median": seconds, "forward_median": seconds / 3, "kept_bytes": 8, "peak_bytes": 9}
+    for name, seconds in (
+        (OURS, 2e-3),
+        (PADDED, 2e-3),
+        (SCATTERED, 2e-3),
+        (TRANSFORMERS, 12e-3),
+        (FUSED, 5e-3),
+        (FLASH, 6e-3),
+        (CUDNN, 4e-3),
+    )
+}
+
+
+def test_the_floor_moves_each_tensor_once():
+    settings = BenchmarkSettings(tokens=65536, heads=12, head_dim=64, dtype="bfloat16")
+    assert moved_bytes(settings, 4096) == 11 * 65536 * 768 * 2
+    assert moved_bytes(settings, 131072) == 11 * 131072 * 768 * 2  # one sequence at least
+
+
+def test_ratios_on_a_gpu():
+    found = ratios(GPU_ROW, floor=4e-4)
+    assert found["times faster than transformers'"] == pytest.approx(6)
+    assert found["times faster than FlashAttention-2"] == pytest.approx(3)
+    assert found["times faster than the fastest exact attention"] == pytest.approx(2)
+    assert found["times the floor"] == pytest.approx(5)
+    assert "times the floor" not in ratios(GPU_ROW)
+
+
+def test_the_page_of_a_gpu_names_the_floor():
+    page = as_markdown(
+        {
+            "settings": vars(BenchmarkSettings(**TINY)),
+            "machine": {"device": "a GPU"},
+            "seconds": 60.0,
+            "scaling": None,
+            "lengths": {512: GPU_ROW},
+            "floor": {"bytes_per_second": 2.5e12, "seconds": {512: 4e-4}},
+        }
+    )
+    assert "The floor, ms: 0.40 at 512" in page
+    assert "2.50 TB/s" in page
+    assert "| times faster than FlashAttention-2 | 3.00 |" in page
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(tmp_path):
+    settings = {**TINY, "head_dim": 64, "device": "cuda", "dtype": "bfloat16"}
+    benchmark(BenchmarkSettings(**settings, lengths=[64, 128], folder=str(tmp_path)))
+    assert "FlashAttention-2" in (tmp_path / "attention_cuda.md").read_text()
+    assert copy_rate(torch.device("cuda"), size=2**24) > 1e9
