@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from nystromformer.data import tokenizer as tokenizers
 from nystromformer.data.layout import Batch, Layout, best_widths
 from nystromformer.data.masking import Masking
 from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR
@@ -40,6 +39,9 @@ class PretrainingExamples(Dataset[Batch]):
         masking: str = "token",
         seed: int = 0,
     ) -> None:
+        # Not above: loader processes, which are to start soon, import this module and need no transformers.
+        from nystromformer.data import tokenizer as tokenizers
+
         self._chunks = prepared.split(split)
         self._max_length = max_length
         self._seed = seed

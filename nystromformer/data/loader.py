@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -15,6 +19,20 @@ from nystromformer.data.layout import Batch, Layout
 from nystromformer.data.order import GlobalBatches
 
 
+class TrainingLoader:
+    """A run's batches, in order; iterating again begins again, with the same processes."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            yield batch.opened() if isinstance(batch, _Parcel) else batch
+
+
 def training_loader(
     examples: PretrainingExamples,
     batches: GlobalBatches,
@@ -22,16 +40,17 @@ def training_loader(
     *,
     workers: int,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
+) -> TrainingLoader:
     """Batches in the sampler's order, drawn and laid out by `workers` processes; 0: by this process.
 
     With workers, a script must start under `if __name__ == "__main__":`, because the processes are
     not forked: forking a process that already runs threads (CUDA's, the tokenizer's) can hang.
     """
-    return DataLoader(
+    loader = DataLoader(
         examples,
         batch_sampler=batches,
-        collate_fn=layout,  # type: ignore[arg-type]  # `__getitems__` gives a batch already, and no list
+        # What `__getitems__` returns is a batch; torch's type says list, for its own collation.
+        collate_fn=partial(_parcel, layout) if workers else layout,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
@@ -42,6 +61,41 @@ def training_loader(
         # dropout after a resume would differ from that of a run that went on.
         generator=torch.Generator(),
     )
+    return TrainingLoader(loader)
+
+
+def start_server() -> None:
+    """Start what loader processes start from, without waiting for it: it takes a second to import torch."""
+    if _process_context().get_start_method() == "forkserver":
+        forkserver.ensure_running()
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """A batch on its way between processes as one piece of shared memory: each piece costs a file's
+    opening, sending and mapping, more than a small batch takes to draw."""
+
+    content: torch.Tensor
+    """(sum of the sizes,)"""
+    shapes: dict[str, torch.Size]
+
+    def opened(self) -> Batch:
+        """The batch, whose tensors are views of the one."""
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        parts = self.content.split(sizes)
+        return {
+            name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def pin_memory(self) -> _Parcel:
+        """What DataLoader calls in its pinning thread."""
+        return _Parcel(self.content.pin_memory(), self.shapes)
+
+
+def _parcel(layout: Layout, batch: Batch) -> _Parcel:
+    batch = layout(batch)
+    shapes = {name: x.shape for name, x in batch.items()}
+    return _Parcel(torch.cat([x.flatten() for x in batch.values()]), shapes)
 
 
 def _process_context() -> torch.multiprocessing.multiprocessing.context.BaseContext:
@@ -50,7 +104,7 @@ def _process_context() -> torch.multiprocessing.multiprocessing.context.BaseCont
         return torch.multiprocessing.get_context("spawn")
     context = torch.multiprocessing.get_context("forkserver")
     # The server imports torch once; the workers start from it at once.
-    context.set_forkserver_preload(["nystromformer.data.examples"])
+    context.set_forkserver_preload(["nystromformer.data.loader"])
     return context
 
 

@@ -152,8 +152,8 @@ class GlobalBatches:
 
 
 def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is not above `at_most`."""
-    return next(divisor for divisor in range(min(at_most, number), 0, -1) if number % divisor == 0)
+    """The largest divisor of `number` that is not above `at_most`; 1 where that is less."""
+    return next((divisor for divisor in range(min(at_most, number), 1, -1) if number % divisor == 0), 1)
 
 
 def validation_batches(

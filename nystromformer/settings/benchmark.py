@@ -72,7 +72,7 @@ class BenchmarkSettings:
     """prepare: processes of the preparation and threads of the tokenizers library; 0 takes every core."""
     loader_workers: list[int] = field(default_factory=lambda: [0, 1, 2])
     """loader: numbers of worker processes to measure; 0 draws in the training process itself."""
-    batches: int = 400
+    batches: int = 1000
     """loader: batches drawn for one timing."""
 
     def __post_init__(self) -> None:

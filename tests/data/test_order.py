@@ -129,7 +129,7 @@ def test_a_global_batch_may_be_larger_than_the_corpus():
 
 def test_groups_that_do_not_divide_the_batch():
     assert [largest_divisor(24, groups) for groups in (1, 4, 5, 7, 24, 100)] == [1, 4, 4, 6, 24, 24]
-    assert largest_divisor(7, 4) == 1
+    assert largest_divisor(7, 4) == largest_divisor(7, 0) == 1
     sampler = batches(lengths=lengths, length_groups=5, micro_batch_size=6, num_steps=32)
     assert padding(list(sampler)) < 0.03
 
