@@ -13,6 +13,7 @@ from nystromformer.attention.nystrom import nystrom_attention
 from nystromformer.attention.performer import PerformerAttention
 from nystromformer.attention.softmax import softmax_attention
 from nystromformer.model.configuration import NystromformerConfig
+from nystromformer.model.linear import Linear
 
 
 class ResidualConvolution(nn.Conv2d):
@@ -36,9 +37,9 @@ class NystromformerSelfAttention(nn.Module):
         self.pinv_iterations = config.pinv_iterations
         self.window = config.longformer_window
         self.attention_dropout = config.attention_probs_dropout_prob
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
         if config.attention == "linformer":
             self.linformer = LinformerAttention(
                 config.num_attention_heads,

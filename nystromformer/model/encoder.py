@@ -18,6 +18,7 @@ from nystromformer.attention.linformer import LinformerAttention
 from nystromformer.attention.performer import PerformerAttention, orthogonal_features
 from nystromformer.model.attention import NystromformerSelfAttention, ResidualConvolution, padding_mask_of
 from nystromformer.model.configuration import NystromformerConfig
+from nystromformer.model.linear import Linear
 
 POSITION_OFFSET = 2
 """Rows at the head of the position table that transformers' Nystromformer leaves unused."""
@@ -75,7 +76,7 @@ class _AddAndNorm(nn.Module):
 
     def __init__(self, config: NystromformerConfig, inputs: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(inputs, config.hidden_size)
+        self.dense = Linear(inputs, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -98,7 +99,7 @@ class NystromformerAttention(nn.Module):
 class NystromformerIntermediate(nn.Module):
     def __init__(self, config: NystromformerConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense = Linear(config.hidden_size, config.intermediate_size)
         self.activation = activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class NystromformerPooler(nn.Module):
 
     def __init__(self, config: NystromformerConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return torch.tanh(self.dense(hidden_states[:, 0]))

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import MaskedLMOutput, ModelOutput, SequenceC
 
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.encoder import NystromformerModel, NystromformerPreTrainedModel, activation
+from nystromformer.model.linear import Linear
 
 IGNORED = -100
 """The label of a token that is not predicted."""
@@ -24,7 +25,7 @@ _TIED = {
 class _Transform(nn.Module):
     def __init__(self, config: NystromformerConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
         self.activation = activation(config.hidden_act)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -38,7 +39,7 @@ class _Predictions(nn.Module):
     def __init__(self, config: NystromformerConfig) -> None:
         super().__init__()
         self.transform = _Transform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class _MaskedLMHead(nn.Module):
 class _PreTrainingHeads(_MaskedLMHead):
     def __init__(self, config: NystromformerConfig) -> None:
         super().__init__(config)
-        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.seq_relationship = Linear(config.hidden_size, 2)
 
 
 class _TiedDecoder(NystromformerPreTrainedModel):
@@ -193,7 +194,7 @@ class NystromformerForSequenceClassification(NystromformerPreTrainedModel):
         self.nystromformer = NystromformerModel(config)
         dropout = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     def forward(

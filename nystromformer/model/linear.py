@@ -1,0 +1,82 @@
+"""A linear layer that takes oneDNN's float32 product where PyTorch's own is slow.
+
+PyTorch multiplies float32 matrices on a CPU by MKL, which keeps to 256-bit vectors on AMD's processors;
+oneDNN, which PyTorch holds too, uses their 512 bits and takes about half the time, forward and backward.
+Everything else (other devices and precisions, autocast, small products) is `torch.nn.Linear`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+WORTH_IT = 2**22
+"""Multiplications of a product below which the detour costs more than it gains."""
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`: parameters, shapes and results to rounding."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) → (..., out_features)."""
+        if (
+            ONEDNN_IS_FASTER
+            and input.dim() > 1
+            and input.device.type == "cpu"
+            and input.dtype == self.weight.dtype == torch.float32
+            and input.numel() * self.out_features >= WORTH_IT
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.onnx.is_in_onnx_export()
+        ):
+            return _OneDNNLinear.apply(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input, weight_OI)
+        ctx.has_bias = bias_O is not None
+        return _times_transpose(input.flatten(0, -2), weight_OI, bias_O).view(*input.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight_OI = ctx.saved_tensors
+        grad_RO, input_RI = grad.flatten(0, -2), input.flatten(0, -2)
+        wants_input, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            _times_transpose(grad_RO, weight_OI.t()).view_as(input) if wants_input else None,
+            _times_transpose(grad_RO.t(), input_RI.t()) if wants_weight else None,
+            grad_RO.sum(dim=0) if wants_bias and ctx.has_bias else None,
+        )
+
+
+def _times_transpose(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """left · rightᵀ + bias; the operator is what torch.compile makes of linear layers on a CPU."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+
+
+def _onednn_is_faster() -> bool:
+    """Whether this is an AMD processor with 512-bit vectors, and PyTorch has both libraries.
+
+    A fact of the machine, not a timing: a resumed run has to take the same path.
+    """
+    try:
+        vendor = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return (
+        "AuthenticAMD" in vendor
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+ONEDNN_IS_FASTER = _onednn_is_faster()
