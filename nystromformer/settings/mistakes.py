@@ -6,6 +6,7 @@ Hydra and OmegaConf explain themselves in several lines and in their own terms (
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ import yaml
 from hydra.errors import MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
+from nystromformer.settings.data import SourceSettings
 from nystromformer.settings.schema import Setting
 
 Settings = Mapping[str, Setting]
@@ -28,6 +30,11 @@ def as_written(value: object) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(as_written, value))}]"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        blank = type(value)()  # an entry of a list: what its user wrote is what differs
+        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        given = (f"{name}:{as_written(v)}" for name, v in pairs if v != getattr(blank, name))
+        return "{" + ",".join(given) + "}"
     return str(value)
 
 
@@ -99,6 +106,8 @@ def in_one_line(error: Exception, written: Mapping[str, str], settings: Settings
         group, _, option = error.missing_cfg_file.rpartition("/")
         if group in groups:
             return unknown_option(group, option, groups)
+    if "data.sources" in written and ("SourceSettings" in str(cause) or "data.sources" in str(cause)):
+        return _wrong_source(cause, written["data.sources"])
     if group_match := re.match(r"(?:In '(.+)': )?Could not override '([^']+)'", str(error)):
         file, group = group_match.groups()
         place = f"configs/{file}.yaml: " if file else ""
@@ -116,6 +125,16 @@ def in_one_line(error: Exception, written: Mapping[str, str], settings: Settings
         return f"{place}{key}: {reason}: write {settings[key].wanted}"
     where = f"{key}={written[key]}" if key in written else key
     return f"{place}{where + ': ' if where else ''}{reason}"
+
+
+def _wrong_source(error: Exception, written: str) -> str:
+    """A mistake inside an entry of `data.sources`, which is a section of its own in a list."""
+    if unknown := re.search(r"Key '(\w+)' not in 'SourceSettings'", str(error)):
+        near = nearest(unknown[1], [field.name for field in dataclasses.fields(SourceSettings)])
+        hint = f": did you mean {near}?" if near else ": see docs/data.md"
+        return f"data.sources={written}: {unknown[1]} is no setting of a source{hint}"
+    reason = _reason(error)
+    return f"data.sources={written}: {reason}: write entries such as {{kind:text,files:[a.txt],weight:2}}"
 
 
 def _full_key(error: BaseException) -> str:
