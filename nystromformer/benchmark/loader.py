@@ -6,7 +6,6 @@ a training's. Real tokens are counted, never padding.
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import statistics
 import time
@@ -18,7 +17,7 @@ import torch
 
 from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.results import results_folder, table, write_results
-from nystromformer.benchmark.text import micro_batches, named, padding_shares, preparation
+from nystromformer.benchmark.text import described, micro_batches, named, padding_shares, preparation
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.loader import start_server, training_loader
 from nystromformer.data.prepare import prepare
@@ -48,7 +47,7 @@ def benchmark_loader(settings: BenchmarkSettings) -> dict[str, Any]:
     examples = PretrainingExamples(prepared, "train", max_length=settings.length, seed=settings.seed)
     result = {
         "machine": here,
-        "settings": dataclasses.asdict(settings),
+        "settings": described(settings),
         "prepared": prepared.folder.name,
         "rows": rows,
         "workers": found,

@@ -23,7 +23,7 @@ import torch
 from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.memory import PeakMemory
 from nystromformer.benchmark.results import results_folder, table, write_results
-from nystromformer.benchmark.text import named, padding_shares, preparation, saved_tokenizer, texts
+from nystromformer.benchmark.text import described, named, padding_shares, preparation, saved_tokenizer, texts
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
@@ -66,7 +66,7 @@ def benchmark_prepare(settings: BenchmarkSettings) -> dict[str, Any]:
         examples = PretrainingExamples(prepared, "train", max_length=settings.length, seed=settings.seed)
         result = {
             "machine": here,
-            "settings": dataclasses.asdict(settings),
+            "settings": described(settings),
             "workers": workers,
             "megabytes": megabytes,
             "runs": {

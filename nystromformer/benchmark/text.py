@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,16 @@ def preparation(settings: BenchmarkSettings, *, workers: int = 0, **data: object
     )
 
 
+def described(settings: BenchmarkSettings) -> dict[str, Any]:
+    """The settings for a page of results: of paths the names alone, which mean something elsewhere too."""
+    found = dataclasses.asdict(settings)
+    del found["folder"]
+    return {**found, "files": [Path(file).name for file in settings.files]}
+
+
 def named(settings: dict[str, Any]) -> str:
-    """The text in words, without folders, for a page of results."""
-    return ", ".join(Path(file).name for file in settings["files"]) or "the demo's film reviews"
+    """The text in words, from what `described` gives."""
+    return ", ".join(settings["files"]) or "the demo's film reviews"
 
 
 def texts(data: DataSettings) -> list[str]:

@@ -139,10 +139,10 @@ class GlobalBatches:
         rows = self._window * self._global_batch_size
         epochs, positions = np.divmod(np.arange(number * rows, (number + 1) * rows), self._num_examples)
         indices = shuffled(positions, epochs, num_examples=self._num_examples, seed=self._seed)
-        keys = np.stack([epochs, indices], axis=1).reshape(self._window, self._global_batch_size, 2)
+        keys = np.stack([epochs, indices], axis=1)
         if self._lengths is None:
-            return keys
-        keys, negative = keys.reshape(rows, 2), -self._lengths(indices)
+            return keys.reshape(self._window, self._global_batch_size, 2)
+        negative = -self._lengths(indices)
         # Stable: rows of one length stay in the epoch's random order.
         groups = np.argsort(negative, kind="stable").reshape(-1, self._group_size)
         draws = random.bits(random.row_keys(self._seed, number, np.arange(len(groups))), Stream.LENGTH_GROUP)

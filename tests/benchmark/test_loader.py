@@ -26,6 +26,7 @@ def test_writes_speed_start_and_padding(tmp_path, monkeypatch, capsys):
     assert "from corpus.txt" in page
     assert str(tmp_path) not in page
     numbers = json.loads(Path("results/loader_cpu.json").read_text())
+    assert str(tmp_path) not in json.dumps(numbers)
     for workers in ("0", "1"):
         found = numbers["workers"][workers]
         assert len(found["tokens_per_second"]) == len(found["first_batch_seconds"]) == 2

@@ -67,3 +67,23 @@ def test_processes_draw_the_rows_of_one(prepared: PreparedData, world_size: int)
 
     shared = [row for rank in range(world_size) for row in rows(rank=rank, world_size=world_size)]
     assert sorted(shared) == sorted(rows())
+
+
+def test_an_epoch_reads_every_stored_token_once(prepared: PreparedData):
+    """What was dropped before is in the manifest's counts, and nothing is lost after."""
+    examples = PretrainingExamples(prepared, "train", max_length=512)  # no pair is cut
+    order = sampler(examples, num_steps=len(examples) // 24 + 16)
+    seen = torch.zeros(len(prepared.unigram_counts), dtype=torch.long)
+    for keys in order:
+        of_epoch = [key for key in keys if key[0] == 0]
+        if not of_epoch:
+            continue
+        batch = examples.__getitems__(of_epoch)
+        original = torch.where(batch["labels"] >= 0, batch["labels"], batch["input_ids"])
+        types, real = batch["token_type_ids"], batch["attention_mask"].bool()
+        real[:, 0] = False  # [CLS]
+        real[:, :-1] &= types[:, :-1] == types[:, 1:]  # [SEP] where the first side ends, or the second
+        real[:, -1] = False
+        seen += torch.bincount(original[real], minlength=len(seen))
+    assert seen.tolist() == prepared.unigram_counts.tolist()
+    assert int(seen.sum()) == prepared.manifest["counts"]["train"]["tokens"]
