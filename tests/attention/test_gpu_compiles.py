@@ -13,13 +13,13 @@ import torch
 from nystromformer.attention.gpu.support import INTERPRETED, shared_memory, shared_memory_needed
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-VERSION = importlib.metadata.version("triton").split(".") if HAS_TRITON else ["0", "0"]
+VERSION = tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) if HAS_TRITON else (0, 0)
 
 pytestmark = [
     pytest.mark.skipif(not HAS_TRITON, reason="needs the package triton"),
     pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: nothing is compiled"),
     pytest.mark.skipif(
-        (int(VERSION[0]), int(VERSION[1])) < (3, 3),
+        VERSION < (3, 3),
         reason="this Triton takes a kernel's source otherwise",
     ),
 ]
