@@ -185,10 +185,10 @@ def as_markdown(result: dict[str, Any]) -> str:
     shown = {name: [f"{row[name]:.2f}" if name in row else "–" for row in named] for name in named[0]}
     lines += ["", "## Ratios, forward and backward", "", *_by_length(rows, shown)]
     if floor:
-        cells = ", ".join(f"{1e3 * floor['seconds'][length]:.2f} at {length}" for length in rows)
+        milliseconds = ", ".join(f"{1e3 * floor['seconds'][length]:.2f} at {length}" for length in rows)
         lines += [
             "",
-            f"The floor, ms: {cells}. That is {TENSORS_MOVED} tensors of the inputs' size at "
+            f"The floor, ms: {milliseconds}. That is {TENSORS_MOVED} tensors of the inputs' size at "
             f"{floor['bytes_per_second'] / 1e12:.2f} TB/s, the rate of a large copy measured here.",
         ]
     if result["scaling"]:
