@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare pretrain test test-slow lint format wheel clean
+.PHONY: help setup prepare pretrain warmstart test test-slow lint format wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ prepare: setup ## Corpus to pretraining examples on disk (ARGS="data=text data.f
 
 pretrain: setup ## Pretrain; by default a small model, minutes on two CPU cores (ARGS="experiment=small_512")
 	$(BIN)/nystromformer pretrain $(ARGS)
+
+warmstart: setup ## A trained BERT becomes a Nyströmformer, beside exact attention; two runs of about 20 minutes
+	$(BIN)/nystromformer reproduce table=warmstart scale=sample $(ARGS)
 
 test: setup ## Run the tests (ARGS="-k settings" picks some)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)

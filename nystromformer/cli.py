@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.prepare import PrepareCommandSettings, ShardOf
+from nystromformer.settings.reproduce import ReproduceSettings
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,20 @@ def run_benchmark(settings: BenchmarkSettings) -> None:
     benchmark(settings)
 
 
+def run_convert(settings: ConvertSettings) -> None:
+    """Read one checkpoint and write another."""
+    from nystromformer.model.conversion.convert import convert
+
+    convert(settings)
+
+
+def run_reproduce(settings: ReproduceSettings) -> None:
+    """Produce one table or figure."""
+    from nystromformer.reproduce import reproduce
+
+    reproduce(settings)
+
+
 COMMANDS = {
     "prepare": Command(
         "Corpus to tokenizer to pretraining examples on disk, with a manifest.",
@@ -106,6 +122,24 @@ COMMANDS = {
             "nystromformer benchmark device=cuda dtype=bfloat16 tokens=65536",
             "nystromformer benchmark what=prepare 'files=[corpus/*.txt]' workers=2",
             "nystromformer benchmark what=loader 'loader_workers=[0,1,2,4]'",
+        ),
+    ),
+    "convert": Command(
+        "Other checkpoints to this project's, and to the layout of transformers' own class.",
+        run_convert,
+        (
+            "nystromformer convert source=uw-madison/nystromformer-512 target=converted",
+            "nystromformer convert source=cp-0099.model target=mine tokenizer_path=FacebookAI/roberta-base",
+            "nystromformer convert source=runs/demo/model target=for_transformers layout=transformers",
+        ),
+    ),
+    "reproduce": Command(
+        "One table or figure, measured: the published figures beside it where there are some.",
+        run_reproduce,
+        (
+            "nystromformer reproduce figure=longer",
+            "nystromformer reproduce table=warmstart scale=sample",
+            "nystromformer reproduce table=starts scale=sample",
         ),
     ),
 }

@@ -28,17 +28,21 @@ import nystromformer
 from nystromformer.errors import UserError
 from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.prepare import PrepareCommandSettings
 from nystromformer.settings.pretrain import PrepareSettings, PretrainSettings
+from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.schema import Setting, settings_of
 
-Settings: TypeAlias = PretrainSettings | BenchmarkSettings
+Settings: TypeAlias = PretrainSettings | BenchmarkSettings | ConvertSettings | ReproduceSettings
 """What a command takes."""
 
 SCHEMAS: dict[str, type[Settings]] = {
     "pretrain": PretrainSettings,
     "prepare": PrepareCommandSettings,
     "benchmark": BenchmarkSettings,
+    "convert": ConvertSettings,
+    "reproduce": ReproduceSettings,
 }
 
 for _command, _schema in SCHEMAS.items():

