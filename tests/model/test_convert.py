@@ -36,7 +36,8 @@ def opened(folder: Path) -> NystromformerForPreTraining:
 
 def transformers_folder(folder: Path) -> theirs.NystromformerForMaskedLM:
     torch.manual_seed(6)
-    config = TheirConfig(**SHAPE, initializer_range=0.3, num_landmarks=8, segment_means_seq_len=8, conv_kernel_size=5,
+    config = TheirConfig(**SHAPE, initializer_range=0.3,
+                         num_landmarks=8, segment_means_seq_len=8, conv_kernel_size=5,
                          max_position_embeddings=40)  # fmt: skip
     model = theirs.NystromformerForMaskedLM(config).eval()
     model.save_pretrained(folder)
