@@ -29,8 +29,8 @@ from nystromformer.attention.projections import check_projections
 
 LANDMARKS = ("segment_means", "uniform", "kmeans")
 IMPLEMENTATIONS = ("auto", "operator", "composed")
-DEFAULT_IMPLEMENTATION = os.environ.get("NYSTROMFORMER_ATTENTION") or "auto"
-"""For calls that name none, a whole model's too: one of IMPLEMENTATIONS."""
+DEFAULT_IMPLEMENTATION = os.environ.get("NYSTROMFORMER_ATTENTION")
+"""For calls that name none, a whole model's too: one of IMPLEMENTATIONS, or empty for the device's own."""
 
 
 def nystrom_attention(
@@ -66,7 +66,8 @@ def nystrom_attention(
         segments: `Segments.of(key_padding_mask, num_landmarks)`, where a caller has it already.
         implementation: `operator` for the device's hand-written one, `composed` for that of PyTorch's
             operators, `auto` for the former where it can run. None takes the environment variable
-            NYSTROMFORMER_ATTENTION as it was at the import, else `auto`.
+            NYSTROMFORMER_ATTENTION as it was at the import; where that is not set, `auto` on a CPU and
+            `composed` elsewhere: the GPU's kernels are proven in Triton's interpreter, not yet on a GPU.
 
     Returns:
         (B, H, N, D), 0 at padded positions.
@@ -74,7 +75,7 @@ def nystrom_attention(
     Raises:
         ValueError: a shape, the mask's dtype or an option is impossible.
     """
-    implementation = implementation or DEFAULT_IMPLEMENTATION
+    implementation = implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device)
     _check(query, key, value, num_landmarks, key_padding_mask, pinv_iterations, landmarks, conv_weight)
     _check_implementation(implementation)
     if implementation != "composed":
@@ -97,6 +98,10 @@ def nystrom_attention(
         conv_weight,
         segments,
     )
+
+
+def _default_on(device: torch.device) -> str:
+    return "auto" if device.type == "cpu" else "composed"
 
 
 def _why_no_operator(

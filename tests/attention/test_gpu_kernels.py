@@ -317,6 +317,9 @@ def test_the_way_can_be_chosen(monkeypatch):
     }
     assert torch.equal(ways["composed"], composed_nystrom_attention(query, key, value, 4))
     assert torch.equal(ways["operator"], ways["auto"])
+    monkeypatch.setattr("nystromformer.attention.nystrom.DEFAULT_IMPLEMENTATION", "")
+    own = "auto" if query.device.type == "cpu" else "composed"
+    assert torch.equal(nystrom_attention(query, key, value, num_landmarks=4), ways[own])
     monkeypatch.setattr("nystromformer.attention.nystrom.DEFAULT_IMPLEMENTATION", "composed")
     assert torch.equal(nystrom_attention(query, key, value, num_landmarks=4), ways["composed"])
     with pytest.raises(ValueError, match="'operator' cannot compute this: it has the iterative inverse only"):
@@ -355,9 +358,12 @@ def test_many_positions_on_the_gpu():
 @kernels
 def test_a_call_takes_the_kernels_on_the_gpu():
     inputs = leaves(torch.bfloat16, n=200, d=64, k=33)
-    taken = nystrom_attention(*inputs[:3], num_landmarks=64, conv_weight=inputs[3])
+    taken = nystrom_attention(*inputs[:3], num_landmarks=64, conv_weight=inputs[3], implementation="auto")
     assert torch.equal(taken, by_kernels(inputs, None, 64))
     for rows in (1, 2):  # one graph for any batch
         part = [x[:rows] for x in inputs[:3]]
-        compiled = torch.compile(nystrom_attention, fullgraph=True)(*part, conv_weight=inputs[3])
-        torch.testing.assert_close(compiled, nystrom_attention(*part, conv_weight=inputs[3]))
+        compiled = torch.compile(nystrom_attention, fullgraph=True)(
+            *part, conv_weight=inputs[3], implementation="auto"
+        )
+        expected = nystrom_attention(*part, conv_weight=inputs[3], implementation="auto")
+        torch.testing.assert_close(compiled, expected)
