@@ -96,6 +96,25 @@ def test_paper_model(experiment, steps, layers, hidden, heads, intermediate, att
     assert settings.data.validation_fraction == 0.2
 
 
+@pytest.mark.parametrize(
+    ("experiment", "source", "length"),
+    [
+        ("base_1024", "base_512", 1024),
+        ("base_2048", "base_1024", 2048),
+        ("base_4096", "base_2048", 4096),
+        ("small_1024", "small_512", 1024),
+    ],
+)
+def test_paper_extension(experiment, source, length):
+    settings = compose("pretrain", [f"experiment={experiment}"])
+    training = settings.training
+    assert (training.steps, training.global_batch_size, training.learning_rate) == (40_000, 128, 1e-5)
+    assert (training.beta1, training.beta2, training.weight_decay) == (0.9, 0.999, 0.01)
+    assert (settings.model.max_length, settings.init.positions) == (length, "tile")
+    assert settings.init.path == f"runs/{source}/model"
+    assert settings.preparation.tokenizer.path == settings.init.path
+
+
 def test_base_keeps_berts_vocabulary():
     settings = compose("pretrain", ["experiment=base_512"])
     assert settings.tokenizer.path == settings.init.path == "google-bert/bert-base-uncased"

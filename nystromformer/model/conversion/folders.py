@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForPreTraining,
     PreTrainedConfig,
 )
+from transformers.utils import logging as transformers_logging
 
 from nystromformer.errors import UserError
 from nystromformer.model.configuration import NystromformerConfig
@@ -120,6 +121,8 @@ def _weights(model_class: Any, path: str, setting: str) -> tuple[dict[str, Tenso
 
     What the class would have made up where the checkpoint has nothing is not among them.
     """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report on missing tensors; ours says the same in a table
     try:
         model, report = model_class.from_pretrained(path, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError) as error:
@@ -127,6 +130,8 @@ def _weights(model_class: Any, path: str, setting: str) -> tuple[dict[str, Tenso
             f"{setting}={path}: cannot load the weights ({_first_line(error)}); write a folder "
             "that holds model.safetensors"
         ) from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     made_up = set(report["missing_keys"])
     kept = {name: tensor for name, tensor in model.state_dict().items() if name not in made_up}
     return kept, sorted(report["unexpected_keys"])
