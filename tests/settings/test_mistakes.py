@@ -32,7 +32,8 @@ def complaint(*overrides: str, command: str = "pretrain") -> str:
         ("training.steps.x=3", "training.steps.x is no setting: did you mean training.steps?"),
         (
             "init.lr=3",
-            "init.lr is no setting: init has source, path, output_bias, convolution, convolution_rows, positions",
+            "init.lr is no setting: init has source, path, output_bias, convolution, convolution_rows, "
+            "positions",
         ),
         ("task=sst2", "task is no setting: --help lists them all"),
         ("hydra.run.dir=x", "hydra.run.dir is no setting: --help lists them all"),
