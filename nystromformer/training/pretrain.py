@@ -35,7 +35,7 @@ from nystromformer.training.report import finish_run
 from nystromformer.training.run import Run, approximation_now, checkpoint, judge, log, validate_now
 from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.signals import StopRequest
-from nystromformer.training.start import build_model, fit
+from nystromformer.training.start import build_model, check_source, fit
 from nystromformer.training.step import train_step
 from nystromformer.training.tracking import open_tracker
 from nystromformer.training.validation import unigram_losses
@@ -64,6 +64,7 @@ def setup(settings: PretrainSettings) -> Run:
     _check_processes(settings, accelerator)
     folder = RunFolder(settings)
     folder.check(settings)  # before what takes long
+    check_source(settings.init)
     with accelerator.main_process_first():  # the main process prepares, the others find the result
         prepared = prepare(settings.preparation, show_progress=accelerator.is_main_process)
     tokenizer = prepared.tokenizer()

@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model.conversion import Source, read_source, start_from
+from nystromformer.model.conversion.authors import is_authors_file
+from nystromformer.model.conversion.folders import read_config
 from nystromformer.model.fitted_convolution import fit_convolutions
 from nystromformer.settings import InitSettings, ModelSettings, PretrainSettings
 from nystromformer.training.validation import unigram_losses
@@ -29,6 +31,17 @@ class Start:
     """Where the weights come from, and what became of each part of a source; several lines."""
     fits_convolution: bool = False
     """Whether the kernels are still to be fitted, by `fit`, once the model is on its device."""
+
+
+def check_source(init: InitSettings) -> None:
+    """Look whether there is a checkpoint to start from, before its tokenizer prepares a corpus.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = str(init.path)
+    if init.source != "scratch" and not is_authors_file(path):
+        read_config(path)
 
 
 def build_model(
