@@ -18,6 +18,7 @@ from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
+from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
 from nystromformer.settings.prepare import PrepareCommandSettings, ShardOf
 from nystromformer.settings.reproduce import ReproduceSettings
 
@@ -68,6 +69,20 @@ def run_pretrain(settings: PretrainSettings) -> None:
     pretrain(settings)
 
 
+def run_finetune(settings: FinetuneSettings) -> None:
+    """Train every seed and cell that is not done, and write the table."""
+    from nystromformer.tasks.finetune import finetune
+
+    finetune(settings)
+
+
+def run_evaluate(settings: EvaluateSettings) -> None:
+    """Predict a file, and measure where it has labels."""
+    from nystromformer.tasks.evaluate import evaluate
+
+    evaluate(settings)
+
+
 def run_benchmark(settings: BenchmarkSettings) -> None:
     """Measure on this machine and write the table."""
     from nystromformer.benchmark import benchmark
@@ -112,6 +127,22 @@ COMMANDS = {
             "nystromformer pretrain debug=smoke",
             "accelerate launch -m nystromformer pretrain experiment=base_512",
         ),
+    ),
+    "finetune": Command(
+        "Fine-tune on GLUE, film reviews or your own data; the same command again goes on.",
+        run_finetune,
+        (
+            "nystromformer finetune task=sst2 checkpoint=runs/base_512/model seeds=5",
+            "nystromformer finetune task=glue checkpoint=runs/base_512/model data.root=glue submission=true",
+            "nystromformer finetune task=mrpc checkpoint=google-bert/bert-base-uncased seeds=3",
+            "nystromformer finetune task=imdb checkpoint=runs/base_1024/model model.max_length=1024",
+            "nystromformer finetune task=custom checkpoint=runs/demo/model data.train=mine.csv",
+        ),
+    ),
+    "evaluate": Command(
+        "A fine-tuned model on a file: predictions, and figures where the file has labels.",
+        run_evaluate,
+        ("nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",),
     ),
     "benchmark": Command(
         "Speed and memory of attention, training, preparation and loader on this machine, beside the peers.",

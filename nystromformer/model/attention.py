@@ -14,6 +14,7 @@ from nystromformer.attention.performer import PerformerAttention
 from nystromformer.attention.softmax import softmax_attention
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.linear import Linear
+from nystromformer.model.short_rows import attention_with_short_rows
 
 
 class ResidualConvolution(nn.Conv2d):
@@ -35,6 +36,8 @@ class NystromformerSelfAttention(nn.Module):
         self.num_landmarks = config.num_landmarks
         self.landmarks = config.landmarks
         self.pinv_iterations = config.pinv_iterations
+        self.short_rows = config.short_rows
+        self.short_row_segment = config.short_row_segment
         self.window = config.longformer_window
         self.attention_dropout = config.attention_probs_dropout_prob
         self.query = Linear(config.hidden_size, config.hidden_size)
@@ -65,7 +68,20 @@ class NystromformerSelfAttention(nn.Module):
             for projection in (self.query, self.key, self.value)
         )
         kernel = None if self.conv is None else self.conv.weight
-        if self.mechanism == "nystrom":
+        if self.mechanism == "nystrom" and self.short_rows != "exact":
+            out = attention_with_short_rows(
+                query,
+                key,
+                value,
+                short_rows=self.short_rows,
+                segment=self.short_row_segment,
+                num_landmarks=self.num_landmarks,
+                padding_mask_BN=padding_mask,
+                pinv_iterations=self.pinv_iterations,
+                landmarks=self.landmarks,
+                kernel_H1K1=kernel,
+            )
+        elif self.mechanism == "nystrom":
             out = nystrom_attention(
                 query,
                 key,
@@ -112,7 +128,7 @@ class NystromformerSelfAttention(nn.Module):
         if self.mechanism == "softmax":
             return "exact"
         if self.mechanism == "nystrom" and real_tokens <= self.num_landmarks:
-            return "exact"
+            return "exact" if self.short_rows.startswith("exact") else self.mechanism
         return self.mechanism
 
     def extra_repr(self) -> str:

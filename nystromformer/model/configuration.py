@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 ATTENTIONS = ("nystrom", "softmax", "linformer", "longformer", "performer")
 LANDMARKS = ("segment_means", "uniform", "kmeans")
+SHORT_ROWS = ("exact", "exact_without_convolution", "landmark_per_token", "segments")
 
 
 class NystromformerConfig(PreTrainedConfig):
@@ -24,6 +25,9 @@ class NystromformerConfig(PreTrainedConfig):
         num_landmarks: landmarks of Nyström attention.
         landmarks: how they are chosen: `segment_means`, `uniform` or `kmeans`.
         pinv_iterations: steps of its iterative inverse; None for the exact pseudoinverse.
+        short_rows: what is computed for rows of at most num_landmarks tokens: `exact` attention with the
+            convolution, `exact_without_convolution`, `landmark_per_token`, or `segments` of
+            short_row_segment tokens; see `short_rows.py`.
         linformer_projected: how many mixtures of tokens Linformer attends to.
         linformer_share_heads: one projection a layer for all heads, or one a head.
         longformer_window: positions that a token of Longformer sees, itself in the middle, odd.
@@ -46,6 +50,8 @@ class NystromformerConfig(PreTrainedConfig):
         num_landmarks: int = 64,
         landmarks: str = "segment_means",
         pinv_iterations: int | None = 6,
+        short_rows: str = "exact",
+        short_row_segment: int = 8,
         linformer_projected: int = 256,
         linformer_share_heads: bool = True,
         longformer_window: int = 257,
@@ -68,6 +74,10 @@ class NystromformerConfig(PreTrainedConfig):
             raise ValueError(f"attention={attention!r} is unknown: use one of {', '.join(ATTENTIONS)}")
         if landmarks not in LANDMARKS:
             raise ValueError(f"landmarks={landmarks!r} is unknown: use one of {', '.join(LANDMARKS)}")
+        if short_rows not in SHORT_ROWS:
+            raise ValueError(f"short_rows={short_rows!r} is unknown: use one of {', '.join(SHORT_ROWS)}")
+        if short_row_segment < 1:
+            raise ValueError(f"short_row_segment={short_row_segment}: use at least 1")
         if hidden_size % num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={num_attention_heads} does not divide hidden_size={hidden_size}"
@@ -84,6 +94,8 @@ class NystromformerConfig(PreTrainedConfig):
         self.segment_means_seq_len = num_landmarks
         self.landmarks = landmarks
         self.pinv_iterations = pinv_iterations
+        self.short_rows = short_rows
+        self.short_row_segment = short_row_segment
         self.linformer_projected = linformer_projected
         self.linformer_share_heads = linformer_share_heads
         self.longformer_window = longformer_window

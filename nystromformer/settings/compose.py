@@ -29,17 +29,27 @@ from nystromformer.errors import UserError
 from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
+from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
 from nystromformer.settings.prepare import PrepareCommandSettings
 from nystromformer.settings.pretrain import PrepareSettings, PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.schema import Setting, settings_of
 
-Settings: TypeAlias = PretrainSettings | BenchmarkSettings | ConvertSettings | ReproduceSettings
+Settings: TypeAlias = (
+    PretrainSettings
+    | FinetuneSettings
+    | EvaluateSettings
+    | BenchmarkSettings
+    | ConvertSettings
+    | ReproduceSettings
+)
 """What a command takes."""
 
 SCHEMAS: dict[str, type[Settings]] = {
     "pretrain": PretrainSettings,
     "prepare": PrepareCommandSettings,
+    "finetune": FinetuneSettings,
+    "evaluate": EvaluateSettings,
     "benchmark": BenchmarkSettings,
     "convert": ConvertSettings,
     "reproduce": ReproduceSettings,

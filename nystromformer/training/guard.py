@@ -5,16 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel
 
+from nystromformer.data.examples import Key
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
-from nystromformer.training.batches import RunBatches
+
+
+class StepBatches(Protocol):
+    """What can draw the batches of any step again."""
+
+    def of_step(self, step: int) -> list[Batch]: ...
+
+    def keys_of_step(self, step: int) -> list[Key]: ...
 
 
 class NotFinite(UserError):
@@ -93,7 +101,7 @@ def first_offending_layer(
 class Guard:
     """Keeps what each step said about its gradient until the figures are read, then judges."""
 
-    def __init__(self, model: PreTrainedModel, batches: RunBatches, autocast: torch.autocast) -> None:
+    def __init__(self, model: PreTrainedModel, batches: StepBatches, autocast: torch.autocast) -> None:
         self._model = model
         self._batches = batches
         self._autocast = autocast

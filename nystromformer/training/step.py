@@ -100,7 +100,7 @@ def train_step(
         sop_sum += sop_loss.detach()
 
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    norms = _gradient_norms(parameters)
+    norms = gradient_norms(parameters)
     norm = torch.linalg.vector_norm(norms)
     if gradient_clipping is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clipping, norm, foreach=True)
@@ -114,7 +114,7 @@ def train_step(
         positions=sum(batch["input_ids"].numel() for batch in micro_batches),
         flops=training_flops(config, lengths.numpy(), targets),
         gradient_norm=norm,
-        fault=_last_fault(norms, finite),
+        fault=last_fault(norms, finite),
         taken=finite.float(),
     )
 
@@ -130,13 +130,13 @@ def grouped(micro_batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def _gradient_norms(parameters: list[torch.nn.Parameter]) -> Tensor:
+def gradient_norms(parameters: list[torch.nn.Parameter]) -> Tensor:
     """The norm of each parameter's gradient, (parameters,), on the device."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return whole(torch.stack(torch._foreach_norm(gradients)))
 
 
-def _last_fault(norms: Tensor, finite: Tensor) -> Tensor:
+def last_fault(norms: Tensor, finite: Tensor) -> Tensor:
     """The number of the last norm that is not finite, −1 where `finite`, on the device.
 
     The backward pass visits parameters from the last to the first and carries NaN along, so the last

@@ -15,9 +15,11 @@ from nystromformer.settings.compose import (
     groups_in,
     resolve,
 )
+from nystromformer.settings.finetune import FinetuneSettings
 
 GROUPS = groups_in(config_folder())
 OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
+PRETRAINING_OPTIONS = [pair for pair in OPTIONS if pair[0] != "task"]
 # Options that are incomplete without a word of their user's.
 NEEDED = {
     ("data", "text"): ["data.files=[a.txt]"],
@@ -35,13 +37,30 @@ def test_every_yaml_is_a_command_or_an_option():
 
 
 @pytest.mark.parametrize("command", ["pretrain", "prepare"])
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(("group", "option"), PRETRAINING_OPTIONS)
 def test_option_composes(command, group, option):
     settings = compose(command, [f"{group}={option}", *NEEDED.get((group, option), [])])
     assert isinstance(settings, PretrainSettings)
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize("option", GROUPS["task"])
+def test_task_composes(option):
+    more = ["data.train=a.csv"] if option == "custom" else []
+    settings = compose("finetune", [f"task={option}", "checkpoint=somewhere", *more])
+    assert isinstance(settings, FinetuneSettings)
+    assert settings.task.name == option
+
+
+def test_paper_finetuning():
+    """Batch 32, 3e-5, 4 epochs; MRPC searched over three batches and four rates."""
+    for option in set(GROUPS["task"]) - {"mrpc", "glue", "custom"}:
+        task = compose("finetune", [f"task={option}", "checkpoint=somewhere"]).task
+        assert (task.batch_sizes, task.learning_rates, task.epochs) == ([32], [3e-5], 4)
+    mrpc = compose("finetune", ["task=mrpc", "checkpoint=somewhere"]).task
+    assert (mrpc.batch_sizes, mrpc.learning_rates) == ([8, 16, 32], [2e-5, 3e-5, 4e-5, 5e-5])
+
+
+@pytest.mark.parametrize(("group", "option"), PRETRAINING_OPTIONS)
 def test_option_composes_with_smoke(group, option):
     overrides = [f"{group}={option}", "debug=smoke", *NEEDED.get((group, option), [])]
     settings = compose("pretrain", overrides)

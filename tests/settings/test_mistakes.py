@@ -35,7 +35,7 @@ def complaint(*overrides: str, command: str = "pretrain") -> str:
             "init.lr is no setting: init has source, path, output_bias, convolution, convolution_rows, "
             "positions",
         ),
-        ("task=sst2", "task is no setting: --help lists them all"),
+        ("task=sst2", "task is no group of this command: --help lists them all"),
         ("hydra.run.dir=x", "hydra.run.dir is no setting: --help lists them all"),
         # options of groups
         ("tracking=mlflow", "tracking=mlflow is unknown: tracking has none, tensorboard, wandb"),

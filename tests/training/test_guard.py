@@ -109,6 +109,6 @@ def everything(model, optimizer) -> list[torch.Tensor]:
 
 def test_the_fault_is_where_the_backward_pass_met_it_first():
     norms = torch.tensor([float("nan"), float("nan"), float("inf"), 1.0])
-    assert steps._last_fault(norms, torch.tensor(False)) == 2
-    assert steps._last_fault(torch.ones(4), torch.tensor(True)) == -1
-    assert steps._last_fault(torch.tensor([1.0, 3e38, 2.0]), torch.tensor(False)) == 1
+    assert steps.last_fault(norms, torch.tensor(False)) == 2
+    assert steps.last_fault(torch.ones(4), torch.tensor(True)) == -1
+    assert steps.last_fault(torch.tensor([1.0, 3e38, 2.0]), torch.tensor(False)) == 1

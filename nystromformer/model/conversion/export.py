@@ -22,6 +22,8 @@ _OURS_ALONE = (
     "attention",
     "landmarks",
     "pinv_iterations",
+    "short_rows",
+    "short_row_segment",
     "linformer_projected",
     "linformer_share_heads",
     "longformer_window",

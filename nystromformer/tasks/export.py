@@ -1,0 +1,100 @@
+"""A fine-tuned model in transformers' layout: weights, label names, tokenizer, card, and what it was taught.
+
+`task.json` beside the weights holds the task itself, so that `evaluate` knows columns, labels and metrics.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nystromformer.errors import UserError
+from nystromformer.model import NystromformerForSequenceClassification as Classifier
+from nystromformer.tasks.definitions import Task
+from nystromformer.tasks.jobs import Job
+from nystromformer.tasks.start import max_length_of
+from nystromformer.training.run_folder import write_atomically
+
+if TYPE_CHECKING:
+    from nystromformer.tasks.training import TaskSetup
+
+
+def export(model: Classifier, setup: TaskSetup, job: Job, figures: dict[str, float], folder: Path) -> None:
+    """Write the folder; raises UserError where the disk does not take it."""
+    task, tokenizer = setup.splits.task, setup.checkpoint.tokenizer
+    max_length = max_length_of(setup.checkpoint, setup.settings.model)
+    tokenizer.model_max_length = max_length
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        taught = {
+            "task": asdict(task),
+            "max_length": max_length,
+            "dev": figures,
+            "seed": job.seed,
+            "cell": job.cell,
+        }
+        write_atomically(folder / "task.json", json.dumps(taught, indent=2) + "\n")
+        write_atomically(folder / "README.md", _card(task, setup, job, figures))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}): free space, and the same "
+            "command writes it"
+        ) from None
+
+
+def taught(folder: Path) -> tuple[Task, int]:
+    """The task of a fine-tuned model and its length; raises UserError where `finetune` did not write it."""
+    try:
+        content = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+        fields = {key: _tuples(value) for key, value in content["task"].items()}
+        return Task(**fields), int(content["max_length"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"checkpoint={folder} is no fine-tuned model (task.json: {type(error).__name__}): write a "
+            "model folder that nystromformer finetune wrote, e.g. runs/finetune/sst2/model"
+        ) from None
+
+
+def _tuples(value: object) -> object:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _card(task: Task, setup: TaskSetup, job: Job, figures: dict[str, float]) -> str:
+    shown = "\n".join(
+        f"| {name} | {figures[name]:.4f} |" for name in figures if name not in ("loss", "score")
+    )
+    config = setup.checkpoint.config
+    example = "a text" if len(task.texts) == 1 else '{"text": "one", "text_pair": "another"}'
+    asked = f'"{example}"' if len(task.texts) == 1 else example
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [nystromformer]
+---
+
+# {task.title}
+
+`{setup.settings.checkpoint}` with {config.attention} attention, fine-tuned by
+[nystromformer](https://pypi.org/project/nystromformer/) for {job.task.epochs:g} epochs of batches of
+{job.batch_size} at {job.learning_rate:g}, seed {job.seed}.
+
+| {len(setup.dev[next(iter(setup.dev))]):,} held-out examples | |
+|---|---:|
+{shown}
+
+The checkpoint of the run was chosen by these same examples.
+
+```python
+import nystromformer.model  # transformers' Auto classes then run these classes: without it the head is lost
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="PATH OF THIS FOLDER")
+print(classify({asked}))
+```
+
+Without that import transformers opens the folder with its own Nystromformer, whose classification head is
+another one: it would warn, and answer by chance.
+"""

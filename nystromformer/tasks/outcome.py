@@ -1,0 +1,242 @@
+"""From the seeds' JSON files to the best cell of each task and one table, the paper's rows beside.
+
+seed-0.json, seed-1.json …  →  summary.json (median, mean, standard deviation)  →  results.md
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nystromformer.benchmark.results import table
+from nystromformer.settings.finetune import TASK_NAMES
+from nystromformer.tasks.jobs import Job
+from nystromformer.training.run_folder import write_atomically
+
+PAPER: dict[str, dict[tuple[str, str], float]] = {
+    "paper: BERT-base": {
+        ("sst2", "accuracy"): 90.0, ("mrpc", "f1"): 88.4, ("qnli", "accuracy"): 90.3, ("qqp", "f1"): 87.3,
+        ("mnli", "accuracy_matched"): 82.4, ("mnli", "accuracy_mismatched"): 82.4, ("imdb", "accuracy"): 93.3,
+    },
+    "paper: Nyströmformer (512)": {
+        ("sst2", "accuracy"): 91.4, ("mrpc", "f1"): 88.1, ("qnli", "accuracy"): 88.7, ("qqp", "f1"): 86.3,
+        ("mnli", "accuracy_matched"): 80.9, ("mnli", "accuracy_mismatched"): 82.2, ("imdb", "accuracy"): 93.2,
+    },
+    "paper: Nyströmformer (1024)": {
+        ("sst2", "accuracy"): 91.4, ("mrpc", "f1"): 87.5, ("qnli", "accuracy"): 88.7, ("qqp", "f1"): 86.3,
+        ("mnli", "accuracy_matched"): 80.9, ("mnli", "accuracy_mismatched"): 81.4, ("imdb", "accuracy"): 93.0,
+    },
+}  # fmt: skip
+"""Published figures, per cent (arXiv 2102.03902, table 3)."""
+
+Result = dict[str, Any]
+
+
+def results_in(task_folder: Path) -> list[Result]:
+    """Every finished seed of a task, in order of cell and seed."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in task_folder.glob("rate*/seed-*.json")]
+    return sorted(found, key=lambda r: (r["batch_size"], r["learning_rate"], r["seed"]))
+
+
+def summarise(task_folder: Path) -> dict[str, Any]:
+    """Median, mean and spread of each figure for each cell; the best cell has the highest median score."""
+    cells: dict[tuple[int, float], list[Result]] = {}
+    for result in results_in(task_folder):
+        cells.setdefault((result["batch_size"], result["learning_rate"]), []).append(result)
+    summaries = [_cell(results) for results in cells.values()]
+    best = max(summaries, key=lambda cell: cell["dev"]["score"]["median"])
+    first = next(iter(cells.values()))[0]
+    summary = {
+        "task": first["task"],
+        "title": first["title"],
+        "metrics": first["metrics"],
+        "model": first["model"],
+        "data": first["data"],
+        "machine": first["machine"],
+        "best": best,
+        "cells": summaries,
+    }
+    write_atomically(task_folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _cell(results: list[Result]) -> dict[str, Any]:
+    tests = [result["test"] for result in results if result["test"]]
+    return {
+        "learning_rate": results[0]["learning_rate"],
+        "batch_size": results[0]["batch_size"],
+        "epochs": results[0]["epochs"],
+        "seeds": [result["seed"] for result in results],
+        "dev": _spreads([result["dev"] for result in results]),
+        "test": _spreads(tests) if tests else None,
+        "seconds": sum(result["seconds"] for result in results),
+    }
+
+
+def _spreads(figures: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    return {name: spread([found[name] for found in figures]) for name in figures[0]}
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Median, mean, sample standard deviation (None for one value), least and most."""
+    return {
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def keep_best(task_folder: Path, jobs: Iterable[Job], *, keep_all: bool) -> Path:
+    """Copy the model with the highest score of all seeds and cells, and its pictures, into the task's folder.
+
+    The other models are removed unless `keep_all`: none of them can become the best when seeds are added
+    later, and one that is in place already stays until a better one comes.
+    """
+    best = max(results_in(task_folder), key=lambda result: result["dev"]["score"])
+    place = task_folder / "model"
+    for job in jobs:
+        source = job.folder / "model"
+        is_best = (job.learning_rate, job.batch_size, job.seed) == (
+            best["learning_rate"], best["batch_size"], best["seed"],
+        )  # fmt: skip
+        if is_best and source.exists():
+            beside = task_folder / ".model.tmp"
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(source, beside)
+            shutil.rmtree(place, ignore_errors=True)
+            beside.rename(place)
+            for name in ("curve.png", "confusion.png"):
+                if (job.folder / name).exists():
+                    shutil.copyfile(job.folder / name, task_folder / name)
+    if not keep_all and place.exists():
+        for other in task_folder.glob("rate*/seed-*/model"):
+            shutil.rmtree(other)
+    return place
+
+
+def write_table(run: Path, beside: Sequence[Path]) -> str:
+    """Write `run/results.md` and return it: every run's figures of every task, and the paper's."""
+    runs = {folder: _summaries(folder) for folder in (run, *beside)}
+    columns = sorted(
+        {
+            (name, figure)
+            for summaries in runs.values()
+            for name, s in summaries.items()
+            for figure in _shown(s)
+        },
+        key=lambda column: (TASK_NAMES.index(column[0]), column[1]),
+    )
+    titles = [_title(name, figure, runs) for name, figure in columns]
+    rows: list[list[str]] = []
+    for folder, summaries in runs.items():
+        rows.append([_run_title(folder, summaries), *(_entry(summaries, *column) for column in columns)])
+    for title, figures in PAPER.items():
+        if any(column in figures for column in columns):
+            rows.append([title, *(f"{figures[c]:.1f}" if c in figures else "" for c in columns)])
+    page = [
+        f"# {run.name}: held-out figures, per cent",
+        "",
+        "Median (mean ± sample standard deviation of the seeds). The paper's are of its own "
+        "pretraining, and of GLUE's dev sets; for IMDB of its test set.",
+        "",
+        *table(("model", *titles), rows),
+        "",
+    ]
+    for folder, summaries in runs.items():
+        page += _details(folder, summaries)
+    text = "\n".join(page)
+    write_atomically(run / "results.md", text)
+    return text
+
+
+def _summaries(run: Path) -> dict[str, dict[str, Any]]:
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in run.glob("*/summary.json"))
+    ordered = sorted(found, key=lambda summary: TASK_NAMES.index(summary["task"]))
+    return {summary["task"]: summary for summary in ordered}
+
+
+def _shown(summary: dict[str, Any]) -> list[str]:
+    return [name for name in summary["best"]["dev"] if name not in ("loss", "score")]
+
+
+def _title(name: str, figure: str, runs: dict[Path, dict[str, Any]]) -> str:
+    title = next(summaries[name]["title"] for summaries in runs.values() if name in summaries)
+    return f"{title} {figure.replace('_', ' ')}"
+
+
+def _run_title(folder: Path, summaries: dict[str, dict[str, Any]]) -> str:
+    kinds = {summary["model"]["attention"] for summary in summaries.values()}
+    return f"{folder.name} ({', '.join(sorted(kinds))})" if kinds else folder.name
+
+
+def _entry(summaries: dict[str, dict[str, Any]], name: str, figure: str) -> str:
+    found = summaries.get(name, {}).get("best", {}).get("dev", {}).get(figure)
+    if found is None:
+        return ""
+    if found["sd"] is None:
+        return f"{100 * found['median']:.1f}"
+    return f"{100 * found['median']:.1f} ({100 * found['mean']:.1f} ± {100 * found['sd']:.1f})"
+
+
+def _details(folder: Path, summaries: dict[str, dict[str, Any]]) -> list[str]:
+    """What each figure comes from: recipe, sizes, cuts, time; and the test figures and grids, if any."""
+    if not summaries:
+        return []
+    head = ("task", "rate", "batch", "epochs", "seeds", "training", "held out", "tokens", "cut", "minutes")
+    rows, lines = [], [f"## {folder.name}", ""]
+    for summary in summaries.values():
+        best, data = summary["best"], summary["data"]
+        held_out = [part for name, part in data.items() if isinstance(part, dict) and name != "train"]
+        rows.append(
+            (
+                summary["title"], f"{best['learning_rate']:g}", best["batch_size"], f"{best['epochs']:g}",
+                len(best["seeds"]), f"{data['train']['examples']:,}",
+                " + ".join(f"{part['examples']:,}" for part in held_out), summary["model"]["max_length"],
+                f"{data['train']['truncated']:.1%}", f"{best['seconds'] / 60:.1f}",
+            )
+        )  # fmt: skip
+    first = next(iter(summaries.values()))
+    model, machine = first["model"], first["machine"]
+    lines += [
+        f"`{model['checkpoint']}` ({model['kind']}), {model['attention']} attention, "
+        f"{model['num_landmarks']} "
+        f"landmarks, short rows: {model['short_rows']}. The best checkpoint of a seed is chosen by "
+        "the held-out examples that the figures are of.",
+        "",
+        *table(head, rows),
+        "",
+        f"On {machine['device']}, torch {machine['torch']}, commit {machine['commit']}, {machine['date']}.",
+        "",
+    ]
+    for summary in summaries.values():
+        if len(summary["cells"]) > 1:
+            lines += _grid(summary)
+        if summary["best"]["test"]:
+            test = summary["best"]["test"]
+            shown = ", ".join(
+                f"{name} {100 * test[name]['median']:.1f}" for name in test if name not in ("loss", "score")
+            )
+            lines += [
+                f"{summary['title']}, test set, looked at once with each seed's checkpoint: "
+                f"{shown} (median).",
+                "",
+            ]
+    return lines
+
+
+def _grid(summary: dict[str, Any]) -> list[str]:
+    rates = sorted({cell["learning_rate"] for cell in summary["cells"]})
+    sizes = sorted({cell["batch_size"] for cell in summary["cells"]})
+    scores = {
+        (cell["batch_size"], cell["learning_rate"]): f"{100 * cell['dev']['score']['median']:.1f}"
+        for cell in summary["cells"]
+    }
+    rows = [[size, *(scores.get((size, rate), "") for rate in rates)] for size in sizes]
+    head = (f"{summary['title']}: batch", *(f"{rate:g}" for rate in rates))
+    return ["Median score of each cell of the grid:", "", *table(head, rows), ""]

