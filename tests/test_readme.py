@@ -55,7 +55,14 @@ def test_every_run_composes(line, tmp_path, capsys):
     assert "learning_rate" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("experiment", re.findall(r"\| `pretrain (experiment=\w+)` \|", README))
+@pytest.mark.parametrize("line", [line for line in command_lines() if "nystromformer convert" in line])
+def test_every_conversion_composes(line, capsys):
+    words = shlex.split(line)
+    assert main([*words[words.index("convert") :], "--cfg", "job"]) == 0
+    assert "target: mine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("experiment", re.findall(r"\| `pretrain (experiment=\w+)`", README))
 def test_every_experiment_of_the_table_composes(experiment, capsys):
     assert main(["pretrain", experiment, "--cfg", "job"]) == 0
     assert "steps: " in capsys.readouterr().out
