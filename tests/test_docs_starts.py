@@ -75,6 +75,19 @@ def test_from_transformers(here, trained, monkeypatch):
     assert {"converted", "converted_exact", "for_transformers"} <= {path.name for path in here.iterdir()}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1024, 1536])
+def test_from_512_to_more(length, here, smoke, capsys):
+    """The lengths of the paper, at a tiny width."""
+    tiny = [*smoke, "training.steps=3", "training.validate_every=3", "training.validation_examples=4"]
+    assert main(["pretrain", *tiny, "model.max_length=512", "model.num_landmarks=64", "name=at_512"]) == 0
+    words = ["init=checkpoint", f"init.path={here}/runs/at_512/model", f"model.max_length={length}"]
+    assert main(["pretrain", *tiny, *words, "model.num_landmarks=64", f"name=at_{length}"]) == 0
+    out = capsys.readouterr().out
+    assert f"512 positions made {length}" in out
+    assert out.count("Held-out documents after 3 steps") == 2
+
+
 @pytest.mark.parametrize("length", [128, 96])  # twice the length, and half as much again
 def test_longer_documents(length, here, smoke, trained, capsys):
     pretrain, _ = commands("longer_documents.md")
