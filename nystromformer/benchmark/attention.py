@@ -22,7 +22,7 @@ from nystromformer.benchmark.contenders import (
 )
 from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.measure import Measurement, measure
-from nystromformer.benchmark.results import device_of, results_folder, table, write_results
+from nystromformer.benchmark.results import described, device_of, results_folder, table, write_results
 from nystromformer.errors import UserError
 from nystromformer.settings.benchmark import BenchmarkSettings
 
@@ -57,7 +57,7 @@ def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
             ) from error
     result = {
         "machine": here,
-        "settings": dataclasses.asdict(settings),
+        "settings": described(settings),
         "lengths": {length: _as_json(rows[length]) for length in rows},
         "scaling": _scaling(settings, device),
         "floor": _floor(settings, device),

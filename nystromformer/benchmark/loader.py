@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from nystromformer.benchmark.machine import machine
-from nystromformer.benchmark.results import results_folder, table, write_results
-from nystromformer.benchmark.text import described, micro_batches, named, padding_shares, preparation
+from nystromformer.benchmark.results import described, results_folder, table, write_results
+from nystromformer.benchmark.text import micro_batches, named, padding_shares, preparation
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.loader import start_server, training_loader
 from nystromformer.data.prepare import prepare

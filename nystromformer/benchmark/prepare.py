@@ -22,8 +22,8 @@ import torch
 
 from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.memory import PeakMemory
-from nystromformer.benchmark.results import results_folder, table, write_results
-from nystromformer.benchmark.text import described, named, padding_shares, preparation, saved_tokenizer, texts
+from nystromformer.benchmark.results import described, results_folder, table, write_results
+from nystromformer.benchmark.text import named, padding_shares, preparation, saved_tokenizer, texts
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from nystromformer.errors import UserError
+from nystromformer.settings.benchmark import BenchmarkSettings
 
 
 def device_of(name: str) -> torch.device:
@@ -37,6 +39,13 @@ def results_folder(name: str) -> Path:
     except OSError as error:
         raise UserError(f"folder={name} cannot be made: {error.strerror}") from error
     return folder
+
+
+def described(settings: BenchmarkSettings) -> dict[str, Any]:
+    """The settings for a page of results: of paths the names alone, which mean something elsewhere too."""
+    found = dataclasses.asdict(settings)
+    del found["folder"]
+    return {**found, "files": [Path(file).name for file in settings.files]}
 
 
 def write_results(

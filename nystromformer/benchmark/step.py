@@ -9,7 +9,6 @@ transformers' models learn masked tokens alone and compute them everywhere.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import io
 import statistics
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel
 
 from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.measure import seconds_of
-from nystromformer.benchmark.results import device_of, results_folder, table, write_results
+from nystromformer.benchmark.results import described, device_of, results_folder, table, write_results
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
@@ -82,7 +81,7 @@ def benchmark_step(settings: BenchmarkSettings) -> dict[str, Any]:
         gc.collect()
     result = {
         "machine": here,
-        "settings": dataclasses.asdict(settings),
+        "settings": described(settings),
         "peak_flops": peak_flops(device, getattr(torch, settings.dtype)),
         "lengths": lengths,
         "seconds": time.perf_counter() - started,

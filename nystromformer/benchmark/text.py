@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,6 @@ def preparation(settings: BenchmarkSettings, *, workers: int = 0, **data: object
         max_length=settings.length,
         seed=settings.seed,
     )
-
-
-def described(settings: BenchmarkSettings) -> dict[str, Any]:
-    """The settings for a page of results: of paths the names alone, which mean something elsewhere too."""
-    found = dataclasses.asdict(settings)
-    del found["folder"]
-    return {**found, "files": [Path(file).name for file in settings.files]}
 
 
 def named(settings: dict[str, Any]) -> str:

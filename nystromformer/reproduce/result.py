@@ -50,7 +50,9 @@ def write_result(
 ) -> None:
     """Write NAME.json, NAME.md and, with `plot`, NAME.png; the page ends with where it was measured."""
     where = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    result = {"result": settings.result, "settings": asdict(settings), "machine": where, **measured}
+    # Without its folders, which mean nothing elsewhere.
+    told_settings = {name: value for name, value in asdict(settings).items() if "folder" not in name}
+    result = {"result": settings.result, "settings": told_settings, "machine": where, **measured}
     picture = [f"![{settings.result}]({settings.result}.png)", ""] if plot else []
     told = ", ".join(f"{name} {value}" for name, value in where.items())
     page = "\n".join([*lines, "", *picture, f"Scale `{settings.scale}`. Measured on: {told}.", ""])
