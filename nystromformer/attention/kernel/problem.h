@@ -141,6 +141,7 @@ class Arena {
   static inline thread_local int64_t capacity_ = 0;
   float* next_;
 };
+
 // What one unit takes at most, see nystrom.cpp.
 inline int64_t floats_needed(const Problem& p) {
   const int64_t m = p.landmarks, d = p.width;
