@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -48,8 +49,13 @@ def evaluate(settings: EvaluateSettings) -> None:
         devices.autocast(dtype, accelerator.device),
     )
     found = answers(logits, regression=task.regression)
-    result = {"checkpoint": str(folder), "file": settings.file, "task": task.name, "examples": len(examples)}
-    result["truncated"] = encoded.truncated
+    result: dict[str, Any] = {
+        "checkpoint": str(folder),
+        "file": settings.file,
+        "task": task.name,
+        "examples": len(examples),
+        "truncated": encoded.truncated,
+    }
     place = Path(settings.folder).expanduser()
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
@@ -58,7 +58,7 @@ def taught(folder: Path) -> tuple[Task, int]:
         ) from None
 
 
-def _tuples(value: object) -> object:
+def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 

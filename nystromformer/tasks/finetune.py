@@ -10,13 +10,14 @@ process does, however that ended, so a killed run leaves nothing behind.
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from transformers.utils import logging as transformers_logging
 
@@ -27,7 +28,7 @@ from nystromformer.tasks.encoding import describe, encode
 from nystromformer.tasks.evaluate import open_classifier
 from nystromformer.tasks.jobs import Job, check_or_note, identity, jobs_of, run_folder, tasks_of
 from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.outcome import keep_best, summarise, write_table
+from nystromformer.tasks.outcome import keep_best, prune_models, summarise, write_table
 from nystromformer.tasks.start import Checkpoint, max_length_of, read_checkpoint
 from nystromformer.tasks.submission import write_predictions, zip_submission
 from nystromformer.tasks.training import TaskSetup, answers, predict, train_seed
@@ -67,7 +68,9 @@ def finetune(settings: FinetuneSettings) -> None:
     for task in tasks:
         folder = run_folder(settings) / task.name
         summarise(folder)
-        keep_best(folder, _all_jobs(settings, task), keep_all=settings.keep_models == "all")
+        keep_best(folder, keep_all=settings.keep_models == "all")
+        for job in jobs_of(settings, task):
+            job.tidy()
     if settings.submission:
         submit(settings, tasks)
     print(f"\n{write_table(run_folder(settings), [Path(folder) for folder in settings.beside])}")
@@ -90,13 +93,19 @@ def work(settings: FinetuneSettings) -> None:
                     checkpoint = checkpoint or read_checkpoint(settings)
                     if setup is None:
                         setup = prepare_task(settings, task, checkpoint, accelerator, stop)
-                    train_seed(setup, job, lambda text, label=job.label: _say(label, text))
+                    train_seed(setup, job, partial(_say, job.label))
+                    if settings.keep_models == "best":
+                        prune_models(job.task_folder)
                 if stop.decide(stop.votes()):
                     stop.exit()
 
 
 def prepare_task(
-    settings: FinetuneSettings, task: TaskSettings, checkpoint: Checkpoint, accelerator, stop: StopRequest
+    settings: FinetuneSettings,
+    task: TaskSettings,
+    checkpoint: Checkpoint,
+    accelerator: Accelerator,
+    stop: StopRequest,
 ) -> TaskSetup:
     """Load and tokenize a task's data, and print what there is to say about them."""
     splits = load_splits(task, settings.data)
@@ -188,8 +197,7 @@ def _train_all(settings: FinetuneSettings, waiting: int) -> None:
             if not told and stop.decide(stop.votes()):
                 told = True
                 for child in children:
-                    if child.is_alive():
-                        os.kill(child.pid, signal.SIGTERM)
+                    child.terminate()
         if told:
             stop.exit()
     if not reports.empty():
@@ -201,7 +209,7 @@ def _train_all(settings: FinetuneSettings, waiting: int) -> None:
         )
 
 
-def _work_in_process(settings: FinetuneSettings, threads: int, reports) -> None:
+def _work_in_process(settings: FinetuneSettings, threads: int, reports: Any) -> None:
     """What a spawned process runs: a user's mistake goes to the one that started it."""
     torch.set_num_threads(threads)
     transformers_logging.disable_progress_bar()
@@ -229,17 +237,6 @@ def _held(job: Job) -> Iterator[bool]:
         yield not job.finished
     finally:
         lock.release()
-
-
-def _all_jobs(settings: FinetuneSettings, task: TaskSettings) -> Iterator[Job]:
-    """Those of earlier commands too: whatever has a result."""
-    folder = run_folder(settings) / task.name
-    for result in folder.glob("rate*/seed-*.json"):
-        rate, _, size = result.parent.name.removeprefix("rate").partition("_batch")
-        job = Job(task, float(rate), int(size), int(result.stem.removeprefix("seed-")), folder)
-        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # killed between result and tidying
-        job.folder.with_suffix(".lock").unlink(missing_ok=True)
-        yield job
 
 
 def _say(label: str, text: str) -> None:

@@ -10,6 +10,7 @@ runs/NAME/TASK/
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,6 +59,11 @@ class Job:
     @property
     def finished(self) -> bool:
         return self.result.exists()
+
+    def tidy(self) -> None:
+        """Remove what a process that was killed after the result may have left."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        self.folder.with_suffix(".lock").unlink(missing_ok=True)
 
     @property
     def label(self) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nystromformer.benchmark.results import table
 from nystromformer.settings.finetune import TASK_NAMES
-from nystromformer.tasks.jobs import Job
 from nystromformer.training.run_folder import write_atomically
 
 PAPER: dict[str, dict[tuple[str, str], float]] = {
@@ -92,31 +91,44 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def keep_best(task_folder: Path, jobs: Iterable[Job], *, keep_all: bool) -> Path:
+def prune_models(task_folder: Path) -> None:
+    """Remove the models of all finished seeds but the best so far: none of the others can become the best."""
+    results = results_in(task_folder)
+    best = _best_of(results)
+    for result in results:
+        if result is not best:
+            shutil.rmtree(_seed_folder(task_folder, result) / "model", ignore_errors=True)
+
+
+def _best_of(results: list[Result]) -> Result:
+    return max(results, key=lambda result: result["dev"]["score"])
+
+
+def _seed_folder(task_folder: Path, result: Result) -> Path:
+    cell = f"rate{result['learning_rate']:g}_batch{result['batch_size']}"
+    return task_folder / cell / f"seed-{result['seed']}"
+
+
+def keep_best(task_folder: Path, *, keep_all: bool) -> Path:
     """Copy the model with the highest score of all seeds and cells, and its pictures, into the task's folder.
 
-    The other models are removed unless `keep_all`: none of them can become the best when seeds are added
-    later, and one that is in place already stays until a better one comes.
+    The seeds' own copies are removed unless `keep_all`. A model that is in place stays until a better one,
+    of seeds added later, comes.
     """
-    best = max(results_in(task_folder), key=lambda result: result["dev"]["score"])
+    source = _seed_folder(task_folder, _best_of(results_in(task_folder)))
     place = task_folder / "model"
-    for job in jobs:
-        source = job.folder / "model"
-        is_best = (job.learning_rate, job.batch_size, job.seed) == (
-            best["learning_rate"], best["batch_size"], best["seed"],
-        )  # fmt: skip
-        if is_best and source.exists():
-            beside = task_folder / ".model.tmp"
-            shutil.rmtree(beside, ignore_errors=True)
-            shutil.copytree(source, beside)
-            shutil.rmtree(place, ignore_errors=True)
-            beside.rename(place)
-            for name in ("curve.png", "confusion.png"):
-                if (job.folder / name).exists():
-                    shutil.copyfile(job.folder / name, task_folder / name)
+    if (source / "model").exists():
+        beside = task_folder / ".model.tmp"
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(source / "model", beside)
+        shutil.rmtree(place, ignore_errors=True)
+        beside.rename(place)
+        for name in ("curve.png", "confusion.png"):
+            if (source / name).exists():
+                shutil.copyfile(source / name, task_folder / name)
     if not keep_all and place.exists():
-        for other in task_folder.glob("rate*/seed-*/model"):
-            shutil.rmtree(other)
+        for copy in task_folder.glob("rate*/seed-*/model"):
+            shutil.rmtree(copy)
     return place
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from nystromformer.benchmark.machine import machine
 from nystromformer.data.layout import Batch
+from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import FinetuneSettings
@@ -175,7 +176,13 @@ def train_seed(setup: TaskSetup, job: Job, say: Callable[[str], None]) -> None:
         if stopping:
             say(f"stopped at step {progress.step}; the same command goes on from there")
             setup.stop.exit()
-    _finish(setup, job, model, recipe, metrics, autocast, progress.seconds)
+    try:
+        _finish(setup, job, model, recipe, metrics, autocast, progress.seconds)
+    except OSError as error:
+        raise UserError(
+            f"{job.label} is trained, but {job.folder} cannot be written ({error.strerror or error}): "
+            "free space, and the same command writes it"
+        ) from None
 
 
 def evaluation_steps(steps: int, epochs: float, per_epoch: int) -> set[int]:

