@@ -30,7 +30,7 @@ pretrain: setup ## Pretrain; by default a small model, minutes on two CPU cores 
 	$(BIN)/nystromformer pretrain $(ARGS)
 
 warmstart: setup ## A trained BERT becomes a Nyströmformer, beside exact attention; two runs of about 20 minutes
-	$(BIN)/nystromformer reproduce table=warmstart scale=sample $(ARGS)
+	$(BIN)/nystromformer reproduce table=warmstart scale=cpu $(ARGS)
 
 test: setup ## Run the tests (ARGS="-k settings" picks some)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)

