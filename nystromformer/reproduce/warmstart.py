@@ -5,6 +5,7 @@ Both runs take the same batches in the same order, and as many steps.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def warmstart(settings: ReproduceSettings) -> Result:
     filled = {attention: _fill(run) for attention, run in runs.items()}
     last = {attention: events[-1] for attention, events in curves.items()}
     gap = last["exact"]["mlm_accuracy"] - last["Nyström"]["mlm_accuracy"]
+    held_out, rate = last["exact"]["tokens"], last["exact"]["mlm_accuracy"]
+    standard_error = math.sqrt(rate * (1 - rate) / held_out)
     rows = [
         (
             attention, f"{event['mlm_accuracy']:.3f}", f"{event['mlm_loss']:.3f}",
@@ -55,7 +58,9 @@ def warmstart(settings: ReproduceSettings) -> Result:
         "",
         *table(("attention", "MLM accuracy", "MLM loss, nats", "SOP accuracy", "steps", "minutes"), rows),
         "",
-        f"Exact attention is {gap:+.3f} above Nyström attention in MLM accuracy. Chance for SOP is 0.500.",
+        f"Exact attention is {gap:+.4f} above Nyström attention in MLM accuracy, on {held_out:,} held-out "
+        f"predictions (one standard error of each figure is about {standard_error:.3f}). Chance for SOP is "
+        "0.500.",
         "",
         "Sentences that are not of the corpus:",
         "",
