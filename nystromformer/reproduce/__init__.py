@@ -29,6 +29,8 @@ RESULTS = {
     "lra": "nystromformer.reproduce.lra:lra",
     "starts": "nystromformer.reproduce.starts:starts",
     "warmstart": "nystromformer.reproduce.warmstart:warmstart",
+    "finetune": "nystromformer.reproduce.transfer:finetune",
+    "short_rows": "nystromformer.reproduce.transfer:short_rows",
 }
 """What produces each figure and table, imported when it is asked for."""
 

