@@ -70,8 +70,8 @@ def finetune(settings: ReproduceSettings) -> Result:
     gaps = ", ".join(f"{found['title']} {100 * found['gap']:+.1f}" for found in measured.values())
     lines = [
         "The trained BERT of the samples (or `checkpoint=`), fine-tuned as it is and as a Nyströmformer, "
-        "with the same recipe, seeds and batches. Held-out figures in per cent, the median of the seeds (mean "
-        "± standard deviation); a seed's checkpoint is chosen by the same held-out examples.",
+        "with the same recipe, seeds and batches. Held-out figures in per cent, the median of the seeds "
+        "(mean ± standard deviation); a seed's checkpoint is chosen by the same held-out examples.",
         "",
         *table(
             ("task and figure", "Nyström", "exact", "exact − Nyström", "seeds"),
