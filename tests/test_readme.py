@@ -62,6 +62,14 @@ def test_every_conversion_composes(line, capsys):
     assert "target: mine" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "line", [line for line in command_lines() if re.search("nystromformer (finetune|reproduce)", line)]
+)
+def test_every_other_command_composes(line, capsys):
+    assert main([*shlex.split(line)[1:], "--cfg", "job"]) == 0
+    assert "runs_folder: runs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("experiment", re.findall(r"\| `pretrain (experiment=\w+)`", README))
 def test_every_experiment_of_the_table_composes(experiment, capsys):
     assert main(["pretrain", experiment, "--cfg", "job"]) == 0
