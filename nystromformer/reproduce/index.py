@@ -43,9 +43,9 @@ def write_index(folder: Path) -> Path:
 
 def _results(folder: Path) -> Iterator[tuple[str, ...]]:
     found = [(each.parent.name, read_result(each.parent)) for each in folder.glob("[!.]*/result.json")]
-    order = (*ALL, *OWN)
+    place = {name: number for number, name in enumerate((*ALL, *OWN))}
     known = [(name, content) for name, content in found if content is not None]
-    for name, content in sorted(known, key=lambda pair: (order.index(pair[1]["result"]), pair[1]["scale"])):
+    for name, content in sorted(known, key=lambda pair: (place.get(pair[1]["result"], 99), pair[0])):
         yield (
             f"[{content['title']}]({name}/README.md)",
             content["scale"],

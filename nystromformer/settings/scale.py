@@ -57,7 +57,7 @@ class HeadsScale:
     """figure=num_landmarks: the numbers of landmarks."""
     iterations: list[int] = field(default_factory=lambda: [2, 4, 6])
     """figure=pseudoinverse: the iterations that are shown."""
-    most_iterations: int = 24
+    most_iterations: int = 40
     """figure=pseudoinverse: how far the curve of convergence goes."""
 
     def complaints(self) -> Iterator[str]:
