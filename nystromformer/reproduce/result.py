@@ -147,6 +147,8 @@ def write_result(folder: Path, result: Result, about: Mapping[str, Any]) -> dict
 
 def _page(result: Result, about: Mapping[str, Any]) -> str:
     where = ", ".join(f"{name} {value}" for name, value in about["machine"].items())
+    taken = about["seconds"]  # None for results older than this page
+    seconds = "" if taken is None else f", {taken:.0f} seconds"
     pictures = [line for name in result.plots for line in (f"![{name}]({name}.png)", "")]
     lines = [
         f"# {result.title}",
@@ -156,7 +158,7 @@ def _page(result: Result, about: Mapping[str, Any]) -> str:
         *result.lines,
         "",
         *pictures,
-        f"`{about['command']}`, {about['seconds']:.0f} seconds. Measured on: {where}.",
+        f"`{about['command']}`{seconds}. Measured on: {where}.",
         "",
     ]
     return "\n".join(lines)

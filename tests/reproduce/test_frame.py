@@ -1,0 +1,187 @@
+"""Results as folders: complete or absent, measured once, listed, and shown on one page."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from nystromformer import reproduce as package
+from nystromformer.cli import main
+from nystromformer.errors import UserError
+from nystromformer.reproduce import RESULTS
+from nystromformer.reproduce.index import write_index
+from nystromformer.reproduce.page import write_report
+from nystromformer.reproduce.result import Result, command_of, configuration_of, read_result, write_result
+from nystromformer.settings.compose import compose
+from nystromformer.settings.reproduce import ALL, FIGURES, TABLES
+
+WORDS = ["figure=nystrom_tutorial", "scale=smoke"]
+ABOUT = {
+    "result": "nystrom_tutorial",
+    "scale": "smoke",
+    "told": "small.",
+    "configuration": {"draws": 3},
+    "machine": {"device": "a CPU", "date": "2026-01-01", "commit": "abc"},
+    "command": "nystromformer reproduce figure=nystrom_tutorial scale=smoke",
+    "seconds": 1.0,
+}
+
+
+def a_result(headline="Error 0.5", plots=None):
+    return Result(
+        "A title", {"error": 0.5}, ["| a | b |", "| --- | ---: |", "| x | 1 |"], headline, plots or {}
+    )
+
+
+def write_picture(measured, path):
+    path.write_bytes(b"picture")
+
+
+def test_every_result_is_registered_and_of_all():
+    assert RESULTS.keys() == {*FIGURES, *TABLES}
+    assert set(ALL) == {*FIGURES, "efficiency", "glue", "lra"}
+
+
+@pytest.mark.parametrize("scale", ["paper", "gpu", "cpu", "smoke"])
+def test_every_scale_composes_and_tells_itself(scale):
+    settings = compose("reproduce", ["all=true", f"scale={scale}"])
+    assert settings.scale.name == scale
+    assert settings.scale.told.endswith(".")
+
+
+def test_a_finished_result_is_not_measured_again(tmp_path, capsys):
+    words = ["reproduce", *WORDS, f"folder={tmp_path}"]
+    path = tmp_path / "nystrom_tutorial_smoke/result.json"
+    assert main(words) == 0
+    first = path.stat().st_mtime_ns
+    page = (path.parent / "README.md").read_text()
+    assert page.splitlines()[2].startswith("Scale `smoke`: ")
+    assert "`nystromformer reproduce figure=nystrom_tutorial scale=smoke`" in page
+    assert str(tmp_path) not in page + path.read_text()
+    assert main(words) == 0
+    assert path.stat().st_mtime_ns == first
+    assert "measured already" in capsys.readouterr().out
+    assert main([*words, "again=true"]) == 0
+    again = path.stat().st_mtime_ns
+    assert again > first
+    assert main([*words, "scale.nystrom_tutorial.draws=21"]) == 0  # another configuration
+    assert path.stat().st_mtime_ns > again
+    found = json.loads(path.read_text())
+    assert found["configuration"]["draws"] == 21
+    assert found["command"].endswith("'scale.nystrom_tutorial.draws=21'")
+
+
+def test_a_killed_write_leaves_the_result_before(tmp_path):
+    folder = tmp_path / "x_smoke"
+    write_result(folder, a_result("Before"), ABOUT)
+
+    def killed(measured, path):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_result(folder, a_result("After", {"picture": killed}), ABOUT)
+    assert read_result(folder)["headline"] == "Before"
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["x_smoke"]
+    write_result(folder, a_result("After", {"picture": write_picture}), ABOUT)
+    assert read_result(folder)["headline"] == "After"
+    assert [path.name for path in tmp_path.iterdir()] == ["x_smoke"]  # and the leftovers are gone
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    from nystromformer.reproduce.result import read_finished
+
+    folder = tmp_path / "x_smoke"
+    write_result(folder, a_result("Before"), ABOUT)
+    folder.rename(tmp_path / ".x_smoke.before")
+    assert read_finished(folder, ABOUT["configuration"])["headline"] == "Before"
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    def full(measured, path):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left"):
+        write_result(tmp_path / "x_smoke", a_result(plots={"picture": full}), ABOUT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_index_lists_what_is_there(tmp_path):
+    write_result(tmp_path / "nystrom_tutorial_smoke", a_result(), ABOUT)
+    benchmark = {"settings": {"what": "step"}, "machine": ABOUT["machine"]}
+    (tmp_path / "step_cpu.json").write_text(json.dumps(benchmark))
+    (tmp_path / "step_cpu.md").write_text("# Steps")
+    (tmp_path / "other.json").write_text("{}")
+    page = write_index(tmp_path).read_text()
+    assert (
+        "[A title](nystrom_tutorial_smoke/README.md) | smoke | Error 0.5 | a CPU | 2026-01-01 | `abc` |"
+        in page
+    )
+    assert "[step_cpu](step_cpu.md)" in page
+    assert "other" not in page
+
+
+def test_the_report_needs_no_other_file_and_names_what_is_absent(tmp_path):
+    folder = tmp_path / "nystrom_tutorial_smoke"
+    write_result(folder, a_result(plots={"picture": write_picture}), ABOUT)
+    page = write_report(tmp_path, "smoke", ["nystrom_tutorial", "lra"], {"lra": "no <data>"}).read_text()
+    assert "<h1>A title</h1>" in page
+    assert "<td>x</td>" in page
+    assert re.findall(r'src="([^"]*)"', page) == ["data:image/png;base64,cGljdHVyZQ=="]
+    assert "no &lt;data&gt;" in page
+
+
+def test_all_goes_on_after_an_absent_result(tmp_path, capsys, monkeypatch):
+    def made(settings):
+        return a_result("Made")
+
+    def impossible(settings):
+        raise UserError("no such data: write data=THERE")
+
+    module = SimpleNamespace(**{name: impossible if name == "landmarks" else made for name in ALL})
+    monkeypatch.setattr(package, "RESULTS", {name: f"module:{name}" for name in ALL})
+    monkeypatch.setattr(package, "import_module", lambda _: module)
+    assert main(["reproduce", "all", "scale=smoke", f"folder={tmp_path}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == f"{tmp_path}/report.html"
+    assert captured.err == "nystromformer: landmarks is absent: no such data: write data=THERE\n"
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("Made") == len(ALL) - 1
+    assert "no such data" in page
+
+
+def test_the_configuration_holds_no_folder_and_knows_the_checkpoint(tmp_path):
+    from dataclasses import replace
+
+    settings = compose("reproduce", ["figure=landmarks", "scale=smoke"])
+    plain = configuration_of(settings, "landmarks", "cpu")
+    assert plain["checkpoint"] is None
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"one")
+    mine = replace(settings, checkpoint=str(model), overrides=["data.files=/home/me/texts"])
+    first = configuration_of(mine, "landmarks", "cpu")
+    (model / "model.safetensors").write_bytes(b"two")
+    assert configuration_of(mine, "landmarks", "cpu") != first  # the same name, other weights
+    told = json.dumps(first) + command_of(mine, "landmarks")
+    assert str(tmp_path) not in told
+    assert "/home" not in told
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "write one of all, figure="),
+        (["figure=longer", "table=starts", "scale=smoke"], "write one of all, figure="),
+        (["all", "table=starts"], "write one of all, figure="),
+        (["table=glu"], "table='glu' is unknown"),
+        (["table=starts"], "starts is not of the paper: write scale=cpu or scale=smoke"),
+        (["figure=longer", "scale=sample"], "scale=sample is unknown"),
+        (["table=efficiency", "scale.efficiency.lengths=[]"], "scale.efficiency.lengths=[] measures nothing"),
+        (["figure=landmarks", "scale.heads.landmarks=512"], "512 landmarks of 512 tokens are exact"),
+        (["figure=landmarks", "scale=smoke", "scale.heads.length=513"], "512 positions: write at most"),
+    ],
+)
+def test_mistakes(words, line, capsys, tmp_path):
+    assert main(["reproduce", *words, f"folder={tmp_path}"]) == 2
+    assert line in capsys.readouterr().err
