@@ -1,15 +1,23 @@
-"""The pretraining runs behind a result: each is trained once, resumed where it stopped, and read again."""
+"""The runs behind a result: each is trained once, resumed where it stopped, and read again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
+from nystromformer.settings.finetune import REVIEW_TASKS, FinetuneSettings
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tasks.finetune import finetune
+from nystromformer.tasks.jobs import run_folder
+from nystromformer.tasks.outcome import results_in, summarise
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.pretrain import pretrain
 from nystromformer.training.run_folder import RunFolder
+
+Seeds = list[dict[str, Any]]
+"""What the seeds of a task left, one dictionary a seed."""
 
 
 def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:
@@ -34,3 +42,47 @@ def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainS
 def validations(run: PretrainSettings) -> list[Event]:
     """The run's validation events, in order of their steps."""
     return MetricsLog(RunFolder(run).metrics).events("validation")
+
+
+def finetuned(settings: ReproduceSettings, words: Sequence[str], checkpoint: str, *, name: str) -> Seeds:
+    """Run `nystromformer finetune WORDS` for the seeds that are not finished; all seeds of the best cell.
+
+    Raises:
+        UserError: a word is wrong, or the task's data are not at hand.
+    """
+    task = task_of(words)
+    root = [f"data.root={settings.glue_root}"] if settings.glue_root and task not in REVIEW_TASKS else []
+    run = compose(
+        "finetune",
+        [
+            *words,
+            *root,
+            f"checkpoint={checkpoint}",
+            f"name={name}",
+            f"runs_folder={settings.runs_folder}",
+        ],
+    )
+    assert isinstance(run, FinetuneSettings)
+    finetune(run)
+    folder = run_folder(run) / task
+    best = summarise(folder)["best"]
+    cell = (best["learning_rate"], best["batch_size"])
+    wanted = range(run.first_seed, run.first_seed + run.seeds)
+    return [
+        result
+        for result in results_in(folder)
+        if result["seed"] in wanted and (result["learning_rate"], result["batch_size"]) == cell
+    ]
+
+
+def task_of(words: Sequence[str]) -> str:
+    """The option of the last word `task=…`."""
+    return [word for word in words if word.startswith("task=")][-1].partition("=")[2]
+
+
+def without_folders(settings: ReproduceSettings, text: str) -> str:
+    """A reason as a page may tell it: where the files lie on this machine means nothing elsewhere."""
+    for name in ("glue_root", "runs_folder", "prepared_folder"):
+        if folder := getattr(settings, name):
+            text = text.replace(str(folder), name)
+    return text

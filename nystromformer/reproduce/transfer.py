@@ -7,7 +7,7 @@ have the same recipe, seeds and batches.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,10 @@ from nystromformer.benchmark.results import table
 from nystromformer.errors import UserError
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result, trained_bert
-from nystromformer.reproduce.runs import finished_run
-from nystromformer.settings.compose import compose
-from nystromformer.settings.finetune import SHORT_ROWS, FinetuneSettings
+from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, task_of, without_folders
+from nystromformer.settings.finetune import SHORT_ROWS
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.tasks.finetune import finetune as run_finetune
-from nystromformer.tasks.jobs import run_folder
-from nystromformer.tasks.outcome import results_in
 from nystromformer.training.run_folder import RunFolder
-
-Seeds = list[dict[str, Any]]
-"""What the seeds of a task left, one dictionary a seed."""
 
 ATTENTIONS = {"Nyström": "nystrom", "exact": "softmax"}
 _TOLD = {
@@ -42,17 +35,19 @@ def finetune(settings: ReproduceSettings) -> Result:
     measured: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
     for words in scale.tasks:
-        task = words.split()[0].partition("=")[2]
+        task = task_of(words.split())
         try:
             sides = {
-                side: _seeds_of(
-                    settings, [*scale.every, *words.split()], trained_bert(settings),
-                    [f"model.attention={attention}"], name=f"finetune_{attention}",
+                side: finetuned(
+                    settings,
+                    [*scale.every, *words.split(), f"model.attention={attention}"],
+                    trained_bert(settings),
+                    name=f"finetune_{attention}",
                 )
                 for side, attention in ATTENTIONS.items()
-            }  # fmt: skip
+            }
         except UserError as error:
-            absent[task] = str(error)
+            absent[task] = without_folders(settings, str(error))
             print(f"{task} is absent: {error}", flush=True)
             continue
         measured[task] = {side: _told(seeds) for side, seeds in sides.items()}
@@ -138,7 +133,7 @@ def short_rows(settings: ReproduceSettings) -> Result:
             for choice in SHORT_ROWS:
                 more = [f"model.short_rows={choice}", "model.attention=nystrom"]
                 name = f"short_rows_{start.lower()}_{choice}"
-                seeds = _seeds_of(settings, [*scale.every, *words.split()], checkpoint, more, name=name)
+                seeds = finetuned(settings, [*scale.every, *words.split(), *more], checkpoint, name=name)
                 found.setdefault(seeds[0]["title"], {}).setdefault(choice, {})[start] = _told(seeds)
     best = {start: _best(found, start) for start in starts}
     lines = [
@@ -181,29 +176,6 @@ def _best(found: Mapping[str, Mapping[str, Mapping[str, Any]]], start: str) -> t
         for choice in SHORT_ROWS
     }
     return max(means.items(), key=lambda item: item[1])
-
-
-def _seeds_of(
-    settings: ReproduceSettings, words: Sequence[str], checkpoint: str, more: Sequence[str], *, name: str
-) -> Seeds:
-    """Fine-tune what is not finished, and read all seeds that the words ask for."""
-    task = next(word for word in words if word.startswith("task=")).partition("=")[2]
-    root = (
-        [f"data.root={settings.glue_root}"]
-        if settings.glue_root and task not in ("imdb", "rotten_tomatoes")
-        else []
-    )
-    run = compose(
-        "finetune",
-        [
-            *words, *more, *root, f"checkpoint={checkpoint}", f"name={name}",
-            f"runs_folder={settings.runs_folder}", *settings.overrides,
-        ],
-    )  # fmt: skip
-    assert isinstance(run, FinetuneSettings)
-    run_finetune(run)
-    wanted = range(run.first_seed, run.first_seed + run.seeds)
-    return [result for result in results_in(run_folder(run) / task) if result["seed"] in wanted]
 
 
 def _told(seeds: Seeds) -> dict[str, Any]:

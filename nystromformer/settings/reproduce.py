@@ -61,7 +61,7 @@ class ReproduceSettings:
     device: str = "auto"
     """`auto` is the GPU where there is one, else the CPU."""
     overrides: list[str] = field(default_factory=list)
-    """More words for the runs behind a result, e.g. overrides=["data.workers=1"]."""
+    """More words for the pretraining runs behind a result, e.g. overrides=["data.workers=1"]."""
 
     @property
     def result(self) -> str:

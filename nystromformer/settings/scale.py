@@ -111,16 +111,27 @@ class SmallScale:
 
 @dataclass
 class GlueScale:
-    """table=glue: models, and what they are fine-tuned on."""
+    """table=glue: BERT, Nyströmformer at a length and at twice the length, fine-tuned."""
 
     bert: list[str] = field(default_factory=list)
-    """Words of the pretraining of BERT."""
+    """Words of BERT's pretraining; none takes the trained BERT as it is."""
     nystromformer: list[str] = field(default_factory=list)
-    """Words of the pretraining of Nyströmformer at the shorter length."""
+    """Words of Nyströmformer's pretraining; none takes the trained BERT as a Nyströmformer."""
     longer: list[str] = field(default_factory=list)
-    """Words of its continuation at the longer length; init.path is filled in."""
-    finetune: list[str] = field(default_factory=list)
+    """Words of its continuation at the longer length; init.path is filled in. None makes the position table
+    longer and trains nothing."""
+    lengths: list[int] = field(default_factory=lambda: [512, 1024])
+    """Tokens of an example, for the first two models and for the third."""
+    tasks: list[str] = field(default_factory=list)
+    """Each the words of one task, its name first, e.g. `task=sst2 task.epochs=3`."""
+    every: list[str] = field(default_factory=list)
     """Words of every fine-tuning."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from _nameless(self.tasks, "scale.glue")
+        yield from _too_small(self, "scale.glue", lengths=8)
+        if len(self.lengths) != 2:
+            yield f"scale.glue.lengths={self.lengths} are not two: write e.g. scale.glue.lengths=[512,1024]"
 
 
 @dataclass
