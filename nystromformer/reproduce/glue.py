@@ -84,7 +84,7 @@ def models_of(settings: ReproduceSettings) -> list[Model]:
     short, long = scale.lengths
     exact, nystrom = "model.attention=softmax", "model.attention=nystrom"
     bert = trained_bert(settings) if not (scale.bert and scale.nystromformer) else ""
-    found = []
+    found: list[Model] = []
     for title, name, pretraining, attention, length in (
         ("BERT", "bert", scale.bert, exact, short),
         (f"Nyströmformer {short}", f"nystromformer_{short}", scale.nystromformer, nystrom, short),

@@ -98,5 +98,6 @@ def _draw(measured: dict[str, Any], path: Path, width: int) -> None:
         axis.plot(counts, [max(one["mean"], floor) for one in found], **STYLES[1], label="mean")
         axis.axvline(width, color="black", linewidth=0.8, linestyle=":", label="rank of the matrix")
         axis.set(xlabel="landmarks", ylabel="Frobenius error", yscale="log")
-        axis.legend()
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(loc="lower left")
         save(fig, path)

@@ -37,7 +37,7 @@ class TrainedHeads:
         """(layer, head) of the heads on the pictures: spread evenly, not chosen by their errors."""
         layers, heads = self.query_TLHND.shape[1:3]
         count = min(count, layers * heads)
-        return [(k * layers // count, (k * heads // count + k // layers) % heads) for k in range(count)]
+        return [(k * layers // count, k * max(heads // count, 1) % heads) for k in range(count)]
 
     def exact(self, layer: int, head: int, text: int = 0) -> Tensor:
         """softmax(QKᵀ/√D) of one head on one text, (N, N)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def _lines(measured: dict[str, Any], scale: LraScale) -> list[str]:
             f"commonest class gives {about['chance']:.1%}.",
             "",
             *_times(measured, name),
+            *_at_chance(measured, name),
         ]
     return [*lines, "", *_differences(scale), ""]
 
@@ -153,6 +155,19 @@ def _accuracies(measured: dict[str, Any]) -> list[str]:
         chance += [f"{100 * measured['tasks'][name]['chance']:.1f}", ""]
         reformer += ["not of this project", f"{PUBLISHED['Reformer'][COLUMNS.index(name)]:.2f}"]
     return table(head, [*body, reformer, chance])
+
+
+def _at_chance(measured: dict[str, Any], task: str) -> list[str]:
+    """Names the models that learned nothing that the test examples can tell from chance."""
+    about = measured["tasks"][task]
+    chance = about["chance"]
+    least = chance + 2 * math.sqrt(chance * (1 - chance) / about["test"])
+    rows = [row for row in measured["rows"] if row["task"] == task]
+    below = [NAMES[row["attention"]] for row in rows if row["accuracy"] <= least]
+    if not below:
+        return []
+    told = f"not above chance by two standard errors ({least:.1%}) after so few steps"
+    return ["", f"{', '.join(below)}: {told}, so these rows compare times, not accuracies."]
 
 
 def _percent(row: dict[str, Any]) -> str:
@@ -190,7 +205,8 @@ def _differences(scale: LraScale) -> list[str]:
         f"Linformer attends to {scale.linformer_projected} mixtures, Longformer's window is "
         f"{scale.longformer_window}, Performer has {scale.performer_features} features. AdamW, "
         f"{scale.batch_size} rows a step, highest rate {scale.learning_rate:g}, linear warm-up over "
-        f"{scale.warmup_share:.0%} of the steps and linear decay.",
+        f"{scale.warmup_share:.0%} of the steps and linear decay: rates, steps and these sizes are this "
+        "project's choice, not the paper's.",
     ]
 
 
