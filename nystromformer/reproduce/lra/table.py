@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import math
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
