@@ -184,8 +184,8 @@ class TaskTrainingSettings:
     """Examples a device takes at once, the rest of a batch is accumulated; empty takes the whole batch."""
     eval_batch_size: int = 64
     """Examples at once where nothing is learned."""
-    precision: str = "float32"
-    """`bf16` multiplies in bf16 where `auto` does so if the device is fast at it; weights stay float32."""
+    precision: str = "auto"
+    """`float32`, `bf16`, or `auto`: bf16 where the device is fast at it; weights stay float32."""
     max_skipped_steps: int = 10
     """Steps with a gradient that is not finite change nothing; after so many the seed stops."""
     evaluations_per_epoch: int = 1

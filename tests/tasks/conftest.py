@@ -132,7 +132,7 @@ def words(checkpoint, tmp_path) -> Callable[..., list[str]]:
     def make(*more: str) -> list[str]:
         return [
             "finetune", f"checkpoint={checkpoint}", f"runs_folder={tmp_path / 'runs'}", "task.epochs=1",
-            "task.batch_sizes=[8]", "task.learning_rates=[1e-3]", *more,
+            "task.batch_sizes=[8]", "task.learning_rates=[1e-3]", "training.precision=float32", *more,
         ]  # fmt: skip
 
     return make

@@ -127,10 +127,11 @@ def test_killed_seeds_give_the_same_table(own, words, tmp_path):
     assert [r["curve"] for r in finished(run)] == [r["curve"] for r in finished(whole)]
 
 
+@pytest.mark.slow  # three processes import everything, twice
 def test_two_processes_share_the_seeds(own, words, tmp_path):
     make = [*custom(own), "data.max_train_examples=24", "seeds=3"]
     command = [sys.executable, "-m", "nystromformer", *words(*make, "processes=2", "name=two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert main(words(*make, "name=one")) == 0
     one, two = (finished(tmp_path / f"runs/{name}") for name in ("one", "two"))
@@ -139,7 +140,7 @@ def test_two_processes_share_the_seeds(own, words, tmp_path):
     assert [r["dev"]["loss"] for r in two] == pytest.approx([r["dev"]["loss"] for r in one], abs=1e-3)
     # A mistake that a process finds is one line of the command that started it.
     command = [*command, f"data.train={tmp_path / 'none.csv'}", "name=wrong"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "none.csv' does not exist" in done.stderr
 
