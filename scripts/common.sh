@@ -5,7 +5,8 @@
 #   sbatch scripts/slurm/run.sbatch scripts/glue_bert.sh      under Slurm, requeued until it is done
 #   DRY_RUN=1 scripts/glue_bert.sh                print the commands and run none
 #
-# Words after a recipe's name go to its pretraining: scripts/glue_bert.sh data.workers=16
+# Words after a recipe's name go to its pretraining, or to its result where it pretrains nothing:
+# scripts/glue_bert.sh data.workers=16
 # GLUE_ROOT names the folder with GLUE's own files; without it they come from the hub.
 # Every command goes on where it was stopped, so a recipe is run again until it ends.
 set -euo pipefail

@@ -13,7 +13,7 @@ from typing import Any
 from nystromformer.benchmark.results import table
 from nystromformer.errors import UserError
 from nystromformer.reproduce.result import Result, trained_bert
-from nystromformer.reproduce.runs import finetuned, finished_run, task_of, without_folders
+from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, task_of, why_absent
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tasks.definitions import TASKS
 from nystromformer.tasks.outcome import PAPER
@@ -43,31 +43,15 @@ def glue(settings: ReproduceSettings) -> Result:
     for text in scale.tasks:
         words = text.split()
         task = task_of(words)
-        try:
-            for model in models:
-                print(f"\n== {task}, {model.title}", flush=True)
-                name = f"glue_{settings.scale.name}_{model.run}"
-                seeds = finetuned(settings, [*scale.every, *words, *model.words], model.checkpoint, name=name)
-                measured.setdefault(task, {})[model.title] = {
-                    "figures": {
-                        figure: [result["dev"][figure] for result in seeds]
-                        for figure in seeds[0]["dev"]
-                        if figure not in ("loss", "score")
-                    },
-                    "seconds": sum(result["seconds"] for result in seeds),
-                    "examples": {
-                        part: facts["examples"]
-                        for part, facts in seeds[0]["data"].items()
-                        if isinstance(facts, dict)
-                    },
-                    "cut": seeds[0]["data"]["train"]["truncated"],
-                    "recipe": {key: seeds[0][key] for key in ("learning_rate", "batch_size", "epochs")},
-                }
-        except UserError as error:
-            if task in measured:  # the data are there: a model is at fault
-                raise
-            absent[task] = without_folders(settings, str(error))
-            print(f"{task} is absent: {error}", flush=True)
+        if reason := why_absent(settings, [*scale.every, *words]):
+            absent[task] = reason
+            print(f"{task} is absent: {reason}", flush=True)
+            continue
+        for model in models:
+            print(f"\n== {task}, {model.title}", flush=True)
+            name = f"glue_{settings.scale.name}_{model.run}"
+            seeds = finetuned(settings, [*scale.every, *words, *model.words], model.checkpoint, name=name)
+            measured.setdefault(task, {})[model.title] = _told(seeds)
     if not measured:
         raise UserError("\n".join(f"{task}: {reason}" for task, reason in absent.items()))
     return Result(
@@ -76,6 +60,24 @@ def glue(settings: ReproduceSettings) -> Result:
         lines=_lines(models, measured, absent),
         headline=_headline(models, measured, absent),
     )
+
+
+def _told(seeds: Seeds) -> dict[str, Any]:
+    """What the page and JSON hold of a model's seeds on a task."""
+    first = seeds[0]
+    return {
+        "figures": {
+            figure: [result["dev"][figure] for result in seeds]
+            for figure in first["dev"]
+            if figure not in ("loss", "score")
+        },
+        "seconds": sum(result["seconds"] for result in seeds),
+        "examples": {
+            part: facts["examples"] for part, facts in first["data"].items() if isinstance(facts, dict)
+        },
+        "cut": first["data"]["train"]["truncated"],
+        "recipe": {key: first[key] for key in ("learning_rate", "batch_size", "epochs")},
+    }
 
 
 def models_of(settings: ReproduceSettings) -> list[Model]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import REVIEW_TASKS, FinetuneSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tasks.finetune import finetune
 from nystromformer.tasks.jobs import run_folder
+from nystromformer.tasks.load import load_splits
 from nystromformer.tasks.outcome import results_in, summarise
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.pretrain import pretrain
@@ -20,8 +22,8 @@ Seeds = list[dict[str, Any]]
 """What the seeds of a task left, one dictionary a seed."""
 
 
-def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:
-    """Train what `nystromformer pretrain WORDS` trains, or go on with it; a finished run is left alone."""
+def composed_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:
+    """The settings of `nystromformer pretrain WORDS` in the result's own folders."""
     run = compose(
         "pretrain",
         [
@@ -32,6 +34,12 @@ def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainS
         ],
     )
     assert isinstance(run, PretrainSettings)
+    return run
+
+
+def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:
+    """Train what `nystromformer pretrain WORDS` trains, or go on with it; a finished run is left alone."""
+    run = composed_run(settings, words)
     folder = RunFolder(run)
     folder.check(run)
     if not folder.report.exists():
@@ -48,23 +56,11 @@ def finetuned(settings: ReproduceSettings, words: Sequence[str], checkpoint: str
     """Run `nystromformer finetune WORDS` for the seeds that are not finished; all seeds of the best cell.
 
     Raises:
-        UserError: a word is wrong, or the task's data are not at hand.
+        UserError: a word is wrong, or a seed cannot be trained.
     """
-    task = task_of(words)
-    root = [f"data.root={settings.glue_root}"] if settings.glue_root and task not in REVIEW_TASKS else []
-    run = compose(
-        "finetune",
-        [
-            *words,
-            *root,
-            f"checkpoint={checkpoint}",
-            f"name={name}",
-            f"runs_folder={settings.runs_folder}",
-        ],
-    )
-    assert isinstance(run, FinetuneSettings)
+    run = _composed_finetune(settings, [*words, f"checkpoint={checkpoint}", f"name={name}"])
     finetune(run)
-    folder = run_folder(run) / task
+    folder = run_folder(run) / run.task.name
     best = summarise(folder)["best"]
     cell = (best["learning_rate"], best["batch_size"])
     wanted = range(run.first_seed, run.first_seed + run.seeds)
@@ -73,6 +69,28 @@ def finetuned(settings: ReproduceSettings, words: Sequence[str], checkpoint: str
         for result in results_in(folder)
         if result["seed"] in wanted and (result["learning_rate"], result["batch_size"]) == cell
     ]
+
+
+def why_absent(settings: ReproduceSettings, words: Sequence[str]) -> str | None:
+    """Why a task has no data, in a line that names no folder of this machine; None if it has.
+
+    Raises:
+        UserError: a word is wrong.
+    """
+    run = _composed_finetune(settings, [*words, "checkpoint=any"])
+    try:
+        load_splits(run.task, run.data)
+    except UserError as error:
+        return without_folders(settings, str(error))
+    return None
+
+
+def _composed_finetune(settings: ReproduceSettings, words: Sequence[str]) -> FinetuneSettings:
+    task = task_of(words)
+    root = [f"data.root={settings.glue_root}"] if settings.glue_root and task not in REVIEW_TASKS else []
+    run = compose("finetune", [*words, *root, f"runs_folder={settings.runs_folder}"])
+    assert isinstance(run, FinetuneSettings)
+    return run
 
 
 def task_of(words: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from nystromformer.benchmark.results import table
 from nystromformer.errors import UserError
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result
-from nystromformer.reproduce.runs import finished_run, validations
+from nystromformer.reproduce.runs import composed_run, finished_run, validations
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 
@@ -28,12 +28,12 @@ def small(settings: ReproduceSettings) -> Result:
         UserError: the words of the two runs ask for different batches.
     """
     scale = settings.scale.small
+    bert, nystromformer = (composed_run(settings, words) for words in (scale.bert, scale.nystromformer))
+    check_same_batches(bert, nystromformer)
     runs: dict[str, PretrainSettings] = {}
     for model, words in (("BERT", scale.bert), ("Nyströmformer", scale.nystromformer)):
         print(f"\n== {model}", flush=True)
         runs[model] = finished_run(settings, words)
-    bert, nystromformer = runs.values()
-    check_same_batches(bert, nystromformer)
     curves = {model: validations(run) for model, run in runs.items()}
     last = {model: events[-1] for model, events in curves.items()}
     faster = last["BERT"]["seconds"] / last["Nyströmformer"]["seconds"]

@@ -15,7 +15,7 @@ from nystromformer.benchmark.results import table
 from nystromformer.errors import UserError
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result, trained_bert
-from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, task_of, without_folders
+from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, task_of, why_absent
 from nystromformer.settings.finetune import SHORT_ROWS
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.training.run_folder import RunFolder
@@ -36,20 +36,19 @@ def finetune(settings: ReproduceSettings) -> Result:
     absent: dict[str, str] = {}
     for words in scale.tasks:
         task = task_of(words.split())
-        try:
-            sides = {
-                side: finetuned(
-                    settings,
-                    [*scale.every, *words.split(), f"model.attention={attention}"],
-                    trained_bert(settings),
-                    name=f"finetune_{attention}",
-                )
-                for side, attention in ATTENTIONS.items()
-            }
-        except UserError as error:
-            absent[task] = without_folders(settings, str(error))
-            print(f"{task} is absent: {error}", flush=True)
+        if reason := why_absent(settings, [*scale.every, *words.split()]):
+            absent[task] = reason
+            print(f"{task} is absent: {reason}", flush=True)
             continue
+        sides = {
+            side: finetuned(
+                settings,
+                [*scale.every, *words.split(), f"model.attention={attention}"],
+                trained_bert(settings),
+                name=f"finetune_{attention}",
+            )
+            for side, attention in ATTENTIONS.items()
+        }
         measured[task] = {side: _told(seeds) for side, seeds in sides.items()}
         first = sides["Nyström"][0]
         measured[task] |= {
