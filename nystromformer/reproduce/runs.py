@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
@@ -50,6 +52,18 @@ def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainS
 def validations(run: PretrainSettings) -> list[Event]:
     """The run's validation events, in order of their steps."""
     return MetricsLog(RunFolder(run).metrics).events("validation")
+
+
+def at_chance(sop_accuracies: Sequence[float], *, rows: int) -> list[str]:
+    """Lines that say so where sentence order is within two standard errors of a coin's ½."""
+    band = 2 * math.sqrt(0.25 / rows)
+    if any(abs(accuracy - 0.5) > band for accuracy in sop_accuracies):
+        return []
+    return [
+        "",
+        f"Sentence order is at chance (0.5 ± {band:.3f}, two standard errors of {rows:,} rows): it is "
+        "learned later than runs of this size last, and its figures compare nothing yet.",
+    ]
 
 
 def finetuned(settings: ReproduceSettings, words: Sequence[str], checkpoint: str, *, name: str) -> Seeds:
@@ -100,6 +114,7 @@ def task_of(words: Sequence[str]) -> str:
 
 def without_folders(settings: ReproduceSettings, text: str) -> str:
     """A reason as a page may tell it: where the files lie on this machine means nothing elsewhere."""
+    text = text.replace(f" (seen from {Path.cwd()})", "")
     for name in ("glue_root", "runs_folder", "prepared_folder"):
         if folder := getattr(settings, name):
             text = text.replace(str(folder), name)

