@@ -225,7 +225,7 @@ def _headline(measured: dict[str, Any]) -> str:
 def _draw(measured: dict[str, Any], task: str, path: Path) -> None:
     """Training loss and accuracy by step; of several seeds the first one's."""
     rows = [row for row in measured["rows"] if row["task"] == task]
-    with figure(1, 2, width="page", height=2.4) as (fig, (loss, quality)):
+    with figure(1, 2, width="page", height=2.7) as (fig, (loss, quality)):
         for row, style in zip(rows, STYLES, strict=False):
             curve = row["curves"][0]
             steps = [point["step"] for point in curve]
@@ -236,5 +236,5 @@ def _draw(measured: dict[str, Any], task: str, path: Path) -> None:
         quality.axhline(chance, color="0.4", linewidth=0.8, label="commonest class")
         loss.set(title=f"{TITLES[task]}, training", xlabel="step", ylabel="loss (nats)")
         quality.set(title=f"{TITLES[task]}, test examples", xlabel="step", ylabel="accuracy (%)")
-        quality.legend(ncols=2)
+        fig.legend(*quality.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         save(fig, path)
