@@ -85,7 +85,7 @@ def _summary(error_T: Tensor) -> dict[str, Any]:
 
 
 def _draw(measured: dict[str, Any], path: Path, width: int) -> None:
-    counts, found = list(measured["errors"]), list(measured["errors"].values())
+    counts, found = [int(count) for count in measured["errors"]], list(measured["errors"].values())
     floor = 1e-13  # a logarithmic axis has no zero
 
     def of(place: int) -> list[float]:
