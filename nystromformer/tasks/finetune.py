@@ -26,7 +26,15 @@ from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
 from nystromformer.tasks.encoding import describe, encode
 from nystromformer.tasks.evaluate import open_classifier
-from nystromformer.tasks.jobs import Job, check_or_note, identity, jobs_of, run_folder, tasks_of
+from nystromformer.tasks.jobs import (
+    Job,
+    check_or_note,
+    forget_unstarted,
+    identity,
+    jobs_of,
+    run_folder,
+    tasks_of,
+)
 from nystromformer.tasks.load import load_splits
 from nystromformer.tasks.outcome import keep_best, prune_models, summarise, write_table
 from nystromformer.tasks.start import Checkpoint, max_length_of, read_checkpoint
@@ -58,7 +66,12 @@ def finetune(settings: FinetuneSettings) -> None:
     if done:
         print(f"{done} of {len(jobs)} seeds are done already", flush=True)
     if done < len(jobs):
-        _train_all(settings, len(jobs) - done)
+        try:
+            _train_all(settings, len(jobs) - done)
+        except UserError:
+            for task in tasks:
+                forget_unstarted(run_folder(settings) / task.name)
+            raise
     waiting = [job for job in jobs if not job.finished]
     if waiting:
         print(

@@ -116,6 +116,18 @@ def identity(settings: FinetuneSettings, task: TaskSettings) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in _FREE}
 
 
+def forget_unstarted(task_folder: Path) -> None:
+    """Remove a task's folder, and then an empty run's, where a mistake came before the first step."""
+    if any(path.is_file() and path.suffix != ".lock" for path in task_folder.glob("*/**/*")):
+        return
+    shutil.rmtree(task_folder, ignore_errors=True)
+    for folder in (task_folder.parent, task_folder.parent.parent):
+        try:
+            folder.rmdir()
+        except OSError:  # holds something else, or is gone
+            return
+
+
 def check_or_note(task_folder: Path, now: dict[str, Any]) -> None:
     """Compare with the settings of what is in a task's folder, or write them down.
 

@@ -216,9 +216,8 @@ def _details(folder: Path, summaries: dict[str, dict[str, Any]]) -> list[str]:
     first = next(iter(summaries.values()))
     model, machine = first["model"], first["machine"]
     lines += [
-        f"`{model['checkpoint']}` ({model['kind']}), {model['attention']} attention, "
-        f"{model['num_landmarks']} "
-        f"landmarks, short rows: {model['short_rows']}. The best checkpoint of a seed is chosen by "
+        f"`{'/'.join(Path(model['checkpoint']).parts[-2:])}` ({model['kind']}), "
+        f"{model['attention']} attention, {model['num_landmarks']} landmarks, short rows: {model['short_rows']}. The best checkpoint of a seed is chosen by "
         "the held-out examples that the figures are of.",
         "",
         *table(head, rows),

@@ -203,8 +203,9 @@ def test_wrong_tokenizer_and_checkpoint(own, words, checkpoint, tmp_path, capsys
     assert main(words(*custom(own), f"tokenizer_path={other}")) == 2
     error = capsys.readouterr().err
     assert f"the tokenizer of {other} 20 tokens: write the tokenizer_path=FOLDER" in error
-    assert main(words(*custom(own), f"checkpoint={tmp_path}")) == 2, "the mistaken command left nothing"
+    assert main(words(*custom(own), f"checkpoint={tmp_path}")) == 2
     assert "that folder holds no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists(), "a mistaken command leaves nothing"
     with pytest.raises(UserError, match=r"task=sst3 is unknown: did you mean task=sst2\?"):
         compose("finetune", ["task=sst3"])
 
