@@ -16,10 +16,11 @@ from nystromformer.settings.compose import (
     resolve,
 )
 from nystromformer.settings.finetune import FinetuneSettings
+from nystromformer.settings.reproduce import ReproduceSettings
 
 GROUPS = groups_in(config_folder())
 OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
-PRETRAINING_OPTIONS = [pair for pair in OPTIONS if pair[0] != "task"]
+PRETRAINING_OPTIONS = [pair for pair in OPTIONS if pair[0] not in ("task", "scale")]
 # Options that are incomplete without a word of their user's.
 NEEDED = {
     ("data", "text"): ["data.files=[a.txt]"],
@@ -49,6 +50,14 @@ def test_task_composes(option):
     settings = compose("finetune", [f"task={option}", "checkpoint=somewhere", *more])
     assert isinstance(settings, FinetuneSettings)
     assert settings.task.name == option
+
+
+@pytest.mark.parametrize("option", GROUPS["scale"])
+def test_scale_composes(option):
+    settings = compose("reproduce", ["all=true", f"scale={option}"])
+    assert isinstance(settings, ReproduceSettings)
+    assert settings.scale.name == option
+    assert settings.scale.told
 
 
 def test_paper_finetuning():
