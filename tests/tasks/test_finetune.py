@@ -49,7 +49,7 @@ def finished(run: Path, task: str = "custom") -> list[dict]:
 
 
 def test_planted_label_is_learned_and_the_model_used(own, words, tmp_path, capsys):
-    more = ["task.epochs=6", "task.learning_rates=[5e-3]", "task.batch_sizes=[16]", "name=learn"]
+    more = ["task.epochs=4", "task.learning_rates=[5e-3]", "task.batch_sizes=[16]", "name=learn"]
     assert main(words(*custom(own), *more, "model.hidden_dropout=0")) == 0
     printed = capsys.readouterr().out
     assert "custom: train: 324 examples; a 33.3%, b 33.3%, c 33.3%" in printed
@@ -105,14 +105,15 @@ def test_seeds_and_grid_are_not_repeated(own, words, tmp_path, capsys):
 
 def test_killed_seeds_give_the_same_table(own, words, tmp_path):
     """One process is killed in the middle, another is told to stop; a third goes on."""
-    make = [*custom(own), "seeds=2", "task.epochs=3", "training.evaluations_per_epoch=4"]
+    short = ["data.max_train_examples=120", "task.epochs=2", "training.evaluations_per_epoch=4"]
+    make = [*custom(own), "seeds=2", *short]
     assert main(words(*make, "name=whole")) == 0
     command = [sys.executable, "-m", "nystromformer", *words(*make, "name=killed")]
     whole, run = tmp_path / "runs/whole", tmp_path / "runs/killed"
     first, second = (run / f"custom/rate0.001_batch8/seed-{seed}" for seed in (0, 1))
     for folder, stop in ((first, "kill"), (second, "terminate")):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 120
         while not list(folder.glob("checkpoints/step-*")):
             assert process.poll() is None
             assert time.monotonic() < deadline
