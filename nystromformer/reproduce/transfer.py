@@ -234,7 +234,7 @@ def _shown(told: Mapping[str, Any], name: str) -> str:
 
 def _draw(measured: dict[str, Any], path: Path) -> None:
     """Each task's score, every seed a point, Nyström beside exact."""
-    with figure(width="column", height=2.4) as (fig, axis):
+    with figure(width="column", height=2.6) as (fig, axis):
         for number, (side, shift) in enumerate(zip(ATTENTIONS, (-0.12, 0.12), strict=True)):
             style = {**STYLES[number], "linestyle": "none"}
             for place, task in enumerate(measured["tasks"].values()):
@@ -245,5 +245,5 @@ def _draw(measured: dict[str, Any], path: Path) -> None:
                 )
         axis.set_xticks(range(len(measured["tasks"])), [task["title"] for task in measured["tasks"].values()])
         axis.set(ylabel="held-out score, per cent", xlim=(-0.5, len(measured["tasks"]) - 0.5))
-        axis.legend()
+        fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         save(fig, path)
