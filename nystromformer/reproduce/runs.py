@@ -13,7 +13,7 @@ from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import REVIEW_TASKS, FinetuneSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tasks.finetune import finetune
-from nystromformer.tasks.jobs import run_folder
+from nystromformer.tasks.jobs import jobs_of, run_folder
 from nystromformer.tasks.load import load_splits
 from nystromformer.tasks.outcome import results_in, summarise
 from nystromformer.training.metrics import Event, MetricsLog
@@ -74,6 +74,8 @@ def finetuned(settings: ReproduceSettings, words: Sequence[str], checkpoint: str
     """
     run = _composed_finetune(settings, [*words, f"checkpoint={checkpoint}", f"name={name}"])
     finetune(run)
+    if waiting := [job.label for job in jobs_of(run, run.task) if not job.finished]:
+        raise UserError(f"another command still trains {', '.join(waiting)}: the same command again after it")
     folder = run_folder(run) / run.task.name
     best = summarise(folder)["best"]
     cell = (best["learning_rate"], best["batch_size"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from filelock import FileLock
 
 from nystromformer.cli import main
 from nystromformer.settings.finetune import SHORT_ROWS
@@ -41,6 +42,14 @@ def test_a_task_without_data_is_named_and_the_others_compared(words, tmp_path, c
     measured = json.loads((tmp_path / "out/finetune_smoke/result.json").read_text())["measured"]
     assert measured["tasks"].keys() == {"rotten_tomatoes", "cola"}
     assert not measured["absent"]
+
+
+def test_a_seed_that_another_command_holds_is_named(words, tmp_path, capsys):
+    cell = tmp_path / "runs/finetune_nystrom/rotten_tomatoes/rate3e-05_batch4"
+    cell.mkdir(parents=True)
+    with FileLock(cell / "seed-0.lock"):
+        assert main([*words, "table=finetune", "scale.finetune.tasks=['task=rotten_tomatoes']"]) == 2
+    assert "another command still trains rotten_tomatoes rate3e-05_batch4 seed 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # the warm start's run, in a few steps
