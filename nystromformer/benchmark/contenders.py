@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,7 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
     if device.type == "cuda":
         found.append(make.ours(COMPOSED, None, "composed"))
         for name, backend in EXACT_ON_GPU.items():
-            contender = make.fused(name, lambda backend=backend: sdpa_kernel(backend))  # type: ignore[misc]
+            contender = make.fused(name, partial(sdpa_kernel, backend))
             if _runs(contender):
                 found.append(contender)
     if rows * settings.heads * length**2 * dtype.itemsize <= settings.largest_matrix * 1e9:

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def measure(contenders: Sequence[Contender], repeats: int, device: torch.device)
             with torch.no_grad():
                 forward[contender.name].append(seconds_of(contender.run, device))
             training[contender.name].append(
-                seconds_of(lambda c=contender: _train(c, seeds[c.name]), device)  # type: ignore[misc]
+                seconds_of(partial(_train, contender, seeds[contender.name]), device)
             )
     return {
         name: Measurement(Timing(forward[name]), Timing(training[name]), kept[name], peak[name])

@@ -13,7 +13,7 @@ from typing import Any
 from nystromformer.benchmark.results import table
 from nystromformer.errors import UserError
 from nystromformer.reproduce.result import Result, trained_bert
-from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, task_of, why_absent
+from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tasks.definitions import TASKS
 from nystromformer.tasks.outcome import PAPER
@@ -117,7 +117,7 @@ def _lines(models: list[Model], measured: dict[str, Any], absent: dict[str, str]
         [
             model.title,
             *(
-                _entry(measured[task][model.title]["figures"][figure]) if task in measured else "absent"
+                percent(measured[task][model.title]["figures"][figure]) if task in measured else "absent"
                 for task, figure in columns
             ),
         ]
@@ -167,13 +167,6 @@ def _headline(models: list[Model], measured: dict[str, Any], absent: dict[str, s
         shown.append(f"{TASKS[task].title} {pair}")
     told = f"BERT / {nystrom}: {', '.join(shown)}"
     return told + (f"; absent: {', '.join(TASKS[task].title for task in absent)}" if absent else "")
-
-
-def _entry(values: list[float]) -> str:
-    shown = [100 * value for value in values]
-    if len(shown) == 1:
-        return f"{shown[0]:.1f}"
-    return f"{statistics.median(shown):.1f} ({statistics.fmean(shown):.1f} ± {statistics.stdev(shown):.1f})"
 
 
 def _published(figures: dict[tuple[str, str], float], task: str, figure: str) -> str:

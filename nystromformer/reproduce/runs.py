@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,14 @@ def _composed_finetune(settings: ReproduceSettings, words: Sequence[str]) -> Fin
     run = compose("finetune", [*words, *root, f"runs_folder={settings.runs_folder}"])
     assert isinstance(run, FinetuneSettings)
     return run
+
+
+def percent(values: Sequence[float]) -> str:
+    """A figure of several seeds as the tables show it: median (mean ± sample standard deviation)."""
+    shown = [100 * value for value in values]
+    if len(shown) == 1:
+        return f"{shown[0]:.1f}"
+    return f"{statistics.median(shown):.1f} ({statistics.fmean(shown):.1f} ± {statistics.stdev(shown):.1f})"
 
 
 def task_of(words: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from nystromformer.benchmark.results import table
 from nystromformer.errors import UserError
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result, trained_bert
-from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, task_of, why_absent
+from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent
 from nystromformer.settings.finetune import SHORT_ROWS
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.training.run_folder import RunFolder
@@ -72,7 +72,7 @@ def finetune(settings: ReproduceSettings) -> Result:
             [
                 (
                     f"{found['title']} {name.replace('_', ' ')}",
-                    *(_shown(found[side], name) for side in ATTENTIONS),
+                    *(percent(_values(found[side], name)) for side in ATTENTIONS),
                     f"{100 * (_middle(found['exact'], name) - _middle(found['Nyström'], name)):+.1f}",
                     len(found["exact"]["seeds"]),
                 )
@@ -158,7 +158,7 @@ def short_rows(settings: ReproduceSettings) -> Result:
                 (
                     title,
                     f"`{choice}`: {_TOLD[choice]}",
-                    *(_shown(sides[start], "score") for start in starts),
+                    *(percent(_values(sides[start], "score")) for start in starts),
                 )
                 for title, choices in found.items()
                 for choice, sides in choices.items()
@@ -229,15 +229,6 @@ def _middle(told: Mapping[str, Any], name: str) -> float:
 
 def _median(seeds: Seeds) -> float:
     return statistics.median(result["dev"]["score"] for result in seeds)
-
-
-def _shown(told: Mapping[str, Any], name: str) -> str:
-    values = [100 * value for value in _values(told, name)]
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return (
-        f"{statistics.median(values):.1f} ({statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f})"
-    )
 
 
 def _draw(measured: dict[str, Any], path: Path) -> None:

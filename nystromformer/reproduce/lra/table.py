@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def lra(settings: ReproduceSettings) -> Result:
         measured,
         _lines(measured, scale),
         _headline(measured),
-        {f"{name}_curves": lambda m, path, name=name: _draw(m, name, path) for name in scale.tasks},  # type: ignore[misc]
+        {f"{name}_curves": partial(_draw, task=name) for name in scale.tasks},
     )
 
 
@@ -222,7 +223,7 @@ def _headline(measured: dict[str, Any]) -> str:
     return "Accuracy in percent. " + "; ".join(parts) + "."
 
 
-def _draw(measured: dict[str, Any], task: str, path: Path) -> None:
+def _draw(measured: dict[str, Any], path: Path, *, task: str) -> None:
     """Training loss and accuracy by step; of several seeds the first one's."""
     rows = [row for row in measured["rows"] if row["task"] == task]
     with figure(1, 2, width="page", height=2.7) as (fig, (loss, quality)):
