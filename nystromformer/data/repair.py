@@ -18,10 +18,11 @@ from nystromformer.data.making import make_blocks, make_tokenizer
 from nystromformer.data.plan import Plan, plan
 from nystromformer.data.preparation_page import write_page
 from nystromformer.data.preparation_report import measure, write_report
-from nystromformer.data.shards import ShardInfo, sha256_of_file
+from nystromformer.data.shards import ShardInfo
 from nystromformer.data.splits import SPLITS, SplitRule
 from nystromformer.data.unfinished import UnfinishedFolder
 from nystromformer.errors import UserError
+from nystromformer.files import sha256_of_file
 from nystromformer.settings import PrepareSettings
 
 _PREFIX = ".repair-"

@@ -10,7 +10,6 @@ Any Arrow reader opens it: `pyarrow.ipc.open_file(path).read_all()`.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from nystromformer.data.segmentation import Chunks
 from nystromformer.errors import UserError
+from nystromformer.files import sha256_of_file
 
 PARTIAL = ".partial"
 REBUILD = (
@@ -159,14 +159,6 @@ def offsets_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
-
-
-def sha256_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _list_array(values: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ListArray:

@@ -27,9 +27,10 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from nystromformer.data.shards import REBUILD, ShardInfo, ShardReader, replacing, sha256_of_file
+from nystromformer.data.shards import REBUILD, ShardInfo, ShardReader, replacing
 from nystromformer.data.splits import SPLITS
 from nystromformer.errors import UserError
+from nystromformer.files import sha256_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

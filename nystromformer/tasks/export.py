@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nystromformer.errors import UserError
+from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.tasks.definitions import Task
 from nystromformer.tasks.jobs import Job
 from nystromformer.tasks.start import max_length_of
-from nystromformer.training.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from nystromformer.tasks.training import TaskSetup

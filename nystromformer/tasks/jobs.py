@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
+from nystromformer.files import write_atomically
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import GLUE_TASKS, FinetuneSettings, TaskSettings
 from nystromformer.settings.mistakes import as_written
-from nystromformer.training.run_folder import write_atomically
 
 _FREE = frozenset(
     {

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.benchmark.results import table
+from nystromformer.files import write_atomically
 from nystromformer.settings.finetune import TASK_NAMES
-from nystromformer.training.run_folder import write_atomically
 
 PAPER: dict[str, dict[tuple[str, str], float]] = {
     "paper: BERT-base": {

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from nystromformer.benchmark.machine import machine
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
+from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import FinetuneSettings
@@ -43,7 +44,6 @@ from nystromformer.training.guard import Guard, NotFinite
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate, update
 from nystromformer.training.parallel import load_weights
-from nystromformer.training.run_folder import write_atomically
 from nystromformer.training.signals import StopRequest
 from nystromformer.training.step import gradient_norms, last_fault
 

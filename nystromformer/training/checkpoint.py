@@ -13,7 +13,6 @@ any moment leaves the previous checkpoint in use, and so does a disk that fills 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -29,8 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nystromformer.errors import UserError
+from nystromformer.files import sha256_of_file, write_atomically
 from nystromformer.training.parallel import load_moments, load_weights, whole_moments, whole_weights
-from nystromformer.training.run_folder import write_atomically
 
 
 @dataclass
@@ -91,7 +90,7 @@ def save_checkpoint(
             return
         save_file(weights, beside / "model.safetensors")
         _save(moments, beside / "optimizer.pt")
-        checksums = {file.name: _sha256(file) for file in sorted(beside.iterdir())}
+        checksums = {file.name: sha256_of_file(file) for file in sorted(beside.iterdir())}
         for file in beside.iterdir():
             _flush(file)
         state = {**asdict(progress), "validation_loss": validation_loss, "sha256": checksums}
@@ -182,7 +181,7 @@ def _complaint(checkpoint: Path) -> str | None:
     try:
         checksums = json.loads((checkpoint / "state.json").read_text())["sha256"]
         for name, expected in checksums.items():
-            if _sha256(checkpoint / name) != expected:
+            if sha256_of_file(checkpoint / name) != expected:
                 return f"{checkpoint / name} is damaged (its checksum differs)"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{checkpoint} is not whole ({type(error).__name__}: {error})"
@@ -240,14 +239,6 @@ def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from nystromformer.training.run_folder import write_atomically
+from nystromformer.files import write_atomically
 
 Event = dict[str, Any]
 """`kind` is `train`, `validation`, `approximation` or `skipped`; `step` counts optimizer steps done."""

@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase, pipeline
 from transformers.utils import logging as transformers_logging
 
 from nystromformer.data.storage import PreparedData
+from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForMaskedLM, NystromformerForPreTraining
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.curves import CHANCE_LOSS
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.page import report_page
 from nystromformer.training.progress import clock
-from nystromformer.training.run_folder import RunFolder, write_atomically
+from nystromformer.training.run_folder import RunFolder
 
 FILLED_SENTENCES = 3
 

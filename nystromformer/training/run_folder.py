@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 
 from nystromformer.errors import UserError
+from nystromformer.files import write_atomically
 from nystromformer.settings import PretrainSettings
 
 MAY_CHANGE = frozenset(
@@ -114,20 +115,6 @@ class RunFolder:
                     f"{self.path} holds a run with {key}={before.get(key)}, and now {key}={now.get(key)}: "
                     f"write {key}={_as_override(before.get(key))} to resume it, or name=OTHER for a new run"
                 )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new content, never half."""
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:  # a full disk: leave no half behind
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

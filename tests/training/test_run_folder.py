@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 
 from nystromformer.errors import UserError
+from nystromformer.files import write_atomically
 from nystromformer.settings import ModelSettings, PretrainSettings, TrainingSettings
-from nystromformer.training.run_folder import RunFolder, write_atomically
+from nystromformer.training.run_folder import RunFolder
 
 
 def settings(tmp_path, **changes) -> PretrainSettings:

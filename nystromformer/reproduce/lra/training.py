@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from nystromformer.errors import UserError
+from nystromformer.files import write_atomically
 from nystromformer.reproduce.lra.examples import LraTask
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
 from nystromformer.settings import TrainingSettings
@@ -35,7 +36,6 @@ from nystromformer.training.checkpoint import load_latest, save_checkpoint
 from nystromformer.training.devices import autocast, precision
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from nystromformer.training.run_folder import write_atomically
 
 _OF_TABLE = ("tasks", "attentions", "seeds", "checkpoint_every")
 """Fields of the scale that no single cell depends on."""
