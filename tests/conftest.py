@@ -19,6 +19,21 @@ _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 
 
+_LONGEST_ID = 100
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes and long or unprintable texts are numbered in ids, not quoted: an id is a name.
+
+    What is quoted must be the same in every process that collects; an archive holds the time of its making.
+    """
+    if isinstance(val, bytes):
+        return argname
+    if isinstance(val, str) and not (len(val) <= _LONGEST_ID and val.isprintable() and val.isascii()):
+        return argname
+    return None
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of larger texts, where the machine has one."""
