@@ -155,8 +155,8 @@ def _write_predictions(path: Path, task: Task, examples: Examples, logits: Logit
         shown = [repr(label) if task.regression else task.labels[int(label)] for label in examples.labels]
         given = {task.label: shown, **given}
     columns = {"index": [str(number) for number in range(len(examples))], **columns}
-    # The file's own columns keep their names, or it could not be read by them again.
-    columns = {_unlike(name, given): cells for name, cells in columns.items()} | given
+    # The task's columns keep their names, or this could not be read by them again.
+    columns = {_unlike(name, (*task.texts, task.label)): cells for name, cells in columns.items()} | given
     write_atomically(path, written([list(columns), *zip(*columns.values(), strict=True)]))
 
 

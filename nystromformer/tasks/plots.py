@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def _pyplot() -> Any:
 def _write(figure: Any, path: Path) -> None:
     """At once, never half."""
     beside = path.with_name(f".{path.stem}.tmp.png")
-    figure.savefig(beside, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # it draws a box instead
+        figure.savefig(beside, dpi=120)
     beside.replace(path)
     _pyplot().close(figure)

@@ -46,9 +46,7 @@ class Row:
         """The text in a column, cleaned; empty where there is none. Raises Unusable for what is no text."""
         value = self.cells.get(column)
         if isinstance(value, bool | list | dict):
-            raise Unusable(
-                f"is malformed ({column!r} is {_KINDS_OF_JSON[type(value)]}, where a text should be)"
-            )
+            raise Unusable(f"is malformed ({column!r} is {_named(value)}, where a text should be)")
         return _scalar(value)
 
     def label(self, column: str) -> str:
@@ -57,9 +55,7 @@ class Row:
         if isinstance(value, list) and len(value) == 1:
             (value,) = value
         if isinstance(value, list | dict):
-            raise Unusable(
-                f"is malformed ({column!r} is {_KINDS_OF_JSON[type(value)]}, where one label should be)"
-            )
+            raise Unusable(f"is malformed ({column!r} is {_named(value)}, where one label should be)")
         return _scalar(value)
 
 
@@ -270,7 +266,11 @@ def _is_unicode(texts: Iterable[str]) -> bool:
 
 # --- the values of JSON -------------------------------------------------------------------------------
 
-_KINDS_OF_JSON = {bool: "true or false", list: "a list", dict: "an object"}
+
+def _named(value: bool | list | dict) -> str:
+    if isinstance(value, bool):
+        return json.dumps(value)
+    return "a list" if isinstance(value, list) else "an object"
 
 
 class _Object(dict[str, Any]):
