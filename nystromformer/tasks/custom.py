@@ -8,7 +8,15 @@ from pathlib import Path
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings
 from nystromformer.tasks.definitions import Task, with_labels
-from nystromformer.tasks.splits import Examples, Splits, divide, number_of, read_examples
+from nystromformer.tasks.splits import (
+    Examples,
+    Splits,
+    divide,
+    label_of,
+    number_of,
+    read_examples,
+    texts_of,
+)
 from nystromformer.tasks.table_files import TableFile, Unusable
 
 _MOST_CLASSES = 1000
@@ -58,13 +66,10 @@ def _labels_in(file: TableFile, task: Task) -> list[str]:
     found: dict[str, None] = {}
     for row in file.rows():
         try:
-            value = row.label(task.label)
-            if not value:
-                raise Unusable(f"has no label in {task.label!r}")
+            texts_of(row, task, labelled=True)  # a row without text shows no class
+            found[label_of(row, task)] = None
         except Unusable as error:
             file.reject(row, str(error))
-            continue
-        found[value] = None
     if len(found) > _MOST_CLASSES:
         raise UserError(
             f"{file.path} has {len(found):,} different labels in {task.label!r}: name the right "

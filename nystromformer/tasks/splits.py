@@ -81,10 +81,7 @@ def read_examples(
     ids: list[str] = []
     for row in file.rows():
         try:
-            cells = tuple(row.text(column) for column in task.texts)
-            # A test row without text is to be answered all the same.
-            if labelled and not any(cells):
-                raise Unusable(f"is malformed (no text in {' and '.join(map(repr, task.texts))})")
+            cells = texts_of(row, task, labelled=labelled)
             if labelled:
                 labels.append(_label(row, task, label_ids))
         except Unusable as error:
@@ -95,10 +92,23 @@ def read_examples(
     return Examples(texts, labels if labelled else None, ids)
 
 
+def texts_of(row: Row, task: Task, *, labelled: bool) -> Texts:
+    """The texts of a row; raises Unusable for none, but a test row is to be answered all the same."""
+    texts = tuple(row.text(column) for column in task.texts)
+    if labelled and not any(texts):
+        raise Unusable(f"is malformed (no text in {' and '.join(map(repr, task.texts))})")
+    return texts
+
+
+def label_of(row: Row, task: Task) -> str:
+    """The label as it is written; raises Unusable where there is none."""
+    if label := row.label(task.label):
+        return label
+    raise Unusable(f"has no label in {task.label!r}")
+
+
 def _label(row: Row, task: Task, label_ids: dict[str, int]) -> float:
-    text = row.label(task.label)
-    if not text:
-        raise Unusable(f"has no label in {task.label!r}")
+    text = label_of(row, task)
     if not task.regression:
         if text not in label_ids:
             raise Unusable(f"has the label {shortened(text)}, which is none of {listed(label_ids)}")
@@ -133,13 +143,13 @@ def check(splits: Splits) -> Splits:
         return splits
     if task.num_labels < 2:
         raise UserError(
-            f"{splits.origin}: all examples have one label, {task.labels[0]!r}: bring another class"
+            f"{splits.origin}: all examples have one label, {shortened(task.labels[0])}: bring another class"
         )
     seen = Counter(splits.train.labels or [])
     for number, name in enumerate(task.labels):
         if not seen[number]:
             raise UserError(
-                f"{splits.origin}: no training example has the label {name!r}: bring some, or take "
+                f"{splits.origin}: no training example has the label {shortened(name)}: bring some, or take "
                 "more examples"
             )
     return splits

@@ -227,8 +227,9 @@ class TableFile:
         """The setting of a separator that cuts the header into several names, `wanted` among them."""
         for separator in () if self._is_json or self._headless else SEPARATORS:
             _, names = self._first(separator)
-            several = not isinstance(names, Exception) and len(names) > 1
-            if separator != self._separator and several and wanted in (None, *names):
+            if separator == self._separator or isinstance(names, Exception) or len(names) < 2:
+                continue
+            if wanted is None or wanted in names:
                 return f"{self._prefix}separator={separator}"
         return None
 

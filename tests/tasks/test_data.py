@@ -245,6 +245,12 @@ def test_skip_leaves_out_whatever_row_would_stop(bad, where, tmp_path, sst2):
     assert len(splits.skipped) == 1
 
 
+def test_a_row_without_text_shows_no_class(tmp_path):
+    train = write(tmp_path / "a.csv", "text,label\ngood,yes\nbad,no\n,perhaps\n")
+    splits = load("custom", train=str(train), dev=str(train), malformed_rows="skip")
+    assert splits.task.labels == ("no", "yes")
+
+
 def test_who_names_a_file_says_whether_it_has_quotes(sst2):
     """The same bytes: GLUE's definition has no quoting, a file of one's own has."""
     train = write(sst2 / "SST-2/train.tsv", 'sentence\tlabel\n"a good film"\t1\nbad , " he said\t0\n')
