@@ -89,9 +89,9 @@ class TaskDataSettings:
     separator: str | None = None
     """custom: what stands between the columns, `comma`, `semicolon`, `tab` or `pipe`; empty is the comma in
     .csv files and the tab in .tsv files."""
-    quotes: bool = True
-    """custom: cells may stand in double quotes, as pandas and spreadsheets write them; false for files like
-    GLUE's own, in which a quote is text."""
+    quotes: bool | None = None
+    """custom: whether cells may stand in double quotes, as pandas and spreadsheets write them; false for
+    files like GLUE's own, in which a quote is text. Empty is true, and stops where that is in doubt."""
     dev_fraction: float = 0.1
     """custom: share of each class that is held out, by the hash of its texts, always the same."""
     max_train_examples: int | None = None
@@ -303,8 +303,8 @@ class EvaluateSettings:
     """What stands between the columns, `comma`, `semicolon`, `tab` or `pipe`; empty is the comma in .csv
     files and the tab in .tsv files."""
     quotes: bool | None = None
-    """Whether cells may stand in double quotes, as pandas and spreadsheets write them; empty is true, but for
-    the files of the model's own GLUE task, in which a quote is text."""
+    """Whether cells may stand in double quotes, as pandas and spreadsheets write them. Empty is true, and
+    stops where that is in doubt; but false for files of the model's own GLUE task, where a quote is text."""
     folder: str = "evaluated"
     """Where predictions.tsv, result.json and, with labels, confusion.png go."""
     batch_size: int = 64

@@ -12,11 +12,19 @@ import io
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from nystromformer.data.lines import Line
 
-Record = tuple[int, list[str] | csv.Error]
-"""The line that a record begins on, counted from 1, and its cells, or what its quotes make unreadable."""
+
+class Record(NamedTuple):
+    line: int
+    """That it begins on, counted from 1."""
+    cells: list[str] | csv.Error
+    """Or what is wrong with its quotes."""
+    lines: list[str]
+    """As they stand in the file, without their ends."""
+
 
 _LONGEST_CELL = 2**31 - 1
 """The csv module stops at 131,072 characters by itself: less than a chapter. This is what a C long holds."""
@@ -46,7 +54,7 @@ def written(rows: Iterable[Sequence[str]], separator: str = "\t") -> str:
 def _plain(lines: Iterable[Line], separator: str) -> Iterator[Record]:
     for line in lines:
         if line.text:
-            yield line.number, line.text.split(separator)
+            yield Record(line.number, line.text.split(separator), [line.text])
 
 
 def _quoted(lines: Iterable[Line], separator: str) -> Iterator[Record]:
@@ -55,17 +63,17 @@ def _quoted(lines: Iterable[Line], separator: str) -> Iterator[Record]:
     # Written by hand, a quote often follows the separator and a space.
     reader = csv.reader(feed, delimiter=separator, skipinitialspace=True, strict=True)
     while True:
+        feed.taken = []
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield feed.taken[0].number, error
+            yield Record(feed.taken[0].number, error, [feed.taken[0].text])
             feed.give_back_all_but_the_first()
         else:
             if cells:
-                yield feed.taken[0].number, cells
-        feed.taken.clear()
+                yield Record(feed.taken[0].number, cells, [line.text for line in feed.taken])
 
 
 class _Feed:

@@ -27,7 +27,7 @@ from nystromformer.tasks.metrics import figures_of
 from nystromformer.tasks.plots import draw_confusion
 from nystromformer.tasks.splits import Examples, read_examples
 from nystromformer.tasks.start import open_tokenizer
-from nystromformer.tasks.table_files import TableFile
+from nystromformer.tasks.table_files import PREDICTIONS, TableFile
 from nystromformer.tasks.training import Logits, answers, predict
 from nystromformer.training import devices
 
@@ -109,7 +109,7 @@ def read_file(settings: EvaluateSettings, task: Task) -> Examples:
         task.texts,
         headless=task.headless if glues and path.name in ("train.tsv", "dev.tsv") else (),  # CoLA's
         separator=settings.separator,
-        quotes=not glues if settings.quotes is None else settings.quotes,
+        quotes=False if glues and settings.quotes is None else settings.quotes,
     )
     labelled = settings.label is not None or file.has(task.label)
     if labelled:
@@ -142,19 +142,19 @@ def _write_predictions(path: Path, task: Task, examples: Examples, logits: Logit
 
     Quoted where need be, so `evaluate` and pandas read what was read here, whatever stands in it.
     """
-    columns: dict[str, list[str]] = {}
+    index, prediction = PREDICTIONS
+    columns: dict[str, list[str]] = {index: [str(number) for number in range(len(examples))]}
     if task.regression:
-        columns["prediction"] = [f"{value:.6g}" for value in logits[:, 0]]
+        columns[prediction] = [f"{value:.6g}" for value in logits[:, 0]]
     else:
         chances = softmax(logits, axis=1)
-        columns["prediction"] = [task.labels[number] for number in np.argmax(logits, axis=1)]
+        columns[prediction] = [task.labels[number] for number in np.argmax(logits, axis=1)]
         for number, name in enumerate(task.labels):
             columns[f"p({name})"] = [f"{chance:.6f}" for chance in chances[:, number]]
     given = dict(zip(task.texts, (list(texts) for texts in zip(*examples.texts, strict=True)), strict=True))
     if examples.labels is not None:
         shown = [repr(label) if task.regression else task.labels[int(label)] for label in examples.labels]
         given = {task.label: shown, **given}
-    columns = {"index": [str(number) for number in range(len(examples))], **columns}
     # The task's columns keep their names, or this could not be read by them again.
     columns = {_unlike(name, (*task.texts, task.label)): cells for name, cells in columns.items()} | given
     write_atomically(path, written([list(columns), *zip(*columns.values(), strict=True)]))

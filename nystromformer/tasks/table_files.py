@@ -20,7 +20,10 @@ from nystromformer.tasks.delimited import Record, records
 
 KINDS = {".csv": "comma", ".tsv": "tab", ".jsonl": None}
 """Endings, and what stands between the columns where nothing else is said."""
+PREDICTIONS = ("index", "prediction")
+"""The first columns of the files that `evaluate` writes."""
 _HINT = "write a .csv, .tsv or .jsonl file"
+_LINES_OF_DOUBT = 3
 _MOST_NAMED = 10
 _LONGEST_NAME = 60
 
@@ -66,7 +69,7 @@ class TableFile:
         columns: that every row must have.
         headless: names of the columns where the file has no header line.
         separator: what stands between the columns, a name of SEPARATORS; None goes by the ending.
-        quotes: whether a cell may stand in double quotes.
+        quotes: whether a cell may stand in double quotes; None is true, but for a cell that looks like rows.
         setting: what the path was given by, for messages.
         skip: leave rows that cannot be used out and list them in `skipped`, rather than raise.
     """
@@ -78,7 +81,7 @@ class TableFile:
         *,
         headless: Sequence[str] = (),
         separator: str | None = None,
-        quotes: bool = True,
+        quotes: bool | None = None,
         setting: str = "file",
         skip: bool = False,
     ) -> None:
@@ -90,7 +93,8 @@ class TableFile:
         self._headless = list(headless)
         self._is_json = kind_of(self.path) == ".jsonl"
         self._separator = separator or KINDS[kind_of(self.path)] or ""
-        self._quotes = quotes
+        self._quotes = quotes is not False
+        self._doubt = quotes is None
         self._required: list[str] = []
         self.columns = self._header()
         """Names in the header, or of the first JSON line."""
@@ -151,7 +155,7 @@ class TableFile:
             if first is None:
                 raise UserError(f"{self.path} holds no rows: write one JSON object a line")
             return list(first.cells)
-        line, cells = self._first(self._separator)
+        line, cells, _ = self._first(self._separator)
         if isinstance(cells, Exception):
             likely = self._more_likely(None)
             raise UserError(
@@ -164,8 +168,10 @@ class TableFile:
 
     def _first(self, separator: str) -> Record:
         """The first record, cut at `separator`."""
-        line, cells = next(self._records(separator), (0, []))
-        return line, cells if isinstance(cells, Exception) else [cell.strip() for cell in cells]
+        record = next(self._records(separator), Record(0, [], []))
+        if isinstance(record.cells, Exception):
+            return record
+        return record._replace(cells=[cell.strip() for cell in record.cells])
 
     def _records(self, separator: str) -> Iterator[Record]:
         return records(self._lines(), SEPARATORS[separator], quotes=self._quotes)
@@ -175,10 +181,11 @@ class TableFile:
         if not self._headless:
             next(rows, None)
         width = len(self.columns)
-        for line, cells in rows:
+        for line, cells, raw in rows:
             if isinstance(cells, Exception):
                 yield line, self._on_quotes(cells)
                 continue
+            self._check_quoted(line, raw)
             while len(cells) > width and self._quotes and not cells[-1].strip():
                 cells.pop()  # a separator at the end of the line
             if len(cells) != width:
@@ -187,6 +194,22 @@ class TableFile:
                 yield line, "is malformed (no UTF-8)"
             else:
                 yield Row(dict(zip(self.columns, cells, strict=True)), self.path, line)
+
+    def _check_quoted(self, line: int, raw: list[str]) -> None:
+        """Raise UserError for lines that are one quoted cell, or many rows with a lone quote at both ends.
+
+        Tabs alone tell: a text seldom has one column's worth in each of three lines, and no doubled quote.
+        """
+        tabs = len(self.columns) - 1
+        if not (self._doubt and self._separator == "tab" and tabs and len(raw) >= _LINES_OF_DOUBT):
+            return
+        like_rows = all(text.count("\t") == tabs and '""' not in text for text in raw)
+        if like_rows and not _is_written_here(self.columns):
+            raise UserError(
+                f"{self.path}, lines {line} to {line + len(raw) - 1} are one cell in quotes, or as many rows: "
+                f"write {self._prefix}quotes=false where a quote is text, {self._prefix}quotes=true where "
+                "it is not"
+            )
 
     def _json_rows(self) -> Iterator[Row | tuple[int, str]]:
         for line in self._lines():
@@ -226,7 +249,7 @@ class TableFile:
     def _more_likely(self, wanted: str | None) -> str | None:
         """The setting of a separator that cuts the header into several names, `wanted` among them."""
         for separator in () if self._is_json or self._headless else SEPARATORS:
-            _, names = self._first(separator)
+            names = self._first(separator).cells
             if separator == self._separator or isinstance(names, Exception) or len(names) < 2:
                 continue
             if wanted is None or wanted in names:
@@ -255,6 +278,10 @@ def _the_file(path: Path, setting: str) -> Path:
             f"{setting}: {str(path)!r} matches {len(found)} files: name one, or join them into one"
         )
     return found[0]
+
+
+def _is_written_here(columns: Sequence[str]) -> bool:
+    return all(name.startswith(ours) for name, ours in zip(columns, PREDICTIONS, strict=False))
 
 
 def _is_unicode(texts: Iterable[str]) -> bool:

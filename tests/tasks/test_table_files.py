@@ -62,10 +62,10 @@ def test_what_pandas_writes_is_read(separator, rows, tmp_path):
         path, sep=SEPARATORS[separator], quoting=csv.QUOTE_ALL
     )  # the index has a column without name
     expected = [(clean(text), clean(label)) for text, label in rows]
-    assert texts(path, separator=separator) == expected
+    assert texts(path, separator=separator, quotes=True) == expected
     if not any("\r" in cell for row in rows for cell in row):  # which pandas itself leaves unquoted
         table.to_csv(path, sep=SEPARATORS[separator], index=False)
-        assert texts(path, separator=separator) == expected
+        assert texts(path, separator=separator, quotes=True) == expected
 
 
 @given(rows=ROWS)
@@ -84,7 +84,9 @@ def test_what_is_written_is_read_by_pandas_and_here(rows, separator, tmp_path):
     # pandas ends a cell at a NUL, and takes a line without content for none.
     if not any("\0" in cell for row in rows for cell in row):
         assert read.values.tolist() == [list(row) for row in rows]
-    assert texts(path, separator=separator) == [(clean(text), clean(label)) for text, label in rows]
+    assert texts(path, separator=separator, quotes=True) == [
+        (clean(text), clean(label)) for text, label in rows
+    ]
 
 
 def test_quotes_are_gone_from_a_tsv_file_and_a_cell_may_have_lines(tmp_path):
@@ -280,6 +282,26 @@ def test_without_quotes_a_quote_is_text(tmp_path):
     assert texts(path, quotes=False) == [('"Great" film', "y"), ('"lone', "x"), ('end"', "x")]
 
 
+@pytest.mark.parametrize(
+    "rows", ['"lone\t1\nb\t2\nend"\t3\n', '1\t"lone\n2\tb\n3\tend"\n'], ids=["first", "last"]
+)
+def test_quotes_that_swallow_rows_are_asked_about(rows, tmp_path):
+    """A quote that begins one row's text and one that ends another's: valid, and most likely not meant."""
+    path = put(tmp_path, "a.tsv", "text\tlabel\nfine\t0\n" + rows)
+    for skip in (False, True):
+        message = complaint(path, setting="data.train", skip=skip)
+        assert (
+            f"{path}, lines 3 to {2 + rows.count(chr(10))} are one cell in quotes, or as many rows" in message
+        )
+        assert "write data.quotes=false where a quote is text, data.quotes=true where it is not" in message
+    assert len(texts(path, quotes=False)) == 1 + rows.count("\n")
+    assert len(texts(path, quotes=True)) == 2
+    # Lines and tabs in a cell are no doubt by themselves.
+    other = put(tmp_path, "b.tsv", 'text\tlabel\n"a\tb\nc"\t0\n"a\nb\nc"\t0\n0\t"a\nb\tc\td\n"\n')
+    assert len(texts(other)) == 3
+    assert texts(put(tmp_path, "c.tsv", 'text\n"a\nb\nc"\n'), ["text"]) == [("a\nb\nc",)]
+
+
 @given(cells=st.lists(st.lists(st.text('ab",\n', max_size=5), min_size=1, max_size=3), max_size=6))
 @settings(max_examples=100, deadline=None)
 def test_reading_ends_and_every_line_is_accounted_for(cells):
@@ -287,12 +309,12 @@ def test_reading_ends_and_every_line_is_accounted_for(cells):
     raw = "\n".join(",".join(row) for row in cells)
     lines = [Line(number, text) for number, text in enumerate(raw.split("\n"), start=1)]
     found = list(records(lines, ",", quotes=True))
-    starts = [start for start, _ in found]
+    starts = [record.line for record in found]
     assert starts == sorted(set(starts))
     strict = csv.reader((line.text + "\n" for line in lines), strict=True, skipinitialspace=True)
     try:
         expected = [row for row in strict if row]
     except csv.Error:
-        assert any(isinstance(cells, csv.Error) for _, cells in found)
+        assert any(isinstance(record.cells, csv.Error) for record in found)
     else:
-        assert [cells for _, cells in found] == expected
+        assert [record.cells for record in found] == expected
