@@ -17,6 +17,7 @@ from nystromformer.data.documents import Source
 from nystromformer.errors import UserError
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+"""Endings in lower case; `compression_of` reads a name's in either."""
 _NULS_OF_TEXT = 8
 """A line of which more than one byte in so many is NUL is UTF-16 or no text; fewer are noise."""
 
@@ -60,14 +61,15 @@ def _expand(pattern: str, setting: str, hint: str) -> list[Path]:
     return paths
 
 
+def compression_of(path: Path) -> str:
+    """The ending of a compressed file in lower case, a key of COMPRESSION; empty for a plain one."""
+    ending = path.suffix.lower()
+    return ending if ending in COMPRESSION else ""
+
+
 def kind_of(path: Path) -> str:
-    """The suffix below the compression's, in small letters."""
+    """The ending below the compression's, in lower case."""
     return (path.with_suffix("") if compression_of(path) else path).suffix.lower()
-
-
-def compression_of(path: Path) -> str | None:
-    """What the file is compressed with, by its suffix in any case; None where it is not."""
-    return COMPRESSION.get(path.suffix.lower())
 
 
 def source_of(path: Path) -> Source:
@@ -97,7 +99,7 @@ def lines(path: Path, *, errors: str = "strict") -> Iterator[Line]:
 
 
 def _open(path: Path) -> BinaryIO:
-    compression = compression_of(path)
+    compression = COMPRESSION.get(compression_of(path))
     if compression is None:
         return open(path, "rb", buffering=2**20)
     if compression == "xz":  # which Arrow does not know

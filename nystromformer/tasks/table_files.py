@@ -206,9 +206,8 @@ class TableFile:
         like_rows = all(text.count("\t") == tabs and '""' not in text for text in raw)
         if like_rows and not _is_written_here(self.columns):
             raise UserError(
-                f"{self.path}, lines {line} to {line + len(raw) - 1} are one cell in quotes, or as many rows: "
-                f"write {self._prefix}quotes=false where a quote is text, {self._prefix}quotes=true where "
-                "it is not"
+                f"{self.path}, lines {line} to {line + len(raw) - 1} are one quoted cell, or as many rows: "
+                f"write {self._prefix}quotes=false where a quote is text, or {self._prefix}quotes=true"
             )
 
     def _json_rows(self) -> Iterator[Row | tuple[int, str]]:

@@ -281,6 +281,17 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     assert "columns 1 and 3" in complaint("custom", **{**words, "label": "note"})
 
 
+def test_a_header_alone(tmp_path):
+    train = write(tmp_path / "a.csv", "text,label\n")
+    dev = write(tmp_path / "b.csv", "text,label\ngood,yes\nbad,no\n")
+    assert f"{train} has 0 rows, too few to hold some back" in complaint("custom", train=str(train))
+    for regression in (False, True):
+        words = {"regression": regression, "metric": "pearson" if regression else "accuracy"}
+        message = complaint("custom", train=str(train), dev=str(train), **words)
+        assert message == f"{train}: there are no training examples of custom: bring some"
+    assert "there are no dev examples" in complaint("custom", train=str(dev), dev=str(train))
+
+
 def test_semicolons(tmp_path):
     train = write(tmp_path / "a.csv", 'text;label\n"good; really";1\nbad, too;0\n')
     words = {"train": str(train), "dev": str(train)}

@@ -290,10 +290,8 @@ def test_quotes_that_swallow_rows_are_asked_about(rows, tmp_path):
     path = put(tmp_path, "a.tsv", "text\tlabel\nfine\t0\n" + rows)
     for skip in (False, True):
         message = complaint(path, setting="data.train", skip=skip)
-        assert (
-            f"{path}, lines 3 to {2 + rows.count(chr(10))} are one cell in quotes, or as many rows" in message
-        )
-        assert "write data.quotes=false where a quote is text, data.quotes=true where it is not" in message
+        assert f"{path}, lines 3 to {2 + rows.count(chr(10))} are one quoted cell, or as many rows" in message
+        assert "write data.quotes=false where a quote is text, or data.quotes=true" in message
     assert len(texts(path, quotes=False)) == 1 + rows.count("\n")
     assert len(texts(path, quotes=True)) == 2
     # Lines and tabs in a cell are no doubt by themselves.
