@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import io
 import lzma
@@ -16,6 +17,7 @@ from nystromformer.data.documents import Source
 from nystromformer.errors import UserError
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+"""Endings in lower case; `compression_of` reads a name's in either."""
 _NULS_OF_TEXT = 8
 """A line of which more than one byte in so many is NUL is UTF-16 or no text; fewer are noise."""
 
@@ -59,28 +61,35 @@ def _expand(pattern: str, setting: str, hint: str) -> list[Path]:
     return paths
 
 
+def compression_of(path: Path) -> str:
+    """The ending of a compressed file in lower case, a key of COMPRESSION; empty for a plain one."""
+    ending = path.suffix.lower()
+    return ending if ending in COMPRESSION else ""
+
+
 def kind_of(path: Path) -> str:
-    """The suffix below the compression's."""
-    return path.with_suffix("").suffix if path.suffix in COMPRESSION else path.suffix
+    """The ending below the compression's, in lower case."""
+    return (path.with_suffix("") if compression_of(path) else path).suffix.lower()
 
 
 def source_of(path: Path) -> Source:
     """The file as an input: a corpus that moved to another folder is still the same corpus."""
     stat = path.stat()
-    size = None if path.suffix in COMPRESSION else stat.st_size
+    size = None if compression_of(path) else stat.st_size
     return Source(path.name, size, f"{stat.st_size} bytes of {stat.st_mtime_ns} ns")
 
 
-def lines(path: Path) -> Iterator[Line]:
+def lines(path: Path, *, errors: str = "strict") -> Iterator[Line]:
     """The lines of a file, counted from 1, without their ends and without a byte-order mark.
 
-    Raises UserError with the place for what is no UTF-8 and for a damaged archive.
+    Raises UserError with the place for a damaged archive, and for what is no UTF-8; with
+    `errors="surrogateescape"` such bytes become surrogates instead, and the line goes on.
     """
     offset = 0
     try:
         with _open(path) as file:
             for number, line in enumerate(file, start=1):
-                yield Line(number, _decode(line, path, offset, first=number == 1))
+                yield Line(number, _decode(line, path, offset, errors, first=number == 1))
                 offset += len(line)
     except (OSError, EOFError, lzma.LZMAError) as error:
         # Arrow reports a damaged or truncated archive as an OSError too.
@@ -90,7 +99,7 @@ def lines(path: Path) -> Iterator[Line]:
 
 
 def _open(path: Path) -> BinaryIO:
-    compression = COMPRESSION.get(path.suffix)
+    compression = COMPRESSION.get(compression_of(path))
     if compression is None:
         return open(path, "rb", buffering=2**20)
     if compression == "xz":  # which Arrow does not know
@@ -100,13 +109,15 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(stream, 2**20))
 
 
-def _decode(line: bytes, path: Path, offset: int, *, first: bool) -> str:
+def _decode(line: bytes, path: Path, offset: int, errors: str, *, first: bool) -> str:
+    if first and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path} is UTF-16: convert it, for instance with iconv -f utf-16 -t utf-8")
     if b"\0" in line and line.count(b"\0") * _NULS_OF_TEXT > len(line):
         raise UserError(
             f"{path} is binary or UTF-16 (a NUL byte at offset {offset + line.index(0)}): give text in UTF-8"
         )
     try:
-        text = line.decode("utf-8-sig" if first else "utf-8")
+        text = line.decode("utf-8-sig" if first else "utf-8", errors)
     except UnicodeDecodeError as error:
         # The decoder counts without the byte-order mark it skipped.
         skipped = 3 if first and line.startswith(b"\xef\xbb\xbf") else 0
