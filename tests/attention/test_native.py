@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nystromformer import nystrom_attention
-from nystromformer.attention import build, native
+from nystromformer.attention import native
 
 needs_kernel = pytest.mark.skipif(native.library() is None, reason="no g++ on Linux to compile the kernel")
 
