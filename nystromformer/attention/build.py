@@ -83,6 +83,14 @@ def fingerprint() -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
+def cpu_name() -> str:
+    """The processor by name, and by its instruction sets, of which virtual machines hide some."""
+    facts = _cpu()
+    names = [line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith("model name")]
+    name = names[0] if names else platform.machine()
+    return f"{name} ({hashlib.sha256(facts.encode()).hexdigest()[:4]})"
+
+
 # --- the cache ----------------------------------------------------------------------------------------
 
 
