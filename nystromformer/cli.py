@@ -21,6 +21,7 @@ from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
 from nystromformer.settings.prepare import PrepareCommandSettings, ShardOf
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.threads import let_waiting_threads_sleep
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ options
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 2 for the user's mistake, 130 for Ctrl-C."""
+    let_waiting_threads_sleep()  # before any command imports torch
     try:
         dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

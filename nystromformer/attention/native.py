@@ -1,37 +1,31 @@
 """`kernel/nystrom.cpp`, compiled for the machine at hand and called on tensors' memory.
 
-The first use compiles it with g++ (seconds) into the user's cache, one file for each version of the
-source, compiler and CPU. Where there is no g++, or `NYSTROMFORMER_CPU_KERNEL=0` is set, or shapes do not
-suit it, `cpu.py` computes the same with PyTorch's operators, at about a third of the speed.
+The first use compiles it with g++ (seconds), see `build`. Where there is no g++, or
+`NYSTROMFORMER_CPU_KERNEL=0` is set, or shapes do not suit it, `cpu.py` computes the same with PyTorch's
+operators, at about a third of the speed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
-import platform
-import shutil
 import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from nystromformer.attention import build
+
 logger = logging.getLogger(__name__)
 
-SOURCES = Path(__file__).with_name("kernel")
 SWITCH = "NYSTROMFORMER_CPU_KERNEL"
 """Environment variable; 0 keeps to PyTorch's operators."""
 MULTIPLE = 16
 """Landmarks and head width have to be multiples of so many: the widest vector's lanes."""
-# -march=native, because the vectors' width is the speed. No -ffast-math: NaN has to stay NaN.
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -190,65 +184,15 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        kernel = ctypes.CDLL(str(compiled()))
+        kernel = build.load()
     except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
         logger.warning(
             "attention runs on PyTorch's operators, at about a third of the speed: its kernel could not be "
             "compiled (%s)",
-            detail.strip().splitlines()[0] if detail.strip() else type(error).__name__,
+            build.told(error),
         )
         return None
     kernel.problem_size.restype = ctypes.c_int64
     if kernel.problem_size() != ctypes.sizeof(_Problem):
-        raise RuntimeError(f"{SOURCES / 'problem.h'} and {Path(__file__).name} disagree about Problem")
+        raise RuntimeError(f"{build.SOURCES / 'problem.h'} and {Path(__file__).name} disagree about Problem")
     return kernel
-
-
-def compiled() -> Path:
-    """The shared library's file, compiled first where it is missing.
-
-    Raises:
-        OSError: no g++, or nowhere to write.
-        subprocess.SubprocessError: the compiler failed.
-    """
-    if sys.platform != "linux":
-        raise OSError(f"no recipe for {sys.platform}")
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise OSError(f"{os.environ.get('CXX', 'g++')} is not installed")
-    file = _cache() / f"nystrom-{_fingerprint(compiler)}.so"
-    if file.exists():
-        return file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Beside and renamed: several processes may come here at once, and one may be killed.
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        beside = Path(folder) / file.name
-        command = [compiler, *FLAGS, "-o", str(beside), str(SOURCES / "nystrom.cpp")]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        beside.replace(file)
-    return file
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "nystromformer"
-
-
-def _fingerprint(compiler: str) -> str:
-    """Of all that the machine code depends on: homes are shared by machines with other CPUs."""
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
-    sources = [file.read_bytes() for file in sorted(SOURCES.iterdir())]
-    parts = [*sources, version, " ".join(FLAGS).encode(), _cpu().encode()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _cpu() -> str:
-    """The machine's instruction sets, as Linux lists them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    wanted = ("model name", "flags", "Features", "CPU part")
-    facts = dict.fromkeys(line for line in lines if line.startswith(wanted))
-    return "\n".join([platform.machine(), *facts])

@@ -16,10 +16,12 @@ choices, is composed of PyTorch's operators in `composed.py`.
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
+from nystromformer.attention import build, native
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.convolution import check_weight
 from nystromformer.attention.cpu import nystrom_attention_on_cpu
@@ -98,6 +100,28 @@ def nystrom_attention(
         conv_weight,
         segments,
     )
+
+
+def computed_by(
+    query: Tensor,
+    num_landmarks: int,
+    pinv_iterations: int | None,
+    landmarks: str,
+    implementation: str | None = None,
+) -> str:
+    """What computes such calls of `nystrom_attention`, whose last bits differ from one to the other.
+
+    Args:
+        query: (B, H, N, D), read for its shape, device and dtype alone.
+    """
+    implementation = implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device)
+    if implementation == "composed" or _why_no_operator(query, num_landmarks, pinv_iterations, landmarks):
+        return "composed of PyTorch's operators"
+    if query.device.type != "cpu":
+        return f"Triton {version('triton')}"
+    if native.suits(query, num_landmarks):
+        return f"compiled kernel {build.fingerprint()}"
+    return "PyTorch's operators, row by row"
 
 
 def _default_on(device: torch.device) -> str:

@@ -19,7 +19,8 @@ class TrainingSettings:
 
     steps: int = 100_000
     max_minutes: float | None = None
-    """End after so many minutes if the steps are not done; the rate then decays over the minutes."""
+    """End after so many minutes if the steps are not done; the rate then decays over the minutes. Ten seconds
+    after the first step the run says whether they will be."""
     global_batch_size: int = 256
     micro_batch_size: int | None = None
     """Examples a device takes at once, the rest is accumulated; empty takes a group of like length, see

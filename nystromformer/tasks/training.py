@@ -40,6 +40,7 @@ from nystromformer.tasks.splits import Splits
 from nystromformer.tasks.start import Checkpoint, build_classifier, max_length_of
 from nystromformer.training import devices
 from nystromformer.training.checkpoint import load_latest, save_checkpoint, saved_steps
+from nystromformer.training.computation import note_computation
 from nystromformer.training.guard import Guard, NotFinite
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate, update
@@ -106,7 +107,9 @@ def train_seed(setup: TaskSetup, job: Job, say: Callable[[str], None]) -> None:
     progress = load_latest(checkpoints, model, optimizer, accelerator)
     if progress.step == 0:
         torch.manual_seed(job.seed)  # dropout
-    autocast = devices.autocast(devices.precision(recipe, accelerator.device), accelerator.device)
+    dtype = devices.precision(recipe, accelerator.device)
+    note_computation(progress, model.config, accelerator, dtype, say)
+    autocast = devices.autocast(dtype, accelerator.device)
     batches = TaskBatches(
         setup.train,
         batch_size=job.batch_size,

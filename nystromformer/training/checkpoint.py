@@ -18,7 +18,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Progress:
     """Steps that changed nothing, because a loss or gradient was not finite."""
     data: str = ""
     """Name of the prepared data that the run reads; it says what the data was made from."""
+    computation: dict[str, str] = field(default_factory=dict)
+    """What computes the run, on its main process; see `computation`."""
 
 
 class CheckpointNotWritten(UserError):
@@ -141,9 +143,7 @@ def load_latest(
         else:  # the run goes on with more processes than it had
             torch.manual_seed(step * 1_000_003 + accelerator.process_index)
         state = json.loads((checkpoint / "state.json").read_text())
-        return Progress(
-            **{field.name: state[field.name] for field in fields(Progress) if field.name in state}
-        )
+        return Progress(**{part.name: state[part.name] for part in fields(Progress) if part.name in state})
     if broken:
         raise UserError(f"{broken[0]}, and no earlier one is whole: remove {folder.parent} to start again")
     return Progress()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from nystromformer.errors import UserError
+from nystromformer.training import devices
+from nystromformer.training.computation import note_computation
 from nystromformer.training.guard import check_finite
 from nystromformer.training.run import Run, measure
 
@@ -38,6 +42,8 @@ def check_run(run: Run) -> None:
                 "remove the folder, and the same command prepares it again"
             )
     if not progress.finished:
+        dtype = devices.precision(run.settings.training, run.accelerator.device)
+        note_computation(progress, config, run.accelerator, dtype, partial(print, flush=True))
         result = measure(run, count=run.batches.examples_at_once)
         check_finite(
             "the loss of one held-out batch, before any training,",

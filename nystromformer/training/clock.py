@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from nystromformer.settings import TrainingSettings
 from nystromformer.training.checkpoint import Progress
 
 T = TypeVar("T")
@@ -74,3 +75,39 @@ class Clock:
         before = time.perf_counter()
         yield
         self._lap_began += time.perf_counter() - before
+
+
+class Forecast:
+    """What a run with a time limit is in for on this machine, from the first steps of a session."""
+
+    LEAST_SECONDS = 10.0
+    LEAST_STEPS = 3
+
+    def __init__(self, progress: Progress, settings: TrainingSettings) -> None:
+        self._progress = progress
+        self._steps = settings.steps
+        self._minutes = settings.max_minutes
+        self._told = settings.max_minutes is None
+        self._first: tuple[int, float] | None = None
+
+    def told(self) -> str | None:
+        """To be asked after every step: one line, once, as soon as steps have been measured long enough."""
+        if self._told or self._minutes is None:
+            return None
+        step, seconds = self._progress.step, self._progress.seconds
+        if self._first is None:  # what the first step makes once is no part of the others
+            self._first = (step, seconds)
+        steps, took = step - self._first[0], seconds - self._first[1]
+        if steps < self.LEAST_STEPS or took < self.LEAST_SECONDS:
+            return None
+        self._told = True
+        each = took / steps
+        reached = step + (60 * self._minutes - seconds) / each
+        if reached < self._steps:
+            return (
+                f"this machine makes about {reached:,.0f} of the {self._steps:,} steps in the "
+                f"{self._minutes:g} minutes of training.max_minutes; the rate falls to zero over those"
+            )
+        minutes = max(round((seconds + (self._steps - step) * each) / 60), 1)
+        unit = "minute" if minutes == 1 else "minutes"
+        return f"this machine needs about {minutes:,} {unit} for the {self._steps:,} steps"

@@ -22,7 +22,7 @@ from nystromformer.training.agreement import Agreement
 from nystromformer.training.batches import RunBatches
 from nystromformer.training.checkpoint import Progress, load_latest, saved_steps
 from nystromformer.training.checks import check_run
-from nystromformer.training.clock import Clock
+from nystromformer.training.clock import Clock, Forecast
 from nystromformer.training.curves import draw_approximation, draw_curves, draw_speed
 from nystromformer.training.flops import peak_flops
 from nystromformer.training.guard import Guard
@@ -125,7 +125,7 @@ def train(run: Run, stop: StopRequest) -> None:
     if progress.finished:
         return
     run.wrapped.train()
-    clock = Clock(progress, settings.max_minutes)
+    clock, forecast = Clock(progress, settings.max_minutes), Forecast(progress, settings)
     agreement = Agreement(accelerator)
     profiler = StepProfiler(
         run.folder.profile, settings.profile_steps * accelerator.is_main_process, accelerator.device
@@ -153,6 +153,8 @@ def train(run: Run, stop: StopRequest) -> None:
             display.advance(progress.step)
             last = progress.finished = progress.step == settings.steps or clock.spent() >= 1
             stopping = stop.decide(votes)
+            if told := forecast.told():
+                display.say(told)
 
             with clock.outside_laps():
                 if profiler.step():

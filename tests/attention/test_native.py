@@ -1,10 +1,6 @@
 """The compiled kernel: equal to PyTorch's operators, to the bit whatever runs beside it, never required."""
 
-import ctypes
 import logging
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -190,29 +186,3 @@ def test_the_switch_turns_it_off(fresh, monkeypatch, caplog):
     assert native.library() is None
     assert not fresh.exists()
     assert caplog.text == ""
-
-
-@needs_kernel
-def test_processes_that_start_together_share_one_file(tmp_path):
-    program = "from nystromformer.attention import native; print(native.compiled())"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    printed = {process.communicate(timeout=120)[0].strip() for process in started}
-    assert len(printed) == 1
-    (file,) = (tmp_path / "nystromformer").iterdir()
-    assert str(file) in printed
-    assert ctypes.CDLL(str(file)).problem_size()
-
-
-@needs_kernel
-def test_another_cpu_gets_a_file_of_its_own(monkeypatch):
-    here = native._fingerprint("g++")
-    monkeypatch.setattr(native, "_cpu", lambda: "another")
-    assert native._fingerprint("g++") != here

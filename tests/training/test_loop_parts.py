@@ -1,8 +1,11 @@
 """Small parts of the loop: agreement, signals, the clock, the trace, the best checkpoint, the checks."""
 
 import json
+import re
 import shutil
 import signal
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +14,11 @@ from accelerate import Accelerator
 
 from nystromformer.cli import main
 from nystromformer.settings import TrainingSettings
-from nystromformer.training import devices
+from nystromformer.settings.compose import compose
+from nystromformer.training import devices, pretrain
 from nystromformer.training.agreement import Agreement
 from nystromformer.training.checkpoint import Progress, save_checkpoint, saved_steps
-from nystromformer.training.clock import Clock
+from nystromformer.training.clock import Clock, Forecast
 from nystromformer.training.signals import SIGNALS, StopRequest
 
 
@@ -47,8 +51,6 @@ def test_the_clock_tells_waiting_from_training():
     clock = Clock(Progress(), None)
 
     def slow():
-        import time
-
         time.sleep(0.05)
         yield 1
 
@@ -56,6 +58,74 @@ def test_the_clock_tells_waiting_from_training():
     lap = clock.lap()
     assert 0.05 <= lap.waited <= lap.seconds
     assert clock.lap().waited == 0
+
+
+DEMO_SECONDS = 238
+"""Of the 1,500 steps of the demo, on the README's machine."""
+
+
+def forecast_of(seconds_a_step: float, steps: int, done: int = 0, **limit: float) -> dict[int, str]:
+    """What is said, by step, where steps take so long; the first one of a session 5 seconds more."""
+    settings = compose("pretrain", ["experiment=demo"]).training
+    settings = replace(settings, **limit)
+    progress = Progress(step=done, seconds=done * seconds_a_step)
+    forecast, said = Forecast(progress, settings), {}
+    progress.seconds += 5
+    for _ in range(steps):
+        progress.step += 1
+        progress.seconds += seconds_a_step
+        if line := forecast.told():
+            said[progress.step] = line
+    return said
+
+
+def test_a_slow_machine_hears_at_once_how_long_it_will_take():
+    pace = DEMO_SECONDS / 1500
+    assert forecast_of(pace, 1500) == {65: "this machine needs about 4 minutes for the 1,500 steps"}
+    assert forecast_of(2.7 * pace, 1500) == {25: "this machine needs about 11 minutes for the 1,500 steps"}
+    assert forecast_of(3 * pace, 1400) == {23: "this machine needs about 12 minutes for the 1,500 steps"}
+    ((step, line),) = forecast_of(9 * pace, 400).items()
+    assert step == 9
+    assert line == (
+        "this machine makes about 501 of the 1,500 steps in the 12 minutes of training.max_minutes; the rate "
+        "falls to zero over those"
+    )
+    assert min(forecast_of(26 * pace, 100)) == 4
+    assert forecast_of(pace, 800, done=700) == {765: "this machine needs about 4 minutes for the 1,500 steps"}
+    assert forecast_of(pace, 1500, max_minutes=None) == {}
+
+
+def test_a_slow_step_is_heard_of_before_the_run_is_cut(overrides, tmp_path, capsys, monkeypatch):
+    """A step that sleeps, in real runs: one that the limit cuts, one that it does not."""
+    step = pretrain.train_step
+
+    def slow(*arguments, **named):
+        time.sleep(0.05)
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(pretrain, "train_step", slow)
+    monkeypatch.setattr(Forecast, "LEAST_SECONDS", 0.2)
+    few = ["training.log_every=20", "training.validate_every=10000", "training.checkpoint_every=10000"]
+    assert main(["pretrain", *overrides, *few, "training.steps=10000", "training.max_minutes=0.05"]) == 0
+    printed = capsys.readouterr().out
+    told = re.search(r"this machine makes about (\d+) of the 10,000 steps in the 0.05 minutes", printed)
+    assert int(told[1]) <= 60
+    done = json.loads((tmp_path / "runs/smoke/report.json").read_text())["steps"]
+    assert done <= 60
+    assert told.start() < printed.index("step ")
+    assert main(["pretrain", *overrides, *few, "training.steps=12", "training.max_minutes=5", "name=b"]) == 0
+    assert "this machine needs about 1 minute for the 12 steps" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_demo_shows_learning_at_a_ninth_of_the_speed(tmp_path, monkeypatch):
+    """By a clock on which each step takes nine times what it took on the README's machine."""
+    monkeypatch.setattr(Clock, "now", lambda clock: 9 * DEMO_SECONDS / 1500 * clock._progress.step)
+    folders = [f"data.folder={tmp_path / 'prepared'}", f"runs_folder={tmp_path / 'runs'}"]
+    assert main(["pretrain", *folders, "training.validate_every=100000"]) == 0
+    last = json.loads((tmp_path / "runs/demo/report.json").read_text())["final"]
+    assert last["step"] == pytest.approx(504, abs=2)
+    assert last["unigram_loss"] - last["mlm_loss"] >= 1.0
 
 
 def test_the_best_checkpoint_is_spared(tmp_path):

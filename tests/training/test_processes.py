@@ -40,6 +40,31 @@ def go_back_to(run: Path, step: int) -> None:
     shutil.rmtree(run / "model")
 
 
+def two_processes(arguments: list[str], **second: str) -> tuple[subprocess.Popen, subprocess.Popen]:
+    """Started by hand, the second with more in its environment; what they print is piped."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    first, other = (
+        subprocess.Popen(
+            [*COMMAND, *arguments],
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank, **more},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank, more in (("0", {}), ("1", second))
+    )
+    return first, other
+
+
 def test_two_processes_go_on_as_one(overrides, tmp_path):
     assert main(["pretrain", *overrides, *SHORT, "name=one"]) == 0
     on_processes(2, [*overrides, *SHORT, "name=two"])
@@ -100,26 +125,8 @@ def test_compiled_in_place(overrides, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(overrides, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     changes = ["training.steps=100000", "training.checkpoint_every=100000", "training.log_every=1"]
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    processes = [
-        subprocess.Popen(
-            [*COMMAND, *overrides, *changes],
-            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL,
-        )
-        for rank in ("0", "1")
-    ]
+    processes = two_processes([*overrides, *changes])
     run = tmp_path / "runs/smoke"
     wait_for(run / "metrics.jsonl", processes[0])
     while not events(run, "train"):
@@ -127,3 +134,18 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint(overrides, tmp_pat
     processes[1].send_signal(signal.SIGUSR1)
     assert [process.wait(timeout=60) for process in processes] == [128 + signal.SIGUSR1] * 2
     assert (run / "checkpoints/latest").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_compute_with_other_things_are_told_before_the_first_step(overrides):
+    """Here one whose compiler failed; the first alone speaks."""
+    changes = ["training.steps=2", "model.num_landmarks=16"]
+    processes = two_processes([*overrides, *changes], NYSTROMFORMER_CPU_KERNEL="0")
+    printed, nothing = (process.communicate(timeout=120)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    told = (
+        "process 1 of 2 computes with attention PyTorch's operators, row by row (process 0: compiled kernel "
+    )
+    assert printed.count(told) == 1
+    assert printed.index(told) < printed.index("step 2/2")
+    assert nothing == ""

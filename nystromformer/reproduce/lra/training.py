@@ -16,6 +16,7 @@ import shutil
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
 from nystromformer.tasks.encoding import Encoded
 from nystromformer.training.checkpoint import load_latest, save_checkpoint
+from nystromformer.training.computation import note_computation
 from nystromformer.training.devices import autocast, precision
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -97,6 +99,7 @@ def train_cell(
     shown = _spread(task.test, scale.curve_examples)
     # On a CPU all in float32: of the mechanisms, some are much slower in bf16 there.
     dtype = precision(training, device) if device.type == "cuda" else torch.float32
+    note_computation(progress, model.encoder.config, accelerator, dtype, partial(print, flush=True))
     losses: list[torch.Tensor] = []
     mark = time.perf_counter()
     while progress.step < training.steps:
