@@ -12,10 +12,11 @@ from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
-from nystromformer.data.documents import Source
+from nystromformer.data.documents import Source, SourceGone
 from nystromformer.errors import UserError
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+"""Endings in lower case; `compression_of` reads a name's in either."""
 _NULS_OF_TEXT = 8
 """A line of which more than one byte in so many is NUL is UTF-16 or no text; fewer are noise."""
 
@@ -36,7 +37,7 @@ def expand(patterns: Sequence[str], setting: str, kinds: Collection[str] | None,
         if path.is_dir():
             raise UserError(f"{setting}: {str(path)!r} is a folder: write {path}/*.txt or {path}/*.jsonl")
         if not path.is_file():
-            raise UserError(
+            raise SourceGone(
                 f"{setting}: {str(path)!r} does not exist (seen from {os.getcwd()}): correct the path"
             )
         if kinds is not None and kind_of(path) not in kinds:
@@ -53,22 +54,27 @@ def _expand(pattern: str, setting: str, hint: str) -> list[Path]:
         return [Path(pattern)]
     paths = [Path(found) for found in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(found)]
     if not paths:
-        raise UserError(
+        raise SourceGone(
             f"{setting}: {pattern!r} matches no file (seen from {os.getcwd()}): correct the pattern"
         )
     return paths
 
 
+def compression_of(path: Path) -> str:
+    """The ending of a compressed file in lower case, a key of COMPRESSION; empty for a plain one."""
+    ending = path.suffix.lower()
+    return ending if ending in COMPRESSION else ""
+
+
 def kind_of(path: Path) -> str:
-    """The suffix below the compression's."""
-    return path.with_suffix("").suffix if path.suffix in COMPRESSION else path.suffix
+    """The ending below the compression's, in lower case."""
+    return (path.with_suffix("") if compression_of(path) else path).suffix.lower()
 
 
-def source_of(path: Path) -> Source:
-    """The file as an input: a corpus that moved to another folder is still the same corpus."""
-    stat = path.stat()
-    size = None if path.suffix in COMPRESSION else stat.st_size
-    return Source(path.name, size, f"{stat.st_size} bytes of {stat.st_mtime_ns} ns")
+def source_of(path: Path, kind: str = "") -> Source:
+    """The file as an input that is read as `kind`."""
+    compression = compression_of(path)
+    return Source(path.name, None if compression else path.stat().st_size, (path,), format=kind + compression)
 
 
 def lines(path: Path) -> Iterator[Line]:
@@ -90,7 +96,7 @@ def lines(path: Path) -> Iterator[Line]:
 
 
 def _open(path: Path) -> BinaryIO:
-    compression = COMPRESSION.get(path.suffix)
+    compression = COMPRESSION.get(compression_of(path))
     if compression is None:
         return open(path, "rb", buffering=2**20)
     if compression == "xz":  # which Arrow does not know
