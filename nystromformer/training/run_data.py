@@ -45,7 +45,10 @@ def prepared_for(folder: RunFolder, settings: PretrainSettings, *, show_progress
 
 
 def remember(folder: RunFolder, prepared: PreparedData) -> None:
-    """Record the data of a run that has no checkpoint yet, or whose checkpoints are older than the record."""
+    """Record the data of a run that has no checkpoint yet, or whose checkpoints are older than the record.
+
+    Raises UserError where the disk takes no file.
+    """
     if _record(folder) is None:
         manifest = prepared.manifest
         sources = [
@@ -58,7 +61,12 @@ def remember(folder: RunFolder, prepared: PreparedData) -> None:
             "sources": sources,
         }
         path = folder.path / _RECORD
-        write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        try:
+            write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path} ({error.strerror}): free space there, then give the same command again"
+            ) from None
 
 
 def _record(folder: RunFolder) -> dict[str, Any] | None:
