@@ -144,20 +144,34 @@ class ContentHashes:
                 self._write()
         return digests
 
+    def unread(self, paths: Iterable[Path]) -> int:
+        """How many bytes `of_all` will have to read."""
+        return sum(path.stat().st_size for path in paths if not self._remembered(path.resolve()))
+
     def _found(self, path: Path) -> tuple[str, bool]:
         """The hash, and whether the file was read for it."""
         path = path.resolve()
-        found = path.stat()
-        stamp: list[int | str] = [found.st_size, found.st_mtime_ns, found.st_ino]
-        before = self._known.get(str(path))
-        if isinstance(before, list) and before[:-1] == stamp:
-            return str(before[-1]), False
+        if before := self._remembered(path):
+            return before, False
+        stamp = _stamp(path)
         digest = sha256_of_file(path)
         self._known[str(path)] = [*stamp, digest]
         return digest, True
+
+    def _remembered(self, path: Path) -> str | None:
+        before = self._known.get(str(path))
+        if isinstance(before, list) and before[:-1] == _stamp(path):
+            return str(before[-1])
+        return None
 
     def _write(self) -> None:
         if self._memory is not None:
             with suppress(OSError):
                 self._memory.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(self._memory, json.dumps(self._known, indent=0) + "\n")
+
+
+def _stamp(path: Path) -> list[int | str]:
+    """What changes with a file's content, unless somebody means to hide it."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ino]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from nystromformer.errors import UserError
 from nystromformer.settings import PrepareSettings
 
 
-def given(settings: PrepareSettings) -> storage.PreparedData:
+def given(settings: PrepareSettings, *, show: bool = True) -> storage.PreparedData:
     """The folder of data.prepared, whatever became of its sources.
+
+    Args:
+        show: say on stderr where its rows are shorter than they could be.
 
     Raises UserError when it is none, or when its rows or its tokenizer are not those that the other
     settings ask for.
@@ -33,16 +37,32 @@ def given(settings: PrepareSettings) -> storage.PreparedData:
             f"data.prepared={settings.data.prepared!r} holds rows of up to {length} tokens, and "
             f"model.max_length={settings.max_length}: write model.max_length={length}, or prepare it anew"
         )
+    if length < settings.max_length and show:
+        print(
+            f"{folder} holds rows of at most {length} tokens, and model.max_length={settings.max_length}",
+            file=sys.stderr,
+            flush=True,
+        )
     if settings.tokenizer.path is not None:
-        from nystromformer.data.tokenizer import content_hash, load_tokenizer
-
-        if content_hash(load_tokenizer(settings.tokenizer.path)) != manifest["tokenizer_sha256"]:
-            raise UserError(
-                f"data.prepared={settings.data.prepared!r} was made with another tokenizer than that of "
-                f"{settings.tokenizer.path!r}: its ids would mean other words; write tokenizer.path=null and "
-                "init=scratch, or prepare it anew"
-            )
+        _check_tokenizer(settings.tokenizer.path, prepared)
     return prepared
+
+
+def _check_tokenizer(path: str, prepared: storage.PreparedData) -> None:
+    """Raise UserError where `path` holds another tokenizer than the one of the folder."""
+    from nystromformer.data.tokenizer import content_hash, load_tokenizer
+
+    try:
+        found = content_hash(load_tokenizer(path))
+    except UserError:
+        if prepared.manifest["settings"]["tokenizer"]["path"] == path:
+            return  # gone, or out of reach, and the folder's own is a copy of it
+        raise
+    if found != prepared.manifest["tokenizer_sha256"]:
+        raise UserError(
+            f"data.prepared={str(prepared.folder)!r} was made with another tokenizer than that of {path!r}: "
+            "its ids would mean other words; write tokenizer.path=null and init=scratch, or prepare it anew"
+        )
 
 
 def made_by(settings: PrepareSettings) -> tuple[Path, dict[str, Any]] | None:

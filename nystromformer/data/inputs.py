@@ -1,8 +1,9 @@
-"""What a corpus' inputs hold: by this a preparation is known, not by where its files lie or how old they are."""
+"""What a corpus' inputs hold. By this a preparation is known, not by where files lie or how old they are."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from nystromformer.data.corpora import Corpus
 from nystromformer.data.documents import Source
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes
+
+_WORTH_SAYING = 4 * 10**9  # bytes; fewer are read in seconds
 
 Stamp = tuple[int, int, int]
 """Size, modification time and number of a file: while they stay, nobody has written to it."""
@@ -39,7 +42,7 @@ class Inputs:
         self._hashes = hashes
         # Before their content: what is written to while it is read is seen to have changed.
         self._stamps = {path: _stamp(path) for part in sources for source in part for path in source.files}
-        self._contents = dict(zip(self._stamps, hashes.of_all(self._stamps), strict=True))
+        self._contents = dict(zip(self._stamps, _read(list(self._stamps), hashes), strict=True))
         self.of_part = [[found for source in part for found in self._of(source)] for part in sources]
 
     @property
@@ -79,6 +82,19 @@ class Inputs:
             )
             for path in source.files
         ]
+
+
+def _read(paths: list[Path], hashes: ContentHashes) -> list[str]:
+    try:
+        if (unread := hashes.unread(paths)) > _WORTH_SAYING:
+            print(
+                f"reading {unread / 1e9:.1f} GB once, to know the sources by what they hold",
+                file=sys.stderr,
+                flush=True,
+            )
+        return hashes.of_all(paths)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): make it readable") from error
 
 
 def _stamp(path: Path) -> Stamp:

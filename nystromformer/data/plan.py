@@ -147,5 +147,12 @@ def settings_that_matter(settings: PrepareSettings) -> dict[str, Any]:
 
 
 _WITHOUT_EFFECT = (
-    "prepared", "folder", "workers", "streaming", "verify", "malformed_rows", "masking", "masking_probability",
-)  # fmt: skip
+    "prepared",
+    "folder",
+    "workers",
+    "streaming",
+    "verify",
+    "malformed_rows",  # it decides whether there are files, not what they hold
+    "masking",
+    "masking_probability",
+)

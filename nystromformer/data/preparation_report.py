@@ -111,8 +111,8 @@ def notes(report: dict[str, Any], tokenizer: dict[str, Any]) -> list[str]:
 def _why_unknown(tokenizer: dict[str, Any]) -> str:
     if tokenizer["path"] is not None:
         return (
-            f"the tokenizer of {tokenizer['path']} was not made for this text; write the tokenizer.path of one "
-            "that was, or tokenizer.path=null to train one on it"
+            f"the tokenizer of {tokenizer['path']} was not made for this text; write the tokenizer.path of "
+            "one that was, or tokenizer.path=null to train one on it"
         )
     if tokenizer["kind"] == "wordpiece":
         return (
@@ -122,8 +122,8 @@ def _why_unknown(tokenizer: dict[str, Any]) -> str:
             "tokenizer=bpe for both"
         )
     return (
-        f"characters rarer than tokenizer.character_coverage={tokenizer['character_coverage']:g} allows; write "
-        "tokenizer.character_coverage=1, or tokenizer=bpe, which knows every character"
+        f"characters rarer than tokenizer.character_coverage={tokenizer['character_coverage']:g} allows; "
+        "write tokenizer.character_coverage=1, or tokenizer=bpe, which knows every character"
     )
 
 

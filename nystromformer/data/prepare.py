@@ -54,7 +54,7 @@ def prepare(settings: PrepareSettings, *, merge: bool = False, show_progress: bo
 
 def _prepared(settings: PrepareSettings, merge: bool, show_progress: bool) -> PreparedData:
     if settings.data.prepared is not None:
-        return earlier.given(settings)
+        return earlier.given(settings, show=show_progress)
     try:
         job = plan(settings)
     except SourceGone as gone:

@@ -85,7 +85,8 @@ def json_document(line: str, text_field: str, place: str, setting: str = "data.f
         return Document(
             "",
             place,
-            f"{place} has no field {text_field!r}: write {field_setting}=NAME with one of its fields ({fields})",
+            f"{place} has no field {text_field!r}: write {field_setting}=NAME with one of its fields "
+            f"({fields})",
         )
     text = row[text_field]
     if text is None:

@@ -18,7 +18,12 @@ from nystromformer.settings.data import TOKENIZER_KINDS
 from .conftest import made_up_documents, text_settings
 
 HAN = [chr(0x4E00 + number) for number in range(3500)]
-OTHERS = [chr(0x0430 + n) for n in range(32)] + [chr(0x05D0 + n) for n in range(27)] + list("กขคงจฉ") + ["😀", "🧪"]
+OTHERS = (
+    [chr(0x0430 + n) for n in range(32)]
+    + [chr(0x05D0 + n) for n in range(27)]
+    + list("กขคงจฉ")
+    + ["😀", "🧪"]
+)
 
 
 def chinese(sentences: int, seed: int = 0) -> list[str]:
@@ -59,7 +64,11 @@ def test_the_coverage_decides_which_characters_are_unknown(kind: str):
     counts = Counter("".join(texts))
     for coverage in (0.95, 1.0):
         tokenizer = train(texts, kind=kind, vocab_size=8000, character_coverage=coverage)
-        known = {c for c in counts if tokenizer.unk_token_id not in tokenizer(c, add_special_tokens=False)["input_ids"]}
+        known = {
+            c
+            for c in counts
+            if tokenizer.unk_token_id not in tokenizer(c, add_special_tokens=False)["input_ids"]
+        }
         covered = sum(counts[c] for c in known) / counts.total()
         assert coverage <= covered
         if coverage < 1:
@@ -96,7 +105,9 @@ def test_an_impossible_coverage_is_named(coverage: float):
     assert f"tokenizer.character_coverage={coverage} is impossible" in complaint
 
 
-def test_the_share_of_unknown_tokens_is_printed_and_a_high_one_explained(corpus_file: Path, tmp_path: Path, capsys):
+def test_the_share_of_unknown_tokens_is_printed_and_a_high_one_explained(
+    corpus_file: Path, tmp_path: Path, capsys
+):
     settings = text_settings(corpus_file, tmp_path / "known")
     prepare(settings)
     assert "0.00% of the tokens are unknown\n" in capsys.readouterr().err

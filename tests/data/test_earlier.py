@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nystromformer.cli import main
-from nystromformer.data import making, plan, prepare as preparing
+from nystromformer.data import inputs, making, plan
+from nystromformer.data import prepare as preparing
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
@@ -108,6 +109,26 @@ def test_rows_longer_than_the_model_and_ids_of_other_words_are_refused(
         prepare(settings)
 
 
+def test_a_tokenizer_out_of_reach_is_known_by_the_name_it_was_taken_by(
+    settings, made: PreparedData, tmp_path: Path
+):
+    shutil.copytree(made.folder / "tokenizer", tmp_path / "taken")
+    settings.tokenizer = TokenizerSettings(path=str(tmp_path / "taken"))
+    settings.data.prepared = str(prepare(settings, show_progress=False).folder)
+    shutil.rmtree(tmp_path / "taken")
+    prepare(settings, show_progress=False)
+    settings.tokenizer.path = str(tmp_path / "another")
+    with pytest.raises(UserError, match="is no tokenizer that can be opened"):
+        prepare(settings, show_progress=False)
+
+
+def test_shorter_rows_than_the_model_takes_are_told(settings, made: PreparedData, capsys):
+    settings.max_length = 128
+    settings.data.prepared = str(made.folder)
+    prepare(settings)
+    one_line(capsys, "rows of at most 64 tokens", "model.max_length=128")
+
+
 def test_the_command_line_takes_it(made: PreparedData, capsys):
     words = [f"data.prepared={made.folder}", "data.verify=true"]
     assert main(["prepare", *words]) == 0
@@ -165,7 +186,7 @@ def test_a_folder_of_an_earlier_version_is_told_and_can_be_taken(settings, made:
 def test_a_file_that_changes_while_it_is_prepared_is_named_and_leaves_no_wrong_block(
     settings, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Changed once the tokenizer is there and changed back: what is left must not be taken for the first's."""
+    """Changed once the tokenizer is there and changed back: what it left is not taken for the first's."""
     before = source.read_bytes()
     make_blocks = preparing.make_blocks
 
@@ -227,6 +248,15 @@ def test_a_file_is_read_for_its_hash_once(settings, source: Path, monkeypatch: p
     prepare(settings, show_progress=False)
     prepare(settings, show_progress=False)
     assert read == [source.resolve()]
+
+
+def test_much_to_be_read_for_its_hash_is_told_once(
+    settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(inputs, "_WORTH_SAYING", 1000)
+    prepare(settings, show_progress=False)
+    prepare(settings, show_progress=False)
+    one_line(capsys, "GB once, to know the sources by what they hold")
 
 
 def test_hashes_of_many_files_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

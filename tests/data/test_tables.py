@@ -112,7 +112,7 @@ def test_rows_of_the_hub_are_those_of_the_commit_that_is_recorded(
     read_at = []
     texts = [*made_up_documents(40), None]
 
-    class Rows(list):  # type: ignore[type-arg]
+    class Rows(list[dict[str, str | None]]):
         def select_columns(self, columns: list[str]) -> "Rows":
             return self
 

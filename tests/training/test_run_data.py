@@ -60,7 +60,12 @@ def test_a_stopped_run_is_not_resumed_on_a_corpus_that_lost_half_its_documents(
     corpus.write_text("\n\n".join(whole.split("\n\n")[::2]))
 
     message = refused(own, capsys)
-    for part in ("runs/smoke was trained on", "stories.txt has changed", f"data.prepared={folder}", "name=OTHER"):
+    for part in (
+        "runs/smoke was trained on",
+        "stories.txt has changed",
+        f"data.prepared={folder}",
+        "name=OTHER",
+    ):
         assert part in message
     assert prepared_in(tmp_path) == folder  # known before anything was prepared
 
