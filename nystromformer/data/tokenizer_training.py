@@ -169,7 +169,8 @@ def _too_small(settings: TokenizerSettings, characters: int, pieces: int, fittin
         f"tokenizer.vocab_size={settings.vocab_size} is smaller than the alphabet: the {characters:,} "
         f"characters that make up {settings.character_coverage:.2%} of the text take {pieces:,} pieces; "
         f"write tokenizer.vocab_size={2 * pieces}, at least {pieces}, or "
-        f"tokenizer.character_coverage={least:g}, with which the rarest become unknown, or tokenizer=bpe, which knows every character"
+        f"tokenizer.character_coverage={least:g}, with which the rarest become unknown, or tokenizer=bpe, "
+        "which knows every character"
     )
 
 
