@@ -14,9 +14,24 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["MPLBACKEND"] = "Agg"
 for _variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
     os.environ.pop(_variable, None)
-# pytest-xdist's workers share the cores; more threads than cores make every one of them slower.
-_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+# One thread a process: the tensors here are small, xdist's workers share the cores, and threads that wait
+# for each other on a core that something else uses lose most of their time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+_LONGEST_ID = 100
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes and long or unprintable texts are numbered in ids, not quoted: an id is a name.
+
+    What is quoted must be the same in every process that collects; an archive holds the time of its making.
+    """
+    if isinstance(val, bytes):
+        return argname
+    if isinstance(val, str) and not (len(val) <= _LONGEST_ID and val.isprintable() and val.isascii()):
+        return argname
+    return None
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import io
 import lzma
@@ -77,16 +78,17 @@ def source_of(path: Path, kind: str = "") -> Source:
     return Source(path.name, None if compression else path.stat().st_size, (path,), format=kind + compression)
 
 
-def lines(path: Path) -> Iterator[Line]:
+def lines(path: Path, *, errors: str = "strict") -> Iterator[Line]:
     """The lines of a file, counted from 1, without their ends and without a byte-order mark.
 
-    Raises UserError with the place for what is no UTF-8 and for a damaged archive.
+    Raises UserError with the place for a damaged archive, and for what is no UTF-8; with
+    `errors="surrogateescape"` such bytes become surrogates instead, and the line goes on.
     """
     offset = 0
     try:
         with _open(path) as file:
             for number, line in enumerate(file, start=1):
-                yield Line(number, _decode(line, path, offset, first=number == 1))
+                yield Line(number, _decode(line, path, offset, errors, first=number == 1))
                 offset += len(line)
     except (OSError, EOFError, lzma.LZMAError) as error:
         # Arrow reports a damaged or truncated archive as an OSError too.
@@ -106,13 +108,15 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(stream, 2**20))
 
 
-def _decode(line: bytes, path: Path, offset: int, *, first: bool) -> str:
+def _decode(line: bytes, path: Path, offset: int, errors: str, *, first: bool) -> str:
+    if first and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path} is UTF-16: convert it, for instance with iconv -f utf-16 -t utf-8")
     if b"\0" in line and line.count(b"\0") * _NULS_OF_TEXT > len(line):
         raise UserError(
             f"{path} is binary or UTF-16 (a NUL byte at offset {offset + line.index(0)}): give text in UTF-8"
         )
     try:
-        text = line.decode("utf-8-sig" if first else "utf-8")
+        text = line.decode("utf-8-sig" if first else "utf-8", errors)
     except UnicodeDecodeError as error:
         # The decoder counts without the byte-order mark it skipped.
         skipped = 3 if first and line.startswith(b"\xef\xbb\xbf") else 0

@@ -14,6 +14,8 @@ GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnl
 REVIEW_TASKS = ("imdb", "rotten_tomatoes")
 TASK_NAMES = (*GLUE_TASKS, "glue", *REVIEW_TASKS, "custom")
 DATA_SOURCES = ("auto", "hub", "folder", "samples")
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+"""What may stand between the columns of a file, by the name that settings give it."""
 KEPT_MODELS = ("best", "all")
 SHORT_ROWS = ("exact", "exact_without_convolution", "landmark_per_token", "segments")
 
@@ -70,8 +72,8 @@ class TaskDataSettings:
     root: str | None = None
     """Folder that holds CoLA/, SST-2/, MRPC/ … with train.tsv, dev.tsv and, if there, test.tsv."""
     malformed_rows: str = "stop"
-    """A row with too few columns or no text: `stop`, naming it, or `skip` it and say how many; the original
-    QQP train file holds some."""
+    """A row with too few columns, no text, or no label that can be used: `stop`, naming it, or `skip` it and
+    say how many; the original QQP train file holds some."""
     train: str | None = None
     """custom: a .csv, .tsv or .jsonl file."""
     dev: str | None = None
@@ -84,6 +86,12 @@ class TaskDataSettings:
     """custom: name of the column with a second text, if there are pairs."""
     label: str = "label"
     """custom: name of the column with the label."""
+    separator: str | None = None
+    """custom: what stands between the columns, `comma`, `semicolon`, `tab` or `pipe`; empty is the comma in
+    .csv files and the tab in .tsv files."""
+    quotes: bool | None = None
+    """custom: whether cells may stand in double quotes, as pandas and spreadsheets write them; false for
+    files like GLUE's own, in which a quote is text. Empty is true, and stops where that is in doubt."""
     dev_fraction: float = 0.1
     """custom: share of each class that is held out, by the hash of its texts, always the same."""
     max_train_examples: int | None = None
@@ -96,6 +104,7 @@ class TaskDataSettings:
             yield f"data.source={self.source!r} is unknown: write one of {', '.join(DATA_SOURCES)}"
         if self.malformed_rows not in MALFORMED:
             yield f"data.malformed_rows={self.malformed_rows!r} is unknown: write stop or skip"
+        yield from _separator_complaints("data.separator", self.separator)
         if self.source == "folder" and not self.root:
             yield "data.root is empty: with data.source=folder write data.root=FOLDER"
         if task in REVIEW_TASKS and (self.source == "folder" or self.root):
@@ -290,6 +299,12 @@ class EvaluateSettings:
     """Name of the column with a second text; empty takes that of the model's task."""
     label: str | None = None
     """Name of the column with the label; where the file has none, there are predictions only."""
+    separator: str | None = None
+    """What stands between the columns, `comma`, `semicolon`, `tab` or `pipe`; empty is the comma in .csv
+    files and the tab in .tsv files."""
+    quotes: bool | None = None
+    """Whether cells may stand in double quotes, as pandas and spreadsheets write them. Empty is true, and
+    stops where that is in doubt; but false for files of the model's own GLUE task, where a quote is text."""
     folder: str = "evaluated"
     """Where predictions.tsv, result.json and, with labels, confusion.png go."""
     batch_size: int = 64
@@ -301,7 +316,13 @@ class EvaluateSettings:
             yield "checkpoint is empty: write checkpoint=FOLDER, e.g. checkpoint=runs/finetune/sst2/model"
         if not self.file:
             yield "file is empty: write file=FILE (.csv, .tsv or .jsonl)"
+        yield from _separator_complaints("separator", self.separator)
         if self.batch_size < 1:
             yield f"batch_size={self.batch_size} is impossible: write at least 1"
         if self.precision not in PRECISIONS:
             yield f"precision={self.precision!r} is unknown: write one of {', '.join(PRECISIONS)}"
+
+
+def _separator_complaints(key: str, value: str | None) -> Iterator[str]:
+    if value is not None and value not in SEPARATORS:
+        yield f"{key}={value!r} is unknown: write {', '.join(SEPARATORS)}, or null"

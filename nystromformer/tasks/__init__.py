@@ -3,7 +3,7 @@
 The way of an example through this package:
 
     definitions   what a task is: its columns, labels, metrics and GLUE's file names
-    table_files   .tsv, .csv and .jsonl files, row by row, each with its place
+    table_files   .csv, .tsv and .jsonl files, row by row, each with its place; delimited: their quoting
     glue, reviews, custom → splits     texts and label ids, train, dev and test
     encoding      token ids, what is cut; description: balance of the classes, lengths
     batches       rows of like length together, a pure function of (seed, step)

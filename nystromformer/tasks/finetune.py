@@ -131,7 +131,8 @@ def prepare_task(
         splits.task.title, "\n".join([splits.origin, *describe(splits.task, encoded, max_length, landmarks)])
     )
     if splits.skipped:
-        _say(splits.task.title, f"{splits.skipped} malformed rows were left out")
+        rows = splits.skipped
+        _say(splits.task.title, f"{len(rows):,} malformed rows were left out, the first: {rows[0]}")
     return TaskSetup(
         settings,
         checkpoint,

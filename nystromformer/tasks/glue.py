@@ -36,28 +36,39 @@ def glue_from_folder(task: Task, settings: TaskDataSettings) -> Splits:
             f"data.root={settings.root} has no folder {task.folder}: write the folder that holds it"
         )
     skip = settings.malformed_rows == "skip"
-    files = [labelled_file(folder / "train.tsv", task, skip=skip)]
+    files = [_labelled(folder / "train.tsv", task, skip=skip)]
     train = read_examples(files[0], task, labelled=True)
     dev = {}
     for name, file_name in task.dev_files:
-        files.append(labelled_file(folder / file_name, task, skip=skip))
+        files.append(_labelled(folder / file_name, task, skip=skip))
         dev[name] = read_examples(files[-1], task, labelled=True)
-    test = {name: _test(folder / file, task) for name, file in task.test_files if (folder / file).exists()}
-    if task.name == "mnli" and (root / _DIAGNOSTIC).exists():
-        test["diagnostic"] = _test(root / _DIAGNOSTIC, task)
-    return Splits(task, train, dev, test, str(folder), sum(file.skipped for file in files))
+    tests = [(name, folder / file) for name, file in task.test_files]
+    if task.name == "mnli":
+        tests.append(("diagnostic", root / _DIAGNOSTIC))
+    test = {}
+    for name, path in tests:
+        if path.exists():
+            files.append(TableFile(path, task.texts, quotes=False, setting="data.root", skip=skip))
+            test[name] = _unlabelled(files[-1], task)
+    return Splits(task, train, dev, test, str(folder), [row for file in files for row in file.skipped])
 
 
-def labelled_file(path: Path, task: Task, *, skip: bool = False, setting: str = "data.root") -> TableFile:
-    """A train or dev file of a task in GLUE's layout."""
+def in_glues_layout(path: Path, task: Task) -> bool:
+    """Whether a file has the name of one of the task's own, which are written without quoting."""
+    own = {"train.tsv", *(file for _, file in (*task.dev_files, *task.test_files)), Path(_DIAGNOSTIC).name}
+    return task.is_glue and path.name in own
+
+
+def _labelled(path: Path, task: Task, *, skip: bool) -> TableFile:
     columns = (*task.texts, task.label)
-    return TableFile(path, columns, headless=task.headless, setting=setting, skip=skip)
+    return TableFile(path, columns, headless=task.headless, quotes=False, setting="data.root", skip=skip)
 
 
-def _test(path: Path, task: Task) -> Examples:
-    file = TableFile(path, task.texts, setting="data.root")
+def _unlabelled(file: TableFile, task: Task) -> Examples:
     # MNLI's files call their first column index, the diagnostic set's too; a file without one is counted.
-    id_column = next((name for name in ("index", "id") if name in file.columns), None)
+    id_column = next((name for name in ("index", "id") if file.has(name)), None)
+    if id_column:
+        file.require(id_column)
     return read_examples(file, task, labelled=False, id_column=id_column)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def draw_confusion(
     task: Task, labels: list[float], predictions: list[float], path: Path, title: str
 ) -> list[list[int]]:
     """Draw the confusion matrix and return it: a row a true class, a column a predicted one."""
+    names = [name.replace("$", r"\$") for name in task.labels]  # or matplotlib reads formulas in them
     counts = confusion_matrix(labels, predictions, labels=range(task.num_labels))
     size = max(3.2, min(0.6 * task.num_labels + 2.4, 12))
     figure, axes = _pyplot().subplots(figsize=(size, size), layout="constrained")
@@ -48,8 +50,8 @@ def draw_confusion(
                 axes.text(
                     column, row, counts[row, column], ha="center", va="center", color="w" if dark else "k"
                 )
-        axes.set_xticks(range(task.num_labels), task.labels, rotation=45, ha="right")
-        axes.set_yticks(range(task.num_labels), task.labels)
+        axes.set_xticks(range(task.num_labels), names, rotation=45, ha="right")
+        axes.set_yticks(range(task.num_labels), names)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=9)
     _write(figure, path)
@@ -68,6 +70,8 @@ def _pyplot() -> Any:
 def _write(figure: Any, path: Path) -> None:
     """At once, never half."""
     beside = path.with_name(f".{path.stem}.tmp.png")
-    figure.savefig(beside, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # it draws a box instead
+        figure.savefig(beside, dpi=120)
     beside.replace(path)
     _pyplot().close(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from nystromformer.data.documents import text_hash
 from nystromformer.errors import UserError
 from nystromformer.tasks.definitions import Task
-from nystromformer.tasks.table_files import Row, TableFile
+from nystromformer.tasks.table_files import Row, TableFile, Unusable, listed, shortened
 
 Texts = tuple[str, ...]
 """One text, or the two of a pair."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass
@@ -50,8 +52,8 @@ class Splits:
     """Labelled ones are looked at once, at the end; those without labels are for a submission."""
     origin: str = ""
     """Where they came from, for people."""
-    skipped: int = 0
-    """Malformed rows that were left out."""
+    skipped: list[str] = field(default_factory=list)
+    """Rows that were left out, each with its place and the reason."""
 
 
 def read_examples(
@@ -70,39 +72,61 @@ def read_examples(
         id_column: what names a row; its number, from 0, when absent.
 
     Raises:
-        UserError: naming file and line, for a malformed row, an unknown label, or no text.
+        Malformed: naming file and line, for a row without text or with a label that cannot be used, unless
+            the file skips such rows.
     """
     label_ids = label_ids or {value: number for number, value in enumerate(task.values)}
     texts: list[Texts] = []
     labels: list[float] = []
     ids: list[str] = []
     for row in file.rows():
-        cells = tuple(row.cells.get(column, "").strip() for column in task.texts)
-        # A test row without text is to be answered all the same.
-        if labelled and not any(cells):
-            file.reject(row, f"no text in {' and '.join(map(repr, task.texts))}")
+        try:
+            cells = texts_of(row, task, labelled=labelled)
+            if labelled:
+                labels.append(_label(row, task, label_ids))
+        except Unusable as error:
+            file.reject(row, str(error))
             continue
-        if labelled:
-            labels.append(_label(row, task, label_ids))
         texts.append(cells)
         ids.append(row.cells[id_column] if id_column else str(len(ids)))
     return Examples(texts, labels if labelled else None, ids)
 
 
+def texts_of(row: Row, task: Task, *, labelled: bool) -> Texts:
+    """The texts of a row; raises Unusable for none, but a test row is to be answered all the same."""
+    texts = tuple(row.text(column) for column in task.texts)
+    if labelled and not any(texts):
+        raise Unusable(f"is malformed (no text in {' and '.join(map(repr, task.texts))})")
+    return texts
+
+
+def label_of(row: Row, task: Task) -> str:
+    """The label as it is written; raises Unusable where there is none."""
+    if label := row.label(task.label):
+        return label
+    raise Unusable(f"has no label in {task.label!r}")
+
+
 def _label(row: Row, task: Task, label_ids: dict[str, int]) -> float:
-    text = row.cells.get(task.label, "").strip()
+    text = label_of(row, task)
     if not task.regression:
         if text not in label_ids:
-            known = ", ".join(map(repr, label_ids))
-            raise UserError(f"{row.place} has the label {text!r}, which is none of {known}: mend the row")
+            raise Unusable(f"has the label {shortened(text)}, which is none of {listed(label_ids)}")
         return label_ids[text]
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{row.place} has {text!r} in {task.label!r}, which is no number: mend the row")
+    number = number_of(text)
+    if number is None:
+        raise Unusable(f"has {shortened(text)} in {task.label!r}, which is no number")
     return number
+
+
+def number_of(text: str) -> float | None:
+    """The finite number that a text is, in ASCII digits as any program writes them, or None.
+
+    Python's own `float` also takes 1_000, ２, nan and infinity, which other programs do not, or not as
+    numbers to learn.
+    """
+    number = float(text) if _NUMBER.fullmatch(text) else math.inf
+    return number if math.isfinite(number) else None
 
 
 def check(splits: Splits) -> Splits:
@@ -119,13 +143,13 @@ def check(splits: Splits) -> Splits:
         return splits
     if task.num_labels < 2:
         raise UserError(
-            f"{splits.origin}: all examples have one label, {task.labels[0]!r}: bring another class"
+            f"{splits.origin}: all examples have one label, {shortened(task.labels[0])}: bring another class"
         )
     seen = Counter(splits.train.labels or [])
     for number, name in enumerate(task.labels):
         if not seen[number]:
             raise UserError(
-                f"{splits.origin}: no training example has the label {name!r}: bring some, or take "
+                f"{splits.origin}: no training example has the label {shortened(name)}: bring some, or take "
                 "more examples"
             )
     return splits

@@ -1,48 +1,77 @@
-"""Rows of .tsv, .csv and .jsonl files, plain or compressed, each with the place it comes from.
+"""Rows of .csv, .tsv and .jsonl files, plain or compressed, each with the place it comes from.
 
-A .tsv file is read without quoting, as GLUE's are written: a lone `"` is text. A .csv file is read as
-spreadsheets write it, quoted cells with commas and line breaks in them.
+Cells may stand in quotes, whatever the file's ending: so write pandas and spreadsheets. GLUE's own files have
+no quoting, which the one who names them says: a lone `"` is text there.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nystromformer.data.lines import expand, kind_of, lines
+from nystromformer.data.cleaning import clean
+from nystromformer.data.lines import Line, expand, kind_of, lines
 from nystromformer.errors import UserError
+from nystromformer.settings.finetune import SEPARATORS
+from nystromformer.tasks.delimited import Record, records
 
-KINDS = (".tsv", ".csv", ".jsonl")
+KINDS = {".csv": "comma", ".tsv": "tab", ".jsonl": None}
+"""Endings, and what stands between the columns where nothing else is said."""
+PREDICTIONS = ("index", "prediction")
+"""The first columns of the files that `evaluate` writes."""
+_HINT = "write a .csv, .tsv or .jsonl file"
+_LINES_OF_DOUBT = 3
+_MOST_NAMED = 10
+_LONGEST_NAME = 60
+
+
+class Malformed(UserError):
+    """A row that cannot be used."""
+
+
+class Unusable(Exception):
+    """What is wrong with a row, as the predicate of a sentence: `has no label in 'kind'`."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One row, by column name, and where it stands."""
 
-    cells: dict[str, str]
+    cells: dict[str, Any]
+    """Text; in JSON lines any value, and a name may be missing."""
     path: Path
     line: int
 
-    @property
-    def place(self) -> str:
-        return f"{self.path}, line {self.line}"
+    def text(self, column: str) -> str:
+        """The text in a column, cleaned; empty where there is none. Raises Unusable for what is no text."""
+        value = self.cells.get(column)
+        if isinstance(value, bool | list | dict):
+            raise Unusable(f"is malformed ({column!r} is {_named(value)}, where a text should be)")
+        return _scalar(value)
 
-
-class Malformed(UserError):
-    """A row that cannot be read."""
+    def label(self, column: str) -> str:
+        """The label in a column as a text, empty where there is none; raises Unusable for several in one."""
+        value = self.cells.get(column)
+        if isinstance(value, list) and len(value) == 1:
+            (value,) = value
+        if isinstance(value, list | dict):
+            raise Unusable(f"is malformed ({column!r} is {_named(value)}, where one label should be)")
+        return _scalar(value)
 
 
 class TableFile:
-    """A file with named columns; making one checks that it is there and has those asked for.
+    """A file with named columns; making one checks that it is there and has those asked for, each once.
 
     Args:
-        columns: that must be there.
+        columns: that every row must have.
         headless: names of the columns where the file has no header line.
+        separator: what stands between the columns, a name of SEPARATORS; None goes by the ending.
+        quotes: whether a cell may stand in double quotes; None is true, but for a cell that looks like rows.
         setting: what the path was given by, for messages.
-        skip: leave malformed rows out and count them in `skipped`, rather than raise.
+        skip: leave rows that cannot be used out and list them in `skipped`, rather than raise.
     """
 
     def __init__(
@@ -51,104 +80,255 @@ class TableFile:
         columns: Sequence[str],
         *,
         headless: Sequence[str] = (),
+        separator: str | None = None,
+        quotes: bool | None = None,
         setting: str = "file",
         skip: bool = False,
     ) -> None:
-        (self.path,) = expand([str(path)], setting, KINDS, "write a .tsv, .csv or .jsonl file")
-        self.skipped = 0
+        self.path = _the_file(path, setting)
+        self.skipped: list[str] = []
+        """What was left out: place and reason of each."""
+        self._prefix = "data." if setting.startswith("data.") else ""
         self._skip = skip
         self._headless = list(headless)
-        self._wanted: list[str] = []
+        self._is_json = kind_of(self.path) == ".jsonl"
+        self._separator = separator or KINDS[kind_of(self.path)] or ""
+        self._quotes = quotes is not False
+        self._doubt = quotes is None
+        self._required: list[str] = []
         self.columns = self._header()
+        """Names in the header, or of the first JSON line."""
         for column in columns:
-            if column not in self.columns:
-                there = ", ".join(map(repr, self.columns))
-                raise UserError(f"{self.path} has no column {column!r}: name one of {there}")
-        self._wanted = list(columns)
+            self.require(column)
+
+    def has(self, column: str) -> bool:
+        """Whether there is such a column: in the header, or with a value in any JSON line."""
+        if not self._is_json:
+            return column in self.columns
+        return any(isinstance(row, Row) and row.cells.get(column) is not None for row in self._json_rows())
+
+    def require(self, column: str) -> None:
+        """From now on every row must have this column; raises UserError for none, or two of the name."""
+        if column in self._required:
+            raise UserError(
+                f"{self.path}: column {column!r} is named for two things: text, second text and label are "
+                "three columns"
+            )
+        if not self.has(column):
+            raise UserError(f"{self.path} has no column {column!r}{self._advice_on_columns(column)}")
+        places = [number for number, name in enumerate(self.columns, start=1) if name == column]
+        if len(places) > 1:
+            several = f"{', '.join(map(str, places[:-1]))} and {places[-1]}"
+            raise UserError(
+                f"{self.path}: columns {several} of its header are called {column!r}: rename all but one"
+            )
+        self._required.append(column)
 
     def rows(self) -> Iterator[Row]:
         """Every row; raises Malformed with file and line for one that cannot be read."""
-        for row in self._jsonl() if kind_of(self.path) == ".jsonl" else self._table():
+        for row in self._json_rows() if self._is_json else self._delimited_rows():
             if isinstance(row, Row):
                 yield row
-            elif self._skip:
-                self.skipped += 1
             else:
-                raise row
+                self._reject(*row)
 
-    def reject(self, row: Row, why: str) -> None:
-        """What to do with a row whose content will not do: raise, or count it."""
-        if not self._skip:
-            raise _malformed(row.place, why)
-        self.skipped += 1
+    def reject(self, row: Row, what: str) -> None:
+        """What to do with a row that `what` says something against: raise Malformed, or list it."""
+        self._reject(row.line, what)
+
+    def _reject(self, line: int, what: str) -> None:
+        place = f"{self.path}, line {line}"
+        if self._skip:
+            self.skipped.append(f"{place} {what}")
+            return
+        skip = ", or write data.malformed_rows=skip" if self._prefix else ""
+        raise Malformed(f"{place} {what}: mend the row{skip}")
+
+    def _lines(self) -> Iterator[Line]:
+        return lines(self.path, errors="surrogateescape" if self._skip else "strict")
 
     def _header(self) -> list[str]:
         if self._headless:
             return self._headless
-        if kind_of(self.path) == ".jsonl":
-            first = next((row for row in self._jsonl() if isinstance(row, Row)), None)
+        if self._is_json:
+            first = next((row for row in self._json_rows() if isinstance(row, Row)), None)
             if first is None:
                 raise UserError(f"{self.path} holds no rows: write one JSON object a line")
             return list(first.cells)
-        header = next(self._cells(), (0, []))[1]
-        return [name.strip() for name in header]
-
-    def _cells(self) -> Iterator[tuple[int, list[str]]]:
-        """Line number and cells, the header included."""
-        if kind_of(self.path) == ".tsv":
-            for line in lines(self.path):
-                if line.text:
-                    yield line.number, line.text.split("\t")
-            return
-        reader = csv.reader((line.text + "\n" for line in lines(self.path)), strict=True)
-        try:
-            for cells in reader:
-                if cells:
-                    yield reader.line_num, cells
-        except csv.Error as error:
+        line, cells, _ = self._first(self._separator)
+        if isinstance(cells, Exception):
+            likely = self._more_likely(None)
             raise UserError(
-                f"{self.path}, line {reader.line_num} is no CSV ({error}): mend the quotes"
-            ) from None
+                f"{self.path}, line {line} {self._on_quotes(cells)}: mend the header"
+                + (f", or write {likely} if that separates the columns" if likely else "")
+            )
+        if not any(cells):
+            raise UserError(f"{self.path} has no header: name its columns in the first line")
+        return cells
 
-    def _table(self) -> Iterator[Row | Malformed]:
-        rows = self._cells()
+    def _first(self, separator: str) -> Record:
+        """The first record, cut at `separator`."""
+        record = next(self._records(separator), Record(0, [], []))
+        if isinstance(record.cells, Exception):
+            return record
+        return record._replace(cells=[cell.strip() for cell in record.cells])
+
+    def _records(self, separator: str) -> Iterator[Record]:
+        return records(self._lines(), SEPARATORS[separator], quotes=self._quotes)
+
+    def _delimited_rows(self) -> Iterator[Row | tuple[int, str]]:
+        rows = self._records(self._separator)
         if not self._headless:
             next(rows, None)
-        for number, cells in rows:
-            if len(cells) != len(self.columns):
-                yield _malformed(
-                    f"{self.path}, line {number}",
-                    f"{len(cells)} columns, where there should be {len(self.columns)}",
-                )
+        width = len(self.columns)
+        for line, cells, raw in rows:
+            if isinstance(cells, Exception):
+                yield line, self._on_quotes(cells)
+                continue
+            self._check_quoted(line, raw)
+            while len(cells) > width and self._quotes and not cells[-1].strip():
+                cells.pop()  # a separator at the end of the line
+            if len(cells) != width:
+                yield line, f"is malformed ({len(cells)} columns, where there should be {width})"
+            elif self._skip and not _is_unicode(cells):
+                yield line, "is malformed (no UTF-8)"
             else:
-                yield Row(dict(zip(self.columns, cells, strict=True)), self.path, number)
+                yield Row(dict(zip(self.columns, cells, strict=True)), self.path, line)
 
-    def _jsonl(self) -> Iterator[Row | Malformed]:
-        for line in lines(self.path):
+    def _check_quoted(self, line: int, raw: list[str]) -> None:
+        """Raise UserError for lines that are one quoted cell, or many rows with a lone quote at both ends.
+
+        Tabs alone tell: a text seldom has one column's worth in each of three lines, and no doubled quote.
+        """
+        tabs = len(self.columns) - 1
+        if not (self._doubt and self._separator == "tab" and tabs and len(raw) >= _LINES_OF_DOUBT):
+            return
+        like_rows = all(text.count("\t") == tabs and '""' not in text for text in raw)
+        if like_rows and not _is_written_here(self.columns):
+            raise UserError(
+                f"{self.path}, lines {line} to {line + len(raw) - 1} are one quoted cell, or as many rows: "
+                f"write {self._prefix}quotes=false where a quote is text, or {self._prefix}quotes=true"
+            )
+
+    def _json_rows(self) -> Iterator[Row | tuple[int, str]]:
+        for line in self._lines():
             if not line.text.strip():
                 continue
-            place = f"{self.path}, line {line.number}"
             try:
-                content = json.loads(line.text)
-            except ValueError as error:
-                yield _malformed(place, f"no JSON ({error})")
+                content = _parsed(line.text)
+            except (ValueError, RecursionError) as error:
+                yield line.number, f"is malformed (no JSON: {error})"
                 continue
-            if not isinstance(content, dict):
-                yield _malformed(place, "no JSON object")
+            if not isinstance(content, _Object):
+                yield line.number, "is malformed (no JSON object)"
+            elif missing := [name for name in self._required if content.get(name) is None]:
+                yield line.number, f"is malformed (no {missing[0]!r})"
+            elif twice := [name for name in self._required if name in content.twice]:
+                yield line.number, f"is malformed ({twice[0]!r} stands in it twice)"
+            elif self._skip and not _is_unicode([line.text]):
+                yield line.number, "is malformed (no UTF-8)"
+            else:
+                yield Row(content, self.path, line.number)
+
+    def _on_quotes(self, error: Exception) -> str:
+        return (
+            f"is malformed (a cell's quotes go wrong: {error}; double the quotes within a cell, or write "
+            f"{self._prefix}quotes=false where they are text)"
+        )
+
+    def _advice_on_columns(self, wanted: str) -> str:
+        """What to write where a column is missing: the separator that finds it, or one of the names."""
+        if certain := self._more_likely(wanted):
+            return f": another separator stands between its columns, write {certain}"
+        likely = self._more_likely(None) if len(self.columns) == 1 else None
+        return f": name one of {listed(self.columns)}" + (
+            f", or write {likely} if that separates the columns" if likely else ""
+        )
+
+    def _more_likely(self, wanted: str | None) -> str | None:
+        """The setting of a separator that cuts the header into several names, `wanted` among them."""
+        for separator in () if self._is_json or self._headless else SEPARATORS:
+            names = self._first(separator).cells
+            if separator == self._separator or isinstance(names, Exception) or len(names) < 2:
                 continue
-            missing = [name for name in self._wanted if content.get(name) is None]
-            if missing:
-                yield _malformed(place, f"no {missing[0]!r}")
-                continue
-            cells = {name: _as_cell(value) for name, value in content.items() if value is not None}
-            yield Row(cells, self.path, line.number)
+            if wanted is None or wanted in names:
+                return f"{self._prefix}separator={separator}"
+        return None
 
 
-def _as_cell(value: object) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The names in quotes, long ones cut, many counted: one line of a message."""
+    names = list(names)
+    shown = ", ".join(shortened(name) for name in names[:_MOST_NAMED])
+    return shown + (f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else "")
+
+
+def shortened(text: str) -> str:
+    """A text in quotes, of which the beginning tells enough."""
+    return repr(text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…")
+
+
+def _the_file(path: Path, setting: str) -> Path:
+    if path.is_dir():
+        raise UserError(f"{setting}: {str(path)!r} is a folder: {_HINT}")
+    found = expand([str(path)], setting, KINDS, _HINT)
+    if len(found) != 1:
+        raise UserError(
+            f"{setting}: {str(path)!r} matches {len(found)} files: name one, or join them into one"
+        )
+    return found[0]
+
+
+def _is_written_here(columns: Sequence[str]) -> bool:
+    return all(name.startswith(ours) for name, ours in zip(columns, PREDICTIONS, strict=False))
+
+
+def _is_unicode(texts: Iterable[str]) -> bool:
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --- the values of JSON -------------------------------------------------------------------------------
+
+
+def _named(value: bool | list | dict) -> str:
+    if isinstance(value, bool):
+        return json.dumps(value)
+    return "a list" if isinstance(value, list) else "an object"
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers which names it was given twice."""
+
+    twice: frozenset[str] = frozenset()
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text; raises ValueError for NaN and Infinity, which are none of JSON's."""
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    content = _Object(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        content.twice = frozenset(name for name in names if names.count(name) > 1)
+    return content
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} stands for no number")
+
+
+def _scalar(value: Any) -> str:
+    """A JSON scalar as a text: 1.0 and 1 are one number there, and so one text."""
     if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _malformed(place: str, why: str) -> Malformed:
-    return Malformed(f"{place} is malformed ({why}): mend the row, or write data.malformed_rows=skip")
+        return clean(value)
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value)

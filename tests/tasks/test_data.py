@@ -55,12 +55,12 @@ SIZES = {
 def test_official_files_are_read_whole(name, test_data):
     splits = load(name, root=str(test_data / "glue"))
     assert (len(splits.train), len(splits.dev["dev"])) == SIZES[name]
-    assert splits.skipped == 0
+    assert splits.skipped == []
 
 
 def test_official_sample_of_qqp(test_data):
     splits = load("qqp", root=str(test_data / "glue"), malformed_rows="skip")
-    assert len(splits.train) + len(splits.dev["dev"]) + splits.skipped == 19_496 + 4_000
+    assert len(splits.train) + len(splits.dev["dev"]) + len(splits.skipped) == 19_496 + 4_000
 
 
 def write(path, text: str, encoding: str = "utf-8"):
@@ -82,7 +82,9 @@ def test_bad_rows_are_named_with_file_and_line(sst2):
     train.write_text(train.read_text() + "no label here\n")
     message = complaint("sst2", root=str(sst2))
     assert message.startswith(f"{train}, line 4 is malformed (1 columns, where there should be 2)")
-    assert load("sst2", root=str(sst2), malformed_rows="skip").skipped == 1
+    assert load("sst2", root=str(sst2), malformed_rows="skip").skipped == [
+        f"{train}, line 4 is malformed (1 columns, where there should be 2)"
+    ]
     train.write_text("sentence\tlabel\na good film\t1\na bad film\t2\n")
     assert complaint("sst2", root=str(sst2)).startswith(
         f"{train}, line 3 has the label '2', which is none of"
@@ -200,3 +202,98 @@ def test_hub(monkeypatch):
     assert splits.test["test"].labels is None
     monkeypatch.setattr(datasets, "load_dataset", lambda *words: SimpleNamespace(x=1 / 0))
     assert complaint("mrpc").startswith("nyu-mll/glue cannot be loaded from the hub (division by zero)")
+
+
+BAD_ROWS = {
+    "too few cells": "x",
+    "too many cells": "x\ty\tz",
+    "no text": " \t1",
+    "no label": "x\t",
+    "an unknown label": "x\tperhaps",
+    "no UTF-8": "caf\udce9\t1",
+}
+
+
+def insert(path, row: str) -> None:
+    """The row as the third line of a file."""
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:2], row.encode(errors="surrogateescape"), *lines[2:]]))
+
+
+@pytest.mark.parametrize("bad", BAD_ROWS)
+@pytest.mark.parametrize("where", ["train", "dev", "test"])
+def test_skip_leaves_out_whatever_row_would_stop(bad, where, tmp_path, sst2):
+    """In GLUE's layout and in a file of one's own, and each is counted once."""
+    own = {name: write(tmp_path / f"{name}.tsv", "text\tlabel\na good film\t1\na bad film\t0\n") for name in
+           ("train", "dev", "test")}  # fmt: skip
+    write(sst2 / "SST-2/test.tsv", "index\tsentence\n0\ta good film\n1\ta bad film\n")
+    files = {name: str(path) for name, path in own.items()}
+    if (bad, where) != ("an unknown label", "train"):  # which in one's own training file is a class
+        insert(own[where], BAD_ROWS[bad])
+        with pytest.raises(UserError, match=r"line 3|is not UTF-8"):
+            load("custom", **files)
+        splits = load("custom", **files, malformed_rows="skip")
+        assert [len(part) for part in (splits.train, splits.dev["dev"], splits.test["test"])] == [2, 2, 2]
+        assert [row.startswith(f"{own[where]}, line 3 ") for row in splits.skipped] == [True]
+    if where == "test" and bad not in ("too few cells", "too many cells", "no UTF-8"):
+        return  # its rows have no labels, and one without text is answered too
+    insert(sst2 / f"SST-2/{where}.tsv", BAD_ROWS[bad])
+    with pytest.raises(UserError, match=r"line 3|is not UTF-8"):
+        load("sst2", root=str(sst2))
+    splits = load("sst2", root=str(sst2), malformed_rows="skip")
+    assert [len(part) for part in (splits.train, splits.dev["dev"], splits.test["test"])] == [2, 2, 2]
+    assert len(splits.skipped) == 1
+
+
+def test_a_row_without_text_shows_no_class(tmp_path):
+    train = write(tmp_path / "a.csv", "text,label\ngood,yes\nbad,no\n,perhaps\n")
+    splits = load("custom", train=str(train), dev=str(train), malformed_rows="skip")
+    assert splits.task.labels == ("no", "yes")
+
+
+def test_who_names_a_file_says_whether_it_has_quotes(sst2):
+    """The same bytes: GLUE's definition has no quoting, a file of one's own has."""
+    train = write(sst2 / "SST-2/train.tsv", 'sentence\tlabel\n"a good film"\t1\nbad , " he said\t0\n')
+    assert load("sst2", root=str(sst2)).train.texts == [('"a good film"',), ('bad , " he said',)]
+    own = {"train": str(train), "dev": str(train), "text": "sentence"}
+    assert load("custom", **own).train.texts == [("a good film",), ('bad , " he said',)]
+    assert load("custom", **own, quotes=False).train.texts == load("sst2", root=str(sst2)).train.texts
+
+
+def test_glues_files_hold_what_the_csv_module_reads_without_quoting(test_data):
+    import csv
+
+    from nystromformer.data.cleaning import clean
+
+    splits = load("mrpc", root=str(test_data / "glue"))
+    with (test_data / "glue/MRPC/train.tsv").open(encoding="utf-8-sig", newline="\n") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert splits.train.texts == [(clean(row["#1 String"]), clean(row["#2 String"])) for row in rows]
+    assert splits.train.labels == [float(row["Quality"]) for row in rows]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    train = write(tmp_path / "a.csv", "note,kind,note\na good film,yes,1\na bad film,no,2\n")
+    words = {"train": str(train), "dev": str(train), "text": "note", "label": "kind"}
+    assert f"{train}: columns 1 and 3 of its header are called 'note'" in complaint("custom", **words)
+    words["text"] = "kind"
+    assert "column 'kind' is named for two things" in complaint("custom", **words)
+    assert "columns 1 and 3" in complaint("custom", **{**words, "label": "note"})
+
+
+def test_a_header_alone(tmp_path):
+    train = write(tmp_path / "a.csv", "text,label\n")
+    dev = write(tmp_path / "b.csv", "text,label\ngood,yes\nbad,no\n")
+    assert f"{train} has 0 rows, too few to hold some back" in complaint("custom", train=str(train))
+    for regression in (False, True):
+        words = {"regression": regression, "metric": "pearson" if regression else "accuracy"}
+        message = complaint("custom", train=str(train), dev=str(train), **words)
+        assert message == f"{train}: there are no training examples of custom: bring some"
+    assert "there are no dev examples" in complaint("custom", train=str(dev), dev=str(train))
+
+
+def test_semicolons(tmp_path):
+    train = write(tmp_path / "a.csv", 'text;label\n"good; really";1\nbad, too;0\n')
+    words = {"train": str(train), "dev": str(train)}
+    assert complaint("custom", **words).endswith("write data.separator=semicolon")
+    assert load("custom", **words, separator="semicolon").train.texts == [("good; really",), ("bad, too",)]

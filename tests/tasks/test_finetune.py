@@ -67,7 +67,7 @@ def test_planted_label_is_learned_and_the_model_used(own, words, tmp_path, capsy
     assert main([*evaluation, f"file={own}"]) == 0
     assert "accuracy 1.0000" in capsys.readouterr().out
     answers = (tmp_path / "seen/predictions.tsv").read_text().splitlines()
-    assert answers[0] == "index\tprediction\tp(a)\tp(b)\tp(c)"
+    assert answers[0] == "index\tprediction\tp(a)\tp(b)\tp(c)\tlabel\ttext"
     assert [line.split("\t")[1] for line in answers[1:4]] == ["a", "b", "c"]
     bare = tmp_path / "bare.jsonl"
     bare.write_text('{"body": "the plot was plain"}\n')
