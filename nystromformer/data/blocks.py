@@ -6,7 +6,7 @@
 
 Which documents a block holds depends on the corpus and on `shard_megabytes` alone. So whoever makes
 block 7, in whatever order, with any number of workers, on any machine, makes the same bytes. The price is
-that everybody reads the corpus from the beginning, at some 100 MB/s: a duplicate is known only to those
+that everybody reads the corpus from the beginning, at some 130 MB/s: a duplicate is known only to those
 who saw the first.
 """
 
