@@ -153,14 +153,14 @@ class ContentHashes:
         path = path.resolve()
         if before := self._remembered(path):
             return before, False
-        stamp = _stamp(path)
+        seen = stamp(path)  # before the content: what is written to meanwhile is read again
         digest = sha256_of_file(path)
-        self._known[str(path)] = [*stamp, digest]
+        self._known[str(path)] = [*seen, digest]
         return digest, True
 
     def _remembered(self, path: Path) -> str | None:
         before = self._known.get(str(path))
-        if isinstance(before, list) and before[:-1] == _stamp(path):
+        if isinstance(before, list) and before[:-1] == stamp(path):
             return str(before[-1])
         return None
 
@@ -171,7 +171,7 @@ class ContentHashes:
                 write_atomically(self._memory, json.dumps(self._known, indent=0) + "\n")
 
 
-def _stamp(path: Path) -> list[int | str]:
-    """What changes with a file's content, unless somebody means to hide it."""
+def stamp(path: Path) -> list[int | str]:
+    """What changes with a file's content: size and times, of which the last is nobody's to set, and number."""
     found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ino]
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]

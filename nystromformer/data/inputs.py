@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +9,9 @@ from typing import Any, NamedTuple
 from nystromformer.data.corpora import Corpus
 from nystromformer.data.documents import Source
 from nystromformer.errors import UserError
-from nystromformer.files import ContentHashes
+from nystromformer.files import ContentHashes, stamp
 
 _WORTH_SAYING = 4 * 10**9  # bytes; fewer are read in seconds
-
-Stamp = tuple[int, int, int]
-"""Size, modification time and number of a file: while they stay, nobody has written to it."""
 
 
 class Input(NamedTuple):
@@ -76,7 +72,7 @@ class Inputs:
         return [
             Input(
                 source.name if single else f"{source.name}/{path.name}",
-                source.size if single else self._stamps[path][0],
+                source.size if single else path.stat().st_size,
                 self._contents[path],
                 source.format,
             )
@@ -97,11 +93,10 @@ def _read(paths: list[Path], hashes: ContentHashes) -> list[str]:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): make it readable") from error
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: Path) -> list[int | str]:
     try:
-        found = os.stat(path)
+        return stamp(path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): bring it back, and give the same command again"
         ) from error
-    return found.st_size, found.st_mtime_ns, found.st_ino

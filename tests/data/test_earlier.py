@@ -1,6 +1,7 @@
 """Prepared folders without their sources, of other content, and of other versions."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -248,6 +249,15 @@ def test_a_file_is_read_for_its_hash_once(settings, source: Path, monkeypatch: p
     prepare(settings, show_progress=False)
     prepare(settings, show_progress=False)
     assert read == [source.resolve()]
+
+
+def test_a_file_changed_under_its_old_size_and_time_is_seen(settings, source: Path, made: PreparedData):
+    before = source.stat()
+    with source.open("r+b") as file:
+        file.write(b"E")
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (source.stat().st_size, source.stat().st_ino) == (before.st_size, before.st_ino)
+    assert prepare(settings, show_progress=False).folder != made.folder
 
 
 def test_much_to_be_read_for_its_hash_is_told_once(
