@@ -172,6 +172,6 @@ class ContentHashes:
 
 
 def stamp(path: Path) -> list[int | str]:
-    """What changes with a file's content: size and times, of which the last is nobody's to set, and number."""
+    """What changes with a file's content: its size, its times, of which nobody sets the last, its number."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
