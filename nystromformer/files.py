@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -126,16 +126,52 @@ class ContentHashes:
 
     def of(self, path: Path) -> str:
         """The SHA-256 of the file's bytes; raises OSError where it cannot be read."""
+        digest, new = self._found(path)
+        if new:
+            self._write()
+        return digest
+
+    def of_all(self, paths: Iterable[Path]) -> list[str]:
+        """The SHA-256 of each; the memory is written once, at the end or where it is interrupted."""
+        digests, anything_new = [], False
+        try:
+            for path in paths:
+                digest, new = self._found(path)
+                anything_new |= new
+                digests.append(digest)
+        finally:
+            if anything_new:
+                self._write()
+        return digests
+
+    def unread(self, paths: Iterable[Path]) -> int:
+        """How many bytes `of_all` will have to read."""
+        return sum(path.stat().st_size for path in paths if not self._remembered(path.resolve()))
+
+    def _found(self, path: Path) -> tuple[str, bool]:
+        """The hash, and whether the file was read for it."""
         path = path.resolve()
-        found = path.stat()
-        stamp: list[int | str] = [found.st_size, found.st_mtime_ns, found.st_ino]
-        before = self._known.get(str(path))
-        if isinstance(before, list) and before[:-1] == stamp:
-            return str(before[-1])
+        if before := self._remembered(path):
+            return before, False
+        seen = stamp(path)  # before the content: what is written to meanwhile is read again
         digest = sha256_of_file(path)
-        self._known[str(path)] = [*stamp, digest]
+        self._known[str(path)] = [*seen, digest]
+        return digest, True
+
+    def _remembered(self, path: Path) -> str | None:
+        before = self._known.get(str(path))
+        if isinstance(before, list) and before[:-1] == stamp(path):
+            return str(before[-1])
+        return None
+
+    def _write(self) -> None:
         if self._memory is not None:
             with suppress(OSError):
                 self._memory.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(self._memory, json.dumps(self._known, indent=0) + "\n")
-        return digest
+
+
+def stamp(path: Path) -> list[int | str]:
+    """What changes with a file's content: its size, its times, of which nobody sets the last, its number."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]

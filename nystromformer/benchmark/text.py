@@ -23,6 +23,7 @@ def preparation(settings: BenchmarkSettings, *, workers: int = 0, **data: object
         DataSettings(
             corpus="text" if settings.files else "imdb",
             files=list(settings.files),
+            prepared=settings.prepared,
             workers=workers,
             **data,  # type: ignore[arg-type]
         ),

@@ -6,7 +6,7 @@
 
 Which documents a block holds depends on the corpus and on `shard_megabytes` alone. So whoever makes
 block 7, in whatever order, with any number of workers, on any machine, makes the same bytes. The price is
-that everybody reads the corpus from the beginning, at some 100 MB/s: a duplicate is known only to those
+that everybody reads the corpus from the beginning, at some 130 MB/s: a duplicate is known only to those
 who saw the first.
 """
 
@@ -47,14 +47,29 @@ class ReadCounts:
     """Of the cleaned text, in UTF-8."""
     empty: int = 0
     """Documents of nothing but white space and control characters."""
+    malformed: int = 0
+    """Rows without a text that were skipped, see data.malformed_rows."""
     duplicates: int = 0
     """Documents whose cleaned text was there before."""
     left_out: int = 0
     """Documents left out by a weight below 1."""
+    first: dict[str, str] = field(default_factory=dict)
+    """Where the first empty and the first malformed one are."""
 
     def add(self, other: ReadCounts) -> None:
         for counted in fields(self):
-            setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
+            if counted.name != "first":
+                setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
+        self.first = other.first | self.first
+
+    def count(self, read: Read) -> None:
+        """Count one document."""
+        self.documents += 1
+        self.bytes += read.size
+        if read.dropped:
+            setattr(self, read.dropped, getattr(self, read.dropped) + 1)
+            if read.dropped in ("empty", "malformed"):
+                self.first.setdefault(read.dropped, read.place)
 
 
 class Read(NamedTuple):
@@ -66,6 +81,8 @@ class Read(NamedTuple):
     dropped: str | None
     """The name in ReadCounts, or None where `text` is kept."""
     text: Text | None
+    place: str
+    """The file and line it came from."""
 
 
 def read_texts(corpus: Corpus) -> Iterator[Read]:
@@ -73,18 +90,22 @@ def read_texts(corpus: Corpus) -> Iterator[Read]:
     seen = HashSet()
     weights = [part.settings.weight for part in corpus.parts]
     for part, document in corpus.documents():
+        place = document.place
+        if document.fault:
+            yield Read(part, 0, "malformed", None, place)
+            continue
         text = clean(document.text)
         size = len(text.encode())
         if not text:
-            yield Read(part, size, "empty", None)
+            yield Read(part, size, "empty", None, place)
             continue
         document_hash = text_hash(text)
         if not seen.add(document_hash):
-            yield Read(part, size, "duplicates", None)
+            yield Read(part, size, "duplicates", None, place)
         elif copies := copies_of(document_hash, weights[part]):
-            yield Read(part, size, None, Text(text, document_hash, copies))
+            yield Read(part, size, None, Text(text, document_hash, copies), place)
         else:
-            yield Read(part, size, "left_out", None)
+            yield Read(part, size, "left_out", None, place)
 
 
 @dataclass
@@ -111,17 +132,13 @@ class Blocks:
     def __iter__(self) -> Iterator[Batch]:
         batch = self._batch(0)
         in_block = 0  # bytes
-        for part, size, dropped, text in read_texts(self._corpus):
-            counts = batch.read[part]
-            counts.documents += 1
-            counts.bytes += size
-            if dropped:
-                setattr(counts, dropped, getattr(counts, dropped) + 1)
-            if text is None:
+        for read in read_texts(self._corpus):
+            batch.read[read.part].count(read)
+            if read.text is None:
                 continue
-            batch.documents.append(text)
-            batch.bytes += size
-            in_block += size * text.copies
+            batch.documents.append(read.text)
+            batch.bytes += read.size
+            in_block += read.size * read.text.copies
             batch.ends_block = in_block >= self._shard_bytes
             if batch.ends_block or batch.bytes >= _BATCH_BYTES:
                 full, batch = batch, self._batch(batch.block + batch.ends_block)

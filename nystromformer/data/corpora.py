@@ -23,11 +23,13 @@ class Part:
 
     settings: SourceSettings
     reader: Reader
+    skip_malformed: bool = False
+    """Pass documents with a fault on, to be counted, rather than raise."""
 
     def documents(self) -> Iterator[Document]:
         """All documents of its inputs in order, up to the limits; an input beyond them is not opened."""
         limits = self.settings
-        documents = (d for i in range(len(self.reader.sources)) for d in self.reader.documents(i))
+        documents = (d for i in range(len(self.reader.sources)) for d in self._documents_of(i))
         left = None if limits.max_megabytes is None else limits.max_megabytes * 1e6
         for document in islice(documents, limits.max_documents):
             if left is not None:
@@ -36,13 +38,23 @@ class Part:
             if left is not None and left <= 0:
                 return
 
+    def _documents_of(self, source: int) -> Iterator[Document]:
+        first_fault, sound = "", False
+        for document in self.reader.documents(source):
+            if not document.fault:
+                sound = True
+            elif not self.skip_malformed:
+                raise UserError(f"{document.fault}, or data.malformed_rows=skip to leave such rows out")
+            first_fault = first_fault or document.fault
+            yield document
+        if first_fault and not sound:  # a wrong setting, not a few wrong rows
+            raise UserError(f"{first_fault}; every row of its file is like that")
+
     @property
     def identity(self) -> dict[str, Any]:
-        """What its documents depend on, as JSON; not where the files lie."""
+        """What its documents depend on besides what its inputs hold, as JSON."""
         names = ("kind", "text_field", "rows_per_document", "weight", "max_documents", "max_megabytes")
-        return {name: getattr(self.settings, name) for name in names} | {
-            "inputs": [list(source) for source in self.reader.sources]
-        }
+        return {name: getattr(self.settings, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -79,15 +91,15 @@ def open_corpus(settings: DataSettings) -> Corpus:
     if settings.corpus not in CORPORA:
         raise UserError(f"data.corpus={settings.corpus!r} is unknown: write one of {', '.join(CORPORA)}")
     parts = [
-        Part(source, _open(source, setting, settings.streaming))
+        Part(source, _open(source, setting, settings.streaming), settings.malformed_rows == "skip")
         for setting, source in _described_sources(settings)
     ]
     return Corpus(parts, settings.max_documents)
 
 
 def read_documents(corpus: Corpus) -> Iterator[Document]:
-    """All documents of all parts in order."""
-    return (document for _, document in corpus.documents())
+    """All documents of all parts in order, without those that have a fault."""
+    return (document for _, document in corpus.documents() if not document.fault)
 
 
 def _described_sources(data: DataSettings) -> Iterator[tuple[str, SourceSettings]]:

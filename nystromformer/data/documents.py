@@ -5,7 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from nystromformer.errors import UserError
+
+
+class SourceGone(UserError):
+    """An input is not there, or not within reach; nothing is wrong with the settings that name it."""
 
 
 class Document(NamedTuple):
@@ -13,18 +20,24 @@ class Document(NamedTuple):
 
     text: str
     place: str
+    fault: str = ""
+    """Why there is no text at this place, and what to do about it; empty for every sound document."""
 
 
 class Source(NamedTuple):
-    """One input of a corpus: a file, or a repository of the hub.
-
-    `version` tells whether it changed since an earlier preparation: a modification time, a package's
-    version, a revision. `size` is in bytes, None where only reading everything would tell.
-    """
+    """One input of a corpus: a file, files that belong together, or a repository of the hub."""
 
     name: str
     size: int | None
-    version: str
+    """In bytes; None where only reading everything would tell."""
+    files: tuple[Path, ...] = ()
+    """In the order they are read; what they hold is what the source is known by."""
+    version: str = ""
+    """Of a source without files: the hub's revision."""
+    certain: bool = True
+    """Whether `version` is what the hub answered, rather than what it was to be asked."""
+    format: str = ""
+    """What decides how the files are read: `.jsonl.gz`."""
 
 
 class Reader(Protocol):

@@ -11,7 +11,7 @@ from nystromformer.data import storage
 from nystromformer.data.making import make_blocks, split_rule
 from nystromformer.data.plan import Plan, settings_that_matter
 from nystromformer.data.preparation_page import write_page
-from nystromformer.data.preparation_report import make_report, write_report
+from nystromformer.data.preparation_report import make_report, notes, write_report
 from nystromformer.data.shards import ShardInfo
 from nystromformer.data.splits import SPLITS, SplitRule
 from nystromformer.data.unfinished import Block, UnfinishedFolder
@@ -31,6 +31,7 @@ def finish(job: Plan, folder: UnfinishedFolder, tokenizer: PreTrainedTokenizerFa
     shards = {split: shards_of(blocks, split) for split in SPLITS}
     report, unigram_counts = make_report(job, folder.path, blocks, shards, tokenizer)
     np.save(folder.path / storage.UNIGRAM_COUNTS, unigram_counts, allow_pickle=False)
+    report["notes"] = notes(report, asdict(job.settings.tokenizer))
     write_report(folder.path / storage.REPORT, report)
     write_page(folder.path / storage.REPORT_PAGE, report)
     moved = next((block.moved for block in blocks if block.moved is not None), None)

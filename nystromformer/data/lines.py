@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
-from nystromformer.data.documents import Source
+from nystromformer.data.documents import Source, SourceGone
 from nystromformer.errors import UserError
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
@@ -38,7 +38,7 @@ def expand(patterns: Sequence[str], setting: str, kinds: Collection[str] | None,
         if path.is_dir():
             raise UserError(f"{setting}: {str(path)!r} is a folder: write {path}/*.txt or {path}/*.jsonl")
         if not path.is_file():
-            raise UserError(
+            raise SourceGone(
                 f"{setting}: {str(path)!r} does not exist (seen from {os.getcwd()}): correct the path"
             )
         if kinds is not None and kind_of(path) not in kinds:
@@ -55,7 +55,7 @@ def _expand(pattern: str, setting: str, hint: str) -> list[Path]:
         return [Path(pattern)]
     paths = [Path(found) for found in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(found)]
     if not paths:
-        raise UserError(
+        raise SourceGone(
             f"{setting}: {pattern!r} matches no file (seen from {os.getcwd()}): correct the pattern"
         )
     return paths
@@ -72,11 +72,10 @@ def kind_of(path: Path) -> str:
     return (path.with_suffix("") if compression_of(path) else path).suffix.lower()
 
 
-def source_of(path: Path) -> Source:
-    """The file as an input: a corpus that moved to another folder is still the same corpus."""
-    stat = path.stat()
-    size = None if compression_of(path) else stat.st_size
-    return Source(path.name, size, f"{stat.st_size} bytes of {stat.st_mtime_ns} ns")
+def source_of(path: Path, kind: str = "") -> Source:
+    """The file as an input that is read as `kind`."""
+    compression = compression_of(path)
+    return Source(path.name, None if compression else path.stat().st_size, (path,), format=kind + compression)
 
 
 def lines(path: Path, *, errors: str = "strict") -> Iterator[Line]:

@@ -61,6 +61,8 @@ def make_blocks(
             initializer=start_worker,
             initargs=(work,),
         ):
+            if result.ends_block:
+                job.inputs.complain_if_changed()  # before the block is written: what is there is right
             if block := writer.add(result):
                 made.append(block)
             progress.advance(
@@ -83,6 +85,7 @@ def make_tokenizer(job: Plan, folder: UnfinishedFolder, show_progress: bool) -> 
         sample: list[str] = []
         if train or needs_survey:
             found, sample = survey(job.corpus, job.settings, sample=train, show_progress=show_progress)
+            job.inputs.complain_if_changed()
             folder.set_survey(found)
         if not path.exists():
             tokenizer = job.given_tokenizer

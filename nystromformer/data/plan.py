@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nystromformer.data import storage
 from nystromformer.data.corpora import Corpus, open_corpus
-from nystromformer.data.documents import Source
+from nystromformer.data.documents import SourceGone
+from nystromformer.data.inputs import Inputs
 from nystromformer.data.unfinished import UnfinishedFolder
 from nystromformer.errors import UserError
+from nystromformer.files import ContentHashes
 from nystromformer.settings import PrepareSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+IDENTITY_VERSION = 3
+"""1 and 2 knew files by their size and modification time."""
+_HASHES = ".content_hashes.json"
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Plan:
 
     settings: PrepareSettings
     corpus: Corpus
-    sources: list[Source]
+    inputs: Inputs
     """The corpus' inputs as they were when the preparation started."""
     given_tokenizer: PreTrainedTokenizerFast | None
     """The one of tokenizer.path; None where one is to be trained."""
@@ -37,44 +44,70 @@ class Plan:
     def unfinished(self) -> UnfinishedFolder:
         return UnfinishedFolder.of(self.folder)
 
-    def complain_of_changed_sources(self) -> None:
-        """Raise UserError if an input changed since the preparation started."""
-        for before, now in zip(self.sources, self.corpus.sources, strict=True):
-            if before != now:
-                raise UserError(
-                    f"{now.name} changed while it was prepared: give the same command again, which starts "
-                    "from the beginning"
-                )
+    @property
+    def out_of_reach(self) -> str:
+        """The repositories whose commit the hub did not tell."""
+        return ", ".join(
+            source.name for source in self.corpus.sources if not source.files and not source.certain
+        )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the manifest will say of it, see `earlier.differences`."""
+        return {"identity": self.identity, "sources": self.sources}
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """The parts of the corpus and their inputs, for people and for comparing, see `differences`."""
+        return [
+            {"kind": part.settings.kind, "weight": part.settings.weight}
+            | {"inputs": self.inputs.as_json(number)}
+            for number, part in enumerate(self.corpus.parts)
+        ]
 
 
 def plan(settings: PrepareSettings) -> Plan:
     """Open the inputs and name the folder by a hash of all that changes the examples: the settings, the
-    tokenizer, and the size and time of each input.
+    tokenizer, what each input holds, and the packages that split and encode it.
 
-    Raises UserError for impossible settings and for inputs that are missing.
+    Each file is read once for it; a small file in `data.folder` remembers what was found.
+
+    Raises:
+        SourceGone: an input, or the tokenizer, is not there.
+        UserError: impossible settings, or inputs that cannot be read.
     """
     if complaints := list(settings.complaints()):
         raise UserError("; ".join(complaints))
     corpus = open_corpus(settings.data)
-    tokenizer = None
-    if settings.tokenizer.path is not None:
-        from nystromformer.data.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(settings.tokenizer.path)
-    identity = _identity(settings, corpus, tokenizer)
+    tokenizer = None if settings.tokenizer.path is None else _given_tokenizer(settings.tokenizer.path)
+    inputs = Inputs(corpus, ContentHashes(Path(settings.data.folder) / _HASHES))
+    identity = _identity(settings, corpus, inputs, tokenizer)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     folder = Path(settings.data.folder) / f"{settings.data.corpus}-{digest[:12]}"
-    return Plan(settings, corpus, corpus.sources, tokenizer, identity, digest, folder)
+    return Plan(settings, corpus, inputs, tokenizer, identity, digest, folder)
+
+
+def _given_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    from nystromformer.data.tokenizer import load_tokenizer
+
+    try:
+        return load_tokenizer(path)
+    except UserError as error:
+        if Path(path).exists():
+            raise
+        raise SourceGone(str(error)) from error
 
 
 def _identity(
-    settings: PrepareSettings, corpus: Corpus, tokenizer: PreTrainedTokenizerFast | None
+    settings: PrepareSettings, corpus: Corpus, inputs: Inputs, tokenizer: PreTrainedTokenizerFast | None
 ) -> dict[str, Any]:
     """All that the examples on disk depend on, as JSON. What matters at load time only is not in it."""
     data = settings.data
     identity: dict[str, Any] = {
         "format_version": storage.FORMAT_VERSION,
+        "identity_version": IDENTITY_VERSION,
         "parts": [part.identity for part in corpus.parts],
+        "inputs": inputs.identity,
         "max_documents": data.max_documents,
         "language": data.language,
         "validation": data.validation_documents or data.validation_fraction,
@@ -83,20 +116,43 @@ def _identity(
         "max_length": settings.max_length,
         "seed": settings.seed,
     }
+    packages = ["sentencex", "tokenizers"]  # the splitter of sentences, and what encodes them
     if tokenizer is None:
         training = asdict(settings.tokenizer)
         training.pop("path")
         identity["tokenizer"] = training
+        if settings.tokenizer.kind == "unigram":
+            packages.append("sentencepiece")
     else:
         from nystromformer.data.tokenizer import content_hash
 
         identity["tokenizer"] = content_hash(tokenizer)
+    identity["packages"] = {name: _version(name) for name in packages}
     return identity
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # its use will say so
+        return "absent"
 
 
 def settings_that_matter(settings: PrepareSettings) -> dict[str, Any]:
     """The settings without those that the files do not depend on: equal data, equal manifest."""
     content = asdict(settings)
-    for name in ("folder", "workers", "streaming", "verify", "masking", "masking_probability"):
+    for name in _WITHOUT_EFFECT:
         del content["data"][name]
     return content
+
+
+_WITHOUT_EFFECT = (
+    "prepared",
+    "folder",
+    "workers",
+    "streaming",
+    "verify",
+    "malformed_rows",  # it decides whether there are files, not what they hold
+    "masking",
+    "masking_probability",
+)

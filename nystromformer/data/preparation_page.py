@@ -38,6 +38,7 @@ def write_page(path: Path, report: dict[str, Any]) -> None:
         f'<html lang="en"><meta charset="utf-8"><title>Prepared corpus</title><style>{_STYLE}</style>',
         "<h1>Prepared corpus</h1>",
         _table(["", ""], [[name, value] for name, value in overview.items()]),
+        *(f"<p>{html.escape(note)}.</p>" for note in report.get("notes", [])),
         "<h2>Dropped</h2>",
         _table(["what", "how many"], [[name, value] for name, value in dropped.items()]),
         "<h2>Splits</h2>",

@@ -47,6 +47,9 @@ def make_report(
     measured = {split: measure(folder, shards[split], len(tokenizer), max_length) for split in SPLITS}
     tokens = sum(counts[split].tokens for split in SPLITS)
     usable = sum(counts[split].documents for split in SPLITS)
+    first_dropped: dict[str, str] = {}
+    for part in read:
+        first_dropped = part.first | first_dropped
     unknown = tokenizer.unk_token_id
     unknown_tokens = 0
     if unknown is not None:
@@ -58,10 +61,12 @@ def make_report(
             "usable": usable,
             "dropped": {
                 "empty": sum(part.empty for part in read),
+                "malformed": sum(part.malformed for part in read),
                 "duplicates": sum(part.duplicates for part in read),
                 "left_out_by_weight": sum(part.left_out for part in read),
                 "fewer_than_two_sentences": sum(counts[split].dropped_documents for split in SPLITS),
             },
+            "first_dropped": first_dropped,
         },
         "sentences": sum(counts[split].sentences for split in SPLITS),
         "tokens": tokens,
@@ -72,15 +77,54 @@ def make_report(
         "padding_share": {split: measured[split].padding_share for split in SPLITS},
         "splits": {split: vars(counts[split]) for split in SPLITS},
         "sources": [
-            {"kind": part.settings.kind, "weight": part.settings.weight}
-            | {"inputs": [source._asdict() for source in part.reader.sources]}
-            | {"read": vars(counted)}
-            for part, counted in zip(job.corpus.parts, read, strict=True)
+            source | {"read": vars(counted)} for source, counted in zip(job.sources, read, strict=True)
         ],
         "documents_by_tokens": np.sum([block.document_sizes for block in blocks], axis=0).tolist(),
         "chunks_by_length": {split: measured[split].lengths.tolist() for split in SPLITS},
     }
     return report, measured["train"].unigrams
+
+
+HIGH_UNKNOWN_SHARE = 0.01
+"""Of text that a tokenizer was made for, less than a thousandth is unknown to it."""
+
+
+def notes(report: dict[str, Any], tokenizer: dict[str, Any]) -> list[str]:
+    """What whoever prepared should know, a sentence each.
+
+    Args:
+        tokenizer: the settings it was trained or taken by.
+    """
+    share = report["unknown_token_share"]
+    said = [f"{share:.2%} of the tokens are unknown"]
+    if share > HIGH_UNKNOWN_SHARE:
+        said[0] += f": {_why_unknown(tokenizer)}"
+    documents = report["documents"]
+    for why in ("empty", "malformed"):
+        if count := documents["dropped"].get(why):
+            first = documents["first_dropped"][why]
+            what = f"{why} document" if why == "empty" else f"{why} row"
+            said.append(f"{count:,} {what}{'s' * (count > 1)} skipped, the first at {first}")
+    return said
+
+
+def _why_unknown(tokenizer: dict[str, Any]) -> str:
+    if tokenizer["path"] is not None:
+        return (
+            f"the tokenizer of {tokenizer['path']} was not made for this text; write the tokenizer.path of "
+            "one that was, or tokenizer.path=null to train one on it"
+        )
+    if tokenizer["kind"] == "wordpiece":
+        return (
+            "a word is unknown whole if one of its characters is rarer than tokenizer.character_coverage="
+            f"{tokenizer['character_coverage']:g} allows, or if it is longer than 100 characters, as text "
+            "without spaces is; write tokenizer.character_coverage=1 for the former, tokenizer=unigram or "
+            "tokenizer=bpe for both"
+        )
+    return (
+        f"characters rarer than tokenizer.character_coverage={tokenizer['character_coverage']:g} allows; "
+        "write tokenizer.character_coverage=1, or tokenizer=bpe, which knows every character"
+    )
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

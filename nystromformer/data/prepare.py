@@ -12,11 +12,13 @@ its share of the blocks, and then one of them `prepare`, which finds what is the
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nystromformer.data import storage
+from nystromformer.data import earlier, storage
+from nystromformer.data.documents import SourceGone
 from nystromformer.data.finish import complain_of_missing, finish
 from nystromformer.data.making import make_blocks, make_tokenizer, split_rule
 from nystromformer.data.plan import Plan, plan
@@ -38,18 +40,59 @@ def prepare(settings: PrepareSettings, *, merge: bool = False, show_progress: bo
     when it was killed is used, and so are other machines' shards; with `merge` the shards must all be
     there. The bytes are the same however it came about, and for any number of workers.
 
+    Where data.prepared names a folder, that is returned. Where sources are gone, the folder that the same
+    settings made while they were there is, and stderr says so.
+
     Raises UserError for impossible settings, inputs that cannot be read, a corpus too small for a training
     and a validation split, and a folder that cannot be written to.
     """
-    job = plan(settings)
-    if not job.folder.exists():
-        with storage.locked(job.folder):
-            if not job.folder.exists():  # another process may have finished while this one waited
-                _make(job, merge, show_progress)
-    prepared = PreparedData.open(job.folder)
+    prepared = _prepared(settings, merge, show_progress)
     if settings.data.verify:
         prepared.verify()
     return prepared
+
+
+def _prepared(settings: PrepareSettings, merge: bool, show_progress: bool) -> PreparedData:
+    if settings.data.prepared is not None:
+        return earlier.given(settings, show=show_progress)
+    try:
+        job = plan(settings)
+    except SourceGone as gone:
+        if (found := earlier.made_by(settings)) is None:
+            raise
+        return _stand_in(found[0], str(gone))
+    if not job.folder.exists():
+        if out_of_reach := job.out_of_reach:
+            found = earlier.made_by(settings)
+            if found is not None:
+                return _stand_in(found[0], f"the hub does not tell what {out_of_reach} is now")
+        with storage.locked(job.folder):
+            if not job.folder.exists():  # another process may have finished while this one waited
+                _tell_of_earlier(job, show_progress)
+                _make(job, merge, show_progress)
+        if show_progress:
+            for note in storage.read_manifest(job.folder)["report"]["notes"]:
+                print(note, file=sys.stderr, flush=True)
+    return PreparedData.open(job.folder)
+
+
+def _stand_in(folder: Path, why: str) -> PreparedData:
+    print(f"{why}\n{folder} was made by the same settings and is taken", file=sys.stderr, flush=True)
+    return PreparedData.open(folder)
+
+
+def _tell_of_earlier(job: Plan, show: bool) -> None:
+    """Say why a folder that the same settings made does not do, where there is one."""
+    found = None if job.unfinished.path.exists() else earlier.made_by(job.settings)
+    if found is not None and show:
+        folder, manifest = found
+        why = "; ".join(earlier.differences(manifest, job.record))
+        print(
+            f"{folder} was made by the same settings, but {why}: preparing anew "
+            f"(data.prepared={folder} takes it as it is)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def prepare_shard(settings: PrepareSettings, shard: ShardOf, *, show_progress: bool = True) -> list[Path]:
@@ -107,7 +150,6 @@ def _make_missing(
             rule=split_rule(job, folder),
             show_progress=show_progress,
         )
-        job.complain_of_changed_sources()
         whole.update((block.number, block) for block in made)
         folder.set_block_count(count)
     return [block for number, block in sorted(whole.items()) if wanted(number)]

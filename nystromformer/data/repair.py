@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nystromformer.data import storage
+from nystromformer.data import earlier, storage
 from nystromformer.data.making import make_blocks, make_tokenizer
 from nystromformer.data.plan import Plan, plan
 from nystromformer.data.preparation_page import write_page
@@ -37,12 +37,14 @@ def repair(folder: Path, settings: PrepareSettings, *, show_progress: bool = Tru
     manifest = storage.read_manifest(folder)
     if settings.tokenizer.path is not None and (folder / storage.TOKENIZER).is_dir():
         settings.tokenizer.path = str(folder / storage.TOKENIZER)  # the one given then may be gone
+    settings.data.malformed_rows = "skip"  # no manifest keeps it, and the rows are the same
     job = plan(settings)
     with storage.locked(folder):
         damaged = storage.damaged_files(folder, manifest)
-        if damaged and job.digest != manifest["identity_sha256"]:
+        if damaged and _made_from_other(manifest["identity"], job.identity):
+            why = "; ".join(earlier.differences(manifest, job.record))
             raise UserError(
-                f"{folder} cannot be repaired: its corpus or tokenizer has changed since; delete the folder "
+                f"{folder} cannot be repaired: {why}; bring back what it was made from, or delete the folder "
                 "and prepare it again with `nystromformer prepare`"
             )
         workshop = UnfinishedFolder(folder.with_name(_PREFIX + folder.name))
@@ -55,6 +57,16 @@ def repair(folder: Path, settings: PrepareSettings, *, show_progress: bool = Tru
         finally:
             workshop.discard()
     return damaged
+
+
+def _made_from_other(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether the folder was made from other files or settings.
+
+    Other versions, of packages or of this project, may make the same: what they make is compared.
+    """
+    if before.get("identity_version") != now["identity_version"]:
+        return False
+    return {**before, "packages": None} != {**now, "packages": None}
 
 
 def _repair_tokenizer(

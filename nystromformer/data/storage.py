@@ -15,6 +15,7 @@ takes the other's result.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -92,6 +93,16 @@ class PreparedData:
         if name not in SPLITS:
             raise UserError(f"split={name!r} is unknown: write one of {', '.join(SPLITS)}")
         return ShardReader(self.folder, [ShardInfo(**shard) for shard in self.manifest["shards"][name]])
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of all that a training reads: the chunks of both splits in order, and the tokenizer.
+
+        Equal however the data came about: other files, folders or versions may give the same.
+        """
+        shards = {split: [shard["sha256"] for shard in self.manifest["shards"][split]] for split in SPLITS}
+        read = {"tokenizer": self.manifest["tokenizer_sha256"], **shards}
+        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
     @property
     def unigram_counts(self) -> NDArray[np.int64]:

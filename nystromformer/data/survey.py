@@ -85,7 +85,8 @@ def survey(
     lowest = _Lowest(data.validation_documents) if data.validation_documents else None
     size_read = 0
     with DocumentProgress("reading", total_bytes=corpus.total_bytes, show=show_progress) as progress:
-        for _, size, _, text in read_texts(corpus):
+        for read in read_texts(corpus):
+            size, text = read.size, read.text
             size_read += size
             progress.advance(1, size)
             if text is None:

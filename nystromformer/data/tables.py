@@ -6,16 +6,16 @@ its rows and no borders of documents. Both are read row by row.
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nystromformer.data.documents import Document, Source
+from nystromformer.data.documents import Document, Source, SourceGone
 from nystromformer.data.lines import expand
 from nystromformer.errors import UserError
 
@@ -50,10 +50,7 @@ class ParquetFiles:
 
     @property
     def sources(self) -> list[Source]:
-        stats = [(path.name, path.stat()) for path in self._paths]
-        listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
-        digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
-        return [Source(Path(self._table.name).name, None, f"{len(stats)} files {digest}")]
+        return [Source(Path(self._table.name).name, None, tuple(self._paths), format=".parquet")]
 
     def documents(self, source: int) -> Iterator[Document]:
         """Raises UserError when a file is no Parquet or has no such column of strings."""
@@ -61,19 +58,41 @@ class ParquetFiles:
 
 
 class HubRepository:
-    """A repository of the hub. It is asked when its rows are needed, never when the prepared data exists."""
+    """A repository of the hub: asked once for the commit that its revision means, which is then read.
+
+    Out of the hub's reach the revision stays as it is written.
+    """
 
     def __init__(self, table: Table, *, streaming: bool) -> None:
         self._table = table
         self._streaming = streaming
 
+    @cached_property
+    def commit(self) -> str | None:
+        """The hash of the commit, or None where the hub does not tell."""
+        return commit_of(self._table.name, self._table.revision)
+
     @property
     def sources(self) -> list[Source]:
-        return [Source(self._table.name, None, f"{self._table.config}@{self._table.revision}")]
+        version = f"{self._table.config}@{self.commit or self._table.revision}"
+        return [Source(self._table.name, None, version=version, certain=self.commit is not None)]
 
     def documents(self, source: int) -> Iterator[Document]:
-        """Raises UserError when the hub is out of reach or has no such column of strings."""
-        return group_rows(_hub_rows(self._table, self._streaming), self._table.rows_per_document)
+        """Raises UserError when the hub is out of reach or has no such column."""
+        table = self._table._replace(revision=self.commit or self._table.revision)
+        return group_rows(_hub_rows(table, self._streaming), self._table.rows_per_document)
+
+
+def commit_of(repository: str, revision: str | None) -> str | None:
+    """The commit that a revision of a data set on the hub is now; None without an answer of the hub."""
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi  # heavy, and needed for the hub only
+
+    try:
+        return HfApi().dataset_info(repository, revision=revision, timeout=20).sha
+    except Exception:  # no network, no such repository, no access: who reads it will be told
+        return None
 
 
 def open_table(table: Table, *, streaming: bool) -> ParquetFiles | HubRepository:
@@ -82,7 +101,7 @@ def open_table(table: Table, *, streaming: bool) -> ParquetFiles | HubRepository
     if folder.is_dir():
         return ParquetFiles(table, [table.name])
     if folder.exists() or table.name.count("/") != 1 or table.name.startswith((".", "/", "~")):
-        raise UserError(
+        raise (UserError if folder.exists() else SourceGone)(
             f"{table.setting}={table.name!r} is neither a folder of Parquet files nor a repository of the "
             "hub: write FOLDER or OWNER/NAME"
         )
@@ -92,21 +111,38 @@ def open_table(table: Table, *, streaming: bool) -> ParquetFiles | HubRepository
 def group_rows(rows: Iterable[Document], rows_per_document: int) -> Iterator[Document]:
     """Join consecutive rows, which are sentences without document borders, into pseudo-documents.
 
-    A row equal to the one before it is dropped first: BookCorpus repeats many.
+    A row equal to the one before it is dropped first: BookCorpus repeats many. Rows without text are
+    documents of their own, so that they are counted.
     """
     if rows_per_document == 1:
         yield from rows
         return
-    distinct = (next(same) for _, same in groupby(rows, key=lambda row: row.text))
-    while group := list(islice(distinct, rows_per_document)):
-        yield Document("\n".join(row.text for row in group), group[0].place)
+    group: list[Document] = []
+    before: str | None = None
+    for row in rows:
+        if row.fault or not row.text.strip():
+            yield row
+        elif row.text != before:
+            before = row.text
+            group.append(row)
+        if len(group) == rows_per_document:
+            yield _joined(group)
+            group = []
+    if group:
+        yield _joined(group)
+
+
+def _joined(group: list[Document]) -> Document:
+    return Document("\n".join(row.text for row in group), group[0].place)
 
 
 def parquet_in(folder: Path, setting: str) -> list[Path]:
     """The Parquet files of a folder and those below it."""
-    if files := sorted(folder.rglob("*.parquet")):
+    if files := sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() == ".parquet" and path.is_file()
+    ):
         return files
-    raise UserError(f"{setting}: the folder {str(folder)!r} holds no .parquet file: correct the path")
+    raise SourceGone(f"{setting}: the folder {str(folder)!r} holds no .parquet file: correct the path")
 
 
 def _parquet_rows(files: list[Path], column: str) -> Iterator[Document]:
@@ -152,8 +188,9 @@ def _hub_rows(table: Table, streaming: bool) -> Iterator[Document]:
 
 
 def _row(text: object, column: str, place: str) -> Document:
+    if text is None:
+        return Document("", place)
     if not isinstance(text, str):
-        raise UserError(
-            f"{place}: column {column!r} holds {type(text).__name__}, not a string: drop or correct the row"
-        )
+        fault = f"{place}: column {column!r} holds {type(text).__name__}, not a string: correct the row"
+        return Document("", place, fault)
     return Document(text, place)

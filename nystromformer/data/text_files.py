@@ -44,12 +44,15 @@ class TextFiles:
 
     @property
     def sources(self) -> list[Source]:
-        return [source_of(path) for path in self._paths]
+        return [source_of(path, self._kind(path)) for path in self._paths]
 
     def documents(self, source: int) -> Iterator[Document]:
-        """Raises UserError with file and place for anything that is no text, and for an empty file."""
+        """Raises UserError with the place for what cannot be read as text, and for an empty file.
+
+        A JSON line without a text is a document with a `fault`.
+        """
         path = self._paths[source]
-        is_json = self._json_lines or kind_of(path) == ".jsonl"
+        is_json = self._kind(path) == ".jsonl"
         found = False
         for document in self._json_documents(path) if is_json else _text_documents(path):
             found = True
@@ -57,37 +60,45 @@ class TextFiles:
         if not found:
             raise UserError(f"{path} holds no document: remove it from {self._setting}, or fill it")
 
+    def _kind(self, path: Path) -> str:
+        return ".jsonl" if self._json_lines else kind_of(path)
+
     def _json_documents(self, path: Path) -> Iterator[Document]:
         for line in lines(path):
             if line.text.strip():
-                place = f"{path}:{line.number}"
-                yield Document(json_text(line.text, self._text_field, place, self._setting), place)
+                yield json_document(line.text, self._text_field, f"{path}:{line.number}", self._setting)
 
 
-def json_text(line: str, text_field: str, place: str, setting: str = "data.files") -> str:
-    """The document in one line of JSON; raises UserError with the place where there is none."""
+def json_document(line: str, text_field: str, place: str, setting: str = "data.files") -> Document:
+    """The document in one line of JSON: empty where its text is null, with a fault where it has none."""
     field_setting = setting.rpartition(".")[0] + ".text_field"
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{place} is not JSON ({error}): write one JSON object a line, or name the file .txt"
-        ) from error
+        return Document(
+            "", place, f"{place} is not JSON ({error}): write one JSON object a line, or name the file .txt"
+        )
     if not isinstance(row, dict):
-        raise UserError(f'{place} is no JSON object: write {{"{text_field}": "..."}}')
+        return Document("", place, f'{place} is no JSON object: write {{"{text_field}": "..."}}')
     if text_field not in row:
         fields = ", ".join(map(str, row)) or "none"
-        raise UserError(
-            f"{place} has no field {text_field!r}: write {field_setting}=NAME with one of "
-            f"its fields ({fields})"
+        return Document(
+            "",
+            place,
+            f"{place} has no field {text_field!r}: write {field_setting}=NAME with one of its fields "
+            f"({fields})",
         )
     text = row[text_field]
+    if text is None:
+        return Document("", place)
     if not isinstance(text, str):
-        raise UserError(
+        return Document(
+            "",
+            place,
             f"{place}: field {text_field!r} is {type(text).__name__}, not a string: "
-            f"write {field_setting}=NAME with the field that holds the text"
+            f"correct the line, or write {field_setting}=NAME with the field that holds the text",
         )
-    return text
+    return Document(text, place)
 
 
 def _text_documents(path: Path) -> Iterator[Document]:

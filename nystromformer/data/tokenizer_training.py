@@ -12,6 +12,8 @@ on any machine: machines that prepare parts of one corpus each train it for them
 from __future__ import annotations
 
 import io
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -38,7 +40,7 @@ BERT_TOKENS = {
     "mask_token": "[MASK]",
 }
 ALBERT_TOKENS = BERT_TOKENS | {"pad_token": "<pad>", "unk_token": "<unk>"}
-_ALPHABET_LIMIT = 1000  # as BERT's: rarer characters become [UNK]
+_ALPHABET = 1000  # as BERT's: so many characters are in it however little of the text the rarest are
 _UNIGRAM_THREADS = 8  # the order of its sums, and so the vocabulary, follows the number: it is fixed
 
 
@@ -77,11 +79,20 @@ def _wordpiece(texts: list[str], settings: TokenizerSettings) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=settings.lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # A character costs up to two entries; half of a small vocabulary is left for words.
-    alphabet, inner = _alphabet(texts, tokenizer, limit=min(_ALPHABET_LIMIT, settings.vocab_size // 4))
-    if not alphabet:
-        raise UserError("the corpus holds no word to train a tokenizer on: point data at documents with text")
+
+    def is_inner(character: str) -> bool:
+        # Punctuation and Chinese characters are words of their own; the others need a ## piece too.
+        word = tokenizer.normalizer.normalize_str(f"a{character}")
+        return len(tokenizer.pre_tokenizer.pre_tokenize_str(word)) == 1
+
     special = list(BERT_TOKENS.values())
+    alphabet = _alphabet(
+        map(tokenizer.normalizer.normalize_str, texts),
+        settings,
+        pieces_of=lambda character: 1 + is_inner(character),
+        reserved=len(special),
+    )
+    inner = [character for character in alphabet if is_inner(character)]
     # The trainer numbers the inner characters ("##a") in the order of a hash map, which differs from
     # run to run and decides between pairs of equal frequency. Naming them all beforehand fixes it.
     reserved = [*special, *("##" + character for character in inner)]
@@ -106,17 +117,61 @@ def _wordpiece(texts: list[str], settings: TokenizerSettings) -> Tokenizer:
     return trained
 
 
-def _alphabet(texts: list[str], tokenizer: Tokenizer, limit: int) -> tuple[list[str], list[str]]:
-    """The `limit` most frequent characters after normalization, and those that occur inside words."""
+def _alphabet(
+    texts: Iterable[str],
+    settings: TokenizerSettings,
+    *,
+    pieces_of: Callable[[str], int],
+    reserved: int,
+) -> list[str]:
+    """The characters that get pieces of their own, sorted; every other one is unknown.
+
+    The most frequent ones that make up `character_coverage` of the text are needed. Rarer ones join them
+    up to a thousand in all, as long as half of the vocabulary is left for words.
+
+    Args:
+        texts: normalized.
+        pieces_of: how many pieces a character takes.
+        reserved: pieces that are no characters.
+
+    Raises:
+        UserError: the texts hold no character, or the vocabulary cannot hold those that are needed.
+    """
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(tokenizer.normalizer.normalize_str(text))
+        counts.update(text)
     visible = ((character, count) for character, count in counts.items() if not character.isspace())
     by_frequency = sorted(visible, key=lambda item: (-item[1], item[0]))
-    alphabet = sorted(character for character, _ in by_frequency[:limit])
-    # Punctuation and Chinese characters are words of their own.
-    inner = [c for c in alphabet if len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{c}")) == 1]
-    return alphabet, inner
+    if not by_frequency:
+        raise UserError("the corpus holds no word to train a tokenizer on: point data at documents with text")
+    total = sum(count for _, count in by_frequency)
+    room = settings.vocab_size - reserved
+    alphabet: list[str] = []
+    covered = pieces = fitting = needed = 0
+    for character, count in by_frequency:
+        is_needed = covered < settings.character_coverage * total
+        takes = pieces_of(character)
+        if not is_needed and (len(alphabet) >= _ALPHABET or pieces + takes > settings.vocab_size // 2):
+            break
+        alphabet.append(character)
+        pieces += takes
+        covered += count
+        needed += is_needed
+        fitting = covered if pieces <= room else fitting
+    if fitting < covered:
+        raise UserError(_too_small(settings, needed, pieces + reserved, fitting / total))
+    return sorted(alphabet)
+
+
+def _too_small(settings: TokenizerSettings, characters: int, pieces: int, fitting: float) -> str:
+    least = math.floor(fitting * 10_000) / 10_000
+    return (
+        f"tokenizer.vocab_size={settings.vocab_size} is smaller than the alphabet: the {characters:,} "
+        f"characters that make up {settings.character_coverage:.2%} of the text take {pieces:,} pieces; "
+        f"write tokenizer.vocab_size={2 * pieces}, at least {pieces}, or "
+        f"tokenizer.character_coverage={least:g}, with which the rarest become unknown, or tokenizer=bpe, "
+        "which knows every character"
+    )
 
 
 def _unigram(texts: list[str], settings: TokenizerSettings) -> Tokenizer:
@@ -125,6 +180,10 @@ def _unigram(texts: list[str], settings: TokenizerSettings) -> Tokenizer:
 
     normalizer = _albert_normalizer(settings.lowercase)
     lines = [line for text in texts for line in map(normalizer.normalize_str, text.splitlines()) if line]
+    special = list(ALBERT_TOKENS.values())
+    # The mark of a space is a piece too.
+    alphabet = _alphabet(lines, settings, pieces_of=lambda _: 1, reserved=len(special) + 1)
+    lines = _within(alphabet, lines)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -133,7 +192,7 @@ def _unigram(texts: list[str], settings: TokenizerSettings) -> Tokenizer:
         vocab_size=settings.vocab_size,
         hard_vocab_limit=False,  # a small corpus gives a smaller vocabulary instead of an error
         normalization_rule_name="identity",
-        character_coverage=_coverage(lines, limit=min(_ALPHABET_LIMIT, settings.vocab_size // 4)),
+        character_coverage=1.0,  # of what `_within` left
         max_sentence_length=2**30,  # longer ones would be left out in silence
         num_threads=_UNIGRAM_THREADS,
         pad_id=0,
@@ -155,13 +214,11 @@ def _unigram(texts: list[str], settings: TokenizerSettings) -> Tokenizer:
     return tokenizer
 
 
-def _coverage(lines: list[str], limit: int) -> float:
-    """The share of the text in its `limit` most frequent characters, at most ALBERT's 0.9995."""
-    counts: Counter[str] = Counter()
-    for line in lines:
-        counts.update(line)
-    covered = sum(count for _, count in counts.most_common(limit))
-    return min(covered / counts.total(), 0.9995)
+def _within(alphabet: list[str], lines: list[str]) -> list[str]:
+    """The lines with a space for every character that is not in the alphabet."""
+    other = re.compile(f"[^{''.join(map(re.escape, alphabet))}\\s]+")
+    within = (other.sub(" ", line) for line in lines)
+    return [line for line in within if line.strip()]
 
 
 def _albert_normalizer(lowercase: bool) -> normalizers.Normalizer:

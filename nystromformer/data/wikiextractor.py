@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nystromformer.data.documents import Document, Source
 from nystromformer.data.lines import expand, lines, source_of
-from nystromformer.data.text_files import json_text
+from nystromformer.data.text_files import json_document
 from nystromformer.errors import UserError
 
 _OPENING = re.compile(r'<doc id="[^"]*".* title="(?P<title>.*)">\s*')
@@ -54,7 +54,7 @@ class WikiExtractorFiles:
         ]
 
     def documents(self, source: int) -> Iterator[Document]:
-        """Raises UserError for a line that belongs to neither form."""
+        """Raises UserError for a line that belongs to neither form; JSON without a text is a `fault`."""
         path = self._paths[source]
         title: str | None = None  # of the article that is open
         body: list[str] = []
@@ -71,8 +71,8 @@ class WikiExtractorFiles:
             elif opening := _OPENING.fullmatch(line.text):
                 title, body, first_line = html.unescape(opening["title"]), [], line.number
             elif line.text.lstrip().startswith("{"):
-                text = json_text(line.text, self._text_field, place, self._setting)
-                yield Document(html.unescape(text), place)
+                document = json_document(line.text, self._text_field, place, self._setting)
+                yield document._replace(text=html.unescape(document.text))
             elif line.text.strip():
                 raise UserError(
                     f'{place} is no output of WikiExtractor (neither <doc id="…"> nor a JSON object): '

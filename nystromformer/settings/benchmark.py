@@ -61,6 +61,8 @@ class BenchmarkSettings:
 
     files: list[str] = field(default_factory=list)
     """prepare, loader: text files or globs; empty takes the 25,000 film reviews of the demo."""
+    prepared: str | None = None
+    """loader: a prepared folder to draw from; its sources, and `files`, are not looked at."""
     length: int = 512
     """prepare, loader: tokens of one example."""
     tokenizer: str | None = None

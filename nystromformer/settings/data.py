@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 CORPORA = ("imdb", "text", "bookcorpus_wikipedia", "mixture")
 SOURCE_KINDS = ("text", "jsonl", "wikiextractor", "parquet", "hub", "wikipedia", "bookcorpus", "imdb")
 TOKENIZER_KINDS = ("wordpiece", "unigram", "bpe")
+MALFORMED = ("stop", "skip")
 
 
 @dataclass
@@ -59,10 +60,13 @@ class SourceSettings:
 class DataSettings:
     """Where documents come from and how they become training examples."""
 
+    prepared: str | None = None
+    """A prepared folder to take as it is: no source is looked at, and no other setting of `data` and
+    `tokenizer` that decides what is prepared is read."""
     corpus: str = "imdb"
     """`imdb`, `text`, `bookcorpus_wikipedia`, or `mixture` for what `sources` lists."""
     files: list[str] = field(default_factory=list)
-    """For `text`: files or globs, .txt or .jsonl, plain or .gz, .zst, .bz2 or .xz."""
+    """For `text`: files or globs, .txt or .jsonl, plain or .gz, .zst, .bz2 or .xz, in either case."""
     sources: list[SourceSettings] = field(default_factory=list)
     """For `mixture`: a list of sources with weights and limits, see docs/data.md; for instance
     data.sources=[{kind:wikipedia},{kind:text,files:[a.txt],weight:2}]."""
@@ -82,6 +86,10 @@ class DataSettings:
     """Read the hub's rows as they come (true) or download the data sets first (false)."""
     max_documents: int | None = None
     """Stop after so many documents of the corpus (all by default)."""
+    malformed_rows: str = "stop"
+    """A JSON line or a row that holds no text where the text should be (a number, a missing field, broken
+    JSON): `stop`, naming it, or `skip` it and count it. A null or an empty text is an empty document,
+    which is skipped and counted anyway."""
     language: str = "en"
     """Language code for the sentence splitter."""
     validation_fraction: float = 0.02
@@ -107,6 +115,22 @@ class DataSettings:
     def complaints(self) -> Iterator[str]:
         if self.corpus not in CORPORA:
             yield f"data.corpus={self.corpus!r} is unknown: write one of {', '.join(CORPORA)}"
+        if self.malformed_rows not in MALFORMED:
+            yield f"data.malformed_rows={self.malformed_rows!r} is unknown: write stop or skip"
+        if self.prepared is None:
+            yield from self._complaints_of_sources()
+        yield from self._complaints_of_shares()
+        if self.workers < 0:
+            yield f"data.workers={self.workers} is impossible: write 0 (every core) or a count"
+        if not 0 < self.masking_probability < 1:
+            yield (
+                f"data.masking_probability={self.masking_probability} is impossible: write a share "
+                "above 0 and below 1"
+            )
+        if self.masking not in ("token", "whole_word", "ngram"):
+            yield f"data.masking={self.masking!r} is unknown: write token, whole_word or ngram"
+
+    def _complaints_of_sources(self) -> Iterator[str]:
         if self.corpus == "text" and not self.files:
             yield "data.files is empty: write data.files=[my.txt] (files or globs, .txt or .jsonl)"
         if self.corpus == "bookcorpus_wikipedia" and not (self.wikipedia or self.bookcorpus):
@@ -117,6 +141,13 @@ class DataSettings:
             yield f"data.sources is read by data=mixture only: write that instead of data={self.corpus}"
         for number, source in enumerate(self.sources):
             yield from source.complaints(f"data.sources[{number}]")
+        if self.bookcorpus_rows_per_document < 2:
+            yield (
+                f"data.bookcorpus_rows_per_document={self.bookcorpus_rows_per_document} is too small: "
+                "a sentence-order pair needs at least 2 sentences"
+            )
+
+    def _complaints_of_shares(self) -> Iterator[str]:
         if self.validation_documents is not None and self.validation_documents < 1:
             yield f"data.validation_documents={self.validation_documents} is too small: write at least 1"
         if not 0.001 <= self.shard_megabytes <= 4000:
@@ -128,24 +159,10 @@ class DataSettings:
             )
         if self.max_documents is not None and self.max_documents < 2:
             yield f"data.max_documents={self.max_documents} is too small: write at least 2"
-        if self.workers < 0:
-            yield f"data.workers={self.workers} is impossible: write 0 (every core) or a count"
         if not 0 <= self.short_sequence_probability <= 1:
             yield (
                 f"data.short_sequence_probability={self.short_sequence_probability} is impossible: "
                 "write a probability from 0 to 1"
-            )
-        if not 0 < self.masking_probability < 1:
-            yield (
-                f"data.masking_probability={self.masking_probability} is impossible: write a share "
-                "above 0 and below 1"
-            )
-        if self.masking not in ("token", "whole_word", "ngram"):
-            yield f"data.masking={self.masking!r} is unknown: write token, whole_word or ngram"
-        if self.bookcorpus_rows_per_document < 2:
-            yield (
-                f"data.bookcorpus_rows_per_document={self.bookcorpus_rows_per_document} is too small: "
-                "a sentence-order pair needs at least 2 sentences"
             )
 
 
@@ -164,6 +181,9 @@ class TokenizerSettings:
     """Lower-case the text and take accents away; for `bpe` lower-case only."""
     min_frequency: int = 2
     """Pairs seen less often are not merged (`wordpiece` and `bpe`)."""
+    character_coverage: float = 0.9999
+    """Share of the text, by its characters, whose characters all get a piece; the rarest of them are
+    unknown where they are not among the first 1,000 (`wordpiece` and `unigram`; `bpe` knows every one)."""
     sample_megabytes: int = 200
     """Train on at most so much text, from training documents spread over the whole corpus."""
 
@@ -172,6 +192,11 @@ class TokenizerSettings:
             yield f"tokenizer.kind={self.kind!r} is unknown: write one of {', '.join(TOKENIZER_KINDS)}"
         if self.path is None and self.vocab_size < 300:
             yield f"tokenizer.vocab_size={self.vocab_size} is too small: write at least 300"
+        if not 0 < self.character_coverage <= 1:
+            yield (
+                f"tokenizer.character_coverage={self.character_coverage} is impossible: write a share above "
+                "0, at most 1"
+            )
         if self.min_frequency < 1:
             yield f"tokenizer.min_frequency={self.min_frequency} is impossible: write at least 1"
         if self.sample_megabytes < 1:

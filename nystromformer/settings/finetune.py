@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from nystromformer.settings.data import MALFORMED
 from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 
@@ -13,7 +14,6 @@ GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnl
 REVIEW_TASKS = ("imdb", "rotten_tomatoes")
 TASK_NAMES = (*GLUE_TASKS, "glue", *REVIEW_TASKS, "custom")
 DATA_SOURCES = ("auto", "hub", "folder", "samples")
-MALFORMED = ("stop", "skip")
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """What may stand between the columns of a file, by the name that settings give it."""
 KEPT_MODELS = ("best", "all")

@@ -49,5 +49,7 @@ class PrepareCommandSettings(PretrainSettings):
                 ShardOf.parse(self.shard)
             except ValueError:
                 yield f"shard={self.shard!r} is impossible: write I/N with I from 1 to N, e.g. shard=1/4"
+        if self.data.prepared is not None and (self.shard is not None or self.merge):
+            yield f"data.prepared={self.data.prepared!r} is prepared already: leave shard and merge out"
         if (self.shard is not None) + self.merge + (self.repair is not None) > 1:
             yield "shard, merge and repair are three commands: write one of them"

@@ -17,13 +17,8 @@ def check_run(run: Run) -> None:
     One batch of the validation is computed: what the device, the number format or the memory cannot
     do, it cannot do at once.
     """
-    config, progress, data = run.model.config, run.progress, run.prepared.folder.name
-    if progress.data and progress.data != data:
-        raise UserError(
-            f"{run.folder.path} was trained on {progress.data}, and now the same settings lead to {data}: "
-            "bring back the corpus as it was, or write name=OTHER for a new run"
-        )
-    progress.data = data
+    config, progress = run.model.config, run.progress
+    progress.data = run.prepared.folder.name
     if len(run.tokenizer) > config.vocab_size:
         raise UserError(
             f"the tokenizer of {run.prepared.folder} has {len(run.tokenizer)} tokens and the model "

@@ -12,12 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from nystromformer.data.layout import MOST_WIDTHS
-from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForPreTraining
 from nystromformer.settings import PretrainSettings
-from nystromformer.training import devices
+from nystromformer.training import devices, run_data
 from nystromformer.training.agreement import Agreement
 from nystromformer.training.batches import RunBatches
 from nystromformer.training.checkpoint import Progress, load_latest, saved_steps
@@ -66,7 +65,7 @@ def setup(settings: PretrainSettings) -> Run:
     folder.check(settings)  # before what takes long
     check_source(settings.init)
     with accelerator.main_process_first():  # the main process prepares, the others find the result
-        prepared = prepare(settings.preparation, show_progress=accelerator.is_main_process)
+        prepared = run_data.prepared_for(folder, settings, show_progress=accelerator.is_main_process)
     tokenizer = prepared.tokenizer()
     batches = RunBatches(
         settings, prepared, rank=accelerator.process_index, world_size=accelerator.num_processes
@@ -75,6 +74,7 @@ def setup(settings: PretrainSettings) -> Run:
     model = start.model
     if accelerator.is_main_process:
         folder.create(settings)
+        run_data.remember(folder, prepared)
     accelerator.wait_for_everyone()
     model.to(accelerator.device)
     if start.fits_convolution and not saved_steps(folder.checkpoints):

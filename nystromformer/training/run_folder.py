@@ -2,6 +2,7 @@
 
 runs/NAME/
     config.yaml        the resolved configuration
+    data.json          what data it is trained on, see `run_data`
     metrics.jsonl      one line an event
     checkpoints/       step-N/, and `latest` and `best`, which name one each
     curves.png         losses and accuracies
@@ -32,6 +33,9 @@ MAY_CHANGE = frozenset(
         "runs_folder",
         "data.workers",
         "data.folder",
+        "data.prepared",
+        "data.malformed_rows",
+        "data.verify",
         "training.micro_batch_size",
         "training.compile",
         "training.static_shapes",

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +102,25 @@ def test_a_changed_file_makes_another(tmp_path: Path):
     path.write_text("\n\n".join(made_up_documents(20)))
     settings = text_settings(path, tmp_path / "out")
     first = prepare_quietly(settings).folder
-    os.utime(path, ns=(0, 0))
+    changed = path.read_bytes().replace(b"a", b"e", 1)
+    path.write_bytes(changed)
+    os.utime(path, ns=(0, 0))  # as old as can be, and of the same size: its content tells
     second = prepare_quietly(settings).folder
     assert first != second
+
+
+def test_a_touched_copied_moved_or_renamed_file_is_the_same(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(made_up_documents(20)))
+    out = tmp_path / "out"
+    first = prepare_quietly(text_settings(path, out)).folder
+    os.utime(path)
+    assert prepare_quietly(text_settings(path, out)).folder == first
+    copy = tmp_path / "other" / "b.TXT"
+    copy.parent.mkdir()
+    shutil.copy(path, copy)
+    path.unlink()
+    assert prepare_quietly(text_settings(copy, out)).folder == first
 
 
 def test_a_tokenizer_by_path_is_known_by_its_content(

@@ -7,6 +7,7 @@ import pytest
 from nystromformer.data.corpora import open_corpus, read_documents
 from nystromformer.data.documents import Document
 from nystromformer.data.prepare import prepare
+from nystromformer.data.storage import PreparedData
 from nystromformer.data.tables import group_rows
 from nystromformer.errors import UserError
 from nystromformer.settings import DataSettings, PrepareSettings, TokenizerSettings
@@ -60,7 +61,10 @@ def test_it_prepares(tmp_path: Path):
     books = write(tmp_path / "books", sentences)
     data = settings(wikipedia=str(wikipedia), bookcorpus=str(books), folder=str(tmp_path / "out"), workers=1)
     prepared = prepare(PrepareSettings(data, TokenizerSettings(vocab_size=400), 32), show_progress=False)
-    assert [source["inputs"][0]["name"] for source in prepared.manifest["sources"]] == ["wikipedia", "books"]
+    assert [source["inputs"][0]["name"] for source in prepared.manifest["sources"]] == [
+        "wikipedia",
+        "books",
+    ]
     assert len(prepared.split("train")) > 100
 
 
@@ -88,6 +92,52 @@ def test_bad_folders_and_files_are_named(tmp_path: Path):
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"0\.parquet is no complete Parquet file"):
         read(wikipedia=str(broken))
-    pq.write_table(pa.table({"text": ["a", None]}), file)
-    with pytest.raises(UserError, match=r"0\.parquet:2: column 'text' holds NoneType"):
+    pq.write_table(pa.table({"text": [1, 2]}), file)
+    with pytest.raises(UserError, match=r"0\.parquet:1: column 'text' holds int.*malformed_rows=skip"):
         read(wikipedia=str(broken))
+
+
+def test_nulls_are_empty_documents_and_join_no_group(tmp_path: Path):
+    folder = write(tmp_path / "a", ["a", None, "b", " ", "b", "c"])  # type: ignore[list-item]
+    assert [document.text for document in read(wikipedia=str(folder), bookcorpus=None)] == [
+        "a", "", "b", " ", "b", "c"
+    ]  # fmt: skip
+    grouped = read(wikipedia=None, bookcorpus=str(folder), bookcorpus_rows_per_document=2)
+    assert [document.text for document in grouped] == ["", "a\nb", " ", "c"]
+
+
+def test_rows_of_the_hub_are_those_of_the_commit_that_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read_at = []
+    texts = [*made_up_documents(40), None]
+
+    class Rows(list[dict[str, str | None]]):
+        def select_columns(self, columns: list[str]) -> "Rows":
+            return self
+
+    def load_dataset(name: str, config: str, *, revision: str, split: str, streaming: bool) -> Rows:
+        read_at.append(revision)
+        return Rows({"text": text} for text in texts)
+
+    commit: str | None = "c" * 40
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("nystromformer.data.tables.commit_of", lambda name, revision: commit)
+
+    def prepared() -> PreparedData:
+        data = settings(bookcorpus=None, folder=str(tmp_path), workers=1, validation_fraction=0.2)
+        return prepare(PrepareSettings(data, TokenizerSettings(vocab_size=400), 32), show_progress=False)
+
+    first = prepared()
+    assert set(read_at) == {commit}
+    assert first.manifest["sources"][0]["inputs"][0]["content"] == f"20231101.en@{commit}"
+    assert first.manifest["report"]["documents"]["dropped"]["empty"] == 1
+    assert first.manifest["report"]["documents"]["first_dropped"]["empty"] == "wikimedia/wikipedia:41"
+    count, commit = (
+        len(read_at),
+        None,
+    )  # out of reach: what the same settings made is taken, and nothing is read
+    assert prepared().folder == first.folder
+    commit = "d" * 40
+    assert prepared().folder != first.folder
+    assert set(read_at[count:]) == {commit}

@@ -57,7 +57,8 @@ def test_training_again_in_another_process_gives_the_same(tokenizer: PreTrainedT
 def test_a_large_alphabet_leaves_half_of_a_small_vocabulary_for_words():
     greek_and_chinese = "".join(map(chr, [*range(0x3B1, 0x3C9), *range(0x4E00, 0x4E00 + 400)]))
     texts = [*TEXTS, greek_and_chinese]
-    tokenizer = train_tokenizer(texts, TokenizerSettings(vocab_size=300), max_length=64)
+    settings = TokenizerSettings(vocab_size=300, character_coverage=0.98)
+    tokenizer = train_tokenizer(texts, settings, max_length=64)
     assert len(tokenizer) == 300
     assert sum(len(token.removeprefix("##")) > 1 for token in tokenizer.get_vocab()) >= 150
     assert tokenizer.unk_token_id in tokenizer("\u4e00" + chr(0x4E00 + 399))["input_ids"]

@@ -44,7 +44,6 @@ def test_both_forms_and_a_folder(tmp_path: Path):
     [
         ("plain text", "wiki_00:1 is no output of WikiExtractor"),
         (TEXT[:130], "wiki_00 ends inside the article of line 1"),
-        ('{"title": "a"}', "has no field 'text'"),
     ],
 )
 def test_what_is_not_its_output_is_named(tmp_path: Path, content: str, expected: str):
@@ -52,6 +51,13 @@ def test_what_is_not_its_output_is_named(tmp_path: Path, content: str, expected:
     with pytest.raises(UserError) as caught:
         read(tmp_path / "wiki_00")
     assert expected in str(caught.value)
+
+
+def test_a_json_line_without_text_is_a_fault_and_a_null_is_empty(tmp_path: Path):
+    (tmp_path / "wiki_00").write_text('{"title": "a"}\n{"text": null}\n')
+    missing, empty = read(tmp_path / "wiki_00")
+    assert "wiki_00:1 has no field 'text'" in missing.fault
+    assert (empty.text, empty.fault) == ("", "")
 
 
 def test_a_folder_without_its_files_is_named(tmp_path: Path):

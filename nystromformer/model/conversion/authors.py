@@ -60,7 +60,7 @@ _OUTSIDE = {
 
 
 def is_authors_file(path: str) -> bool:
-    return Path(path).suffix in _ENDINGS and not Path(path).is_dir()
+    return Path(path).suffix.lower() in _ENDINGS and not Path(path).is_dir()
 
 
 def read_authors_file(path: Path, *, num_attention_heads: int | None = None, setting: str) -> Source:
