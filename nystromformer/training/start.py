@@ -57,11 +57,16 @@ def settled(settings: S) -> S:
     if model.is_known("max_length") and not model.is_known("max_position_embeddings"):
         changes["max_position_embeddings"] = max(model.max_length, source.config.max_position_embeddings)
     config = inherited(source, changes, setting="init.path", section="model.")
-    found: dict[str, Any] = {name: getattr(config, configuration_name(name), None) for name in model.from_source}
+    found: dict[str, Any] = {
+        name: getattr(config, configuration_name(name), None) for name in model.from_source
+    }
     if "max_length" in found:
         found["max_length"] = config.max_position_embeddings
     model = replace(model, **found, from_source=[])
-    undropped = replace(model, attention_dropout=0.0) if "attention_dropout" in found else model
+    # A BERT's dropout on its attention matrix stays in the configuration, whatever attention it gets.
+    undropped = (
+        model if settings.model.is_known("attention_dropout") else replace(model, attention_dropout=0.0)
+    )
     if complaints := list(replace(settings, model=undropped).complaints()):
         raise UserError("\n".join(complaints))
     return replace(settings, model=model)

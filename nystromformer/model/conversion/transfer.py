@@ -45,7 +45,10 @@ def transfer(model: NystromformerForPreTraining, source: Source, *, positions: s
     weights = dict(source.weights)
     weights[POSITIONS] = grow_positions(weights[POSITIONS], model.config.max_position_embeddings, positions)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        # Performer's random features are no parameters, and its weights were trained with them.
+        saved = model.state_dict().keys()
+        buffers = (item for item in model.named_buffers() if item[0] in saved)
+        for name, parameter in (*model.named_parameters(), *buffers):
             tensor = weights.pop(name, None)
             if tensor is not None and name in VOCABULARY:  # padded to a round size in the model
                 parameter[: tensor.shape[0]].copy_(tensor[: parameter.shape[0]])
