@@ -39,15 +39,16 @@ def read_stored(schema: type[S], content: Mapping[str, Any], place: str, otherwi
         if key not in known:
             raise UserError(_removed(key, value, known, place, otherwise))
     config = OmegaConf.structured(schema)
-    try:
-        for key, value in flat.items():
+    for key, value in flat.items():
+        try:
             OmegaConf.update(config, key, value)
-        settings = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{place} cannot be read by this version ({reason}): mend that line, or {otherwise}"
-        ) from None
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{place} has {key}={as_written(value)}, which this version cannot read ({reason}): mend that "
+                f"line, or {otherwise}"
+            ) from None
+    settings = OmegaConf.to_object(config)
     assert isinstance(settings, schema)
     return settings
 

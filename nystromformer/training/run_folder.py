@@ -149,7 +149,7 @@ class RunFolder:
             raise UserError(
                 f"{self.config} cannot be read ({str(error).splitlines()[0]}): {_OTHER}"
             ) from None
-        if not isinstance(content, dict):
+        if not content or not isinstance(content, dict):
             raise UserError(f"{self.config} holds no settings: {_OTHER}")
         return read_stored(PretrainSettings, content, str(self.config), _OTHER)
 
