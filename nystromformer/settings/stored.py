@@ -45,8 +45,8 @@ def read_stored(schema: type[S], content: Mapping[str, Any], place: str, otherwi
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{place} has {key}={as_written(value)}, which this version cannot read ({reason}): mend that "
-                f"line, or {otherwise}"
+                f"{place} has {key}={as_written(value)}, which this version cannot read ({reason}): mend "
+                f"that line, or {otherwise}"
             ) from None
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, schema)

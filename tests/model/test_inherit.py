@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ SHAPE = {
     "max_position_embeddings": 48,
     "pad_token_id": 3,
 }
-OTHER = {
+OTHER: dict[str, Any] = {
     **SHAPE,
     "attention": "performer",
     "num_landmarks": 5,
@@ -57,7 +58,9 @@ OTHER = {
 """A value of each field that is not its default; SHAPE's are small enough to be made in no time."""
 
 DEFAULT = NystromformerConfig()
-MECHANISMS = [{"attention": name} for name in ("softmax", "linformer", "longformer", "performer")]
+MECHANISMS: list[dict[str, Any]] = [
+    {"attention": name} for name in ("softmax", "linformer", "longformer", "performer")
+]
 CASES = [{name: value} for name, value in OTHER.items()] + MECHANISMS
 CASES += [{"attention": "linformer", "linformer_projected": 9, "linformer_share_heads": False}, OTHER]
 

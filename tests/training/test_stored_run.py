@@ -14,7 +14,7 @@ import pytest
 
 from nystromformer.cli import main
 from nystromformer.errors import UserError
-from nystromformer.settings import stored
+from nystromformer.settings import PrepareSettings, PretrainSettings, stored
 from nystromformer.settings.compose import compose
 from nystromformer.training.run_folder import RunFolder
 
@@ -43,6 +43,7 @@ def run(tmp_path, monkeypatch) -> Path:
 
 def check(*words: str) -> None:
     settings = compose("pretrain", [*WORDS, *words])
+    assert isinstance(settings, PretrainSettings)
     RunFolder(settings).check(settings)
 
 
@@ -111,15 +112,15 @@ def test_damaged_configuration_is_one_line(run, content):
 def test_new_setting_of_an_entry_of_a_list_has_its_default(run):
     edit(run, "  sources: []\n", "  sources:\n  - kind: text\n    files: [a.txt]\n")
     edit(run, "corpus: text", "corpus: mixture")
-    found = RunFolder(compose("pretrain", WORDS)).stored()
+    settings = compose("pretrain", WORDS)
+    assert isinstance(settings, PretrainSettings)
+    found = RunFolder(settings).stored()
     assert found is not None
     assert (found.data.sources[0].files, found.data.sources[0].weight) == (["a.txt"], 1.0)
 
 
 def test_manifest_of_an_earlier_version_is_read_and_a_removed_setting_named(tmp_path):
     content = {"data": {"corpus": "text", "files": ["a.txt"]}, "seed": 3}
-    from nystromformer.settings import PrepareSettings
-
     read = stored.read_stored(PrepareSettings, content, "manifest.json", "prepare it again")
     assert (read.data.files, read.seed, read.max_length) == (["a.txt"], 3, PrepareSettings().max_length)
     with pytest.raises(UserError, match=r"manifest.json has data.stemming=true.*or prepare it again"):
