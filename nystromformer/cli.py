@@ -47,6 +47,10 @@ def run_prepare(settings: PrepareCommandSettings) -> None:
         return
     from nystromformer.data.prepare import prepare, prepare_shard
 
+    if settings.model.from_source:
+        from nystromformer.training.start import settled
+
+        settings = settled(settings)
     if settings.shard is not None:
         for path in prepare_shard(settings.preparation, ShardOf.parse(settings.shard)):
             print(path)
@@ -62,10 +66,14 @@ def _run_repair(folder: str) -> None:
     from pathlib import Path
 
     from nystromformer.data.repair import repair
-    from nystromformer.data.storage import read_manifest
-    from nystromformer.settings.compose import prepare_settings_from
+    from nystromformer.data.storage import MANIFEST, read_manifest
+    from nystromformer.settings.pretrain import PrepareSettings
+    from nystromformer.settings.stored import read_stored
 
-    made = repair(Path(folder), prepare_settings_from(read_manifest(Path(folder))["settings"]))
+    manifest = Path(folder) / MANIFEST
+    content = read_manifest(Path(folder))["settings"]
+    again = "delete the folder and prepare it again"
+    made = repair(Path(folder), read_stored(PrepareSettings, content, str(manifest), again))
     print("\n".join(f"{folder}/{name}" for name in made) or f"{folder} is whole")
 
 

@@ -11,7 +11,8 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -45,8 +46,15 @@ class Held(UserError):
 
 
 @contextmanager
-def held(lock: Path, what: str, otherwise: str) -> Iterator[None]:
-    """Hold `lock` for this process; at once, or not at all.
+def held(
+    lock: Path,
+    what: str,
+    otherwise: str,
+    *,
+    wait: float = 0,
+    tell: Callable[[str], None] | None = None,
+) -> Iterator[None]:
+    """Hold `lock` for this process; at once, or after its holder within `wait` seconds, or not at all.
 
     The system gives the lock back when its holder ends, however that comes about: a holder that died
     blocks nobody. Beside it stands who holds it and since when, for the message alone.
@@ -55,6 +63,8 @@ def held(lock: Path, what: str, otherwise: str) -> Iterator[None]:
         lock: a file that may be made; its folder is made.
         what: what is held, as the message names it: `runs/demo`.
         otherwise: what the user can write instead, the message's end: `write name=OTHER`.
+        wait: seconds that its holder may go on.
+        tell: is told, where there is a wait, whom it is for and since when that one is at it.
 
     Raises:
         Held: another process has it, in this process's words: who, where and since when.
@@ -64,7 +74,13 @@ def held(lock: Path, what: str, otherwise: str) -> Iterator[None]:
     holder = lock.with_name(f"{lock.name}.holder")
     file_lock = FileLock(lock)
     try:
-        file_lock.acquire(timeout=0)
+        try:
+            file_lock.acquire(timeout=0 if tell else wait)
+        except Timeout:
+            if tell is None:
+                raise
+            tell(f"{what} is in use by {_told(holder)}: waiting for it to end")
+            file_lock.acquire(timeout=wait)
     except Timeout:
         raise Held(f"{what} is in use by {_told(holder)}: wait for it to end, or {otherwise}") from None
     try:
@@ -86,11 +102,13 @@ def _this_process() -> dict[str, str | int]:
 
 
 def _told(holder: Path) -> str:
-    try:
-        who = json.loads(holder.read_text(encoding="utf-8"))
-        return f"process {who['process']} on {who['machine']} since {who['since']} ({who['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"  # between taking the lock and writing its name
+    for _ in range(20):
+        try:
+            who = json.loads(holder.read_text(encoding="utf-8"))
+            return f"process {who['process']} on {who['machine']} since {who['since']} ({who['command']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            time.sleep(0.05)  # it is between taking the lock and writing its name
+    return "another process"
 
 
 # --- what a file holds --------------------------------------------------------------------------------

@@ -17,21 +17,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from nystromformer.data.shards import REBUILD, ShardInfo, ShardReader, replacing
 from nystromformer.data.splits import SPLITS
 from nystromformer.errors import UserError
-from nystromformer.files import sha256_of_file
+from nystromformer.files import held, sha256_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -140,23 +141,27 @@ def damaged_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def locked(folder: Path, part: str = "") -> Iterator[None]:
-    """Hold the preparation of `folder`; another process that prepares the same one waits here.
+    """Hold the preparation of `folder`; another process that prepares the same one waits here, and says for
+    whom and since when that one is at it.
 
     With `part`, only the same part is held. Raises UserError when the parent folder cannot be written to.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.parent / f".{folder.name}{part}.lock")
-        lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"data.folder={str(folder.parent)!r} cannot be written to ({error.strerror}): "
-            "write data.folder=FOLDER with one that can"
-        ) from error
-    try:
+    lock = folder.parent / f".{folder.name}{part}.lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                held(lock, str(folder), "write data.folder=OTHER", wait=math.inf, tell=_say_that_it_waits)
+            )
+        except OSError as error:
+            raise UserError(
+                f"data.folder={str(folder.parent)!r} cannot be written to ({error.strerror}): "
+                "write data.folder=FOLDER with one that can"
+            ) from error
         yield
-    finally:
-        lock.release()
+
+
+def _say_that_it_waits(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 def write_manifest(folder: Path, content: dict[str, Any], shards: list[ShardInfo]) -> None:

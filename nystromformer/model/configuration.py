@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -112,3 +113,11 @@ class NystromformerConfig(PreTrainedConfig):
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
         self.pad_token_id = pad_token_id
         self.tie_word_embeddings = tie_word_embeddings
+
+
+CONFIGURATION = tuple(
+    name
+    for name in inspect.signature(NystromformerConfig.__init__).parameters
+    if name not in ("self", "kwargs")
+)
+"""Every field of the configuration that decides what a model computes."""

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from nystromformer.errors import UserError
+from nystromformer.files import Held, held
 from nystromformer.settings.reproduce import ALL, ReproduceSettings
 
 __all__ = ["RESULTS", "produce", "reproduce"]
@@ -53,6 +54,8 @@ def reproduce(settings: ReproduceSettings) -> None:
         print(f"\n== {name}", flush=True)
         try:
             produce(settings, name)
+        except Held:  # the same command runs already: two would only get in each other's way
+            raise
         except UserError as error:
             absent[name] = str(error)
             print(f"{name} is absent: {error}", flush=True)
@@ -71,20 +74,27 @@ def produce(settings: ReproduceSettings, name: str) -> Path:
         The folder.
 
     Raises:
-        UserError: it cannot be measured or written.
+        UserError: it cannot be measured or written; Held, where another process measures it.
     """
+    from nystromformer.benchmark.results import results_folder
+    from nystromformer.reproduce.result import result_folder
+
+    root, folder = results_folder(settings.folder), result_folder(settings, name)
+    with held(root / f".{folder.name}.lock", str(folder), "write folder=OTHER"):
+        return _produce(settings, name, root, folder)
+
+
+def _produce(settings: ReproduceSettings, name: str, root: Path, folder: Path) -> Path:
     from nystromformer.benchmark.machine import machine
-    from nystromformer.benchmark.results import device_of, results_folder
+    from nystromformer.benchmark.results import device_of
     from nystromformer.reproduce.index import write_index
     from nystromformer.reproduce.result import (
         command_of,
         configuration_of,
         read_finished,
-        result_folder,
         write_result,
     )
 
-    root, folder = results_folder(settings.folder), result_folder(settings, name)
     device = device_of(settings.device)
     configuration = configuration_of(settings, name, device.type)
     if not settings.again and (found := read_finished(folder, configuration)):
@@ -104,5 +114,6 @@ def produce(settings: ReproduceSettings, name: str) -> Path:
     }
     write_result(folder, result, about)
     print((folder / "README.md").read_text(encoding="utf-8"))
-    write_index(root)
+    with held(root / ".README.lock", str(root), "write folder=OTHER", wait=60):
+        write_index(root)
     return folder

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 from nystromformer.benchmark.results import table
 from nystromformer.data.documents import in_validation, text_hash
 from nystromformer.data.imdb import Imdb
-from nystromformer.model import NystromformerConfig, NystromformerForPreTraining, NystromformerModel
-from nystromformer.model.conversion import Source, read_source, start_from
+from nystromformer.model import NystromformerForPreTraining, NystromformerModel
+from nystromformer.model.conversion import Source, inherited, read_source, start_from
 from nystromformer.model.fitted_convolution import RIDGE, fit_convolutions
 from nystromformer.reproduce.result import Result
 from nystromformer.settings import PretrainSettings
@@ -123,7 +123,6 @@ def error_of_start(
 
 
 def _encoder(source: Source, **changes: object) -> NystromformerModel:
-    config = NystromformerConfig(**{**source.config.to_dict(), **changes})
-    model = NystromformerForPreTraining(config)
+    model = NystromformerForPreTraining(inherited(source, changes, setting="checkpoint"))
     start_from(model, source)
     return model.nystromformer.eval()

@@ -16,7 +16,7 @@ from nystromformer.errors import UserError
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result, trained_bert
 from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent
-from nystromformer.settings.finetune import SHORT_ROWS
+from nystromformer.settings.model import SHORT_ROWS
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.training.run_folder import RunFolder
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import hydra
 import yaml
@@ -21,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import nystromformer
@@ -30,8 +30,9 @@ from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
+from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.prepare import PrepareCommandSettings
-from nystromformer.settings.pretrain import PrepareSettings, PretrainSettings
+from nystromformer.settings.pretrain import PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.schema import Setting, settings_of
 
@@ -55,8 +56,28 @@ SCHEMAS: dict[str, type[Settings]] = {
     "reproduce": ReproduceSettings,
 }
 
-for _command, _schema in SCHEMAS.items():
-    ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
+OF_SOURCE = "${source:}"
+"""In a YAML: the value that init.path has, where init is no scratch."""
+
+
+def _store_schemas() -> None:
+    """Make the dataclasses known to Hydra.
+
+    What trains a model has two: in the second every model setting is the source's until something is
+    written over it, so that what is left of it is what nobody wrote.
+    """
+    store = ConfigStore.instance()
+    for command, schema in SCHEMAS.items():
+        store.store(name=f"{command}_schema", node=schema)
+        if issubclass(schema, PretrainSettings):
+            store.store(name=command, group="schema", node=schema, package="_global_")
+            from_source = OmegaConf.structured(schema)
+            for name in INHERITED:
+                from_source.model[name] = OF_SOURCE
+            store.store(name=f"{command}_from_source", group="schema", node=from_source, package="_global_")
+
+
+_store_schemas()
 
 
 def package_folder(package: str, folder: str) -> str:
@@ -97,14 +118,11 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Settings:
 
 def as_yaml(settings: Settings) -> str:
     """The settings as a file that could stand in `configs/`."""
-    return OmegaConf.to_yaml(OmegaConf.structured(settings))
-
-
-def prepare_settings_from(content: Mapping[str, Any]) -> PrepareSettings:
-    """The settings of a preparation as a manifest keeps them: what is missing has its default."""
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PrepareSettings), content))
-    assert isinstance(settings, PrepareSettings)
-    return settings
+    config = OmegaConf.structured(settings)
+    if isinstance(settings, PretrainSettings):
+        for name in settings.model.from_source:
+            config.model[name] = OF_SOURCE
+    return OmegaConf.to_yaml(config)
 
 
 def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:
@@ -116,9 +134,15 @@ def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:
     written = {o.key_or_group: text.partition("=")[2] for o, text in zip(parsed, overrides, strict=True)}
     try:
         with hydra.initialize_config_dir(str(folder), job_name="nystromformer", version_base="1.3"):
-            config = hydra.compose(command, _for_hydra(parsed, groups), return_hydra_config=True)
+            words = _for_hydra(parsed, groups)
+            config = hydra.compose(command, words, return_hydra_config=True)
+            if issubclass(SCHEMAS[command], PretrainSettings) and config.init.source != "scratch":
+                # An experiment's model is for a run from scratch; one that the user named is written.
+                words += [f"schema={command}_from_source", *([] if "model" in written else ["~model"])]
+                config = hydra.compose(command, words, return_hydra_config=True)
+                _note_what_is_the_sources(config.model)
             taken = config.hydra.runtime.choices
-            choices = {group: taken[group] for group in groups if group in taken}
+            choices = {group: taken.get(group) for group in groups if group in taken or group == "model"}
             with open_dict(config):
                 del config["hydra"]
             settings = OmegaConf.to_object(config)
@@ -126,6 +150,14 @@ def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:
         raise UserError(mistakes.in_one_line(error, written, known, groups)) from error
     assert isinstance(settings, SCHEMAS[command])
     return Composition(settings, choices)
+
+
+def _note_what_is_the_sources(model: DictConfig) -> None:
+    """List the settings that are still OF_SOURCE; they keep the schema's value, which nobody is to read."""
+    left = [name for name in INHERITED if OmegaConf.is_interpolation(model, name)]
+    for name in left:
+        model[name] = getattr(ModelSettings, name)
+    model.from_source = sorted({*model.from_source, *left}, key=INHERITED.index)
 
 
 def config_folder() -> Path:

@@ -20,13 +20,15 @@ class ConvertSettings:
     of the authors' code."""
     target: str | None = None
     """The folder to write; it must not hold a model yet."""
-    attention: str = "nystrom"
+    attention: str | None = None
     """`nystrom`, the paper's; or `softmax`, exact attention, which transformers' class computes for the
-    published checkpoints, whatever their name says."""
+    published checkpoints, whatever their name says. Empty takes the source's, and `nystrom` for a BERT or
+    RoBERTa."""
     num_landmarks: int | None = None
     """Landmarks; empty takes the source's, or 64 where it names none."""
-    conv_kernel_size: int = 33
-    """BERT and RoBERTa with attention=nystrom: width of the convolution, all zero, for training to fill."""
+    conv_kernel_size: int | None = None
+    """Where the source has no convolution: width of one, all zero, for training to fill. Empty gives 33 to
+    what becomes a Nyströmformer."""
     num_attention_heads: int | None = None
     """Authors' file without a convolution: its number of heads, which nothing in it tells."""
     max_length: int | None = None
@@ -46,14 +48,17 @@ class ConvertSettings:
             yield "source is empty: write source=FOLDER, a hub name or an authors' file"
         if not self.target:
             yield "target is empty: write target=FOLDER"
-        for name, known in (("attention", CONVERTED), ("positions", POSITIONS), ("layout", LAYOUTS)):
+        choices = (("attention", (*CONVERTED, None)), ("positions", POSITIONS), ("layout", LAYOUTS))
+        for name, known in choices:
             if getattr(self, name) not in known:
-                yield f"{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
+                words = ", ".join(filter(None, known))
+                yield f"{name}={getattr(self, name)!r} is unknown: write one of {words}"
         for name in ("num_landmarks", "num_attention_heads", "max_length", "nystrom_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"{name}={value} is impossible: write at least 1, or null"
-        if self.conv_kernel_size < 1 or self.conv_kernel_size % 2 == 0:
-            yield f"conv_kernel_size={self.conv_kernel_size} has no middle: write an odd number"
+        width = self.conv_kernel_size
+        if width is not None and (width < 1 or width % 2 == 0):
+            yield f"conv_kernel_size={width} has no middle: write an odd number"
         if self.nystrom_length is not None and self.layout != "transformers":
             yield f"nystrom_length={self.nystrom_length} is for layout=transformers: write that, or null"

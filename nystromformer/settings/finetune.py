@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nystromformer.settings.data import MALFORMED
-from nystromformer.settings.model import ATTENTIONS
+from nystromformer.settings.model import ATTENTIONS, SHORT_ROWS
 from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
@@ -17,7 +17,6 @@ DATA_SOURCES = ("auto", "hub", "folder", "samples")
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """What may stand between the columns of a file, by the name that settings give it."""
 KEPT_MODELS = ("best", "all")
-SHORT_ROWS = ("exact", "exact_without_convolution", "landmark_per_token", "segments")
 
 
 @dataclass
@@ -135,8 +134,9 @@ class TaskModelSettings:
     """How a longer position table is made: `tile` or `interpolate`."""
     num_landmarks: int | None = None
     """Empty takes the checkpoint's, or 64."""
-    conv_kernel_size: int = 33
-    """Width of the convolution that a BERT or RoBERTa gets with attention=nystrom, odd."""
+    conv_kernel_size: int | None = None
+    """Where the checkpoint has no convolution: width of one, odd. Empty gives 33 to what becomes a
+    Nyströmformer."""
     convolution: str = "zero"
     """Kernels of that convolution: `zero`, for training to fill; `fitted` or `scaled`, in closed form on the
     longest training rows."""
@@ -146,9 +146,10 @@ class TaskModelSettings:
     """What Nyström attention does with rows of at most num_landmarks tokens: `exact`, with the convolution;
     `exact_without_convolution`; `landmark_per_token`; or `segments` of as many tokens as at full length.
     Empty takes the checkpoint's, which is `exact` unless it says otherwise."""
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.1
-    """Dropout on the attention matrix; exact attention alone has one."""
+    hidden_dropout: float | None = None
+    """Empty takes the checkpoint's."""
+    attention_dropout: float | None = None
+    """Dropout on the attention matrix, which exact attention alone has; empty takes the checkpoint's."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again."""
 
@@ -166,13 +167,11 @@ class TaskModelSettings:
             yield f"model.num_landmarks={self.num_landmarks} is impossible: write at least 1, or null"
         if self.convolution_rows < 1:
             yield f"model.convolution_rows={self.convolution_rows} is impossible: write at least 1"
-        if self.conv_kernel_size < 1 or self.conv_kernel_size % 2 == 0:
-            yield (
-                f"model.conv_kernel_size={self.conv_kernel_size} cannot be centred on a token: write an odd "
-                "number"
-            )
+        width = self.conv_kernel_size
+        if width is not None and (width < 1 or width % 2 == 0):
+            yield (f"model.conv_kernel_size={width} cannot be centred on a token: write an odd number")
         for name in ("hidden_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 yield f"model.{name}={getattr(self, name)} is impossible: write a share from 0 to below 1"
 
 

@@ -9,6 +9,7 @@ from operator import attrgetter
 
 from nystromformer.settings.compose import Settings, config_folder, groups_in, resolve
 from nystromformer.settings.mistakes import Groups, as_written
+from nystromformer.settings.pretrain import PretrainSettings
 from nystromformer.settings.schema import settings_of
 
 COLUMN = 40
@@ -49,9 +50,12 @@ def _group_lines(groups: Groups, choices: Mapping[str, str | None]) -> Iterator[
 
 
 def _setting_lines(settings: Settings) -> Iterator[str]:
+    sources = settings.model.from_source if isinstance(settings, PretrainSettings) else []
     for setting in settings_of(type(settings)):
-        value = attrgetter(setting.key)(settings)
-        yield from _entry(f"  {setting.key}={as_written(value)}", setting.documentation)
+        value = as_written(attrgetter(setting.key)(settings))
+        if setting.key.removeprefix("model.") in sources:
+            value = "(that of init.path)"
+        yield from _entry(f"  {setting.key}={value}", setting.documentation)
 
 
 def _entry(name: str, sentence: str) -> Iterator[str]:

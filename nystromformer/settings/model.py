@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 ATTENTIONS = ("nystrom", "softmax", "linformer", "longformer", "performer")
 LANDMARKS = ("segment_means", "uniform", "kmeans")
+SHORT_ROWS = ("exact", "exact_without_convolution", "landmark_per_token", "segments")
+_OTHER_NAMES = {"hidden_dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
+
+
+def configuration_name(setting: str) -> str:
+    """What a model setting is called in the model's own configuration, if that has it."""
+    return _OTHER_NAMES.get(setting, setting)
 
 
 @dataclass
@@ -29,6 +36,11 @@ class ModelSettings:
     """How landmarks are chosen: `segment_means`, `uniform` (random tokens) or `kmeans`; `nystrom` only."""
     pinv_iterations: int | None = 6
     """Iterations of the pseudoinverse, empty for the exact one; `nystrom` only."""
+    short_rows: str = "exact"
+    """What `nystrom` does with rows of at most num_landmarks tokens: `exact` attention with the convolution,
+    `exact_without_convolution`, `landmark_per_token`, or `segments` of short_row_segment tokens."""
+    short_row_segment: int = 8
+    """Tokens of a landmark in short rows, for short_rows=segments."""
     linformer_projected: int = 256
     """Mixtures of tokens that Linformer attends to."""
     linformer_share_heads: bool = True
@@ -44,6 +56,13 @@ class ModelSettings:
     """Dropout on the attention matrix; only exact attention has one."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again."""
+    from_source: list[str] = field(default_factory=list)
+    """With init=bert or init=checkpoint: the settings above that are init.path's and not what stands here;
+    the command line lists those that nobody wrote."""
+
+    def is_known(self, *names: str) -> bool:
+        """Whether the settings are what stands here."""
+        return not set(names) & set(self.from_source)
 
     def complaints(self) -> Iterator[str]:
         if self.attention not in ATTENTIONS:
@@ -55,12 +74,14 @@ class ModelSettings:
             "intermediate_size",
             "num_landmarks",
             "pinv_iterations",
+            "short_row_segment",
             "linformer_projected",
             "performer_features",
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 yield f"model.{name}={getattr(self, name)} is impossible: write at least 1"
-        if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
+        shape_is_known = self.is_known("hidden_size", "num_attention_heads")
+        if shape_is_known and self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
             yield (
                 f"model.num_attention_heads={self.num_attention_heads} does not divide "
                 f"model.hidden_size={self.hidden_size}: write a divisor, e.g. "
@@ -69,7 +90,7 @@ class ModelSettings:
         if self.max_length < 8:
             yield f"model.max_length={self.max_length} is too short: write at least 8"
         positions = self.max_position_embeddings
-        if positions is not None and positions < self.max_length:
+        if positions is not None and positions < self.max_length and self.is_known("max_length"):
             yield (
                 f"model.max_length={self.max_length} is beyond the position table of "
                 f"model.max_position_embeddings={positions}: write max_length <= {positions}, or raise "
@@ -86,13 +107,22 @@ class ModelSettings:
                 yield f"model.{name}={getattr(self, name)} is impossible: write a share from 0 to below 1"
         if self.landmarks not in LANDMARKS:
             yield f"model.landmarks={self.landmarks!r} is unknown: write one of {', '.join(LANDMARKS)}"
+        if self.short_rows not in SHORT_ROWS:
+            yield f"model.short_rows={self.short_rows!r} is unknown: write one of {', '.join(SHORT_ROWS)}"
         if self.longformer_window < 1 or self.longformer_window % 2 == 0:
             yield f"model.longformer_window={self.longformer_window} has no middle: write an odd number"
-        if self.attention != "softmax" and self.attention_dropout > 0:
+        can_drop = self.attention == "softmax" or not self.is_known("attention", "attention_dropout")
+        if not can_drop and self.attention_dropout > 0:
             yield (
                 f"model.attention_dropout={self.attention_dropout} cannot apply: {self.attention} attention "
                 "has no attention matrix to drop from; write 0 and use model.hidden_dropout"
             )
+
+
+INHERITED = tuple(
+    part.name for part in fields(ModelSettings) if part.name not in ("gradient_checkpointing", "from_source")
+)
+"""Settings that init=bert and init=checkpoint take from the source where nobody wrote them."""
 
 
 def _divisor_near(number: int, wanted: int) -> int:

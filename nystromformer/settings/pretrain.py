@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from nystromformer.settings.data import DataSettings, TokenizerSettings
-from nystromformer.settings.model import ModelSettings
+from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.training import InitSettings, TrackingSettings, TrainingSettings
 
 
@@ -46,7 +46,17 @@ class PretrainSettings:
             yield f"name={self.name!r} is no folder name: write letters, digits, - and _"
         for part in (self.model, self.data, self.tokenizer, self.training, self.init, self.tracking):
             yield from part.complaints()
-        if self.training.approximation_error_every > 0 and self.model.attention != "nystrom":
+        for name in self.model.from_source:
+            if name not in INHERITED:
+                yield f"model.from_source holds {name!r}: write some of {', '.join(INHERITED)}"
+            if self.init.source == "scratch":
+                yield f"model.{name} has no source to come from: write init=checkpoint, or a value"
+        knows_attention = self.model.is_known("attention")
+        if (
+            self.training.approximation_error_every > 0
+            and knows_attention
+            and self.model.attention != "nystrom"
+        ):
             yield (
                 f"training.approximation_error_every={self.training.approximation_error_every}: "
                 f"model.attention={self.model.attention} approximates nothing by landmarks: write 0"
@@ -54,7 +64,9 @@ class PretrainSettings:
 
     @property
     def preparation(self) -> PrepareSettings:
-        """What `nystromformer prepare` would be told for this run."""
+        """What `nystromformer prepare` would be told for this run; its length must be known."""
+        if not self.model.is_known("max_length"):
+            raise ValueError("model.max_length is the source's: see training.start.settled")
         tokenizer = self.tokenizer
         if tokenizer.path is None and self.init.source != "scratch":
             # The embeddings that the run starts from are those of the source's own vocabulary.

@@ -12,15 +12,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
-from nystromformer.model.conversion import Source, read_source, start_from
+from nystromformer.model.conversion import Source, inherited, read_source, start_from, written
+from nystromformer.model.conversion.inherit import LARGEST_PADDING
 from nystromformer.model.fitted_convolution import fit_convolutions
 from nystromformer.settings.finetune import FinetuneSettings, TaskModelSettings
 from nystromformer.tasks.batches import collate
 from nystromformer.tasks.definitions import Task
 from nystromformer.tasks.encoding import Encoded
-
-_LARGEST_PADDING = 64
-"""A model's vocabulary may be padded by fewer rows than this."""
 
 
 @dataclass
@@ -43,7 +41,7 @@ def read_checkpoint(settings: FinetuneSettings) -> Checkpoint:
     source = read_source(path, setting="checkpoint")
     tokenizer = open_tokenizer(settings.tokenizer_path, path)
     spare = source.config.vocab_size - len(tokenizer)
-    if not 0 <= spare < _LARGEST_PADDING:
+    if not 0 <= spare < LARGEST_PADDING:
         raise UserError(
             f"checkpoint={path} has {source.config.vocab_size:,} word embeddings and the tokenizer of "
             f"{settings.tokenizer_path or path} {len(tokenizer):,} tokens: write the "
@@ -71,22 +69,10 @@ def open_tokenizer(path: str | None, checkpoint: str) -> PreTrainedTokenizerBase
 
 
 def _configuration(source: Source, settings: TaskModelSettings) -> NystromformerConfig:
-    config = copy.deepcopy(source.config)
-    was_bert = source.kind in ("BERT", "RoBERTa")
-    config.attention = settings.attention or ("nystrom" if was_bert else config.attention)
-    if was_bert and config.attention == "nystrom":
-        config.conv_kernel_size = settings.conv_kernel_size
-    if settings.num_landmarks is not None:
-        config.num_landmarks = config.segment_means_seq_len = settings.num_landmarks
+    changes = {name: value for name, value in written(settings).items() if value is not None}
     if settings.max_length is not None:
-        config.max_position_embeddings = max(settings.max_length, config.max_position_embeddings)
-    if settings.short_rows is not None:
-        config.short_rows = settings.short_rows
-        # As many tokens as a landmark had in the checkpoint's own full rows.
-        config.short_row_segment = max(source.config.max_position_embeddings // config.num_landmarks, 1)
-    config.hidden_dropout_prob = settings.hidden_dropout
-    config.attention_probs_dropout_prob = settings.attention_dropout
-    return config
+        changes["max_position_embeddings"] = max(settings.max_length, source.config.max_position_embeddings)
+    return inherited(source, changes, setting="checkpoint", section="model.")
 
 
 def max_length_of(checkpoint: Checkpoint, settings: TaskModelSettings) -> int:

@@ -46,7 +46,7 @@ from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate, update
 from nystromformer.training.parallel import load_weights
 from nystromformer.training.signals import StopRequest
-from nystromformer.training.step import gradient_norms, last_fault
+from nystromformer.training.step import GradientFault, gradient_norms, last_fault, with_gradient
 
 Logits = NDArray[np.float32]
 
@@ -201,11 +201,11 @@ def classification_step(
     device: torch.device,
     autocast: torch.autocast,
     recipe: TrainingSettings,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, GradientFault]:
     """Loss (mean over the batch's rows), gradient norm and fault of one step, on the device.
 
     However the batch is cut into micro-batches, the gradient is that of the whole. A gradient that is not
-    finite changes nothing; its `fault` is the number of the parameter where it began, else −1.
+    finite changes nothing; its `fault` says where it began.
     """
     rows = sum(len(batch["input_ids"]) for batch in micro_batches)
     total = torch.zeros((), device=device)
@@ -215,7 +215,8 @@ def classification_step(
             loss = model(**batch).loss * (len(batch["input_ids"]) / rows)
         loss.backward()
         total += loss.detach()
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    named = with_gradient(model)
+    parameters = list(named.values())
     norms = gradient_norms(parameters)
     norm = torch.linalg.vector_norm(norms)
     if recipe.gradient_clipping is not None:
@@ -223,7 +224,7 @@ def classification_step(
     finite = norm.isfinite()
     update(optimizer, finite)
     optimizer.zero_grad(set_to_none=True)
-    return total, norm, last_fault(norms, finite)
+    return total, norm, GradientFault(last_fault(norms, finite), list(named))
 
 
 def look_at(

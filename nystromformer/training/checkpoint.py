@@ -6,9 +6,12 @@
         random-R.pt          random state of process R (dropout)
         state.json           step, seconds trained, SHA-256 of every other file; written last
 
-A checkpoint is written into a hidden folder beside its place, flushed to the disk, then renamed;
-`latest` and `best` are replaced after that, and old checkpoints are removed last. A process killed at
-any moment leaves the previous checkpoint in use, and so does a disk that fills up.
+A checkpoint is written into a hidden folder beside its place, flushed to the disk, then renamed; `latest`
+and `best` are replaced after that, and other checkpoints are removed last. A process killed at any moment
+leaves the previous checkpoint in use, and so does a disk that fills up.
+
+`latest` says where a run goes on: whoever writes an earlier step into it goes back there, and the first
+checkpoint after that removes those of the steps that were given up. `best` is for people.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ from safetensors.torch import load_file, save_file
 from nystromformer.errors import UserError
 from nystromformer.files import sha256_of_file, write_atomically
 from nystromformer.training.parallel import load_moments, load_weights, whole_moments, whole_weights
+
+LATEST = "latest"
+"""A file beside the checkpoints with the name of the one to go on from."""
 
 
 @dataclass
@@ -102,8 +108,8 @@ def save_checkpoint(
             shutil.rmtree(final)
         beside.rename(final)
         _flush(folder)
-        write_atomically(folder / "latest", final.name + "\n")
-        _prune(folder, keep, keep_best)
+        write_atomically(folder / LATEST, final.name + "\n")
+        _prune(folder, keep, keep_best, newest=progress.step)
 
     for write in (begin, write_random_state, write_the_rest):
         _on_all(accelerator, write, beside)
@@ -115,38 +121,75 @@ def load_latest(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
 ) -> Progress:
-    """Load the newest checkpoint that is whole; a fresh Progress where there is none.
+    """Load the checkpoint to go on from; a fresh Progress where there is none. For a process alone.
 
     Raises:
-        UserError: checkpoints exist and none of them is whole, or the newest is of another model.
+        UserError: see `whole_checkpoint` and `load_checkpoint`.
+    """
+    return load_checkpoint(whole_checkpoint(folder), model, optimizer, accelerator)
+
+
+def whole_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to go on from: `latest`, or where that is damaged the newest whole one before it.
+
+    Every file of it is read. One process looks, so that all take the same.
+
+    Raises:
+        UserError: checkpoints exist and none of them is whole.
     """
     broken: list[str] = []
-    for step in reversed(saved_steps(folder)):
-        checkpoint = folder / f"step-{step}"
-        complaint = _complaint(checkpoint)
-        if complaint:
-            broken.append(complaint)
-            if accelerator.is_main_process:
-                warnings.warn(f"{complaint}: going back to the checkpoint before", stacklevel=2)
-            continue
-        try:
-            load_weights(model, load_file(checkpoint / "model.safetensors"))
-            load_moments(optimizer, _load(checkpoint / "optimizer.pt"))
-        except (RuntimeError, ValueError, LookupError):  # the file is whole, so the model differs
-            raise UserError(
-                f"{checkpoint} is of a model of another shape: write the model settings that it was trained "
-                "with, or name=OTHER for a new run"
-            ) from None
-        random_state = checkpoint / f"random-{accelerator.process_index}.pt"
-        if random_state.exists():
-            _restore_random_state(_load(random_state))
-        else:  # the run goes on with more processes than it had
-            torch.manual_seed(step * 1_000_003 + accelerator.process_index)
-        state = json.loads((checkpoint / "state.json").read_text())
-        return Progress(**{part.name: state[part.name] for part in fields(Progress) if part.name in state})
+    newest = latest_step(folder)
+    steps = saved_steps(folder)
+    # One that `latest` does not know of yet comes last: it was given up, or it is the only one.
+    for step in sorted(steps, key=lambda step: (step <= (newest or 0), step), reverse=True):
+        complaint = _complaint(folder / f"step-{step}")
+        if complaint is None:
+            return folder / f"step-{step}"
+        broken.append(complaint)
+        warnings.warn(f"{complaint}: going back to the checkpoint before", stacklevel=2)
     if broken:
         raise UserError(f"{broken[0]}, and no earlier one is whole: remove {folder.parent} to start again")
-    return Progress()
+    return None
+
+
+def load_checkpoint(
+    checkpoint: Path | None,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+) -> Progress:
+    """Load a whole checkpoint into this process; a fresh Progress where there is none.
+
+    Raises:
+        UserError: it is of another model.
+    """
+    if checkpoint is None:
+        return Progress()
+    try:
+        load_weights(model, load_file(checkpoint / "model.safetensors"))
+        load_moments(optimizer, _load(checkpoint / "optimizer.pt"))
+    except (RuntimeError, ValueError, LookupError):  # the file is whole, so the model differs
+        raise UserError(
+            f"{checkpoint} is of a model of another shape: write the model settings that it was trained "
+            "with, or name=OTHER for a new run"
+        ) from None
+    state = json.loads((checkpoint / "state.json").read_text())
+    random_state = checkpoint / f"random-{accelerator.process_index}.pt"
+    if random_state.exists():
+        _restore_random_state(_load(random_state))
+    else:  # the run goes on with more processes than it had
+        torch.manual_seed(state["step"] * 1_000_003 + accelerator.process_index)
+    return Progress(**{part.name: state[part.name] for part in fields(Progress) if part.name in state})
+
+
+def latest_step(folder: Path) -> int | None:
+    """The step that `latest` names, or where it names none that is there the newest; None without any."""
+    steps = saved_steps(folder)
+    try:
+        named = int((folder / LATEST).read_text().strip().removeprefix("step-"))
+    except (OSError, ValueError):
+        named = -1
+    return named if named in steps else max(steps, default=None)
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -168,10 +211,10 @@ def _on_all(accelerator: Accelerator, write: Callable[[], None], beside: Path) -
     if accelerator.is_main_process:
         shutil.rmtree(beside, ignore_errors=True)
     accelerator.wait_for_everyone()
-    kept = saved_steps(beside.parent)
+    newest = latest_step(beside.parent)
     raise CheckpointNotWritten(
         f"cannot write the checkpoint {beside.name[1:-4]} ({why or 'on another process'}); "
-        + (f"the newest is step-{kept[-1]}" if kept else "there is none yet")
+        + ("there is none yet" if newest is None else f"the newest is step-{newest}")
         + f": free space for {beside.parent}, then the same command goes on from there"
     )
 
@@ -188,12 +231,13 @@ def _complaint(checkpoint: Path) -> str | None:
     return None
 
 
-def _prune(folder: Path, keep: int, keep_best: bool) -> None:
-    steps = saved_steps(folder)
+def _prune(folder: Path, keep: int, keep_best: bool, *, newest: int) -> None:
+    given_up = [step for step in saved_steps(folder) if step > newest]
+    steps = [step for step in saved_steps(folder) if step <= newest]
     best = _best(folder, steps) if keep_best else None
     if best is not None:
         write_atomically(folder / "best", f"step-{best}\n")
-    for step in steps[:-keep]:
+    for step in [*given_up, *steps[:-keep]]:
         if step != best:
             shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
     for leftover in folder.glob(".step-*.tmp"):

@@ -14,12 +14,15 @@ from accelerate.utils import InitProcessGroupKwargs
 from nystromformer.errors import UserError
 from nystromformer.settings import TrainingSettings
 
+TRAINING_TIMEOUT = timedelta(minutes=30)
+"""How long an exchange between training processes may take before all of them end: what is left of a process
+that hangs must not hold the others' devices for days. Where they wait for the main one, see `together`."""
+
 
 def open_accelerator(settings: TrainingSettings) -> Accelerator:
     """Join the other processes, if there are any, and set what holds for the whole process.
 
     Precision, accumulation and sharding stay with the loop, so Accelerate places and connects only.
-    The long time-out is for processes that wait while the main one prepares a large corpus.
 
     Raises:
         UserError: Accelerate was told to shard the model itself.
@@ -38,7 +41,7 @@ def open_accelerator(settings: TrainingSettings) -> Accelerator:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = settings.tf32
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TRAINING_TIMEOUT)])
 
 
 def peak_memory(device: torch.device) -> int:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from nystromformer.data.examples import Key
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
+from nystromformer.training.step import GradientFault
 
 
 class StepBatches(Protocol):
@@ -105,11 +106,10 @@ class Guard:
         self._model = model
         self._batches = batches
         self._autocast = autocast
-        self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._unread: list[tuple[int, torch.Tensor]] = []
+        self._unread: list[tuple[int, GradientFault]] = []
 
-    def note(self, step: int, fault: torch.Tensor) -> None:
-        """Keep a step's `StepFigures.fault`, on the device."""
+    def note(self, step: int, fault: GradientFault) -> None:
+        """Keep a step's fault."""
         self._unread.append((step, fault))
 
     def read(self) -> list[Fault]:
@@ -117,16 +117,16 @@ class Guard:
         unread, self._unread = self._unread, []
         if not unread:
             return []
-        numbers = torch.stack([fault for _, fault in unread]).tolist()
+        numbers = torch.stack([fault.number for _, fault in unread]).tolist()
         return [
-            self._explain(step, number)
-            for (step, _), number in zip(unread, numbers, strict=True)
+            self._explain(step, fault.parameters[number])
+            for (step, fault), number in zip(unread, numbers, strict=True)
             if number >= 0
         ]
 
-    def _explain(self, step: int, parameter: int) -> Fault:
+    def _explain(self, step: int, parameter: str) -> Fault:
         layer = first_offending_layer(self._model, self._batches.of_step(step - 1), self._autocast)
-        return Fault(step, self._batches.keys_of_step(step - 1), self._names[parameter], layer)
+        return Fault(step, self._batches.keys_of_step(step - 1), parameter, layer)
 
 
 def check_finite(what: str, *losses: float, newest: str | None) -> None:

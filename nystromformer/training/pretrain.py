@@ -6,6 +6,7 @@ data → model → (resume) → checks → steps, validations, checkpoints → e
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack
 from dataclasses import asdict
 
 import torch
@@ -19,7 +20,7 @@ from nystromformer.settings import PretrainSettings
 from nystromformer.training import devices, run_data
 from nystromformer.training.agreement import Agreement
 from nystromformer.training.batches import RunBatches
-from nystromformer.training.checkpoint import Progress, load_latest, saved_steps
+from nystromformer.training.checkpoint import Progress, load_checkpoint, whole_checkpoint
 from nystromformer.training.checks import check_run
 from nystromformer.training.clock import Clock, Forecast
 from nystromformer.training.curves import draw_approximation, draw_curves, draw_speed
@@ -34,8 +35,9 @@ from nystromformer.training.report import finish_run
 from nystromformer.training.run import Run, approximation_now, checkpoint, judge, log, validate_now
 from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.signals import StopRequest
-from nystromformer.training.start import build_model, check_source, fit
+from nystromformer.training.start import build_model, fit, settled
 from nystromformer.training.step import train_step
+from nystromformer.training.together import Together
 from nystromformer.training.tracking import open_tracker
 from nystromformer.training.validation import unigram_losses
 
@@ -47,43 +49,44 @@ def pretrain(settings: PretrainSettings) -> None:
         UserError: a setting, the data, the run folder or a checkpoint is not usable, the disk is
             full, or training comes to numbers that are not finite.
     """
-    run = setup(settings)
-    try:
-        check_run(run)
-        with StopRequest() as stop:
-            train(run, stop)
-        finish(run)
-    finally:
-        leave(run)
-
-
-def setup(settings: PretrainSettings) -> Run:
-    """Everything up to the first step; on a resumed run, up to the step it had reached."""
     accelerator = devices.open_accelerator(settings.training)
-    _check_processes(settings, accelerator)
+    together = Together(accelerator)
+    settings = together.on_all(lambda: _checked(settings, accelerator))
+    with ExitStack() as held:
+        together.on_main(lambda: held.enter_context(RunFolder(settings).held()))
+        run = setup(settings, accelerator, together)
+        try:
+            together.on_all(lambda: check_run(run))
+            with StopRequest() as stop:
+                train(run, stop)
+            finish(run)
+        finally:
+            leave(run)
+
+
+def setup(settings: PretrainSettings, accelerator: Accelerator, together: Together) -> Run:
+    """Everything up to the first step; on a resumed run, up to the step it had reached."""
     folder = RunFolder(settings)
-    folder.check(settings)  # before what takes long
-    check_source(settings.init)
-    with accelerator.main_process_first():  # the main process prepares, the others find the result
-        prepared = run_data.prepared_for(folder, settings, show_progress=accelerator.is_main_process)
+    prepared = together.on_main(lambda: run_data.prepared_for(folder, settings, show_progress=True))
+    prepared = together.on_all(lambda: PreparedData.open(prepared.folder))  # does every machine see it?
     tokenizer = prepared.tokenizer()
-    batches = RunBatches(
-        settings, prepared, rank=accelerator.process_index, world_size=accelerator.num_processes
+    batches = together.on_all(
+        lambda: RunBatches(
+            settings, prepared, rank=accelerator.process_index, world_size=accelerator.num_processes
+        )
     )
-    start = build_model(settings, tokenizer, prepared.unigram_counts)
+    start = together.on_all(lambda: build_model(settings, tokenizer, prepared.unigram_counts))
     model = start.model
-    if accelerator.is_main_process:
-        folder.create(settings)
-        run_data.remember(folder, prepared)
-    accelerator.wait_for_everyone()
+    together.on_main(lambda: _begin(folder, settings, prepared))
+    saved = together.on_main(lambda: whole_checkpoint(folder.checkpoints))
     model.to(accelerator.device)
-    if start.fits_convolution and not saved_steps(folder.checkpoints):
+    if start.fits_convolution and saved is None:
         fit(start, settings.init, batches.some_training_rows(settings.init.convolution_rows))
     sharded = settings.training.parallel == "fsdp" and accelerator.num_processes > 1
     if sharded:
         shard(model, accelerator)
     optimizer = build_optimizer(model, settings.training)
-    progress = load_latest(folder.checkpoints, model, optimizer, accelerator)
+    progress = together.on_all(lambda: load_checkpoint(saved, model, optimizer, accelerator))
     if progress.step == 0:
         torch.manual_seed(settings.training.seed + accelerator.process_index)  # dropout
     wrapped = model if sharded else accelerator.prepare_model(model)
@@ -103,6 +106,7 @@ def setup(settings: PretrainSettings) -> Run:
         settings=settings,
         folder=folder,
         accelerator=accelerator,
+        together=together,
         prepared=prepared,
         tokenizer=tokenizer,
         batches=batches,
@@ -185,22 +189,24 @@ def train(run: Run, stop: StopRequest) -> None:
 def finish(run: Run) -> None:
     """Export the model, draw the curves, and say how it went."""
     model = _whole_model(run)
-    if run.accelerator.is_main_process:
-        title = f"{run.settings.name}: pretraining"
-        try:
-            draw_curves(run.metrics, run.folder.curves, title)
-            draw_speed(run.metrics, run.folder.speed, title)
-            draw_approximation(run.metrics, run.folder.approximation, title)
-            finish_run(run.settings, run.folder, model, run.tokenizer, run.prepared, run.metrics)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise UserError(
-                f"training is over and {run.newest_checkpoint} holds it, but {run.folder.model} cannot be "
-                f"written ({error.strerror}): free space, and the same command writes it"
-            ) from None
+    run.together.on_main(lambda: _export(run, model))
     run.tracker.close()
-    run.accelerator.wait_for_everyone()
+
+
+def _export(run: Run, model: NystromformerForPreTraining) -> None:
+    title = f"{run.settings.name}: pretraining"
+    try:
+        draw_curves(run.metrics, run.folder.curves, title)
+        draw_speed(run.metrics, run.folder.speed, title)
+        draw_approximation(run.metrics, run.folder.approximation, title)
+        finish_run(run.settings, run.folder, model, run.tokenizer, run.prepared, run.metrics)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"training is over and {run.newest_checkpoint} holds it, but {run.folder.model} cannot be "
+            f"written ({error.strerror}): free space, and the same command writes it"
+        ) from None
 
 
 def leave(run: Run) -> None:
@@ -225,10 +231,19 @@ def _whole_model(run: Run) -> NystromformerForPreTraining:
     return model
 
 
-def _check_processes(settings: PretrainSettings, accelerator: Accelerator) -> None:
-    complaints = list(settings.training.complaints_on(accelerator.num_processes))
-    if complaints:
+def _checked(settings: PretrainSettings, accelerator: Accelerator) -> PretrainSettings:
+    """The settings, all known, before what takes long: whether the run can be, as far as they tell."""
+    if complaints := list(settings.training.complaints_on(accelerator.num_processes)):
         raise UserError(complaints[0])
+    settings = settled(settings)
+    RunFolder(settings).check(settings)
+    return settings
+
+
+def _begin(folder: RunFolder, settings: PretrainSettings, prepared: PreparedData) -> None:
+    """The run's folder with its settings and what data it is trained on."""
+    folder.create(settings)
+    run_data.remember(folder, prepared)
 
 
 def _announce(

@@ -13,7 +13,7 @@ from nystromformer.model import NystromformerForPreTraining
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.approximation import measure_approximation
 from nystromformer.training.batches import RunBatches
-from nystromformer.training.checkpoint import CheckpointNotWritten, Progress, save_checkpoint, saved_steps
+from nystromformer.training.checkpoint import CheckpointNotWritten, Progress, latest_step, save_checkpoint
 from nystromformer.training.clock import Clock, Lap
 from nystromformer.training.curves import draw_curves
 from nystromformer.training.devices import peak_memory
@@ -22,6 +22,7 @@ from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.progress import ProgressDisplay
 from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.step import StepFigures
+from nystromformer.training.together import Together
 from nystromformer.training.tracking import Tracker
 from nystromformer.training.validation import ValidationResult, validate
 
@@ -33,6 +34,7 @@ class Run:
     settings: PretrainSettings
     folder: RunFolder
     accelerator: Accelerator
+    together: Together
     prepared: PreparedData
     tokenizer: PreTrainedTokenizerBase
     batches: RunBatches
@@ -51,8 +53,8 @@ class Run:
 
     @property
     def newest_checkpoint(self) -> str | None:
-        steps = saved_steps(self.folder.checkpoints)
-        return str(self.folder.checkpoints / f"step-{steps[-1]}") if steps else None
+        newest = latest_step(self.folder.checkpoints)
+        return None if newest is None else str(self.folder.checkpoints / f"step-{newest}")
 
 
 def record(run: Run, event: Event) -> None:

@@ -1,6 +1,7 @@
 """The folder of one run: what is in it, and whether a configuration may go on with it.
 
 runs/NAME/
+    run.lock           held by the process that trains; run.lock.holder says who and since when
     config.yaml        the resolved configuration
     data.json          what data it is trained on, see `run_data`
     metrics.jsonl      one line an event
@@ -18,15 +19,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from omegaconf import OmegaConf
 
 from nystromformer.errors import UserError
-from nystromformer.files import write_atomically
+from nystromformer.files import held, write_atomically
 from nystromformer.settings import PretrainSettings
+from nystromformer.settings.mistakes import as_written
+from nystromformer.settings.stored import flat_settings, read_stored
 
 MAY_CHANGE = frozenset(
     {
@@ -35,6 +40,7 @@ MAY_CHANGE = frozenset(
         "data.folder",
         "data.prepared",
         "data.malformed_rows",
+        "data.streaming",
         "data.verify",
         "training.micro_batch_size",
         "training.compile",
@@ -52,13 +58,16 @@ MAY_CHANGE = frozenset(
         "training.approximation_error_examples",
         "training.profile_steps",
         "training.deterministic",
-        "training.max_minutes",
+        "model.from_source",
         "model.gradient_checkpointing",
         "tracking.tracker",
         "tracking.project",
     }
 )
-"""Settings that may differ when a run is resumed: they change where and how fast, not what is computed."""
+"""Settings that may differ when a run is resumed: they change where and how fast, and the losses by no more
+than the order of sums does. What decides the learning rate at a step is none of them."""
+
+_OTHER = "write name=OTHER for a new run"
 
 
 class RunFolder:
@@ -66,6 +75,7 @@ class RunFolder:
 
     def __init__(self, settings: PretrainSettings) -> None:
         self.path = Path(settings.runs_folder).expanduser() / settings.name
+        self.lock = self.path / "run.lock"
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -104,6 +114,48 @@ class RunFolder:
         except OSError as error:
             self._cannot_write(str(error.strerror))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder for this process; what was made for the lock alone goes again.
+
+        Raises:
+            Held: another process trains in it, in one line that names it.
+            UserError: the folder cannot be written.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._forget_if_empty)
+            try:
+                stack.enter_context(held(self.lock, str(self.path), "write name=OTHER for another run"))
+            except OSError as error:
+                self._cannot_write(str(error.strerror))
+            try:
+                yield
+            finally:
+                if not self.config.exists():  # no run came of it
+                    self.lock.unlink(missing_ok=True)
+
+    def _forget_if_empty(self) -> None:
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def stored(self) -> PretrainSettings | None:
+        """The settings of the run in the folder, what is new since at its default; None where there is none.
+
+        Raises:
+            UserError: they cannot be read, or this version has not all of them.
+        """
+        try:
+            content: Any = OmegaConf.to_container(OmegaConf.load(self.config))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(
+                f"{self.config} cannot be read ({str(error).splitlines()[0]}): {_OTHER}"
+            ) from None
+        if not content or not isinstance(content, dict):
+            raise UserError(f"{self.config} holds no settings: {_OTHER}")
+        return read_stored(PretrainSettings, content, str(self.config), _OTHER)
+
     def _cannot_write(self, why: str) -> NoReturn:
         raise UserError(
             f"cannot write the run folder {self.path} ({why}): write runs_folder=FOLDER with a folder that "
@@ -111,23 +163,15 @@ class RunFolder:
         ) from None
 
     def _check_same_run(self, settings: PretrainSettings) -> None:
-        before = dict(_flat(OmegaConf.to_container(OmegaConf.load(self.config))))
-        now = dict(_flat(asdict(settings)))
-        for key in sorted((before.keys() | now.keys()) - MAY_CHANGE):
-            if key not in now or key not in before or before[key] != now[key]:
+        stored = self.stored()
+        if stored is None:
+            return
+        before, now = flat_settings(stored), flat_settings(settings)
+        open_ones = {f"model.{name}" for name in settings.model.from_source}  # will be the run's own
+        for key in sorted(now.keys() - MAY_CHANGE - open_ones):
+            if before[key] != now[key]:
+                was = as_written(before[key])
                 raise UserError(
-                    f"{self.path} holds a run with {key}={before.get(key)}, and now {key}={now.get(key)}: "
-                    f"write {key}={_as_override(before.get(key))} to resume it, or name=OTHER for a new run"
+                    f"{self.path} holds a run with {key}={was}, and now {key}={as_written(now[key])}: "
+                    f"write {key}={was} to resume it, or name=OTHER for a new run"
                 )
-
-
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _as_override(value: Any) -> str:
-    return "null" if value is None else str(value)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.data.layout import Batch
+from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
-from nystromformer.model.conversion import Source, read_source, start_from
-from nystromformer.model.conversion.authors import is_authors_file
-from nystromformer.model.conversion.folders import read_config
+from nystromformer.model.conversion import Source, inherited, read_source, start_from, written
 from nystromformer.model.fitted_convolution import fit_convolutions
 from nystromformer.settings import InitSettings, ModelSettings, PretrainSettings
+from nystromformer.settings.model import configuration_name
+from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.validation import unigram_losses
+
+S = TypeVar("S", bound=PretrainSettings)
 
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this in the model: odd sizes are slow on tensor cores."""
@@ -33,15 +37,39 @@ class Start:
     """Whether the kernels are still to be fitted, by `fit`, once the model is on its device."""
 
 
-def check_source(init: InitSettings) -> None:
-    """Look whether there is a checkpoint to start from, before its tokenizer prepares a corpus.
+def settled(settings: S) -> S:
+    """The settings with every model setting known: those that nobody wrote are the source's, or the run's.
+
+    The source is looked at before its tokenizer prepares a corpus; its tensors are not read.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such source, or it cannot become what was written.
     """
-    path = str(init.path)
-    if init.source != "scratch" and not is_authors_file(path):
-        read_config(path)
+    init, model = settings.init, settings.model
+    if init.source == "scratch":
+        return settings
+    source = read_source(str(init.path), init.source, shape_only=True)
+    stored = RunFolder(settings).stored()
+    if stored is not None:  # it goes on as it began, even if its source has changed since
+        begun = {name: getattr(stored.model, name) for name in model.from_source}
+        model = replace(model, **begun, from_source=[])
+    changes = _changes(model)
+    if model.is_known("max_length") and not model.is_known("max_position_embeddings"):
+        changes["max_position_embeddings"] = max(model.max_length, source.config.max_position_embeddings)
+    config = inherited(source, changes, setting="init.path", section="model.")
+    found: dict[str, Any] = {
+        name: getattr(config, configuration_name(name), None) for name in model.from_source
+    }
+    if "max_length" in found:
+        found["max_length"] = config.max_position_embeddings
+    model = replace(model, **found, from_source=[])
+    # A BERT's dropout on its attention matrix stays in the configuration, whatever attention it gets.
+    undropped = (
+        model if settings.model.is_known("attention_dropout") else replace(model, attention_dropout=0.0)
+    )
+    if complaints := list(replace(settings, model=undropped).complaints()):
+        raise UserError("\n".join(complaints))
+    return replace(settings, model=model)
 
 
 def build_model(
@@ -93,35 +121,24 @@ def _unigram_bias(model: NystromformerForPreTraining, unigram_counts: np.ndarray
         model.cls.predictions.bias.copy_(-unigram_losses(unigram_counts, model.config.vocab_size))
 
 
+def _changes(settings: ModelSettings) -> dict[str, Any]:
+    """The written settings as fields of the configuration; an empty position table is one of max_length."""
+    changes = written(settings, without=settings.from_source)
+    if changes.get("max_position_embeddings") is None:
+        changes.pop("max_position_embeddings", None)
+        if settings.is_known("max_length", "max_position_embeddings"):
+            changes["max_position_embeddings"] = settings.max_length
+    return changes
+
+
 def model_config(
     settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, source: Source | None = None
 ) -> NystromformerConfig:
-    """The configured shape; what no setting names (activation, norms, segments) is the source's."""
+    """The settled shape with the tokenizer's vocabulary; what no setting names is the source's."""
     padded = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    inherited = {}
-    if source is not None:
-        names = ("hidden_act", "layer_norm_eps", "type_vocab_size", "initializer_range")
-        inherited = {name: getattr(source.config, name) for name in names}
-        if 0 <= source.config.vocab_size - padded < VOCABULARY_MULTIPLE:
-            padded = source.config.vocab_size  # reserved places, as of a BERT with unused ids
-    return NystromformerConfig(
-        vocab_size=padded,
-        hidden_size=settings.hidden_size,
-        num_hidden_layers=settings.num_hidden_layers,
-        num_attention_heads=settings.num_attention_heads,
-        intermediate_size=settings.intermediate_size,
-        attention=settings.attention,
-        num_landmarks=settings.num_landmarks,
-        landmarks=settings.landmarks,
-        pinv_iterations=settings.pinv_iterations,
-        linformer_projected=settings.linformer_projected,
-        linformer_share_heads=settings.linformer_share_heads,
-        longformer_window=settings.longformer_window,
-        performer_features=settings.performer_features,
-        conv_kernel_size=settings.conv_kernel_size,
-        hidden_dropout_prob=settings.hidden_dropout,
-        attention_probs_dropout_prob=settings.attention_dropout,
-        max_position_embeddings=settings.max_position_embeddings or settings.max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        **inherited,
-    )
+    if source is not None and 0 <= source.config.vocab_size - padded < VOCABULARY_MULTIPLE:
+        padded = source.config.vocab_size  # reserved places, as of a BERT with unused ids
+    changes = {**_changes(settings), "vocab_size": padded, "pad_token_id": tokenizer.pad_token_id}
+    if source is None:
+        return NystromformerConfig(**changes)
+    return inherited(source, changes, setting="init.path", section="model.")

@@ -19,6 +19,16 @@ from nystromformer.training.optimizer import update
 from nystromformer.training.parallel import accumulating, whole
 
 
+@dataclass(frozen=True)
+class GradientFault:
+    """Where a step's gradient stopped being finite."""
+
+    number: Tensor
+    """The place in `parameters` of the last one that is not finite, −1 if all are; on the device."""
+    parameters: list[str]
+    """Names of the parameters that had a gradient."""
+
+
 @dataclass
 class StepFigures:
     """Sums over this process's share of one or more steps; tensors stay on the device.
@@ -37,8 +47,8 @@ class StepFigures:
     """Model FLOPs of the real tokens, forward and backward; see `flops`."""
     gradient_norm: Tensor
     """Of the last step, before clipping."""
-    fault: Tensor
-    """Of the last step: the number of the last parameter whose gradient is not finite; −1 if all are."""
+    fault: GradientFault
+    """Of the last step."""
     taken: Tensor
     """How many steps were taken, not skipped."""
     steps: int = 1
@@ -99,7 +109,8 @@ def train_step(
         mlm_sum += mlm_loss.detach()
         sop_sum += sop_loss.detach()
 
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    named = with_gradient(model)
+    parameters = list(named.values())
     norms = gradient_norms(parameters)
     norm = torch.linalg.vector_norm(norms)
     if gradient_clipping is not None:
@@ -114,7 +125,7 @@ def train_step(
         positions=sum(batch["input_ids"].numel() for batch in micro_batches),
         flops=training_flops(config, lengths.numpy(), targets),
         gradient_norm=norm,
-        fault=last_fault(norms, finite),
+        fault=GradientFault(last_fault(norms, finite), list(named)),
         taken=finite.float(),
     )
 
@@ -128,6 +139,15 @@ def grouped(micro_batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """The micro-batches of one optimizer step at a time."""
     while group := list(itertools.islice(micro_batches, size)):
         yield group
+
+
+def with_gradient(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that have a gradient, under their names in the model itself, DDP around it or not."""
+    return {
+        name.removeprefix("module."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def gradient_norms(parameters: list[torch.nn.Parameter]) -> Tensor:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from nystromformer import reproduce as package
 from nystromformer.cli import main
 from nystromformer.errors import UserError
+from nystromformer.files import Held
 from nystromformer.reproduce import RESULTS
 from nystromformer.reproduce.index import write_index
 from nystromformer.reproduce.page import write_report
@@ -185,3 +188,40 @@ def test_the_configuration_holds_no_folder_and_knows_the_checkpoint(tmp_path):
 def test_mistakes(words, line, capsys, tmp_path):
     assert main(["reproduce", *words, f"folder={tmp_path}"]) == 2
     assert line in capsys.readouterr().err
+
+
+SLOW = """
+import sys, time
+from nystromformer.cli import main
+import nystromformer.reproduce.nystrom_tutorial as module
+def slow(settings):
+    print("measuring", flush=True)
+    time.sleep(120)
+module.nystrom_tutorial = slow
+main(sys.argv[1:])
+"""
+
+
+def test_result_that_another_process_measures_is_one_line_that_names_it(tmp_path, capsys):
+    words = ["reproduce", *WORDS, f"folder={tmp_path}"]
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "measuring\n"
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"nystrom_tutorial_smoke is in use by process {process.pid} on " in line
+    finally:
+        process.kill()
+        process.wait()
+    assert main(words) == 0
+    assert (tmp_path / "nystrom_tutorial_smoke/result.json").exists()
+
+
+def test_all_results_end_at_one_that_another_process_measures(tmp_path, capsys, monkeypatch):
+    def in_use(settings, name):
+        raise Held(f"{name} is in use by process 1")
+
+    monkeypatch.setattr(package, "produce", in_use)
+    assert main(["reproduce", "all", "scale=smoke", f"folder={tmp_path}"]) == 2
+    assert capsys.readouterr().err == f"nystromformer: {ALL[0]} is in use by process 1\n"

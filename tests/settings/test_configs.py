@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import pytest
+from omegaconf import OmegaConf
 
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import (
+    OF_SOURCE,
     SCHEMAS,
     as_yaml,
     compose,
@@ -16,6 +18,7 @@ from nystromformer.settings.compose import (
     resolve,
 )
 from nystromformer.settings.finetune import FinetuneSettings
+from nystromformer.settings.model import INHERITED
 from nystromformer.settings.reproduce import ReproduceSettings
 
 GROUPS = groups_in(config_folder())
@@ -110,6 +113,9 @@ def test_paper_optimizer(experiment):
 def test_paper_model(experiment, steps, layers, hidden, heads, intermediate, attention, init):
     settings = compose("pretrain", [f"experiment={experiment}"])
     model = settings.model
+    if init == "bert":  # everything but the length is the source's; from scratch it would be this
+        assert model.from_source == [name for name in INHERITED if name != "max_length"]
+        model = compose("pretrain", [f"experiment={experiment}", "init=scratch"]).model
     assert settings.name == experiment
     assert settings.training.steps == steps
     assert settings.init.source == init
@@ -141,6 +147,24 @@ def test_paper_extension(experiment, source, length):
     assert (settings.model.max_length, settings.init.positions) == (length, "tile")
     assert settings.init.path == f"runs/{source}/model"
     assert settings.preparation.tokenizer.path == settings.init.path
+
+
+def test_what_the_source_decides_is_shown_as_such():
+    settings = compose("pretrain", ["init=checkpoint", "init.path=a", "model.conv_kernel_size=null"])
+    printed = OmegaConf.to_container(OmegaConf.create(as_yaml(settings)), resolve=False)["model"]
+    assert printed["hidden_size"] == printed["short_rows"] == OF_SOURCE
+    assert printed["conv_kernel_size"] is None
+    assert "conv_kernel_size" not in settings.model.from_source
+    with pytest.raises(ValueError, match="max_length is the source's"):
+        settings.preparation  # noqa: B018
+
+
+@pytest.mark.parametrize("words", [["model=small"], ["model=small", "experiment=base_1024"]])
+def test_model_of_the_command_line_is_written_and_an_experiments_is_not(words):
+    settings = compose("pretrain", [*words, "init=checkpoint", "init.path=a"]).model
+    assert (settings.hidden_size, settings.num_hidden_layers) == (512, 4)
+    assert not {"hidden_size", "max_length", "num_landmarks"} & set(settings.from_source)
+    assert "hidden_size" in compose("pretrain", ["experiment=base_1024"]).model.from_source
 
 
 def test_base_keeps_berts_vocabulary():
@@ -184,8 +208,6 @@ def test_of_two_words_the_later_wins():
 
 
 def test_printed_yaml_is_the_settings(tmp_path):
-    from omegaconf import OmegaConf
-
     settings = compose("pretrain", ["experiment=small_512"])
     assert OmegaConf.to_container(OmegaConf.create(as_yaml(settings))) == asdict(settings)
 

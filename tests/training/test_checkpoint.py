@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from nystromformer.errors import UserError
-from nystromformer.training.checkpoint import Progress, load_latest, save_checkpoint, saved_steps
+from nystromformer.training.checkpoint import Progress, latest_step, load_latest, save_checkpoint, saved_steps
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,57 @@ def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(tmp_path, accelerator
     (tmp_path / "step-1" / "optimizer.pt").unlink()
     with pytest.warns(UserWarning, match="step-1"), pytest.raises(UserError, match="no earlier one is whole"):
         load_latest(tmp_path, *trained(), accelerator)
+
+
+def point_to(folder, step: int) -> None:
+    (folder / "latest").write_text(f"step-{step}\n")
+
+
+def test_the_run_goes_on_where_latest_points_and_gives_up_what_came_after(tmp_path, accelerator):
+    for step in (1, 2, 3):
+        save(tmp_path, step, accelerator, keep=9)
+    point_to(tmp_path, 1)
+    assert latest_step(tmp_path) == 1
+    assert load_latest(tmp_path, *trained(), accelerator).step == 1
+    save(tmp_path, 2, accelerator, keep=1)
+    assert saved_steps(tmp_path) == [2]
+    assert load_latest(tmp_path, *trained(), accelerator).step == 2
+
+
+def test_a_kill_before_latest_moved_leaves_the_checkpoint_before_in_use(tmp_path, accelerator):
+    save(tmp_path, 1, accelerator)
+    save(tmp_path, 2, accelerator)
+    point_to(tmp_path, 1)
+    assert load_latest(tmp_path, *trained(), accelerator).step == 1
+
+
+@pytest.mark.parametrize("content", [None, "", "step-99\n", "nonsense", "step-\n"])
+def test_without_a_usable_latest_the_newest_is_taken(tmp_path, accelerator, content):
+    save(tmp_path, 1, accelerator)
+    save(tmp_path, 2, accelerator)
+    (tmp_path / "latest").unlink()
+    if content is not None:
+        (tmp_path / "latest").write_text(content)
+    assert load_latest(tmp_path, *trained(), accelerator).step == 2
+
+
+def test_where_latest_and_all_before_are_damaged_a_later_whole_one_is_taken(tmp_path, accelerator):
+    save(tmp_path, 1, accelerator)
+    save(tmp_path, 2, accelerator)
+    point_to(tmp_path, 1)
+    (tmp_path / "step-1/optimizer.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="step-1"):
+        assert load_latest(tmp_path, *trained(), accelerator).step == 2
+
+
+def test_a_damaged_newest_is_removed_by_the_next_checkpoint(tmp_path, accelerator):
+    for step in (1, 2, 3):
+        save(tmp_path, step, accelerator, keep=9)
+    (tmp_path / "step-3/optimizer.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="step-3"):
+        assert load_latest(tmp_path, *trained(), accelerator).step == 2
+    save(tmp_path, 2, accelerator, keep=9)
+    assert saved_steps(tmp_path) == [1, 2]
 
 
 def test_a_write_that_was_cut_short_is_invisible(tmp_path, accelerator):

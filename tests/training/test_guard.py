@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from nystromformer.cli import main
 from nystromformer.model.encoder import NystromformerIntermediate
 from nystromformer.settings import TrainingSettings
 from nystromformer.training import step as steps
+from nystromformer.training.guard import Guard
 from nystromformer.training.optimizer import build_optimizer, update
 
 from .runs import events
@@ -22,7 +24,8 @@ def poisoned(monkeypatch):
     from nystromformer.training.batches import RunBatches
 
     poison: dict = {"ids": None, "now": False, "every": False}
-    forward, inner, made = (
+    init, forward, inner, made = (
+        NystromformerIntermediate.__init__,
         NystromformerForPreTraining.forward,
         NystromformerIntermediate.forward,
         RunBatches.training,
@@ -42,6 +45,11 @@ def poisoned(monkeypatch):
         out = inner(self, hidden_states)
         return out * float("inf") if poison["now"] and self is poison["layer"] else out
 
+    def with_a_parameter_that_has_no_gradient(self, config):
+        init(self, config)
+        self.spare = torch.nn.Parameter(torch.ones(3))
+
+    monkeypatch.setattr(NystromformerIntermediate, "__init__", with_a_parameter_that_has_no_gradient)
     monkeypatch.setattr(RunBatches, "training", training)
     monkeypatch.setattr(NystromformerForPreTraining, "forward", outer)
     monkeypatch.setattr(NystromformerIntermediate, "forward", intermediate)
@@ -54,7 +62,8 @@ def test_a_bad_step_is_skipped_and_explained(overrides, tmp_path, capsys, poison
     (event,) = events(run, "skipped")
     assert event["step"] == POISON
     assert event["layer"] == "nystromformer.encoder.layer.1.intermediate"
-    assert event["parameter"].startswith(("cls.", "nystromformer."))
+    # Every gradient from the overflow to the loss is not finite; this parameter is the last of the model.
+    assert event["parameter"] == "cls.seq_relationship.bias"
     assert len(event["examples"]) == 8
     assert len(events(run, "train")) == 3
     assert all(e["loss"] < 10 for e in events(run, "train"))
@@ -112,3 +121,48 @@ def test_the_fault_is_where_the_backward_pass_met_it_first():
     assert steps.last_fault(norms, torch.tensor(False)) == 2
     assert steps.last_fault(torch.ones(4), torch.tensor(True)) == -1
     assert steps.last_fault(torch.tensor([1.0, 3e38, 2.0]), torch.tensor(False)) == 1
+
+
+class Unused(torch.nn.Module):
+    """Its first and its last parameter take no part in the loss; each of `names` is a layer that does."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.ones(2))
+        for name in names:
+            self.add_module(name, torch.nn.Linear(2, 2, bias=False))
+        self.frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+        self.last = torch.nn.Parameter(torch.ones(2))
+        self.names = names
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name in self.names:
+            x = self.get_submodule(name)(x)
+        return x.sum()
+
+
+class NoBatches:
+    def of_step(self, step):
+        return []
+
+    def keys_of_step(self, step):
+        return [(0, step)]
+
+
+@pytest.mark.parametrize("bad", ["a", "b", "c"])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "as DDP names it"])
+def test_the_named_parameter_is_the_one_whose_gradient_it_is(bad, wrapped):
+    """Whatever other parameters there are that have none."""
+    Accelerator(cpu=True)
+    model = Unused(["a", "b", "c"])
+    outer = torch.nn.ModuleDict({"module": model}) if wrapped else model
+    model(torch.ones(1, 2)).backward()
+    model.get_submodule(bad).weight.grad.fill_(float("nan"))
+    named = steps.with_gradient(outer)
+    assert list(named) == ["a.weight", "b.weight", "c.weight"]
+    norms = steps.gradient_norms(list(named.values()))
+    fault = steps.GradientFault(steps.last_fault(norms, torch.tensor(False)), list(named))
+    guard = Guard(model, NoBatches(), torch.autocast("cpu", enabled=False))
+    guard.note(5, fault)
+    (found,) = guard.read()
+    assert (found.step, found.parameter) == (5, f"{bad}.weight")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nystromformer.cli import main
-from nystromformer.training.checkpoint import saved_steps
+from nystromformer.training.checkpoint import latest_step, saved_steps
 
 from .runs import COMMAND, losses, same_weights, wait_for
 
@@ -72,7 +72,7 @@ def killed_until_done(
 
 
 def newest(checkpoints: Path) -> int:
-    return max(saved_steps(checkpoints), default=0)
+    return latest_step(checkpoints) or 0
 
 
 def is_unfinished(checkpoints: Path, keep: int) -> bool:

@@ -5,7 +5,8 @@ import pytest
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.settings import ModelSettings, PretrainSettings, TrainingSettings
-from nystromformer.training.run_folder import RunFolder
+from nystromformer.settings.schema import settings_of
+from nystromformer.training.run_folder import MAY_CHANGE, RunFolder
 
 
 def settings(tmp_path, **changes) -> PretrainSettings:
@@ -46,3 +47,25 @@ def test_atomic_write_leaves_no_leftover(tmp_path):
     write_atomically(tmp_path / "x", "two")
     assert (tmp_path / "x").read_text() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("name", sorted(MAY_CHANGE))
+def test_what_may_change_is_a_setting(name):
+    assert name in {setting.key for setting in settings_of(PretrainSettings)}
+
+
+DECIDES = ["max_minutes", "steps", "warmup_steps", "learning_rate", "beta1", "beta2", "epsilon", "seed"]
+
+
+@pytest.mark.parametrize("name", [*DECIDES, "weight_decay", "gradient_clipping", "length_groups"])
+def test_what_decides_a_step_may_not_change(tmp_path, name):
+    open_run(settings(tmp_path))
+    other = {"max_minutes": 3.0, "seed": 7, "gradient_clipping": 2.0}.get(name, 1)
+    with pytest.raises(UserError, match=rf"write training.{name}=.* to resume it"):
+        open_run(settings(tmp_path, training=TrainingSettings(**{name: other})))
+
+
+def test_more_minutes_are_refused_with_the_minutes_of_the_run(tmp_path):
+    open_run(settings(tmp_path, training=TrainingSettings(max_minutes=5.5)))
+    with pytest.raises(UserError, match=r"training.max_minutes=5.5, and now training.max_minutes=9.0"):
+        open_run(settings(tmp_path, training=TrainingSettings(max_minutes=9.0)))

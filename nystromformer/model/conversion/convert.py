@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from nystromformer.errors import UserError
 from nystromformer.model.configuration import NystromformerConfig
-from nystromformer.model.conversion.authors import is_authors_file, read_authors_file
+from nystromformer.model.conversion.authors import is_authors_file
 from nystromformer.model.conversion.export import export_for_transformers
-from nystromformer.model.conversion.folders import read_folder
+from nystromformer.model.conversion.inherit import inherited, written
 from nystromformer.model.conversion.source import Source
+from nystromformer.model.conversion.starts import read_source
 from nystromformer.model.conversion.transfer import transfer
 from nystromformer.model.heads import NystromformerForPreTraining
 from nystromformer.settings.convert import ConvertSettings
@@ -29,7 +29,9 @@ def convert(settings: ConvertSettings) -> None:
     target = Path(str(settings.target))
     if (target / "config.json").exists():
         raise UserError(f"target={target} holds a model already: write another folder, or remove it")
-    source = _read(settings)
+    source = read_source(
+        str(settings.source), setting="source", num_attention_heads=settings.num_attention_heads
+    )
     model = NystromformerForPreTraining(_configuration(source, settings))
     done = transfer(model, source, positions=settings.positions)
     try:
@@ -45,25 +47,11 @@ def convert(settings: ConvertSettings) -> None:
     print(f"  tokenizer {tokenizer}")
 
 
-def _read(settings: ConvertSettings) -> Source:
-    path = str(settings.source)
-    if is_authors_file(path):
-        return read_authors_file(
-            Path(path), num_attention_heads=settings.num_attention_heads, setting="source"
-        )
-    return read_folder(path, setting="source")
-
-
 def _configuration(source: Source, settings: ConvertSettings) -> NystromformerConfig:
-    config = copy.deepcopy(source.config)
-    config.attention = settings.attention
-    if settings.attention == "nystrom" and config.conv_kernel_size is None:
-        config.conv_kernel_size = settings.conv_kernel_size
-    if settings.num_landmarks is not None:
-        config.num_landmarks = config.segment_means_seq_len = settings.num_landmarks
+    changes = {name: value for name, value in written(settings).items() if value is not None}
     if settings.max_length is not None:
-        config.max_position_embeddings = settings.max_length
-    return config
+        changes["max_position_embeddings"] = settings.max_length
+    return inherited(source, changes, setting="source")
 
 
 def _about(source: Source, config: NystromformerConfig, settings: ConvertSettings) -> str:
@@ -74,9 +62,10 @@ def _about(source: Source, config: NystromformerConfig, settings: ConvertSetting
             f"{config.num_landmarks} tokens); attention=softmax for what transformers computes"
         )
     else:
-        here = "exact" + (" plus the convolution" if config.conv_kernel_size else "")
+        name = "exact" if config.attention == "softmax" else config.attention
+        here = name + (" plus the convolution" if config.conv_kernel_size else "")
     lines = [f"  attention here: {here}"]
-    if source.kind == "Nyströmformer" and settings.attention == "nystrom":
+    if source.kind == "Nyströmformer" and config.attention == "nystrom":
         lines.append(
             "  transformers runs a checkpoint whose landmarks equal its segment length, as the published "
             "ones do, as exact attention: outputs of rows above that length differ"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,13 +17,16 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from nystromformer.errors import UserError
-from nystromformer.model.configuration import NystromformerConfig
+from nystromformer.model.configuration import CONFIGURATION, NystromformerConfig
 from nystromformer.model.conversion.source import POSITIONS, Source
 from nystromformer.model.encoder import POSITION_OFFSET
 from nystromformer.model.heads import NystromformerForPreTraining
 
 ROBERTAS = ("roberta", "xlm-roberta", "camembert")
 KINDS = ("bert", *ROBERTAS, "nystromformer")
+
+Read: TypeAlias = tuple[dict[str, Tensor], list[str]]
+"""Tensors under the names of NystromformerForPreTraining, and names that have no place there."""
 
 _ROBERTA_HEAD = {
     "lm_head.dense.": "cls.predictions.transform.dense.",
@@ -39,13 +42,25 @@ def read_folder(path: str, *, setting: str = "init.path") -> Source:
     Raises:
         UserError: no such checkpoint, no safetensors in it, or a model of another kind.
     """
+    shape = shape_of_folder(path, setting=setting)
+    read = {"Nyströmformer": _read_nystromformer, "BERT": _read_bert, "RoBERTa": _read_roberta}[shape.kind]
+    weights, left_out = read(path, setting)
+    return Source(path, shape.kind, shape.config, weights, left_out)
+
+
+def shape_of_folder(path: str, *, setting: str = "init.path") -> Source:
+    """What `read_folder` reads, without its tensors.
+
+    Raises:
+        UserError: no such checkpoint, or a model of another kind.
+    """
     config = read_config(path, setting=setting)
-    if config.model_type == "nystromformer":
-        return _read_nystromformer(path, config, setting)
+    if isinstance(config, NystromformerConfig):
+        return Source(path, "Nyströmformer", config)
     if config.model_type == "bert":
-        return _read_bert(path, config, setting)
+        return Source(path, "BERT", _shape_of(config, config.max_position_embeddings))
     if config.model_type in ROBERTAS:
-        return _read_roberta(path, config, setting)
+        return Source(path, "RoBERTa", _shape_of(config, config.max_position_embeddings - POSITION_OFFSET))
     raise UserError(
         f"{setting}={path} holds a {config.model_type}, not a BERT, RoBERTa or Nyströmformer: write one of "
         "those"
@@ -69,21 +84,19 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _read_nystromformer(path: str, config: PreTrainedConfig, setting: str) -> Source:
-    assert isinstance(config, NystromformerConfig)
-    weights, left_out = _weights(NystromformerForPreTraining, path, setting)
-    return Source(path, "Nyströmformer", config, weights, left_out)
+def _read_nystromformer(path: str, setting: str) -> Read:
+    return _weights(NystromformerForPreTraining, path, setting)
 
 
-def _read_bert(path: str, config: PreTrainedConfig, setting: str) -> Source:
+def _read_bert(path: str, setting: str) -> Read:
     loaded, left_out = _weights(AutoModelForPreTraining, path, setting)
     weights = {name.replace("bert.", "nystromformer.", 1): tensor for name, tensor in loaded.items()}
     table = weights[POSITIONS]
     weights[POSITIONS] = torch.cat([table[:POSITION_OFFSET], table])
-    return Source(path, "BERT", _shape_of(config, config.max_position_embeddings), weights, left_out)
+    return weights, left_out
 
 
-def _read_roberta(path: str, config: PreTrainedConfig, setting: str) -> Source:
+def _read_roberta(path: str, setting: str) -> Read:
     """RoBERTa counts positions from 2 as well, has no segments, and keeps its pooler out of its MLM model."""
     loaded, left_out = _weights(AutoModelForMaskedLM, path, setting)
     encoder, _ = _weights(AutoModel, path, setting)
@@ -94,29 +107,17 @@ def _read_roberta(path: str, config: PreTrainedConfig, setting: str) -> Source:
         for theirs, ours in {"roberta.": "nystromformer.", **_ROBERTA_HEAD}.items():
             if name.startswith(theirs):
                 weights[name.replace(theirs, ours, 1)] = tensor
-    left_out = [name for name in left_out if name not in pooler]
-    positions = config.max_position_embeddings - POSITION_OFFSET
-    return Source(path, "RoBERTa", _shape_of(config, positions), weights, left_out)
+    return weights, [name for name in left_out if name not in pooler]
 
 
 def _shape_of(config: PreTrainedConfig, positions: int) -> NystromformerConfig:
-    return NystromformerConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        attention="softmax",
-        conv_kernel_size=None,
-        hidden_act=config.hidden_act,
-        layer_norm_eps=config.layer_norm_eps,
-        max_position_embeddings=positions,
-        type_vocab_size=config.type_vocab_size,
-        pad_token_id=config.pad_token_id,
-    )
+    """What BERT's and RoBERTa's configuration has in common with ours, and their exact attention."""
+    shared = {name: getattr(config, name) for name in CONFIGURATION if hasattr(config, name)}
+    theirs = {"attention": "softmax", "conv_kernel_size": None, "max_position_embeddings": positions}
+    return NystromformerConfig(**{**shared, **theirs})
 
 
-def _weights(model_class: Any, path: str, setting: str) -> tuple[dict[str, Tensor], list[str]]:
+def _weights(model_class: Any, path: str, setting: str) -> Read:
     """Tensors that the checkpoint holds, and names that the class has no place for.
 
     What the class would have made up where the checkpoint has nothing is not among them.

@@ -6,27 +6,37 @@ from pathlib import Path
 
 from nystromformer.errors import UserError
 from nystromformer.model.conversion.authors import is_authors_file, read_authors_file
-from nystromformer.model.conversion.folders import read_folder
-from nystromformer.model.conversion.source import Source
-from nystromformer.model.conversion.transfer import Transfer, check_shape, transfer
+from nystromformer.model.conversion.folders import read_folder, shape_of_folder
+from nystromformer.model.conversion.inherit import check_shape
+from nystromformer.model.conversion.source import BERTS, Source
+from nystromformer.model.conversion.transfer import Transfer, transfer
 from nystromformer.model.heads import NystromformerForPreTraining
 
-_KINDS = {"bert": ("BERT", "RoBERTa"), "checkpoint": ("Nyströmformer", "authors' file")}
+_KINDS = {"bert": BERTS, "checkpoint": ("Nyströmformer", "authors' file")}
 
 
-def read_source(path: str, start: str | None = None, *, setting: str = "init.path") -> Source:
+def read_source(
+    path: str,
+    start: str | None = None,
+    *,
+    setting: str = "init.path",
+    num_attention_heads: int | None = None,
+    shape_only: bool = False,
+) -> Source:
     """Read a checkpoint of any kind known here.
 
     Args:
         start: `bert` or `checkpoint`, the kind that is expected; any kind when absent.
+        num_attention_heads: of an authors' file without a convolution, which does not tell it.
+        shape_only: leave its tensors where they are.
 
     Raises:
         UserError: nothing there, not readable, or of another kind than expected.
     """
     if is_authors_file(path):
-        source = read_authors_file(Path(path), setting=setting)
+        source = read_authors_file(Path(path), num_attention_heads=num_attention_heads, setting=setting)
     else:
-        source = read_folder(path, setting=setting)
+        source = (shape_of_folder if shape_only else read_folder)(path, setting=setting)
     if start is not None and source.kind not in _KINDS[start]:
         other = "checkpoint" if start == "bert" else "bert"
         wanted = "BERT or RoBERTa" if start == "bert" else "Nyströmformer"

@@ -7,14 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nystromformer.errors import UserError
-from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.conversion.positions import grow_positions
-from nystromformer.model.conversion.source import OUTPUT_BIAS, POSITIONS, WORDS, Source
+from nystromformer.model.conversion.source import POSITIONS, VOCABULARY, Source
 from nystromformer.model.heads import NystromformerForPreTraining
 
 CONVOLUTION = "attention.self.conv.weight"
-_LARGEST_PADDING = 64
 
 
 @dataclass
@@ -48,36 +45,25 @@ def transfer(model: NystromformerForPreTraining, source: Source, *, positions: s
     weights = dict(source.weights)
     weights[POSITIONS] = grow_positions(weights[POSITIONS], model.config.max_position_embeddings, positions)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        # Performer's random features are no parameters, and its weights were trained with them.
+        saved = model.state_dict().keys()
+        buffers = (item for item in model.named_buffers() if item[0] in saved)
+        for name, parameter in (*model.named_parameters(), *buffers):
             tensor = weights.pop(name, None)
-            if tensor is not None and name in (WORDS, OUTPUT_BIAS):  # padded to a round size in the model
+            if tensor is not None and name in VOCABULARY:  # padded to a round size in the model
                 parameter[: tensor.shape[0]].copy_(tensor[: parameter.shape[0]])
             elif tensor is not None and tensor.shape == parameter.shape:
                 parameter.copy_(tensor)
             else:
                 if name.endswith(CONVOLUTION):
                     parameter.zero_()
+                if tensor is not None:  # of another shape, e.g. Linformer's mixtures of another length
+                    done.left_out.append(name)
                 done.new.append(name)
                 continue
             done.taken.append(name)
     done.left_out.extend(sorted(weights))
     return done
-
-
-def check_shape(ours: NystromformerConfig, source: Source, setting: str = "init.path") -> None:
-    """Raise UserError where the source's tensors would not fit, with the override that makes them fit."""
-    theirs = source.config
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        if getattr(ours, key) != getattr(theirs, key):
-            raise UserError(
-                f"{setting}={source.path} has {key}={getattr(theirs, key)}, and model.{key}="
-                f"{getattr(ours, key)}: write model.{key}={getattr(theirs, key)}"
-            )
-    if not 0 <= ours.vocab_size - theirs.vocab_size < _LARGEST_PADDING:
-        raise UserError(
-            f"{setting}={source.path} has a vocabulary of {theirs.vocab_size}, the tokenizer one of about "
-            f"{ours.vocab_size}: write tokenizer.path={source.path}"
-        )
 
 
 def _parts(names: list[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.benchmark.results import device_of, table
+from nystromformer.files import held
 from nystromformer.reproduce.lra.examples import LraTask, load_task
 from nystromformer.reproduce.lra.training import Cell, finished, train_cell
 from nystromformer.reproduce.plotting import STYLES, figure, save
@@ -51,14 +52,14 @@ def lra(settings: ReproduceSettings) -> Result:
         for seed in scale.seeds
     ]
     folders = {cell: cell.folder(settings.runs_folder, scale, device.type) for cell in cells}
-    if settings.again:
-        for folder in folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
     tasks = {name: load_task(name, scale) for name in scale.tasks}
     found = []
     for cell, folder in folders.items():
         task = tasks[cell.task]
-        found.append(finished(folder) or train_cell(cell, task, scale, device, Path(folder)))
+        with held(folder.with_name(f".{folder.name}.lock"), str(folder), "write runs_folder=OTHER"):
+            if settings.again:
+                shutil.rmtree(folder, ignore_errors=True)
+            found.append(finished(folder) or train_cell(cell, task, scale, device, Path(folder)))
     measured = {
         "tasks": {name: _about(task) for name, task in tasks.items()},
         "rows": [

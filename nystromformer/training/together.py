@@ -1,0 +1,85 @@
+"""What one process does for all of them, however long it takes, and mistakes that end all of them at once.
+
+Training's own exchanges wait for `devices.TRAINING_TIMEOUT`. Preparing a corpus, hashing a checkpoint or
+exporting a model may take hours on the main process while the others have nothing to do: they wait here, in
+a group of their own, over the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from nystromformer.errors import UserError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=2)
+"""How long the others wait for the main process; one that ended is noticed at once."""
+
+
+class Together:
+    """Outcomes that all processes share. All of them call the same methods in the same order.
+
+    A process alone just works.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._rank = accelerator.process_index
+        self._count = accelerator.num_processes
+        self._group = None
+        if self._count > 1:
+            self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do `work` on the main process alone; every process gets what it returns.
+
+        Raises:
+            UserError: the main process raised it; on every process.
+        """
+        if self._group is None:
+            return work()
+        value: T | None = None
+        error: Exception | None = None
+        if self._rank == 0:
+            value, error = _outcome(work)
+        told: list[Any] = [value, _passed_on(error)]
+        torch.distributed.broadcast_object_list(told, src=0, group=self._group)
+        if error or told[1]:
+            raise error or told[1]
+        return told[0]
+
+    def on_all(self, work: Callable[[], T]) -> T:
+        """Do `work` on every process; each gets what its own returns.
+
+        Raises:
+            UserError: one process raised it; on every process, the first one's.
+        """
+        if self._group is None:
+            return work()
+        value, error = _outcome(work)
+        errors: list[Any] = [None] * self._count
+        torch.distributed.all_gather_object(errors, _passed_on(error), group=self._group)
+        if error and not isinstance(error, UserError):
+            raise error
+        for first in filter(None, errors):
+            raise first
+        return value  # type: ignore[return-value]
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _passed_on(error: Exception | None) -> UserError | None:
+    """What the other processes raise: a mistake as it is, a fault of the program in a few words."""
+    if error is None or isinstance(error, UserError):
+        return error
+    return UserError(f"another process failed: {type(error).__name__}: {error}")
