@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf.errors import OmegaConfBaseException
-
 from nystromformer.data import storage
 from nystromformer.data.plan import settings_that_matter
 from nystromformer.errors import UserError
 from nystromformer.settings import PrepareSettings
+from nystromformer.settings.stored import read_stored
 
 
 def given(settings: PrepareSettings, *, show: bool = True) -> storage.PreparedData:
@@ -67,16 +66,15 @@ def _check_tokenizer(path: str, prepared: storage.PreparedData) -> None:
 
 def made_by(settings: PrepareSettings) -> tuple[Path, dict[str, Any]] | None:
     """The newest folder that the same settings made, with its manifest, whatever its sources held then."""
-    from nystromformer.settings.compose import prepare_settings_from
-
     wanted = settings_that_matter(settings)
     found = []
     for path in Path(settings.data.folder).glob(f"*/{storage.MANIFEST}"):
         try:
             manifest = storage.read_manifest(path.parent)
-            if settings_that_matter(prepare_settings_from(manifest["settings"])) == wanted:
+            made = read_stored(PrepareSettings, manifest["settings"], str(path), "prepare it anew")
+            if settings_that_matter(made) == wanted:
                 found.append((path.stat().st_mtime_ns, path.parent, manifest))
-        except (UserError, OmegaConfBaseException, OSError, KeyError, TypeError, ValueError):
+        except (UserError, OSError, KeyError, TypeError, ValueError):
             continue  # damaged, or of a version with other settings
     if not found:
         return None
