@@ -21,11 +21,6 @@ SHAPE: dict[str, Any] = {
     "num_landmarks": 16,
     "max_position_embeddings": 64,
 }
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_landmarks": 16,
-    "max_position_embeddings": 64,
-}
 CONFIG = NystromformerConfig(**SHAPE)
 CPU = torch.device("cpu")
 SUITS_THE_KERNEL = "model.num_landmarks=16"
