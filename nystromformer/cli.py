@@ -21,7 +21,7 @@ from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
 from nystromformer.settings.prepare import PrepareCommandSettings, ShardOf
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.threads import let_waiting_threads_sleep
+from nystromformer.threads import watch_for_other_work
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ options
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 2 for the user's mistake, 130 for Ctrl-C."""
-    let_waiting_threads_sleep()  # before any command imports torch
+    watch_for_other_work()
     try:
         dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -40,6 +40,7 @@ from nystromformer.tasks.outcome import keep_best, prune_models, summarise, writ
 from nystromformer.tasks.start import Checkpoint, max_length_of, read_checkpoint
 from nystromformer.tasks.submission import write_predictions, zip_submission
 from nystromformer.tasks.training import TaskSetup, answers, predict, train_seed
+from nystromformer.threads import watch_for_other_work
 from nystromformer.training import devices
 from nystromformer.training.signals import StopRequest
 
@@ -226,6 +227,7 @@ def _train_all(settings: FinetuneSettings, waiting: int) -> None:
 def _work_in_process(settings: FinetuneSettings, threads: int, reports: Any) -> None:
     """What a spawned process runs: a user's mistake goes to the one that started it."""
     torch.set_num_threads(threads)
+    watch_for_other_work()
     transformers_logging.disable_progress_bar()
     try:
         work(settings)

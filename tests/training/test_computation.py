@@ -3,6 +3,7 @@
 import json
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,12 @@ from nystromformer.training import computation
 from nystromformer.training.checkpoint import Progress
 from nystromformer.training.computation import computation_of, note_computation
 
-SHAPE = {"hidden_size": 64, "num_attention_heads": 4, "num_landmarks": 16, "max_position_embeddings": 64}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_landmarks": 16,
+    "max_position_embeddings": 64,
+}
 CONFIG = NystromformerConfig(**SHAPE)
 CPU = torch.device("cpu")
 SUITS_THE_KERNEL = "model.num_landmarks=16"

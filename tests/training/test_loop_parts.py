@@ -7,13 +7,14 @@ import signal
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from nystromformer.cli import main
-from nystromformer.settings import TrainingSettings
+from nystromformer.settings import PretrainSettings, TrainingSettings
 from nystromformer.settings.compose import compose
 from nystromformer.training import devices, pretrain
 from nystromformer.training.agreement import Agreement
@@ -64,10 +65,11 @@ DEMO_SECONDS = 238
 """Of the 1,500 steps of the demo, on the README's machine."""
 
 
-def forecast_of(seconds_a_step: float, steps: int, done: int = 0, **limit: float) -> dict[int, str]:
+def forecast_of(seconds_a_step: float, steps: int, done: int = 0, **limit: Any) -> dict[int, str]:
     """What is said, by step, where steps take so long; the first one of a session 5 seconds more."""
-    settings = compose("pretrain", ["experiment=demo"]).training
-    settings = replace(settings, **limit)
+    demo = compose("pretrain", ["experiment=demo"])
+    assert isinstance(demo, PretrainSettings)
+    settings = replace(demo.training, **limit)
     progress = Progress(step=done, seconds=done * seconds_a_step)
     forecast, said = Forecast(progress, settings), {}
     progress.seconds += 5
