@@ -54,7 +54,8 @@ def _kept(query_BHND: Tensor, num_landmarks: int) -> list[Tensor]:
     It stays 0 in a short row, and is no room at all if every row is short.
     """
     b, h, n, d = query_BHND.shape
-    m, rows = num_landmarks, b if n > num_landmarks else 0
+    m = num_landmarks
+    rows = b * torch.sym_min(n // (m + 1), 1)  # b if n > m else 0, of any length in an export
     shapes = [(rows, h, m, d), (rows, h, m, d), (rows, h, m, m), (rows, h, m, d), (rows, h, m)]
     return [query_BHND.new_zeros(shape, dtype=_computed_in(query_BHND.dtype)) for shape in shapes]
 

@@ -56,8 +56,10 @@ class Segments:
         size_BM = size_B1 + (segment_M < longer_B1)
         start_BM = segment_M * size_B1 + torch.minimum(segment_M, longer_B1)
         slot_S = torch.arange(-(-n // m), device=real_BN.device)
-        # Stable, so that real tokens keep their order; it also puts them in front of the padding.
-        position_BN = torch.argsort(key_padding_mask_BN.to(torch.uint8), dim=1, stable=True)
+        # Real tokens in their order, then the padding.
+        place_BN = torch.where(real_BN, rank_BN, count_B1 + key_padding_mask_BN.cumsum(dim=1) - 1)
+        every_N = torch.arange(n, device=real_BN.device)
+        position_BN = torch.empty_like(place_BN).scatter(1, place_BN, every_N.expand_as(place_BN))
         rank_BMS = (start_BM[..., None] + slot_S).clamp(max=n - 1)
         tokens_BMS = position_BN.gather(1, rank_BMS.flatten(1)).view_as(rank_BMS)
         return cls(
