@@ -89,7 +89,7 @@ def landmark_attention(query_BHMD: Tensor, key_BHMD: Tensor, segments: Segments 
     """Ã = softmax(Q̃ K̃ᵀ/√D), (B, H, M, M), in at least float32."""
     m, d = query_BHMD.shape[2:]
     with torch.autocast(query_BHMD.device.type, enabled=False):
-        scores_BHMM = (query_BHMD * d**-0.5) @ key_BHMD.mT
+        scores_BHMM = (query_BHMD * d**-0.5) @ key_BHMD.transpose(-2, -1)  # ONNX has no `mT`
         if segments is None:
             return torch.softmax(scores_BHMM, dim=-1)
         absent_B11M = ~segments.present_BM[:, None, None]
