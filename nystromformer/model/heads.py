@@ -112,7 +112,6 @@ class NystromformerForPreTraining(_TiedDecoder):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Items = None,
-        return_loss: bool = True,
     ) -> PreTrainingOutput:
         """Losses and logits of one batch.
 
@@ -128,8 +127,9 @@ class NystromformerForPreTraining(_TiedDecoder):
             num_items_in_batch: predicted tokens of the whole batch of which this is a part, as transformers'
                 Trainer counts them. It does not count rows: sentence order then weighs as these tokens do
                 among all, which is its mean over all rows where each part predicts as many a row.
-            return_loss: not looked at; it tells transformers' Trainer that there is a loss to evaluate
-                without labels of every kind.
+
+        transformers' Trainer evaluates a loss where it finds every argument that is a label by its name; tell it
+        which there are: `TrainingArguments(label_names=["labels", "sentence_order_label"])`.
 
         Raises:
             ValueError: `labels` beside positions, or positions without their labels.

@@ -110,7 +110,8 @@ def _landmark_per_token(
     else:
         query, key, value = query_BHND, key_BHND, value_BHND
     with torch.autocast(query.device.type, enabled=False):
-        query, key, value = query.float(), key.float(), value.float()
+        if query.dtype != torch.float64:
+            query, key, value = query.float(), key.float(), value.float()
         s_BHLL = torch.softmax((query * d**-0.5) @ key.mT, dim=-1)
         inverse = exact_pinv(s_BHLL) if pinv_iterations is None else iterative_pinv(s_BHLL, pinv_iterations)
         out = (s_BHLL @ (inverse @ (s_BHLL @ value))).to(query_BHND.dtype)
