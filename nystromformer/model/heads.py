@@ -128,7 +128,7 @@ class NystromformerForPreTraining(_TiedDecoder):
                 Trainer counts them. It does not count rows: sentence order then weighs as these tokens do
                 among all, which is its mean over all rows where each part predicts as many a row.
 
-        transformers' Trainer evaluates a loss where it finds every argument that is a label by its name; tell it
+        transformers' Trainer evaluates no loss unless it has every argument that is named a label. Tell it
         which there are: `TrainingArguments(label_names=["labels", "sentence_order_label"])`.
 
         Raises:
