@@ -135,7 +135,7 @@ class NystromformerEncoder(nn.Module):
         """The last hidden state, and with `keep_all` those after the embeddings and after each layer."""
         first: NystromformerSelfAttention = self.layer[0].get_submodule("attention.self")  # type: ignore[assignment]
         segments = first.segments(padding_mask)
-        kept = (hidden_states,)
+        kept: tuple[Tensor, ...] = (hidden_states,)
         for layer in self.layer:
             hidden_states = layer(hidden_states, padding_mask, segments)
             if keep_all:

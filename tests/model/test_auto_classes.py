@@ -1,5 +1,7 @@
 """transformers' Auto classes give this project's models, or say in one line that there is none."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModelForNextSentencePrediction, PreTrainedModel
@@ -11,7 +13,7 @@ from nystromformer import model as ours
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, auto
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 60,
     "hidden_size": 16,
     "num_hidden_layers": 1,
@@ -83,7 +85,7 @@ def test_a_class_that_transformers_gets_later_is_refused_in_one_line(monkeypatch
 def pair(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """This project's model and transformers' with one name; both with exact attention, in float64."""
     torch.manual_seed(1)
-    labels = {"num_labels": 5}
+    labels: dict[str, Any] = {"num_labels": 5}
     other = getattr(theirs, name)(TheirConfig(**SHAPE, **labels, num_landmarks=8, segment_means_seq_len=8))
     with torch.no_grad():
         for parameter in other.parameters():

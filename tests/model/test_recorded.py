@@ -156,6 +156,7 @@ def test_onnx_computes_the_same_with_every_padding_and_length(dynamo, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_quantize_dynamic_finds_every_linear_layer():
+    torch.manual_seed(0)
     model = NystromformerForMaskedLM(config()).eval()
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     assert len(linears) == 2 * 6 + 2
@@ -165,4 +166,4 @@ def test_quantize_dynamic_finds_every_linear_layer():
     ids, mask = batch(2, 40, padding=True)
     with torch.no_grad():
         expected, found = (x(ids, attention_mask=mask).logits[mask.bool()] for x in (model, quantized))
-    assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()
+    assert 0 < (found - expected).norm() / expected.norm() < 0.2
