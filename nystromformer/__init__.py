@@ -12,21 +12,29 @@ if TYPE_CHECKING:
     from nystromformer.model import (
         NystromformerConfig,
         NystromformerForMaskedLM,
+        NystromformerForMultipleChoice,
         NystromformerForPreTraining,
+        NystromformerForQuestionAnswering,
         NystromformerForSequenceClassification,
+        NystromformerForTokenClassification,
         NystromformerModel,
     )
-    from nystromformer.model.diagnostics import approximation_error
+    from nystromformer.model.diagnostics import approximation_error, attention_factors, attention_matrix
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "NystromformerConfig": "nystromformer.model",
     "NystromformerForMaskedLM": "nystromformer.model",
+    "NystromformerForMultipleChoice": "nystromformer.model",
     "NystromformerForPreTraining": "nystromformer.model",
+    "NystromformerForQuestionAnswering": "nystromformer.model",
     "NystromformerForSequenceClassification": "nystromformer.model",
+    "NystromformerForTokenClassification": "nystromformer.model",
     "NystromformerModel": "nystromformer.model",
     "approximation_error": "nystromformer.model.diagnostics",
+    "attention_factors": "nystromformer.model.diagnostics",
+    "attention_matrix": "nystromformer.model.diagnostics",
     "nystrom_attention": "nystromformer.attention",
     "register_attention": "nystromformer.attention.transformers_interface",
 }
@@ -34,10 +42,15 @@ _HOMES = {
 __all__ = [
     "NystromformerConfig",
     "NystromformerForMaskedLM",
+    "NystromformerForMultipleChoice",
     "NystromformerForPreTraining",
+    "NystromformerForQuestionAnswering",
     "NystromformerForSequenceClassification",
+    "NystromformerForTokenClassification",
     "NystromformerModel",
     "approximation_error",
+    "attention_factors",
+    "attention_matrix",
     "nystrom_attention",
     "register_attention",
 ]

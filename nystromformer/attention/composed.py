@@ -22,6 +22,7 @@ from nystromformer.attention.landmarks import (
 )
 from nystromformer.attention.projections import without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
+from nystromformer.attention.recording import is_recorded
 from nystromformer.attention.softmax import softmax_attention
 
 
@@ -39,10 +40,11 @@ def composed_nystrom_attention(
 ) -> Tensor:
     """`nystrom_attention` on arguments known to be right."""
     query_BHND, key_BHND, value_BHND = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
-    if query_BHND.shape[2] <= num_landmarks:
+    recorded = is_recorded()  # for other lengths too: segments serve them all
+    if not recorded and query_BHND.shape[2] <= num_landmarks:
         out = softmax_attention(query_BHND, key_BHND, value_BHND, key_padding_mask=key_padding_mask_BN)
     else:
-        if segments is None and (key_padding_mask_BN is not None or landmarks != "segment_means"):
+        if segments is None and (key_padding_mask_BN is not None or landmarks != "segment_means" or recorded):
             segments = Segments.of(_mask_of(query_BHND, key_padding_mask_BN), num_landmarks)
         query_BHMD, key_BHMD = (
             landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query_BHND, key_BHND)
@@ -87,7 +89,7 @@ def landmark_attention(query_BHMD: Tensor, key_BHMD: Tensor, segments: Segments 
     """Ã = softmax(Q̃ K̃ᵀ/√D), (B, H, M, M), in at least float32."""
     m, d = query_BHMD.shape[2:]
     with torch.autocast(query_BHMD.device.type, enabled=False):
-        scores_BHMM = (query_BHMD * d**-0.5) @ key_BHMD.mT
+        scores_BHMM = (query_BHMD * d**-0.5) @ key_BHMD.transpose(-2, -1)  # ONNX has no `mT`
         if segments is None:
             return torch.softmax(scores_BHMM, dim=-1)
         absent_B11M = ~segments.present_BM[:, None, None]

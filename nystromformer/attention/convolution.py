@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nystromformer.attention.recording import is_recorded
+
 BLOCK = 16
 """T. A block costs T + K − 1 products a position, and wider blocks make fewer, larger products."""
 
@@ -38,6 +40,9 @@ def residual_convolution(value_BHND: Tensor, weight_H1K1: Tensor) -> Tensor:
     """
     b, h, n, d = value_BHND.shape
     check_weight(weight_H1K1, h)
+    if is_recorded():  # for other lengths too, which have other numbers of blocks
+        weight_H1K1 = weight_H1K1.to(value_BHND.dtype)
+        return F.conv2d(value_BHND, weight_H1K1, padding=(weight_H1K1.shape[2] // 2, 0), groups=h)
     kernel_HK = weight_H1K1.view(h, -1).to(value_BHND.dtype)
     block = 4 * BLOCK  # a device other than a CPU runs this, and likes its products large
     windows_BHCWD = _padded(value_BHND, kernel_HK.shape[1], block).unfold(

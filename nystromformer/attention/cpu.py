@@ -48,15 +48,16 @@ def _empty_like_projections(x_BHND: Tensor, zeros: bool) -> Tensor:
     return make(b, n, h, d).transpose(1, 2)
 
 
-def _kept(query_BHND: Tensor, num_landmarks: int) -> list[Tensor]:
+def _kept(query_BHND: Tensor, num_landmarks: int, zeros: bool) -> list[Tensor]:
     """Room for each row's Q̃, K̃, Z (native: Zᵀ), B̃ V and native's fifth, see there.
 
-    It stays 0 in a short row, and is no room at all if every row is short.
+    It stays 0 in a short row. Where every row is short nobody writes or reads it: not filled, it is an
+    address and no memory. Its shape does not depend on the length, so that an export serves every length.
     """
-    b, h, n, d = query_BHND.shape
-    m, rows = num_landmarks, b if n > num_landmarks else 0
-    shapes = [(rows, h, m, d), (rows, h, m, d), (rows, h, m, m), (rows, h, m, d), (rows, h, m)]
-    return [query_BHND.new_zeros(shape, dtype=_computed_in(query_BHND.dtype)) for shape in shapes]
+    b, h, _, d = query_BHND.shape
+    m, make = num_landmarks, query_BHND.new_zeros if zeros else query_BHND.new_empty
+    shapes = [(b, h, m, d), (b, h, m, d), (b, h, m, m), (b, h, m, d), (b, h, m)]
+    return [make(shape, dtype=_computed_in(query_BHND.dtype)) for shape in shapes]
 
 
 def _implementation(query_BHND: Tensor, num_landmarks: int) -> ModuleType:
@@ -88,7 +89,7 @@ def _nystrom_attention(
     iterations: int,
 ) -> tuple[Tensor, ...]:
     out_BHND = _empty_like_projections(query, zeros=key_padding_mask is not None)
-    kept = _kept(query, num_landmarks)
+    kept = _kept(query, num_landmarks, zeros=query.shape[2] > num_landmarks)
     weight_HK = _kernels(conv_weight, query.dtype)
     _implementation(query, num_landmarks).forward(
         query, key, value, key_padding_mask, weight_HK, num_landmarks, iterations, out_BHND, kept
@@ -98,7 +99,7 @@ def _nystrom_attention(
 
 @_nystrom_attention.register_fake
 def _(query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return _empty_like_projections(query, zeros=False), *_kept(query, num_landmarks=inputs[4])
+    return _empty_like_projections(query, zeros=False), *_kept(query, inputs[4], zeros=False)
 
 
 @torch.library.custom_op(

@@ -97,7 +97,7 @@ def attention_error(
         ValueError: a shape or dtype is impossible.
     """
     check_projections(query, key, key, key_padding_mask)
-    b, h, n, d = query.shape
+    b, h, _, _ = query.shape
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     error_BH = torch.zeros(b, h, dtype=dtype, device=query.device)
     with torch.autocast(query.device.type, enabled=False):
@@ -107,9 +107,7 @@ def attention_error(
                 query_11nD, key_11nD = (x[row, head][real].to(dtype)[None, None] for x in (query, key))
                 if query_11nD.shape[2] == 0:
                     continue
-                exact_nn = torch.softmax(query_11nD[0, 0] @ key_11nD[0, 0].T * d**-0.5, dim=-1)
-                norm = exact_nn.norm()
-                f_BHNM, z_BHMM, b_BHMN = nystrom_factors(
+                factors = nystrom_factors(
                     query_11nD,
                     key_11nD,
                     num_landmarks=num_landmarks,
@@ -117,6 +115,14 @@ def attention_error(
                     landmarks=landmarks,
                     landmark_seed=landmark_seed,
                 )
-                left_nM = f_BHNM[0, 0] @ z_BHMM[0, 0]
-                error_BH[row, head] = torch.addmm(exact_nn, left_nM, b_BHMN[0, 0], alpha=-1).norm() / norm
+                error_BH[row, head] = factors_error(query_11nD, key_11nD, factors)
     return error_BH
+
+
+def factors_error(query_11nD: Tensor, key_11nD: Tensor, factors: Factors) -> Tensor:
+    """‖S − Ŝ‖ / ‖S‖ of one head of one row without padding, a number; Ŝ = F̃ Z B̃ of the factors."""
+    f_nM, z_MM, b_Mn = (factor[0, 0] for factor in factors)
+    scores_nn = query_11nD[0, 0].to(f_nM.dtype) @ key_11nD[0, 0].T.to(f_nM.dtype)
+    exact_nn = torch.softmax(scores_nn * query_11nD.shape[-1] ** -0.5, dim=-1)
+    norm = exact_nn.norm()
+    return torch.addmm(exact_nn, f_nM @ z_MM, b_Mn, alpha=-1).norm() / norm

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nystromformer.attention.recording import is_recorded
+
 KMEANS_STEPS = 10
 
 
@@ -43,7 +45,7 @@ class Segments:
         real_BN = ~key_padding_mask_BN
         n, m = real_BN.shape[1], num_landmarks
         count_B1 = real_BN.sum(dim=1, keepdim=True)
-        rank_BN = real_BN.cumsum(dim=1) - 1
+        rank_BN = real_BN.long().cumsum(dim=1) - 1
         # The first `longer` segments have size + 1 tokens, the others size: as numpy.array_split.
         size_B1, longer_B1 = count_B1 // m, count_B1 % m
         border_B1 = longer_B1 * (size_B1 + 1)
@@ -55,18 +57,27 @@ class Segments:
         segment_M = torch.arange(m, device=real_BN.device)
         size_BM = size_B1 + (segment_M < longer_B1)
         start_BM = segment_M * size_B1 + torch.minimum(segment_M, longer_B1)
-        slot_S = torch.arange(-(-n // m), device=real_BN.device)
-        # Stable, so that real tokens keep their order; it also puts them in front of the padding.
-        position_BN = torch.argsort(key_padding_mask_BN.to(torch.uint8), dim=1, stable=True)
+        # One slot more in a record: a dimension of 1, as short rows have, would be a constant there.
+        slot_S = torch.arange(-(-n // m) + int(is_recorded()), device=real_BN.device)
+        # Real tokens in their order, then the padding.
+        place_BN = torch.where(real_BN, rank_BN, count_B1 + key_padding_mask_BN.long().cumsum(dim=1) - 1)
+        every_N = torch.arange(n, device=real_BN.device)
+        position_BN = torch.empty_like(place_BN).scatter(1, place_BN, every_N.expand_as(place_BN))
         rank_BMS = (start_BM[..., None] + slot_S).clamp(max=n - 1)
-        tokens_BMS = position_BN.gather(1, rank_BMS.flatten(1)).view_as(rank_BMS)
         return cls(
-            tokens_BMS,
+            tokens_BMS=position_BN[:, None].expand(-1, m, -1).gather(2, rank_BMS),
             filled_BMS=slot_S < size_BM[..., None],
             size_BM=size_BM,
             segment_BN=torch.where(real_BN, segment_BN, 0),
             real_BN=real_BN,
         )
+
+    def weights_BMN(self, dtype: torch.dtype) -> Tensor:
+        """The means as a matrix: what each token counts in each segment's. For records, whose readers know
+        few operators; otherwise N · M numbers too many."""
+        segment_M1 = torch.arange(self.size_BM.shape[1], device=self.size_BM.device)[:, None]
+        member_BMN = (self.segment_BN[:, None] == segment_M1) & self.real_BN[:, None]
+        return member_BMN.to(dtype) / self.size_BM.clamp(min=1)[..., None]
 
     @property
     def present_BM(self) -> Tensor:
@@ -93,13 +104,16 @@ def segment_means(x_BHND: Tensor, num_landmarks: int, segments: Segments | None 
     """
     b, h, n, d = x_BHND.shape
     m = num_landmarks
+    dtype = torch.float64 if x_BHND.dtype == torch.float64 else torch.float32
+    if segments is not None and is_recorded():
+        with torch.autocast(x_BHND.device.type, enabled=False):
+            return segments.weights_BMN(dtype)[:, None] @ x_BHND.to(dtype)
     if segments is not None:
         x_LE = x_BHND.transpose(1, 2).reshape(b * n, h * d)
         means_LE = _SegmentMeans.apply(x_LE, segments)
         return means_LE.view(b, m, h, d).transpose(1, 2)
     if n < m:
         raise ValueError(f"{n} tokens cannot be cut into {m} segments: use at most {n} landmarks")
-    dtype = torch.float64 if x_BHND.dtype == torch.float64 else torch.float32
     size, longer = divmod(n, m)
     border = longer * (size + 1)
     parts = []
@@ -157,6 +171,9 @@ def first_tokens(x_BHND: Tensor, segments: Segments) -> Tensor:
 
 
 def _tokens_at(x_BHND: Tensor, position_BM: Tensor) -> Tensor:
+    if is_recorded():  # in ONNX, an index of two tensors would hold the batch's size
+        index_BHMD = position_BM[:, None, :, None].expand(-1, x_BHND.shape[1], -1, x_BHND.shape[3])
+        return x_BHND.gather(2, index_BHMD)
     row_B1 = torch.arange(len(x_BHND), device=x_BHND.device)[:, None]
     return x_BHND.transpose(1, 2)[row_B1, position_BM].transpose(1, 2)
 

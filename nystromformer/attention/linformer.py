@@ -53,7 +53,7 @@ def linformer_attention(
     if key_padding_mask is None:
         projection_BGPN = projection_GPL[None, :, :, :n].to(key.dtype)
     else:
-        rank_BN = ((~key_padding_mask).cumsum(dim=1) - 1).clamp(min=0)
+        rank_BN = ((~key_padding_mask).long().cumsum(dim=1) - 1).clamp(min=0)
         # Padding is zero by now, so that the column it meets does not matter.
         projection_BGPN = projection_GPL.to(key.dtype)[:, :, rank_BN].permute(2, 0, 1, 3)
     out_BHND = F.scaled_dot_product_attention(query, projection_BGPN @ key, projection_BGPN @ value)

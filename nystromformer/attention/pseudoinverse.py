@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nystromformer.attention.recording import is_recorded
+
 
 def initial_inverse(matrix: Tensor) -> Tensor:
     """Z₀ = Ãᵀ / (‖Ã‖₁ ‖Ã‖_∞), the starting value of the iteration (paper, equation 14).
@@ -22,7 +24,7 @@ def initial_inverse(matrix: Tensor) -> Tensor:
     """
     largest_column_sum = matrix.sum(dim=-2).amax(dim=-1)  # ‖·‖₁
     largest_row_sum = matrix.sum(dim=-1).amax(dim=-1)  # ‖·‖_∞, 1 for a softmax matrix
-    return matrix.mT / (largest_column_sum * largest_row_sum)[..., None, None]
+    return matrix.transpose(-2, -1) / (largest_column_sum * largest_row_sum)[..., None, None]
 
 
 def iterative_pinv(matrix: Tensor, iterations: int = 6) -> Tensor:
@@ -50,11 +52,11 @@ def iterative_pinv(matrix: Tensor, iterations: int = 6) -> Tensor:
     if matrix.dtype not in (torch.float32, torch.float64):
         matrix = matrix.float()
     matrices = matrix.reshape(-1, *matrix.shape[-2:])
-    if torch.is_grad_enabled() and matrix.requires_grad:
+    if torch.is_grad_enabled() and matrix.requires_grad and not is_recorded():
         inverses = _RecomputedIteration.apply(matrices, iterations)
     else:
         inverses = iterate(matrices, iterations)
-    return inverses.view(matrix.shape)
+    return inverses.view_as(matrix)
 
 
 def exact_pinv(matrix: Tensor) -> Tensor:

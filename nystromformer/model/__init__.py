@@ -5,34 +5,26 @@ checkpoints of model type `nystromformer`, in place of transformers' own, which 
 attention on padded batches or on lengths other than the configured one.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForSequenceClassification,
-)
-
+from nystromformer.model.auto import register_auto_classes
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.encoder import NystromformerModel
-from nystromformer.model.heads import (
-    NystromformerForMaskedLM,
-    NystromformerForPreTraining,
+from nystromformer.model.heads import NystromformerForMaskedLM, NystromformerForPreTraining
+from nystromformer.model.task_heads import (
+    NystromformerForMultipleChoice,
+    NystromformerForQuestionAnswering,
     NystromformerForSequenceClassification,
+    NystromformerForTokenClassification,
 )
 
-AutoConfig.register("nystromformer", NystromformerConfig, exist_ok=True)
-AutoModel.register(NystromformerConfig, NystromformerModel, exist_ok=True)
-AutoModelForPreTraining.register(NystromformerConfig, NystromformerForPreTraining, exist_ok=True)
-AutoModelForMaskedLM.register(NystromformerConfig, NystromformerForMaskedLM, exist_ok=True)
-AutoModelForSequenceClassification.register(
-    NystromformerConfig, NystromformerForSequenceClassification, exist_ok=True
-)
+register_auto_classes()
 
 __all__ = [
     "NystromformerConfig",
     "NystromformerForMaskedLM",
+    "NystromformerForMultipleChoice",
     "NystromformerForPreTraining",
+    "NystromformerForQuestionAnswering",
     "NystromformerForSequenceClassification",
+    "NystromformerForTokenClassification",
     "NystromformerModel",
 ]

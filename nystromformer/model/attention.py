@@ -11,9 +11,10 @@ from nystromformer.attention.linformer import LinformerAttention
 from nystromformer.attention.longformer import longformer_attention
 from nystromformer.attention.nystrom import nystrom_attention
 from nystromformer.attention.performer import PerformerAttention
+from nystromformer.attention.recording import is_recorded
 from nystromformer.attention.softmax import softmax_attention
 from nystromformer.model.configuration import NystromformerConfig
-from nystromformer.model.linear import Linear
+from nystromformer.model.linear import linear
 from nystromformer.model.short_rows import attention_with_short_rows
 
 
@@ -40,9 +41,9 @@ class NystromformerSelfAttention(nn.Module):
         self.short_row_segment = config.short_row_segment
         self.window = config.longformer_window
         self.attention_dropout = config.attention_probs_dropout_prob
-        self.query = Linear(config.hidden_size, config.hidden_size)
-        self.key = Linear(config.hidden_size, config.hidden_size)
-        self.value = Linear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
         if config.attention == "linformer":
             self.linformer = LinformerAttention(
                 config.num_attention_heads,
@@ -64,7 +65,7 @@ class NystromformerSelfAttention(nn.Module):
         self, hidden_states: Tensor, padding_mask: Tensor | None, segments: Segments | None
     ) -> Tensor:
         query, key, value = (
-            projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            linear(projection, hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
         kernel = None if self.conv is None else self.conv.weight
@@ -117,9 +118,9 @@ class NystromformerSelfAttention(nn.Module):
         """What all layers share about a batch's padding; None where nothing needs it."""
         if self.mechanism != "nystrom" or padding_mask is None:
             return None
-        if padding_mask.shape[1] <= self.num_landmarks:
-            return None
         if padding_mask.device.type == "cpu":  # where rows are computed one by one, without their padding
+            return None
+        if not is_recorded() and padding_mask.shape[1] <= self.num_landmarks:
             return None
         return Segments.of(padding_mask, self.num_landmarks)
 
@@ -146,7 +147,8 @@ def padding_mask_of(attention_mask: Tensor | None) -> Tensor | None:
     """transformers' attention mask, (B, N) with 1 at real tokens, as a bool mask, True at padding.
 
     None where every token is known to be real, which spares the masked path. That is looked up only
-    on a CPU: on a GPU the look would wait for the device.
+    on a CPU, since on a GPU the look would wait for the device, and not where the call is recorded, since
+    the record is run on other masks.
 
     Raises:
         ValueError: the mask has more than two dimensions.
@@ -159,6 +161,6 @@ def padding_mask_of(attention_mask: Tensor | None) -> Tensor | None:
             f"{tuple(attention_mask.shape)}: linear attention has no mask for each pair of tokens"
         )
     padding_mask = attention_mask == 0
-    if padding_mask.device.type == "cpu" and not torch.compiler.is_compiling() and not padding_mask.any():
-        return None
-    return padding_mask
+    if padding_mask.device.type != "cpu" or torch.compiler.is_compiling() or is_recorded():
+        return padding_mask
+    return padding_mask if padding_mask.any() else None

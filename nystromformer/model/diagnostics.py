@@ -1,6 +1,6 @@
-"""How well a model's Nyström attention does on a batch: each layer's and head's error, and its branch.
+"""What a model's attention is on a batch: a layer's factors or matrix to look at, and each layer's error.
 
-Shapes: L layers, B rows, H heads, N positions, D head width.
+Shapes: L layers, B rows, H heads, N positions, n real tokens of a row, D head width, M landmarks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nystromformer.attention.diagnostics import attention_error
+from nystromformer.attention.diagnostics import Factors, attention_error, factors_error, nystrom_factors
+from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 from nystromformer.model.attention import NystromformerSelfAttention
 
 
@@ -50,13 +51,7 @@ def approximation_error(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> 
         ValueError: the model is none of this project's, or its attention forms no approximation of
             the softmax matrix by landmarks.
     """
-    layers = [module for module in model.modules() if isinstance(module, NystromformerSelfAttention)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no layer of this project's attention")
-    if layers[0].mechanism not in ("nystrom", "softmax"):
-        raise ValueError(
-            f"{layers[0].mechanism} attention has no landmarks: the error is defined for nystrom attention"
-        )
+    layers = _layers_of(model)
     errors: list[Tensor] = []
     exact: list[Tensor] = []
 
@@ -75,13 +70,10 @@ def approximation_error(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> 
 def _error_of(
     module: NystromformerSelfAttention, hidden_states: Tensor, padding_mask: Tensor | None
 ) -> Tensor:
-    query_BHND, key_BHND = (
-        projection(hidden_states).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-        for projection in (module.query, module.key)
-    )
+    query_BHND, key_BHND = _queries_and_keys(module, hidden_states)
     if module.mechanism == "softmax":
         return torch.zeros(query_BHND.shape[:2], device=query_BHND.device)
-    return attention_error(
+    error_BH = attention_error(
         query_BHND,
         key_BHND,
         num_landmarks=module.num_landmarks,
@@ -89,6 +81,133 @@ def _error_of(
         pinv_iterations=module.pinv_iterations,
         landmarks=module.landmarks,
     )
+    for row in range(len(hidden_states)):  # those that are short, and not exact
+        real_N = slice(None) if padding_mask is None else ~padding_mask[row]
+        query_HnD, key_HnD = query_BHND[row][:, real_N], key_BHND[row][:, real_N]
+        n = query_HnD.shape[1]
+        if 0 < n <= module.num_landmarks and module.branch(n) != "exact":
+            for head in range(module.num_heads):
+                one = query_HnD[None, head : head + 1], key_HnD[None, head : head + 1]
+                error_BH[row, head] = factors_error(*one, _factors(module, *one))
+    return error_BH
+
+
+@torch.no_grad()
+def attention_factors(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], layer: int, row: int = 0
+) -> Factors:
+    """F̃, Z and B̃ of one layer for the real tokens of one row: Ŝ = F̃ Z B̃ (paper, equation 13).
+
+    One forward pass without dropout; the factors are N · M numbers a head. The residual convolution that
+    the layer adds is not in them.
+
+    Args:
+        model: any model of this project, with `nystrom` or `softmax` attention.
+        batch: what the model's forward takes, `input_ids` and so on; it is moved to the model's device.
+        layer: counted from 0; negative from the last.
+        row: of the batch, likewise.
+
+    Returns:
+        (1, H, n, M), (1, H, M, M) and (1, H, M, n), at least float32. Where the layer computes exact
+        attention for the row: S, I and I.
+
+    Raises:
+        ValueError: as `approximation_error`.
+        IndexError: there is no such layer or row, or the row is padding alone.
+    """
+    module, query_1HnD, key_1HnD = _projections(model, batch, layer, row)
+    return _factors(module, query_1HnD, key_1HnD)
+
+
+@torch.no_grad()
+def attention_matrix(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    layer: int,
+    head: int,
+    row: int = 0,
+    exact: bool = False,
+) -> Tensor:
+    """One head's Ŝ for the real tokens of one row, or with `exact` the S that it stands for; (n, n).
+
+    Row i holds what token i takes of each token. Ŝ's rows sum to about 1, and its entries can be
+    negative. The other arguments and errors are those of `attention_factors`.
+    """
+    module, query_1HnD, key_1HnD = _projections(model, batch, layer, row)
+    _check_index("head", head, module.num_heads)
+    query_11nD, key_11nD = (x[:, head][:, None] for x in (query_1HnD, key_1HnD))
+    if exact:
+        return nystrom_factors(query_11nD, key_11nD, num_landmarks=query_11nD.shape[2]).f_BHNM[0, 0]
+    f_BHNM, z_BHMM, b_BHMN = _factors(module, query_11nD, key_11nD)
+    return (f_BHNM @ z_BHMM @ b_BHMN)[0, 0]
+
+
+def _projections(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], layer: int, row: int
+) -> tuple[NystromformerSelfAttention, Tensor, Tensor]:
+    """The layer with the row's queries and keys at real tokens, (1, H, n, D)."""
+    layers = _layers_of(model)
+    _check_index("layer", layer, len(layers))
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def look(module: NystromformerSelfAttention, inputs: tuple[Any, ...]) -> None:
+        hidden_states, padding_mask = inputs[0], inputs[1]
+        _check_index("row", row, len(hidden_states))
+        tokens = hidden_states[row]
+        if padding_mask is not None:
+            tokens = tokens[~padding_mask[row]]
+        if not len(tokens):
+            raise IndexError(f"row={row} is padding alone: it has no attention")
+        found.append(_queries_and_keys(module, tokens[None]))
+
+    with _looking(model, [layers[layer]], look):
+        model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+    return layers[layer], *found[0]
+
+
+def _factors(module: NystromformerSelfAttention, query_1HnD: Tensor, key_1HnD: Tensor) -> Factors:
+    """What the layer multiplies for one row without padding; see `short_rows.py` for short ones."""
+    n, num_landmarks = query_1HnD.shape[2], module.num_landmarks
+    if module.mechanism == "softmax":
+        num_landmarks = n
+    elif n <= num_landmarks and module.short_rows == "landmark_per_token":
+        s_1Hnn = nystrom_factors(query_1HnD, key_1HnD, num_landmarks=n).f_BHNM
+        steps = module.pinv_iterations
+        return Factors(s_1Hnn, exact_pinv(s_1Hnn) if steps is None else iterative_pinv(s_1Hnn, steps), s_1Hnn)
+    elif n <= num_landmarks and module.short_rows == "segments":
+        num_landmarks = -(-n // module.short_row_segment)
+    return nystrom_factors(
+        query_1HnD,
+        key_1HnD,
+        num_landmarks=num_landmarks,
+        pinv_iterations=module.pinv_iterations,
+        landmarks=module.landmarks,
+    )
+
+
+def _layers_of(model: PreTrainedModel) -> list[NystromformerSelfAttention]:
+    layers = [module for module in model.modules() if isinstance(module, NystromformerSelfAttention)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no layer of this project's attention")
+    if layers[0].mechanism not in ("nystrom", "softmax"):
+        raise ValueError(
+            f"{layers[0].mechanism} attention has no landmarks: the error is defined for nystrom attention"
+        )
+    return layers
+
+
+def _check_index(name: str, index: int, count: int) -> None:
+    if not -count <= index < count:
+        raise IndexError(f"{name}={index}: there are {count}, counted from 0")
+
+
+def _queries_and_keys(module: NystromformerSelfAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, H, N, D) each."""
+    query_BHND, key_BHND = (
+        projection(hidden_states).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for projection in (module.query, module.key)
+    )
+    return query_BHND, key_BHND
 
 
 @contextlib.contextmanager

@@ -16,9 +16,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.linformer import LinformerAttention
 from nystromformer.attention.performer import PerformerAttention, orthogonal_features
+from nystromformer.model.arguments import model_forward
 from nystromformer.model.attention import NystromformerSelfAttention, ResidualConvolution, padding_mask_of
 from nystromformer.model.configuration import NystromformerConfig
-from nystromformer.model.linear import Linear
+from nystromformer.model.linear import linear
 
 POSITION_OFFSET = 2
 """Rows at the head of the position table that transformers' Nystromformer leaves unused."""
@@ -76,12 +77,12 @@ class _AddAndNorm(nn.Module):
 
     def __init__(self, config: NystromformerConfig, inputs: int) -> None:
         super().__init__()
-        self.dense = Linear(inputs, config.hidden_size)
+        self.dense = nn.Linear(inputs, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+        return self.LayerNorm(self.dropout(linear(self.dense, hidden_states)) + residual)
 
 
 class NystromformerAttention(nn.Module):
@@ -99,11 +100,11 @@ class NystromformerAttention(nn.Module):
 class NystromformerIntermediate(nn.Module):
     def __init__(self, config: NystromformerConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, config.intermediate_size)
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden_states))
+        return self.activation(linear(self.dense, hidden_states))
 
 
 class NystromformerLayer(GradientCheckpointingLayer):
@@ -128,14 +129,18 @@ class NystromformerEncoder(nn.Module):
         self.layer = nn.ModuleList([NystromformerLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
 
-    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, ...]:
-        """Hidden states after the embeddings and after each layer."""
+    def forward(
+        self, hidden_states: Tensor, padding_mask: Tensor | None, keep_all: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """The last hidden state, and with `keep_all` those after the embeddings and after each layer."""
         first: NystromformerSelfAttention = self.layer[0].get_submodule("attention.self")  # type: ignore[assignment]
         segments = first.segments(padding_mask)
-        states: tuple[Tensor, ...] = (hidden_states,)
+        kept: tuple[Tensor, ...] = (hidden_states,)
         for layer in self.layer:
-            states = (*states, layer(states[-1], padding_mask, segments))
-        return states
+            hidden_states = layer(hidden_states, padding_mask, segments)
+            if keep_all:
+                kept = (*kept, hidden_states)
+        return hidden_states, kept if keep_all else None
 
 
 class NystromformerPooler(nn.Module):
@@ -143,10 +148,10 @@ class NystromformerPooler(nn.Module):
 
     def __init__(self, config: NystromformerConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return torch.tanh(self.dense(hidden_states[:, 0]))
+        return torch.tanh(linear(self.dense, hidden_states[:, 0]))
 
 
 class NystromformerPreTrainedModel(PreTrainedModel):
@@ -184,6 +189,7 @@ class NystromformerModel(NystromformerPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
+    @model_forward
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -191,11 +197,9 @@ class NystromformerModel(NystromformerPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs: object,
-    ) -> BaseModelOutputWithPooling | tuple:
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
         """Encode a batch.
 
         Args:
@@ -204,26 +208,28 @@ class NystromformerModel(NystromformerPreTrainedModel):
             token_type_ids: (B, N), 0 in segment A and 1 in segment B; all 0 when absent.
             position_ids: (B, N), counted from 0; 0 … N − 1 when absent.
             inputs_embeds: (B, N, hidden) in place of input_ids.
+            output_hidden_states: also give the states after the embeddings and after each layer; None for
+                what the configuration says.
 
         Raises:
             ValueError: more tokens than positions, a mask of another shape, or attention weights
-                asked for: the n × n matrix is never formed.
+                asked for, here or by the configuration: the n × n matrix is never formed.
+            TypeError: an argument that there is not.
         """
-        if output_attentions:
+        if self.config.output_attentions if output_attentions is None else output_attentions:
             raise ValueError(
-                "output_attentions=True: the n × n attention matrix is never formed; see "
-                "nystromformer.attention for the factors of the approximation"
+                "output_attentions=True: the n × n attention matrix is never formed; look at a layer with "
+                "nystromformer.model.diagnostics.attention_factors or attention_matrix"
             )
-        states = self.encoder(
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        last, kept = self.encoder(
             self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds),
             padding_mask_of(attention_mask),
+            keep_all=output_hidden_states,
         )
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=states[-1],
-            pooler_output=None if self.pooler is None else self.pooler(states[-1]),
-            hidden_states=states if self._wants_all(output_hidden_states) else None,
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last,
+            pooler_output=None if self.pooler is None else self.pooler(last),
+            hidden_states=kept,
         )
-        return output if return_dict is None or return_dict else output.to_tuple()
-
-    def _wants_all(self, output_hidden_states: bool | None) -> bool:
-        return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states

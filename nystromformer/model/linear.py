@@ -1,8 +1,11 @@
-"""A linear layer that takes oneDNN's float32 product where PyTorch's own is slow.
+"""Linear layers by oneDNN's float32 product where PyTorch's own is slow.
 
 PyTorch multiplies float32 matrices on a CPU by MKL, which keeps to 256-bit vectors on AMD's processors;
 oneDNN, which PyTorch holds too, uses their 512 bits and takes about half the time, forward and backward.
 Everything else (other devices and precisions, autocast, small products) is `torch.nn.Linear`'s.
+
+The layers themselves are plain `torch.nn.Linear`, so that whatever looks for those finds them
+(`quantize_dynamic` takes no subclass); what is put in the place of one, or hung on one, is honoured.
 """
 
 from __future__ import annotations
@@ -13,27 +16,53 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules import module as torch_module
+
+from nystromformer.attention.recording import is_recorded
 
 WORTH_IT = 2**22
 """Multiplications of a product below which the detour costs more than it gains."""
 
 
-class Linear(nn.Linear):
-    """`torch.nn.Linear`: parameters, shapes and results to rounding."""
+def linear(layer: nn.Module, input: Tensor) -> Tensor:
+    """`layer(input)`, (..., in_features) → (..., out_features), to rounding.
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) → (..., out_features)."""
-        if (
-            ONEDNN_IS_FASTER
-            and input.dim() > 1
-            and input.device.type == "cpu"
-            and input.dtype == self.weight.dtype == torch.float32
-            and input.numel() * self.out_features >= WORTH_IT
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.onnx.is_in_onnx_export()
-        ):
-            return _OneDNNLinear.apply(input, self.weight, self.bias)
-        return super().forward(input)
+    Args:
+        layer: a `torch.nn.Linear`, or what someone has put in its place: that is called as it is.
+    """
+    if ONEDNN_IS_FASTER and isinstance(layer, nn.Linear) and _suits(layer, input) and _is_plain(layer):
+        return _OneDNNLinear.apply(input, layer.weight, layer.bias)
+    return layer(input)
+
+
+def _suits(layer: nn.Linear, input: Tensor) -> bool:
+    """Whether oneDNN's product is worth it, and no record is being made that another machine may run."""
+    return (
+        input.dim() > 1
+        and input.device.type == "cpu"
+        and input.dtype == layer.weight.dtype == torch.float32
+        and not is_recorded()
+        and input.numel() * layer.out_features >= WORTH_IT
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Whether calling the layer would do no more than multiply: no subclass, no hook, no replaced forward
+    (Accelerate's offloading), no weight of another kind (sharded, quantized)."""
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) is nn.Parameter
+        and not (
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+            or "forward" in vars(layer)
+            or torch_module._has_any_global_hook()
+        )
+    )
 
 
 class _OneDNNLinear(torch.autograd.Function):

@@ -19,6 +19,7 @@ from torch import Tensor
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.nystrom import nystrom_attention
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
+from nystromformer.attention.recording import is_recorded
 
 
 def attention_with_short_rows(
@@ -42,7 +43,15 @@ def attention_with_short_rows(
     Args:
         short_rows: one of the configuration's SHORT_ROWS but for `exact`.
         segment: tokens of a landmark in short rows, for `segments`.
+
+    Raises:
+        ValueError: the call is recorded, and the rows' lengths would become constants of the record.
     """
+    if is_recorded():
+        raise ValueError(
+            f"short_rows={short_rows!r} is computed by each row's length, which a trace or an export cannot "
+            "follow: set short_rows='exact' in the configuration"
+        )
     b, _, n, _ = query_BHND.shape
     lengths = [n] * b if padding_mask_BN is None else (~padding_mask_BN).sum(dim=1).tolist()
     groups: dict[int, list[int]] = {}
@@ -101,7 +110,8 @@ def _landmark_per_token(
     else:
         query, key, value = query_BHND, key_BHND, value_BHND
     with torch.autocast(query.device.type, enabled=False):
-        query, key, value = query.float(), key.float(), value.float()
+        if query.dtype != torch.float64:
+            query, key, value = query.float(), key.float(), value.float()
         s_BHLL = torch.softmax((query * d**-0.5) @ key.mT, dim=-1)
         inverse = exact_pinv(s_BHLL) if pinv_iterations is None else iterative_pinv(s_BHLL, pinv_iterations)
         out = (s_BHLL @ (inverse @ (s_BHLL @ value))).to(query_BHND.dtype)

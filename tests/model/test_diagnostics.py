@@ -1,12 +1,22 @@
 """The error of a model's attention, beside a dense computation in float64."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from nystromformer import NystromformerConfig, NystromformerForPreTraining, approximation_error
+from nystromformer import (
+    NystromformerConfig,
+    NystromformerForPreTraining,
+    approximation_error,
+    attention_factors,
+    attention_matrix,
+)
+from nystromformer.attention.convolution import residual_convolution
+from nystromformer.model.configuration import SHORT_ROWS
 
 LENGTHS = [40, 8, 23, 0]
 M, D = 8, 16
@@ -105,3 +115,77 @@ def test_other_models_are_refused():
     bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=60))
     with pytest.raises(ValueError, match="BertModel has no layer"):
         approximation_error(bert, batch())
+
+
+CHOICES = [{"short_rows": choice, "short_row_segment": 3} for choice in SHORT_ROWS] + [
+    {"attention": "softmax"},
+    {"landmarks": "kmeans"},
+    {"pinv_iterations": None},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", CHOICES, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_the_factors_times_the_values_are_what_the_layer_computes(changes):
+    model = build(**changes).eval()
+    layer = model.nystromformer.encoder.layer[1].attention.self
+    seen = []
+    with layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output))):
+        model(**batch())
+    (states, outputs) = seen[0]
+    for row, length in enumerate(LENGTHS[:3]):
+        f, z, b = attention_factors(model, batch(), layer=1, row=row)
+        value = layer.value(states[row : row + 1, :length]).view(1, length, 2, D).transpose(1, 2)
+        expected = f @ (z @ (b @ value))
+        if changes.get("short_rows") != "exact_without_convolution" or length > M:
+            expected = expected + residual_convolution(value, layer.conv.weight)
+        torch.testing.assert_close(
+            outputs[row, :length], expected[0].transpose(0, 1).flatten(1), rtol=1e-6, atol=1e-6
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", CHOICES, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_the_matrix_is_the_product_and_its_distance_the_error(changes):
+    model = build(**changes)
+    errors = approximation_error(model, batch()).error_LBH
+    for row, length in enumerate(LENGTHS[:3]):
+        f, z, b = attention_factors(model, batch(), layer=-1, row=row)
+        near = attention_matrix(model, batch(), layer=-1, head=1, row=row)
+        exact = attention_matrix(model, batch(), layer=2, head=1, row=row, exact=True)
+        assert near.shape == exact.shape == (length, length)
+        torch.testing.assert_close(near, (f @ z @ b)[0, 1])
+        torch.testing.assert_close(exact.sum(1), torch.ones(length, dtype=torch.float64))
+        error = (exact - near).norm() / exact.norm()
+        assert errors[2, row, 1].item() == pytest.approx(error.item(), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"layer": 3}, "layer=3: there are 3"),
+        ({"layer": 0, "row": 4}, "row=4: there are 4"),
+        ({"layer": 0, "row": 3}, "row=3 is padding alone"),
+        ({"layer": 0, "head": 2}, "head=2: there are 2"),
+    ],
+)
+def test_what_is_not_there_is_named(asked, words):
+    look = attention_matrix if "head" in asked else attention_factors
+    with pytest.raises(IndexError, match=words):
+        look(build(), batch(), **asked)
+
+
+def test_asking_for_attentions_names_the_function():
+    for model, asked in ((build(output_attentions=True), {}), (build(), {"output_attentions": True})):
+        with pytest.raises(ValueError, match="attention_factors or attention_matrix"):
+            model(**batch(), **asked)
+    assert build(output_attentions=True)(**batch(), output_attentions=False).hidden_states is None
+
+
+def test_the_example_of_the_documentation_draws_a_picture(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/attention.md").read_text(encoding="utf-8")
+    example = next(code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "imshow" in code)
+    monkeypatch.chdir(tmp_path)
+    model, inputs = build(), {name: x[:1] for name, x in batch().items()}
+    exec(example, {"model": model, "batch": inputs})
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")

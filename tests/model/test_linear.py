@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nystromformer.model import linear
-from nystromformer.model.linear import Linear
+from nystromformer.model import linear as module
+from nystromformer.model.linear import linear
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.backends.mkldnn.is_available(),
@@ -16,13 +16,22 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def onednn(monkeypatch):
     """Through oneDNN on any CPU, and even where it is not worth it."""
-    monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", True)
-    monkeypatch.setattr(linear, "WORTH_IT", 1)
+    monkeypatch.setattr(module, "ONEDNN_IS_FASTER", True)
+    monkeypatch.setattr(module, "WORTH_IT", 1)
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """How many products went through oneDNN."""
+    seen = []
+    plain = module._times_transpose
+    monkeypatch.setattr(module, "_times_transpose", lambda *given: seen.append(1) or plain(*given))
+    return seen
 
 
 def pair(bias=True, inputs=48, outputs=80):
     torch.manual_seed(0)
-    ours, theirs = Linear(inputs, outputs, bias=bias), nn.Linear(inputs, outputs, bias=bias)
+    ours, theirs = (nn.Linear(inputs, outputs, bias=bias) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
 
@@ -32,7 +41,7 @@ def pair(bias=True, inputs=48, outputs=80):
 def test_values_and_gradients(bias, shape):
     ours, theirs = pair(bias)
     x = torch.randn(shape, requires_grad=True)
-    out, expected = ours(x), theirs(x)
+    out, expected = linear(ours, x), theirs(x)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     seed = torch.randn_like(expected)
     found = torch.autograd.grad(out, [x, *ours.parameters()], seed)
@@ -45,7 +54,7 @@ def test_inputs_and_gradients_in_any_layout():
     x = torch.randn(48, 9).t().requires_grad_()
     seed = torch.ones(()).expand(9, 80)
     for a, b in zip(
-        torch.autograd.grad(ours(x), [x, *ours.parameters()], seed),
+        torch.autograd.grad(linear(ours, x), [x, *ours.parameters()], seed),
         torch.autograd.grad(theirs(x), [x, *theirs.parameters()], seed),
         strict=True,
     ):
@@ -56,21 +65,21 @@ def test_inputs_and_gradients_in_any_layout():
 def test_other_precisions_are_pytorchs(dtype):
     ours, theirs = pair()
     x = torch.randn(5, 48, dtype=dtype)
-    assert torch.equal(ours.to(dtype)(x), theirs.to(dtype)(x))
+    assert torch.equal(linear(ours.to(dtype), x), theirs.to(dtype)(x))
 
 
 def test_autocast_is_pytorchs():
     ours, theirs = pair()
     x = torch.randn(5, 48)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(ours(x), theirs(x))
+        assert torch.equal(linear(ours, x), theirs(x))
 
 
 def test_frozen_parts_get_no_gradient():
     ours, _ = pair()
     ours.weight.requires_grad_(False)
     x = torch.randn(5, 48)
-    ours(x).sum().backward()
+    linear(ours, x).sum().backward()
     assert ours.weight.grad is None
     torch.testing.assert_close(ours.bias.grad, torch.full((80,), 5.0))
 
@@ -78,7 +87,73 @@ def test_frozen_parts_get_no_gradient():
 def test_compiles_whole():
     ours, theirs = pair()
     x = torch.randn(5, 48, requires_grad=True)
-    out = torch.compile(ours, fullgraph=True, backend="aot_eager")(x)
+    out = torch.compile(linear, fullgraph=True, backend="aot_eager")(ours, x)
     out.sum().backward()
     torch.testing.assert_close(out, theirs(x), rtol=1e-5, atol=1e-5)
     assert x.grad is not None
+
+
+def test_a_plain_layer_goes_through_onednn(products):
+    ours, _ = pair()
+    linear(ours, torch.randn(5, 48))
+    assert products
+
+
+def observed(layer):
+    calls = []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    return layer, calls
+
+
+def observed_everywhere(layer):
+    calls = []
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1) or handle.remove())
+    return layer, calls
+
+
+def offloaded(layer):
+    """As Accelerate does it: the forward is replaced on the instance."""
+    calls, forward = [], layer.forward
+    layer.forward = lambda x: calls.append(1) or forward(x)
+    return layer, calls
+
+
+def wrapped(layer):
+    """As PEFT does it: a module of another kind in its place."""
+    calls = []
+
+    class Adapter(nn.Module):
+        def forward(self, x):
+            calls.append(1)
+            return layer(x)
+
+    return Adapter(), calls
+
+
+def derived(layer):
+    calls = []
+
+    class Another(nn.Linear):
+        def forward(self, x):
+            calls.append(1)
+            return super().forward(x)
+
+    another = Another(48, 80)
+    another.load_state_dict(layer.state_dict())
+    return another, calls
+
+
+@pytest.mark.parametrize("change", [observed, observed_everywhere, offloaded, wrapped, derived])
+def test_what_is_hung_on_a_layer_is_called(change, products):
+    layer, plain = pair()
+    layer, calls = change(layer)
+    x = torch.randn(5, 48)
+    assert torch.equal(linear(layer, x), plain(x))
+    assert calls == [1]
+    assert not products
+
+
+def test_function_transforms_are_pytorchs():
+    ours, theirs = pair()
+    x = torch.randn(3, 5, 48)
+    torch.testing.assert_close(torch.func.vmap(lambda row: linear(ours, row))(x), theirs(x))
