@@ -45,8 +45,8 @@ class Held(UserError):
 
 
 @contextmanager
-def held(lock: Path, what: str, otherwise: str) -> Iterator[None]:
-    """Hold `lock` for this process; at once, or not at all.
+def held(lock: Path, what: str, otherwise: str, *, wait: float = 0) -> Iterator[None]:
+    """Hold `lock` for this process; at once, or after its holder within `wait` seconds, or not at all.
 
     The system gives the lock back when its holder ends, however that comes about: a holder that died
     blocks nobody. Beside it stands who holds it and since when, for the message alone.
@@ -55,6 +55,7 @@ def held(lock: Path, what: str, otherwise: str) -> Iterator[None]:
         lock: a file that may be made; its folder is made.
         what: what is held, as the message names it: `runs/demo`.
         otherwise: what the user can write instead, the message's end: `write name=OTHER`.
+        wait: seconds that its holder may go on, for what is held for moments alone.
 
     Raises:
         Held: another process has it, in this process's words: who, where and since when.
@@ -64,7 +65,7 @@ def held(lock: Path, what: str, otherwise: str) -> Iterator[None]:
     holder = lock.with_name(f"{lock.name}.holder")
     file_lock = FileLock(lock)
     try:
-        file_lock.acquire(timeout=0)
+        file_lock.acquire(timeout=wait)
     except Timeout:
         raise Held(f"{what} is in use by {_told(holder)}: wait for it to end, or {otherwise}") from None
     try:

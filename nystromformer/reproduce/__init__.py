@@ -73,8 +73,8 @@ def produce(settings: ReproduceSettings, name: str) -> Path:
     Raises:
         UserError: it cannot be measured or written.
     """
-    from nystromformer.benchmark.machine import machine
     from nystromformer.benchmark.results import device_of, results_folder
+    from nystromformer.machine import machine
     from nystromformer.reproduce.index import write_index
     from nystromformer.reproduce.result import (
         command_of,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nystromformer.benchmark.results import table
+from nystromformer.markdown import table
 from nystromformer.reproduce.result import read_result
 from nystromformer.settings.reproduce import ALL, OWN
 

@@ -12,6 +12,7 @@ from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
+from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import EvaluateSettings
@@ -59,13 +60,15 @@ def evaluate(settings: EvaluateSettings) -> None:
     place = Path(settings.folder).expanduser()
     try:
         place.mkdir(parents=True, exist_ok=True)
+        for name in ("result.json", "confusion.png"):  # of another file or model; result.json comes last
+            (place / name).unlink(missing_ok=True)
         _write_predictions(place / "predictions.tsv", task, logits)
         if examples.labels is not None:
             result["figures"] = figures_of(task, examples.labels, found)
             if not task.regression:
                 path = place / "confusion.png"
                 result["confusion"] = draw_confusion(task, examples.labels, found, path, task.title)
-        (place / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_atomically(place / "result.json", json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"folder={settings.folder} cannot be written ({error.strerror}): write another"

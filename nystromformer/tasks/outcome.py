@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nystromformer.benchmark.results import table
 from nystromformer.files import write_atomically
+from nystromformer.markdown import table
 from nystromformer.settings.finetune import TASK_NAMES
 
 PAPER: dict[str, dict[tuple[str, str], float]] = {
@@ -112,10 +112,11 @@ def _seed_folder(task_folder: Path, result: Result) -> Path:
 def keep_best(task_folder: Path, *, keep_all: bool) -> Path:
     """Copy the model with the highest score of all seeds and cells, and its pictures, into the task's folder.
 
-    The seeds' own copies are removed unless `keep_all`. A model that is in place stays until a better one,
-    of seeds added later, comes.
+    The finished seeds' own copies are removed unless `keep_all`; one that another command is still writing
+    is left to it. A model that is in place stays until a better one, of seeds added later, comes.
     """
-    source = _seed_folder(task_folder, _best_of(results_in(task_folder)))
+    results = results_in(task_folder)
+    source = _seed_folder(task_folder, _best_of(results))
     place = task_folder / "model"
     if (source / "model").exists():
         beside = task_folder / ".model.tmp"
@@ -127,8 +128,8 @@ def keep_best(task_folder: Path, *, keep_all: bool) -> Path:
             if (source / name).exists():
                 shutil.copyfile(source / name, task_folder / name)
     if not keep_all and place.exists():
-        for copy in task_folder.glob("rate*/seed-*/model"):
-            shutil.rmtree(copy)
+        for result in results:
+            shutil.rmtree(_seed_folder(task_folder, result) / "model", ignore_errors=True)
     return place
 
 

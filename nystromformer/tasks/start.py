@@ -13,6 +13,7 @@ from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.model.conversion import Source, read_source, start_from
+from nystromformer.model.conversion.contents import content_of_checkpoint
 from nystromformer.model.fitted_convolution import fit_convolutions
 from nystromformer.settings.finetune import FinetuneSettings, TaskModelSettings
 from nystromformer.tasks.batches import collate
@@ -31,6 +32,8 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
     config: NystromformerConfig
     """The classifier's, without its labels."""
+    content: str
+    """What the weights are, see `model.conversion.contents`."""
 
 
 def read_checkpoint(settings: FinetuneSettings) -> Checkpoint:
@@ -49,7 +52,9 @@ def read_checkpoint(settings: FinetuneSettings) -> Checkpoint:
             f"{settings.tokenizer_path or path} {len(tokenizer):,} tokens: write the "
             "tokenizer_path=FOLDER that the weights were trained with"
         )
-    return Checkpoint(source, tokenizer, _configuration(source, settings.model))
+    content = content_of_checkpoint(path)
+    assert content is not None, "it has just been read"
+    return Checkpoint(source, tokenizer, _configuration(source, settings.model), content)
 
 
 def open_tokenizer(path: str | None, checkpoint: str) -> PreTrainedTokenizerBase:

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nystromformer.benchmark.results import device_of, table
+from nystromformer.benchmark.results import device_of
+from nystromformer.markdown import table
 from nystromformer.reproduce.lra.examples import LraTask, load_task
 from nystromformer.reproduce.lra.training import Cell, finished, train_cell
 from nystromformer.reproduce.plotting import STYLES, figure, save
