@@ -45,7 +45,7 @@ class Held(UserError):
 
 
 @contextmanager
-def held(lock: Path, what: str, otherwise: str, *, wait: float = 0) -> Iterator[None]:
+def held(lock: Path, what: str, otherwise: str, *, wait: float = 0) -> Iterator[Path]:
     """Hold `lock` for this process; at once, or after its holder within `wait` seconds, or not at all.
 
     The system gives the lock back when its holder ends, however that comes about: a holder that died
@@ -56,6 +56,9 @@ def held(lock: Path, what: str, otherwise: str, *, wait: float = 0) -> Iterator[
         what: what is held, as the message names it: `runs/demo`.
         otherwise: what the user can write instead, the message's end: `write name=OTHER`.
         wait: seconds that its holder may go on, for what is held for moments alone.
+
+    Yields:
+        The lock's file. Who wants no trace may remove it before the end: whoever waits then makes another.
 
     Raises:
         Held: another process has it, in this process's words: who, where and since when.
@@ -70,7 +73,7 @@ def held(lock: Path, what: str, otherwise: str, *, wait: float = 0) -> Iterator[
         raise Held(f"{what} is in use by {_told(holder)}: wait for it to end, or {otherwise}") from None
     try:
         write_atomically(holder, json.dumps(_this_process()) + "\n")
-        yield
+        yield lock
     finally:
         with suppress(OSError):
             holder.unlink(missing_ok=True)

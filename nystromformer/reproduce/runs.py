@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
+from nystromformer.files import write_atomically
+from nystromformer.model.conversion.contents import content_of_checkpoint
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import REVIEW_TASKS, FinetuneSettings
@@ -17,6 +21,7 @@ from nystromformer.tasks.finetune import finetune
 from nystromformer.tasks.jobs import jobs_of, run_folder
 from nystromformer.tasks.load import load_splits
 from nystromformer.tasks.outcome import results_in, summarise
+from nystromformer.training.checkpoint import saved_steps
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.pretrain import pretrain
 from nystromformer.training.run_folder import RunFolder
@@ -41,13 +46,33 @@ def composed_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainS
 
 
 def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:
-    """Train what `nystromformer pretrain WORDS` trains, or go on with it; a finished run is left alone."""
+    """What `nystromformer pretrain WORDS` does: train, or go on, or only look whether a finished run is still
+    of these settings and data.
+
+    Raises:
+        UserError: it is of others, or cannot be trained.
+    """
     run = composed_run(settings, words)
-    folder = RunFolder(run)
-    folder.check(run)
-    if not folder.report.exists():
+    _check_start(run)
+    with _in_terms_of_reproduce():
         pretrain(run)
     return run
+
+
+def _check_start(run: PretrainSettings) -> None:
+    """Note what a run starts from, or compare: the checkpoint may have been trained anew in place since."""
+    if run.init.source == "scratch" or (now := content_of_checkpoint(str(run.init.path))) is None:
+        return
+    folder = RunFolder(run)
+    path = folder.path / "start.json"
+    if not saved_steps(folder.checkpoints):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"content": now}) + "\n")
+    elif path.exists() and json.loads(path.read_text(encoding="utf-8"))["content"] != now:
+        raise UserError(
+            f"{folder.path} started from {run.init.path}, which holds other weights now: write "
+            "runs_folder=OTHER to train it anew"
+        )
 
 
 def validations(run: PretrainSettings) -> list[Event]:
@@ -73,8 +98,9 @@ def finetuned(settings: ReproduceSettings, words: Sequence[str], checkpoint: str
     Raises:
         UserError: a word is wrong, or a seed cannot be trained.
     """
-    run = _composed_finetune(settings, [*words, f"checkpoint={checkpoint}", f"name={name}"])
-    finetune(run)
+    run = composed_finetune(settings, [*words, f"checkpoint={checkpoint}", f"name={name}"])
+    with _in_terms_of_reproduce():
+        finetune(run)
     if waiting := [job.label for job in jobs_of(run, run.task) if not job.finished]:
         raise UserError(f"another command still trains {', '.join(waiting)}: the same command again after it")
     folder = run_folder(run) / run.task.name
@@ -94,7 +120,7 @@ def why_absent(settings: ReproduceSettings, words: Sequence[str]) -> str | None:
     Raises:
         UserError: a word is wrong.
     """
-    run = _composed_finetune(settings, [*words, "checkpoint=any"])
+    run = composed_finetune(settings, [*words, "checkpoint=any"])
     try:
         load_splits(run.task, run.data)
     except UserError as error:
@@ -102,12 +128,24 @@ def why_absent(settings: ReproduceSettings, words: Sequence[str]) -> str | None:
     return None
 
 
-def _composed_finetune(settings: ReproduceSettings, words: Sequence[str]) -> FinetuneSettings:
+def composed_finetune(settings: ReproduceSettings, words: Sequence[str]) -> FinetuneSettings:
+    """The settings of `nystromformer finetune WORDS` in the result's own folder and from its data."""
     task = task_of(words)
     root = [f"data.root={settings.glue_root}"] if settings.glue_root and task not in REVIEW_TASKS else []
     run = compose("finetune", [*words, *root, f"runs_folder={settings.runs_folder}"])
     assert isinstance(run, FinetuneSettings)
     return run
+
+
+@contextmanager
+def _in_terms_of_reproduce() -> Iterator[None]:
+    """The names of the runs behind a result are its own: a new run is one in another folder."""
+    try:
+        yield
+    except UserError as error:
+        if "name=OTHER" not in str(error):
+            raise
+        raise UserError(f"{error} (here, of `reproduce`: runs_folder=OTHER)") from None
 
 
 def percent(values: Sequence[float]) -> str:

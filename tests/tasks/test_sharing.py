@@ -1,4 +1,4 @@
-"""Several commands of one name: each seed by one of them, nothing shared is half, a dead holder blocks nobody."""
+"""Several commands of one name: one trains a seed, nothing shared is half, a dead holder blocks nobody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished or stopped seed is of its data, checkpoint and tokenizer, by content; all else is refused by name."""
+"""A finished or stopped seed is of its data, checkpoint and tokenizer by content; others are named."""
 
 from __future__ import annotations
 

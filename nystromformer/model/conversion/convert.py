@@ -46,7 +46,7 @@ def convert(settings: ConvertSettings) -> None:
 
 
 def _check_target(target: Path) -> None:
-    """Raise UserError where something is there: a file left of another model would be taken for this one's."""
+    """Raise UserError where something is there: what another model left would be taken for this one's."""
     if target.exists() and not target.is_dir():
         raise UserError(f"target={target} is a file: write a folder")
     there = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
