@@ -136,21 +136,26 @@ def _compare_settings(
     contents: Contents | None,
 ) -> None:
     before = {**identity(FinetuneSettings(), TaskSettings()), **saved}
-    for key in sorted(before):
-        if key not in now:
-            raise OtherResults(
-                f"{task_folder} holds results with {key}={as_written(before[key])}, a setting that this "
-                "version does not have",
-                "write name=OTHER for a new run, or go on with the version that trained them",
-            )
-        if key in _PATHS and (contents is None or _PATHS[key] in noted.keys() & contents.keys()):
-            continue
-        if before[key] != now[key]:
-            raise OtherResults(
-                f"{task_folder} holds results with {key}={as_written(before[key])}, and now {key}="
-                f"{as_written(now[key])}",
-                f"write {key}={as_written(before[key])} to add to them, or name=OTHER for a new run",
-            )
+    for key in sorted(before.keys() - now.keys()):
+        raise OtherResults(
+            f"{task_folder} holds results with {key}={as_written(before[key])}, a setting that this version "
+            "does not have",
+            "write name=OTHER for a new run, or go on with the version that trained them",
+        )
+    known = set() if contents is None else noted.keys() & contents.keys()
+    differing = [
+        key
+        for key in sorted(now)
+        if before[key] != now[key] and not (key in _PATHS and (contents is None or _PATHS[key] in known))
+    ]
+    if differing:
+        then, today = (
+            " ".join(f"{key}={as_written(values[key])}" for key in differing) for values in (before, now)
+        )
+        raise OtherResults(
+            f"{task_folder} holds results with {then}, and now {today}",
+            f"write {then} to add to them, or name=OTHER for a new run",
+        )
 
 
 def _changed(then: Contents, now: Contents) -> list[str]:

@@ -56,6 +56,7 @@ def summarise(task_folder: Path) -> dict[str, Any]:
         "model": first["model"],
         "data": first["data"],
         "machine": first["machine"],
+        "contents": first.get("contents", {}),
         "best": best,
         "cells": summaries,
     }
@@ -160,12 +161,33 @@ def write_table(run: Path, beside: Sequence[Path]) -> str:
         "",
         *table(("model", *titles), rows),
         "",
+        *_other_data(runs),
     ]
     for folder, summaries in runs.items():
         page += _details(folder, summaries)
     text = "\n".join(page)
     write_atomically(run / "results.md", text)
     return text
+
+
+def _other_data(runs: dict[Path, dict[str, Any]]) -> list[str]:
+    """Lines that name what stands beside each other and was not trained or measured on the same examples."""
+    (own, mine), *others = runs.items()
+    lines = []
+    for folder, summaries in others:
+        for name in mine.keys() & summaries.keys():
+            one, other = (_data_of(each[name]) for each in (mine, summaries))
+            if differing := [part for part in one if other and one[part] != other.get(part)]:
+                lines.append(
+                    f"**{mine[name]['title']} of {folder.name} is of other data than {own.name}'s: "
+                    f"{', '.join(differing)}. Their figures compare nothing.**"
+                )
+    return [line for text in sorted(lines) for line in (text, "")]
+
+
+def _data_of(summary: dict[str, Any]) -> dict[str, str]:
+    contents = summary.get("contents", {})
+    return {name: value for name, value in contents.items() if name not in ("checkpoint", "tokenizer")}
 
 
 def _summaries(run: Path) -> dict[str, dict[str, Any]]:

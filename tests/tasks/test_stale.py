@@ -207,8 +207,11 @@ def test_results_of_an_older_version_are_taken_and_then_known(home, capsys):
 
 def test_a_setting_of_today_has_had_its_default(home, capsys):
     as_an_older_version_left_it(home, "training.evaluations_per_epoch")
-    error = refused(home, capsys, "training.evaluations_per_epoch=2")
-    assert "training.evaluations_per_epoch=1, and now training.evaluations_per_epoch=2" in error
+    error = refused(home, capsys, "training.evaluations_per_epoch=2", "training.beta1=0.5")
+    then, now = (
+        f"training.beta1={beta} training.evaluations_per_epoch={n}" for beta, n in ((0.9, 1), (0.5, 2))
+    )
+    assert f"holds results with {then}, and now {now}: write {then} to add to them" in error
 
 
 def test_a_setting_that_is_gone_is_named(home, capsys):
@@ -243,6 +246,18 @@ def test_a_new_unlabelled_test_set_changes_nothing(tmp_path, checkpoint, capsys)
     write_glue(root, TASKS["sst2"], train=8, dev=6)
     assert main(words) == 2
     assert "dev examples: 4 examples" in capsys.readouterr().err
+
+
+def test_runs_of_other_data_beside_each_other_are_named(home, capsys):
+    beside = f"beside=[{home / 'runs/a'}]"
+    assert main(command(home, "name=b", beside)) == 0
+    assert "compare nothing" not in capsys.readouterr().out
+    (home / "dev.csv").write_text(rows_of(12, seed=1))
+    assert main(command(home, "name=c", beside)) == 0
+    assert (
+        "**custom of a is of other data than c's: dev. Their figures compare nothing.**"
+        in (home / "runs/c/results.md").read_text()
+    )
 
 
 def test_an_evaluation_leaves_nothing_of_the_one_before(home):
