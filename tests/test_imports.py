@@ -46,10 +46,10 @@ def imports_in(source: str, modules: set[str], package: str = "nystromformer") -
     def walk(node: ast.AST, at_import: bool) -> Iterator[Import]:
         match node:
             case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
-                for child in node.body:
-                    yield from walk(child, False)
-                for child in node.orelse:
-                    yield from walk(child, at_import)
+                for statement in node.body:
+                    yield from walk(statement, False)
+                for statement in node.orelse:
+                    yield from walk(statement, at_import)
                 return
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
                 at_import = False

@@ -51,7 +51,6 @@ def measured_on(before: Inputs, after: Inputs) -> Inputs:
 
 
 def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    section = getattr(settings.scale, SECTIONS.get(name, name), None)
     heads = SECTIONS.get(name) == "heads"
     if heads or name in ("glue", "finetune", "short_rows"):
         yield "weights", partial(_weights, settings)
@@ -66,6 +65,7 @@ def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Calla
         if "text" in settings.scale.lra.tasks:
             yield "data of text", partial(_lra_text, settings)
         return
+    section: Any = getattr(settings.scale, name, None)
     for text in getattr(section, "tasks", ()):
         words = [*section.every, *text.split()]
         yield f"data of {task_of(words)}", partial(_task_data, settings, words)

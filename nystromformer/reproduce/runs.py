@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nystromformer.data.plan import plan
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.model.conversion.contents import content_of_checkpoint
@@ -46,17 +47,32 @@ def composed_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainS
 
 
 def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:
-    """What `nystromformer pretrain WORDS` does: train, or go on, or only look whether a finished run is still
-    of these settings and data.
+    """Train what `nystromformer pretrain WORDS` trains, or go on; a finished run of the same data is read.
 
     Raises:
-        UserError: it is of others, or cannot be trained.
+        UserError: it is of other settings, data or weights, or cannot be trained.
     """
     run = composed_run(settings, words)
-    _check_start(run)
     with _in_terms_of_reproduce():
-        pretrain(run)
+        RunFolder(run).check(run)
+        _check_start(run)
+        if not _is_finished_on_its_data(run):
+            pretrain(run)  # which also compares, and names what has changed
     return run
+
+
+def _is_finished_on_its_data(run: PretrainSettings) -> bool:
+    """Whether a run is over and its corpus is that which it was trained on; nothing is prepared for it."""
+    folder = RunFolder(run)
+    steps = saved_steps(folder.checkpoints)
+    if not folder.report.exists() or not steps:
+        return False
+    state = json.loads((folder.checkpoints / f"step-{steps[-1]}" / "state.json").read_text(encoding="utf-8"))
+    try:
+        return state.get("data") == plan(run.preparation).folder.name
+    except UserError as error:
+        print(f"{folder.path} is read as it is: its corpus is not there to compare ({error})", flush=True)
+        return True
 
 
 def _check_start(run: PretrainSettings) -> None:

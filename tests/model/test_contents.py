@@ -11,17 +11,15 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from nystromformer import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.cli import main
 from nystromformer.files import ContentHashes
 from nystromformer.model.conversion.contents import content_of_checkpoint
-from tests.model.test_conversion import SHAPE
+from tests.model.test_conversion import nystromformer
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    config = NystromformerConfig(**SHAPE, max_position_embeddings=40, num_landmarks=8)
-    NystromformerForPreTraining(config).save_pretrained(tmp_path / "model")
+    nystromformer().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -155,6 +155,38 @@ def test_a_run_of_another_start_is_refused(tmp_path, monkeypatch):
     assert len(begun) == 3
 
 
+def test_a_finished_run_is_read_where_its_corpus_is_the_same(tmp_path, monkeypatch, capsys):
+    from nystromformer.data.plan import plan
+    from nystromformer.reproduce import runs
+
+    begun = []
+    monkeypatch.setattr(runs, "pretrain", begun.append)
+    text = tmp_path / "a.txt"
+    text.write_text("One document.\n\nAnother one.\n")
+    settings = compose("reproduce", [
+        "figure=longer", "scale=smoke", f"runs_folder={tmp_path}/runs",
+        f"prepared_folder={tmp_path}/prepared",
+    ])  # fmt: skip
+    words = ["debug=smoke", "experiment=demo", "data=text", f"data.files=[{text}]", "name=mine"]
+    run = finished_run(settings, words)
+    assert begun == [run], "not begun yet"
+    folder = tmp_path / "runs/mine"
+    (folder / "checkpoints/step-3").mkdir(parents=True)
+    (folder / "report.json").write_text("{}")
+    state = folder / "checkpoints/step-3/state.json"
+    state.write_text(json.dumps({"data": plan(run.preparation).folder.name}))
+    finished_run(settings, words)
+    assert len(begun) == 1
+    text.write_text("One document.\n\nAnother one, longer by some words.\n")
+    finished_run(settings, words)
+    assert len(begun) == 2, "pretraining compares and names"
+    capsys.readouterr()
+    text.unlink()
+    finished_run(settings, words)
+    assert len(begun) == 2
+    assert "is read as it is: its corpus is not there to compare" in capsys.readouterr().out
+
+
 def test_a_cell_of_an_earlier_version_is_taken_and_other_data_are_another_cell(tmp_path):
     scale = compose("reproduce", ["table=lra", "scale=smoke"]).scale.lra
     cell = Cell("text", "nystrom", 0)
@@ -170,7 +202,7 @@ def test_a_cell_of_an_earlier_version_is_taken_and_other_data_are_another_cell(t
 def test_a_cell_that_another_process_trains_is_named(tmp_path):
     folder = tmp_path / "cell"
     with another_process_holding(folder / "cell.lock") as process, pytest.raises(UserError) as refused:
-        train_cell(None, None, None, None, folder)  # type: ignore[arg-type]
+        train_cell(None, None, None, None, folder)
     assert f"in use by process {process.pid}" in str(refused.value)
     assert finished(folder) is None
 

@@ -40,6 +40,7 @@ with held(Path(sys.argv[1]), "a seed", "wait"):
 def another_process_holding(lock: Path):
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True)
     try:
+        assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
     finally:
