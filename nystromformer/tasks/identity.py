@@ -83,9 +83,9 @@ def compare(task_folder: Path, now: dict[str, Any], contents: Contents | None = 
     if before:
         _compare_settings(task_folder, before, now, noted, contents)
     for place, then in ((str(task_folder), noted), *_of_seeds(task_folder)):
-        if then and contents and (changed := _changed(then, contents)):
+        if then and contents and (changed := _changed(then, contents, now)):
             raise OtherResults(
-                f"{place} is of what has changed since: {'; '.join(changed)}",
+                f"{place} holds results of what has changed since: {'; '.join(changed)}",
                 f"write name=OTHER to train on what is there now, or remove {task_folder}",
             )
 
@@ -158,23 +158,30 @@ def _compare_settings(
         )
 
 
-def _changed(then: Contents, now: Contents) -> list[str]:
+def _changed(then: Contents, now: Contents, settings: dict[str, Any]) -> list[str]:
     """A line for each content that is another one; what is not there now is not compared."""
     start = ("checkpoint", "tokenizer")
     names = [name for name in start if name in then and name in now]
     if "train" in now:
         names += [name for name in dict.fromkeys([*then, *now]) if name not in start]
     return [
-        f"{_title(name)}: {then.get(name, 'none')} then, {now.get(name, 'none')} now"
+        f"{_title(name)}{_written(name, settings)}: {before} then, {today} now"
         for name in names
-        if then.get(name) != now.get(name)
+        if (before := then.get(name, "none")) != (today := now.get(name, "none"))
     ]
 
 
 def _title(name: str) -> str:
-    return {"train": "training examples", "checkpoint": "weights of the checkpoint"}.get(
-        name, name if name == "tokenizer" else f"{name} examples"
-    )
+    titles = {"train": "training examples", "checkpoint": "weights", "tokenizer": "tokenizer"}
+    return titles.get(name, f"{name} examples")
+
+
+def _written(name: str, settings: dict[str, Any]) -> str:
+    """The setting that names a content, in brackets: held-out examples may be a part of data.train."""
+    own = [key for key, content in _PATHS.items() if content == name and key != "data.source"]
+    otherwise = ["checkpoint"] if name == "tokenizer" else ["data.train", "data.root"]
+    key = next((key for key in (*own, *otherwise) if settings.get(key)), None)
+    return f" ({key}={settings[key]})" if key else ""
 
 
 def _of_seeds(task_folder: Path) -> Iterator[tuple[str, Contents]]:

@@ -60,7 +60,7 @@ def test_changed_data_and_weights_are_measured_anew_or_refused(words, tmp_path, 
     assert main(words) == 2
     told = capsys.readouterr()
     assert "finetune: data of sst2: another than on" in told.out
-    assert "training examples: 8 examples" in told.err
+    assert "training examples (data.root=" in told.err
     assert "(here, of `reproduce`: runs_folder=OTHER)" in told.err
     assert result.read_text() == first, "what was measured stays until there is something in its place"
     assert main([*words, f"runs_folder={tmp_path}/other"]) == 0

@@ -81,11 +81,11 @@ def test_a_copied_folder_and_touched_files_are_the_same(home, capsys):
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("train", rows_of(16, flipped=2), "training examples: 16 examples"),
-        ("train", rows_of(18), "16 examples"),
-        ("train", rows_of(8), "8 examples"),
-        ("dev", rows_of(16, flipped=1, seed=1), "dev examples"),
-        ("test", rows_of(16, flipped=2, seed=2), "test examples"),
+        ("train", rows_of(16, flipped=2), "data.train="),
+        ("train", rows_of(18), " now: write"),
+        ("train", rows_of(8), "): 16 examples "),
+        ("dev", rows_of(16, flipped=1, seed=1), "dev examples (data.dev="),
+        ("test", rows_of(16, flipped=2, seed=2), "test examples (data.test="),
     ],
     ids=["labels", "added rows", "removed rows", "held-out labels", "test labels"],
 )
@@ -121,7 +121,7 @@ def test_a_checkpoint_retrained_in_place_is_another(home, capsys):
     name = sorted(tensors)[0]
     tensors[name] = tensors[name] + 1e-3
     save_file(tensors, path, metadata={"format": "pt"})
-    assert "weights of the checkpoint" in refused(home, capsys)
+    assert "weights (checkpoint=" in refused(home, capsys)
 
 
 def test_a_checkpoint_saved_again_by_another_version_is_the_same(home, capsys):
@@ -129,7 +129,7 @@ def test_a_checkpoint_saved_again_by_another_version_is_the_same(home, capsys):
     config.write_text(json.dumps({**json.loads(config.read_text()), "transformers_version": "99"}))
     assert main(command(home)) == 0
     config.write_text(json.dumps({**json.loads(config.read_text()), "layer_norm_eps": 1e-3}))
-    assert "weights of the checkpoint" in refused(home, capsys)
+    assert "weights (checkpoint=" in refused(home, capsys)
 
 
 def test_another_tokenizer_is_named(home, capsys):
@@ -139,7 +139,7 @@ def test_another_tokenizer_is_named(home, capsys):
     vocabulary["film"], vocabulary["plot"] = vocabulary["plot"], vocabulary["film"]
     path.write_text(json.dumps(content))
     error = refused(home, capsys)
-    assert "tokenizer" in error
+    assert f"since: tokenizer (checkpoint={home / 'model'})" in error
     assert "weights" not in error
 
 
@@ -155,7 +155,7 @@ def test_a_stopped_seed_does_not_go_on_on_other_data(home, capsys, monkeypatch):
     assert list(home.glob("runs/stopped/custom/rate*/seed-0/checkpoints/step-3"))
     whole = (home / "train.csv").read_text()
     (home / "train.csv").write_text(rows_of(8))
-    assert "training examples: 16 examples" in refused(home, capsys, "name=stopped", "task.epochs=3")
+    assert "data.train=" in refused(home, capsys, "name=stopped", "task.epochs=3")
     (home / "train.csv").write_text(whole)
     assert main(command(home, "name=stopped", "task.epochs=3")) == 0
     assert "resumed at step 3" in capsys.readouterr().out
@@ -229,7 +229,7 @@ def test_a_seed_of_other_data_is_found_without_settings(home, capsys):
     noted(home).unlink()
     (home / "dev.csv").write_text(rows_of(12, seed=1))
     error = refused(home, capsys)
-    assert "seed-0.json is of what has changed since: dev examples" in error
+    assert "seed-0.json holds results of what has changed since: dev examples" in error
 
 
 def test_a_new_unlabelled_test_set_changes_nothing(tmp_path, checkpoint, capsys):
@@ -245,7 +245,7 @@ def test_a_new_unlabelled_test_set_changes_nothing(tmp_path, checkpoint, capsys)
     assert "1 of 1 seeds are done already" in capsys.readouterr().out
     write_glue(root, TASKS["sst2"], train=8, dev=6)
     assert main(words) == 2
-    assert "dev examples: 4 examples" in capsys.readouterr().err
+    assert f"dev examples (data.root={root}): 4 examples" in capsys.readouterr().err
 
 
 def test_runs_of_other_data_beside_each_other_are_named(home, capsys):
