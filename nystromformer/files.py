@@ -53,7 +53,7 @@ def held(
     *,
     wait: float = 0,
     tell: Callable[[str], None] | None = None,
-) -> Iterator[None]:
+) -> Iterator[Path]:
     """Hold `lock` for this process; at once, or after its holder within `wait` seconds, or not at all.
 
     The system gives the lock back when its holder ends, however that comes about: a holder that died
@@ -65,6 +65,9 @@ def held(
         otherwise: what the user can write instead, the message's end: `write name=OTHER`.
         wait: seconds that its holder may go on.
         tell: is told, where there is a wait, whom it is for and since when that one is at it.
+
+    Yields:
+        The lock's file. Who wants no trace may remove it before the end: whoever waits then makes another.
 
     Raises:
         Held: another process has it, in this process's words: who, where and since when.
@@ -85,7 +88,7 @@ def held(
         raise Held(f"{what} is in use by {_told(holder)}: wait for it to end, or {otherwise}") from None
     try:
         write_atomically(holder, json.dumps(_this_process()) + "\n")
-        yield
+        yield lock
     finally:
         with suppress(OSError):
             holder.unlink(missing_ok=True)

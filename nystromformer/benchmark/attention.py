@@ -20,10 +20,11 @@ from nystromformer.benchmark.contenders import (
     TRANSFORMERS,
     contenders,
 )
-from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.measure import Measurement, measure
-from nystromformer.benchmark.results import described, device_of, results_folder, table, write_results
+from nystromformer.benchmark.results import described, device_of, results_folder, write_results
 from nystromformer.errors import UserError
+from nystromformer.machine import machine
+from nystromformer.markdown import table
 from nystromformer.settings.benchmark import BenchmarkSettings
 
 SCALING = (2048, 16384)

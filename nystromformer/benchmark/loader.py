@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from nystromformer.benchmark.machine import machine
-from nystromformer.benchmark.results import described, results_folder, table, write_results
+from nystromformer.benchmark.results import described, results_folder, write_results
 from nystromformer.benchmark.text import micro_batches, named, padding_shares, preparation
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.loader import start_server, training_loader
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
+from nystromformer.machine import machine
+from nystromformer.markdown import table
 from nystromformer.settings.benchmark import BenchmarkSettings
 
 

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.memory import PeakMemory
-from nystromformer.benchmark.results import described, results_folder, table, write_results
+from nystromformer.benchmark.results import described, results_folder, write_results
 from nystromformer.benchmark.text import named, padding_shares, preparation, saved_tokenizer, texts
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
+from nystromformer.machine import machine
+from nystromformer.markdown import table
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.pretrain import PrepareSettings
 

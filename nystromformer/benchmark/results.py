@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,3 @@ def write_results(
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
     print(f"{stem}.md, .json" + (", .png" if plot else ""))
-
-
-def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
-    """The lines of a Markdown table: the first column to the left, figures to the right."""
-    ruler = ["---", *("---:" for _ in head[1:])]
-    return [f"| {' | '.join(map(str, line))} |" for line in (head, ruler, *rows)]

@@ -22,11 +22,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.measure import seconds_of
-from nystromformer.benchmark.results import described, device_of, results_folder, table, write_results
+from nystromformer.benchmark.results import described, device_of, results_folder, write_results
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.errors import UserError
+from nystromformer.machine import machine
+from nystromformer.markdown import table
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model.heads import IGNORED
 from nystromformer.settings import TrainingSettings

@@ -68,7 +68,7 @@ def reproduce(settings: ReproduceSettings) -> None:
 
 
 def produce(settings: ReproduceSettings, name: str) -> Path:
-    """Measure one result and write its folder; one that is there already, by the same settings, is left.
+    """Measure one result and write its folder; one that is there, by the same settings and inputs, is left.
 
     Returns:
         The folder.
@@ -79,27 +79,29 @@ def produce(settings: ReproduceSettings, name: str) -> Path:
     from nystromformer.benchmark.results import results_folder
     from nystromformer.reproduce.result import result_folder
 
-    root, folder = results_folder(settings.folder), result_folder(settings, name)
-    with held(root / f".{folder.name}.lock", str(folder), "write folder=OTHER"):
-        return _produce(settings, name, root, folder)
+    results_folder(settings.folder)
+    folder = result_folder(settings, name)
+    with held(folder.with_name(f".{folder.name}.lock"), str(folder), "write folder=OTHER") as lock:
+        _produce(settings, name, folder)
+        lock.unlink(missing_ok=True)  # while it is held: results are read by people
+    return folder
 
 
-def _produce(settings: ReproduceSettings, name: str, root: Path, folder: Path) -> Path:
-    from nystromformer.benchmark.machine import machine
+def _produce(settings: ReproduceSettings, name: str, folder: Path) -> None:
     from nystromformer.benchmark.results import device_of
+    from nystromformer.machine import machine
     from nystromformer.reproduce.index import write_index
-    from nystromformer.reproduce.result import (
-        command_of,
-        configuration_of,
-        read_finished,
-        write_result,
-    )
+    from nystromformer.reproduce.inputs import changed_inputs, inputs_of, measured_on
+    from nystromformer.reproduce.result import command_of, configuration_of, read_finished, write_result
 
     device = device_of(settings.device)
-    configuration = configuration_of(settings, name, device.type)
+    configuration, inputs = configuration_of(settings, name, device.type), inputs_of(settings, name)
     if not settings.again and (found := read_finished(folder, configuration)):
-        print(f"{name}: measured already on {found['machine']['date']}, {folder}; again=true measures anew")
-        return folder
+        date, changed = found["machine"]["date"], changed_inputs(found, inputs)
+        if not changed:
+            print(f"{name}: measured already on {date}, {folder}; again=true measures anew")
+            return
+        print(f"{name}: {', '.join(changed)}: another than on {date}, so it is measured anew", flush=True)
     started, here = time.perf_counter(), machine(device)  # the commit before anything changes
     module, _, function = RESULTS[name].partition(":")
     result = getattr(import_module(module), function)(settings)
@@ -108,12 +110,13 @@ def _produce(settings: ReproduceSettings, name: str, root: Path, folder: Path) -
         "scale": settings.scale.name,
         "told": settings.scale.told,
         "configuration": configuration,
+        "inputs": measured_on(inputs, inputs_of(settings, name)),
         "machine": here,
         "command": command_of(settings, name),
         "seconds": time.perf_counter() - started,
     }
     write_result(folder, result, about)
     print((folder / "README.md").read_text(encoding="utf-8"))
-    with held(root / ".README.lock", str(root), "write folder=OTHER", wait=60):
-        write_index(root)
-    return folder
+    with held(folder.with_name(".README.md.lock"), str(folder.parent), "write folder=OTHER", wait=60) as lock:
+        write_index(folder.parent)
+        lock.unlink(missing_ok=True)

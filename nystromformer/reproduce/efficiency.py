@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from nystromformer.benchmark.contenders import Contender
 from nystromformer.benchmark.live import CPU_METHOD, GPU_METHOD, peak_of
 from nystromformer.benchmark.measure import seconds_of
-from nystromformer.benchmark.results import device_of, table
+from nystromformer.benchmark.results import device_of
+from nystromformer.markdown import table
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.reproduce.plotting import STYLES, figure, save

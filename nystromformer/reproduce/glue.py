@@ -10,8 +10,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from nystromformer.benchmark.results import table
 from nystromformer.errors import UserError
+from nystromformer.markdown import table
 from nystromformer.reproduce.result import Result, trained_bert
 from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent
 from nystromformer.settings.reproduce import ReproduceSettings

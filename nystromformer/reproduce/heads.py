@@ -16,7 +16,7 @@ from torch import Tensor
 from nystromformer.attention.composed import landmark_attention, landmarks_of
 from nystromformer.attention.diagnostics import attention_error
 from nystromformer.attention.pseudoinverse import iterate
-from nystromformer.benchmark.results import table
+from nystromformer.markdown import table
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.reproduce.trained_heads import TrainedHeads, trained_heads

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nystromformer.benchmark.results import table
+from nystromformer.files import write_atomically
+from nystromformer.markdown import table
 from nystromformer.reproduce.result import read_result
 from nystromformer.settings.reproduce import ALL, OWN
 
@@ -35,9 +36,7 @@ def write_index(folder: Path) -> Path:
         lines += ["## Benchmarks", "", *table(("benchmark", "about", "device", "date", "commit"), benchmarks)]
         lines += [""]
     path = folder / "README.md"
-    beside = folder / ".README.md.unfinished"
-    beside.write_text("\n".join(lines), encoding="utf-8")
-    beside.replace(path)
+    write_atomically(path, "\n".join(lines))
     return path
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nystromformer.benchmark.results import table
+from nystromformer.markdown import table
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.reproduce.runs import at_chance, finished_run, validations

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nystromformer.benchmark.results import table
+from nystromformer.markdown import table
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.settings.reproduce import ReproduceSettings

@@ -6,7 +6,6 @@ beside its place and renamed, so that a killed run leaves nothing half.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -52,9 +51,9 @@ def trained_bert(settings: ReproduceSettings) -> str:
 
 
 def configuration_of(settings: ReproduceSettings, name: str, device: str) -> dict[str, Any]:
-    """All that the figures of a result depend on, without the machine's folders.
+    """The settings that the figures of a result depend on, without the machine's folders.
 
-    A finished result whose configuration is the same is not measured again.
+    A finished result whose configuration is the same, and whose inputs are, is not measured again.
     """
     found: dict[str, Any] = {"scale": settings.scale.name, "device": device}
     section = getattr(settings.scale, SECTIONS.get(name, name), None)
@@ -62,7 +61,7 @@ def configuration_of(settings: ReproduceSettings, name: str, device: str) -> dic
         found |= asdict(section)
     for used in USES.get(name, ()):
         value = getattr(settings, used)
-        found[used] = value and _identity(value)
+        found[used] = value and {"name": Path(value).name}  # what it holds is one of the inputs
     if settings.overrides:
         found["overrides"] = [_without_folder(word) for word in settings.overrides]
     return json.loads(json.dumps(found))  # as it will be read again
@@ -94,7 +93,15 @@ def read_finished(folder: Path, configuration: Mapping[str, Any]) -> dict[str, A
     """The result in the folder, where it was made by the same configuration."""
     _recover(folder)
     found = read_result(folder)
-    return found if found is not None and found["configuration"] == configuration else None
+    return found if found is not None and _settings_of(found) == configuration else None
+
+
+def _settings_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration in today's form: before there were inputs it held a hash of what a folder holds."""
+    return {
+        key: {"name": value["name"]} if isinstance(value, dict) and "sha256" in value else value
+        for key, value in result["configuration"].items()
+    }
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -116,7 +123,7 @@ def write_result(folder: Path, result: Result, about: Mapping[str, Any]) -> dict
     Args:
         folder: FOLDER/NAME_SCALE.
         result: what was measured.
-        about: result, scale, told, configuration, machine, command and seconds.
+        about: result, scale, told, configuration, inputs, machine, command and seconds.
 
     Returns:
         What result.json holds.
@@ -179,18 +186,6 @@ def _recover(folder: Path) -> None:
     if before.exists() and not folder.exists():
         before.rename(folder)
     shutil.rmtree(before, ignore_errors=True)
-
-
-def _identity(path: str) -> dict[str, str]:
-    """A checkpoint or folder by its name and, where it holds weights, by what they are."""
-    found = {"name": Path(path).name}
-    digest = hashlib.sha256()
-    files = sorted([*Path(path).glob("*.safetensors"), *Path(path).glob("config.json")])
-    for file in files:
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return {**found, "sha256": digest.hexdigest()[:16]} if files else found
 
 
 def _without_folder(word: str) -> str:

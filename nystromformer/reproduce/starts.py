@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from nystromformer.benchmark.results import table
 from nystromformer.data.documents import in_validation, text_hash
 from nystromformer.data.imdb import Imdb
+from nystromformer.markdown import table
 from nystromformer.model import NystromformerForPreTraining, NystromformerModel
 from nystromformer.model.conversion import Source, inherited, read_source, start_from
 from nystromformer.model.fitted_convolution import RIDGE, fit_convolutions

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nystromformer.benchmark.results import table
 from nystromformer.errors import UserError
+from nystromformer.markdown import table
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result, trained_bert
 from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, pipeline
 
-from nystromformer.benchmark.results import table
+from nystromformer.markdown import table
 from nystromformer.model import NystromformerForMaskedLM
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result

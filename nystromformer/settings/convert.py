@@ -19,7 +19,7 @@ class ConvertSettings:
     """A BERT, RoBERTa or Nyströmformer in transformers' layout (folder or hub name), or a .model or .cp file
     of the authors' code."""
     target: str | None = None
-    """The folder to write; it must not hold a model yet."""
+    """The folder to write; it must not hold anything yet."""
     attention: str | None = None
     """`nystrom`, the paper's; or `softmax`, exact attention, which transformers' class computes for the
     published checkpoints, whatever their name says. Empty takes the source's, and `nystrom` for a BERT or

@@ -65,6 +65,8 @@ def evaluate(settings: EvaluateSettings) -> None:
     place = Path(settings.folder).expanduser()
     try:
         place.mkdir(parents=True, exist_ok=True)
+        for name in ("result.json", "confusion.png"):  # of another file or model; result.json comes last
+            (place / name).unlink(missing_ok=True)
         _write_predictions(place / "predictions.tsv", task, examples, logits)
         if examples.labels is not None:
             result["figures"] = figures_of(task, examples.labels, found)

@@ -8,17 +8,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.tasks.definitions import Task
 from nystromformer.tasks.jobs import Job
+from nystromformer.tasks.setup import TaskSetup
 from nystromformer.tasks.start import max_length_of
-
-if TYPE_CHECKING:
-    from nystromformer.tasks.training import TaskSetup
 
 
 def export(model: Classifier, setup: TaskSetup, job: Job, figures: dict[str, float], folder: Path) -> None:

@@ -3,43 +3,43 @@
 checkpoint → for each task: data, what there is to say about them, every seed of every cell → best model →
 (submission) → one table
 
-Several processes share the seeds: each takes the next one that nobody holds. A lock on a seed goes when its
-process does, however that ended, so a killed run leaves nothing behind.
+Several processes, of one command or of several of one name, share the seeds: each takes the next one that
+nobody holds (sharing.py).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from transformers.utils import logging as transformers_logging
 
 from nystromformer.errors import UserError
+from nystromformer.files import ContentHashes
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
-from nystromformer.tasks.encoding import describe, encode
+from nystromformer.tasks.encoding import encode
 from nystromformer.tasks.evaluate import open_classifier
-from nystromformer.tasks.jobs import (
-    Job,
-    check_or_note,
-    forget_unstarted,
-    identity,
-    jobs_of,
-    run_folder,
-    tasks_of,
-)
+from nystromformer.tasks.identity import compare, identity
+from nystromformer.tasks.jobs import Job, jobs_of, run_folder, tasks_of
 from nystromformer.tasks.load import load_splits
 from nystromformer.tasks.outcome import keep_best, prune_models, summarise, write_table
+from nystromformer.tasks.setup import TaskSetup, contents_there, prepare_task, say
+from nystromformer.tasks.sharing import (
+    adopt,
+    forget_unstarted,
+    has_traces,
+    holder_of,
+    run_held,
+    settle,
+    taken,
+)
 from nystromformer.tasks.start import Checkpoint, max_length_of, read_checkpoint
 from nystromformer.tasks.submission import write_predictions, zip_submission
-from nystromformer.tasks.training import TaskSetup, answers, predict, train_seed
+from nystromformer.tasks.training import answers, predict, train_seed
 from nystromformer.threads import watch_for_other_work
 from nystromformer.training import devices
 from nystromformer.training.signals import StopRequest
@@ -60,37 +60,65 @@ def finetune(settings: FinetuneSettings) -> None:
         )
     transformers_logging.disable_progress_bar()
     tasks = tasks_of(settings)
-    for task in tasks:
-        check_or_note(run_folder(settings) / task.name, identity(settings, task))
+    check_unchanged(settings, tasks)
     jobs = [job for task in tasks for job in jobs_of(settings, task)]
     done = sum(job.finished for job in jobs)
     if done:
         print(f"{done} of {len(jobs)} seeds are done already", flush=True)
+    told = _tell_holders(settings, jobs, set())
     if done < len(jobs):
         try:
             _train_all(settings, len(jobs) - done)
         except UserError:
             for task in tasks:
-                forget_unstarted(run_folder(settings) / task.name)
+                forget_unstarted(settings, task)
             raise
     waiting = [job for job in jobs if not job.finished]
     if waiting:
+        _tell_holders(settings, jobs, told)
         print(
             f"{len(waiting)} seeds are still trained by another command; this one again shows the table then"
         )
         return
     for task in tasks:
         folder = run_folder(settings) / task.name
-        summarise(folder)
-        keep_best(folder, keep_all=settings.keep_models == "all")
-        for job in jobs_of(settings, task):
-            job.tidy()
+        with run_held(settings):
+            summarise(folder)
+            keep_best(folder, keep_all=settings.keep_models == "all")
+            for job in jobs_of(settings, task):
+                job.tidy()
     if settings.submission:
-        submit(settings, tasks)
-    print(f"\n{write_table(run_folder(settings), [Path(folder) for folder in settings.beside])}")
+        with run_held(settings, "submission."):
+            submit(settings, tasks)
+    with run_held(settings):
+        page = write_table(run_folder(settings), [Path(folder) for folder in settings.beside])
+    print(f"\n{page}")
     for task in tasks:
         print(run_folder(settings) / task.name / "model")
     print(run_folder(settings) / "results.md")
+
+
+def check_unchanged(settings: FinetuneSettings, tasks: list[TaskSettings]) -> None:
+    """Look whether what is done, or was stopped, is of this command's settings, data and checkpoint.
+
+    What is gone altogether is not compared, and said: its results are still there to be shown.
+
+    Raises:
+        UserError: it is of others, each of which is named.
+    """
+    begun = [task for task in tasks if has_traces(run_folder(settings) / task.name)]
+    for task in begun:  # before what takes long
+        compare(run_folder(settings) / task.name, identity(settings, task))
+    hashes = ContentHashes()
+    for task in begun:
+        folder, now = run_folder(settings) / task.name, identity(settings, task)
+        contents, splits, gone = contents_there(settings, task, hashes)
+        compare(folder, now, contents)
+        if gone:
+            say(task.name, f"{', '.join(gone)} is not there any more: what was trained from it is as it was")
+        elif splits is not None:
+            with run_held(settings):
+                say(task.name, adopt(settings, task, contents, splits) or "")
 
 
 def work(settings: FinetuneSettings) -> None:
@@ -101,49 +129,19 @@ def work(settings: FinetuneSettings) -> None:
         for task in tasks_of(settings):
             setup: TaskSetup | None = None
             for job in jobs_of(settings, task):
-                with _held(job) as mine:
+                with taken(settings, job) as mine:
                     if not mine:
                         continue
                     checkpoint = checkpoint or read_checkpoint(settings)
                     if setup is None:
                         setup = prepare_task(settings, task, checkpoint, accelerator, stop)
-                    train_seed(setup, job, partial(_say, job.label))
+                        say(task.name, settle(setup, task, job) or "")
+                    train_seed(setup, job, partial(say, job.label))
                     if settings.keep_models == "best":
-                        prune_models(job.task_folder)
+                        with run_held(settings):
+                            prune_models(job.task_folder)
                 if stop.decide(stop.votes()):
                     stop.exit()
-
-
-def prepare_task(
-    settings: FinetuneSettings,
-    task: TaskSettings,
-    checkpoint: Checkpoint,
-    accelerator: Accelerator,
-    stop: StopRequest,
-) -> TaskSetup:
-    """Load and tokenize a task's data, and print what there is to say about them."""
-    splits = load_splits(task, settings.data)
-    max_length = max_length_of(checkpoint, settings.model)
-    labelled_test = {name: part for name, part in splits.test.items() if part.labels is not None}
-    parts = {"train": splits.train, **splits.dev, **labelled_test}
-    encoded = {name: encode(part, checkpoint.tokenizer, max_length) for name, part in parts.items()}
-    landmarks = checkpoint.config.num_landmarks if checkpoint.config.attention == "nystrom" else None
-    _say(
-        splits.task.title, "\n".join([splits.origin, *describe(splits.task, encoded, max_length, landmarks)])
-    )
-    if splits.skipped:
-        rows = splits.skipped
-        _say(splits.task.title, f"{len(rows):,} malformed rows were left out, the first: {rows[0]}")
-    return TaskSetup(
-        settings,
-        checkpoint,
-        splits,
-        train=encoded["train"],
-        dev={name: encoded[name] for name in splits.dev},
-        test={name: encoded[name] for name in labelled_test},
-        accelerator=accelerator,
-        stop=stop,
-    )
 
 
 def submit(settings: FinetuneSettings, tasks: list[TaskSettings]) -> None:
@@ -161,9 +159,11 @@ def submit(settings: FinetuneSettings, tasks: list[TaskSettings]) -> None:
     for task_settings in tasks:
         splits = load_splits(task_settings, settings.data)
         task = splits.task
-        model, tokenizer = open_classifier(run_folder(settings) / task.name / "model", task)
+        with run_held(settings):  # another command may put a better one in its place
+            model, tokenizer = open_classifier(run_folder(settings) / task.name / "model", task)
         model.to(accelerator.device)
         for name, file in task.submissions:
+            (folder / file).unlink(missing_ok=True)  # of an earlier command, its model or its test set
             examples = splits.test.get(name)
             if examples is None or examples.labels is not None:
                 print(f"{task.title}: no unlabelled test set {name!r}, so no {file}")
@@ -236,25 +236,13 @@ def _work_in_process(settings: FinetuneSettings, threads: int, reports: Any) -> 
         raise SystemExit(_CRASHED) from None
 
 
-@contextmanager
-def _held(job: Job) -> Iterator[bool]:
-    """Hold a seed while it is trained; False where it is done, or another process holds it."""
-    if job.finished:
-        yield False
-        return
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.folder.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield not job.finished
-    finally:
-        lock.release()
-
-
-def _say(label: str, text: str) -> None:
-    for line in text.splitlines():
-        print(f"{label}: {line}", flush=True)
+def _tell_holders(settings: FinetuneSettings, jobs: list[Job], told: set[str]) -> set[str]:
+    """Name who trains the seeds that are neither done nor free, those of `told` left out."""
+    if not run_folder(settings).exists():
+        return told
+    with run_held(settings):
+        holders = [holder_of(job) for job in jobs if not job.finished and job.lock.exists()]
+    lines = {line for line in holders if line is not None}
+    for line in sorted(lines - told):
+        print(line, flush=True)
+    return told | lines

@@ -1,37 +1,22 @@
 """What there is to train for a task: every cell of the grid with every seed, each a folder of its own.
 
 runs/NAME/TASK/
+    settings.json          what the results are of, see identity.py
     rate3e-05_batch32/
-        seed-0/            settings.json, metrics.jsonl, checkpoints/ while it trains, model/
+        seed-0/            metrics.jsonl, checkpoints/ while it trains, model/
         seed-0.json        its result: the seed is done when this file is there
     summary.json, confusion.png, curve.png, model/      of the best
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from nystromformer.errors import UserError
-from nystromformer.files import write_atomically
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import GLUE_TASKS, FinetuneSettings, TaskSettings
-from nystromformer.settings.mistakes import as_written
-
-_FREE = frozenset(
-    {
-        "model.gradient_checkpointing",
-        "training.eval_batch_size",
-        "training.log_every",
-        "training.max_skipped_steps",
-        "training.micro_batch_size",
-    }
-)
-"""Settings that may differ between two seeds of one table: they change where and how fast, not what."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +45,15 @@ class Job:
     def finished(self) -> bool:
         return self.result.exists()
 
+    @property
+    def lock(self) -> Path:
+        return self.folder.with_suffix(".lock")
+
     def tidy(self) -> None:
         """Remove what a process that was killed after the result may have left."""
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        self.folder.with_suffix(".lock").unlink(missing_ok=True)
+        for left in self.folder.parent.glob(f"{self.lock.name}*"):
+            left.unlink(missing_ok=True)
 
     @property
     def label(self) -> str:
@@ -100,59 +90,3 @@ def jobs_of(settings: FinetuneSettings, task: TaskSettings) -> Iterator[Job]:
         for rate in task.learning_rates:
             for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
                 yield Job(task, rate, batch_size, seed, folder)
-
-
-def identity(settings: FinetuneSettings, task: TaskSettings) -> dict[str, Any]:
-    """Every setting that decides a seed's result, beside its rate, batch and seed."""
-    found: dict[str, Any] = {
-        "checkpoint": settings.checkpoint,
-        "tokenizer_path": settings.tokenizer_path,
-        "task.epochs": task.epochs,
-        "task.metric": task.metric,
-        "task.regression": task.regression,
-    }
-    for name in ("data", "model", "training"):
-        found |= {f"{name}.{key}": value for key, value in asdict(getattr(settings, name)).items()}
-    return {key: value for key, value in found.items() if key not in _FREE}
-
-
-def forget_unstarted(task_folder: Path) -> None:
-    """Remove a task's folder, and then an empty run's, where a mistake came before the first step."""
-    if any(path.is_file() and path.suffix != ".lock" for path in task_folder.glob("*/**/*")):
-        return
-    shutil.rmtree(task_folder, ignore_errors=True)
-    for folder in (task_folder.parent, task_folder.parent.parent):
-        try:
-            folder.rmdir()
-        except OSError:  # holds something else, or is gone
-            return
-
-
-def check_or_note(task_folder: Path, now: dict[str, Any]) -> None:
-    """Compare with the settings of what is in a task's folder, or write them down.
-
-    Raises:
-        UserError: it holds results of other settings, or cannot be written.
-    """
-    path = task_folder / "settings.json"
-    try:
-        has_results = any(task_folder.glob("rate*/seed-*.json")) or any(
-            task_folder.glob("rate*/seed-*/*.jsonl")
-        )
-        if not path.exists() or not has_results:
-            task_folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(now, indent=2) + "\n")
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"cannot write {task_folder} ({error.strerror}): write runs_folder=FOLDER with a folder "
-            "that you may write to"
-        ) from None
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{task_folder} holds results with {key}={as_written(before.get(key))}, and now {key}="
-                f"{as_written(now.get(key))}: write {key}={as_written(before.get(key))} to add to "
-                "them, or name=OTHER for a new run"
-            )

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nystromformer.benchmark.results import table
 from nystromformer.files import write_atomically
+from nystromformer.markdown import table
 from nystromformer.settings.finetune import TASK_NAMES
 
 PAPER: dict[str, dict[tuple[str, str], float]] = {
@@ -56,6 +56,7 @@ def summarise(task_folder: Path) -> dict[str, Any]:
         "model": first["model"],
         "data": first["data"],
         "machine": first["machine"],
+        "contents": first.get("contents", {}),
         "best": best,
         "cells": summaries,
     }
@@ -112,10 +113,11 @@ def _seed_folder(task_folder: Path, result: Result) -> Path:
 def keep_best(task_folder: Path, *, keep_all: bool) -> Path:
     """Copy the model with the highest score of all seeds and cells, and its pictures, into the task's folder.
 
-    The seeds' own copies are removed unless `keep_all`. A model that is in place stays until a better one,
-    of seeds added later, comes.
+    The finished seeds' own copies are removed unless `keep_all`; one that another command is still writing
+    is left to it. A model that is in place stays until a better one, of seeds added later, comes.
     """
-    source = _seed_folder(task_folder, _best_of(results_in(task_folder)))
+    results = results_in(task_folder)
+    source = _seed_folder(task_folder, _best_of(results))
     place = task_folder / "model"
     if (source / "model").exists():
         beside = task_folder / ".model.tmp"
@@ -127,8 +129,8 @@ def keep_best(task_folder: Path, *, keep_all: bool) -> Path:
             if (source / name).exists():
                 shutil.copyfile(source / name, task_folder / name)
     if not keep_all and place.exists():
-        for copy in task_folder.glob("rate*/seed-*/model"):
-            shutil.rmtree(copy)
+        for result in results:
+            shutil.rmtree(_seed_folder(task_folder, result) / "model", ignore_errors=True)
     return place
 
 
@@ -159,12 +161,33 @@ def write_table(run: Path, beside: Sequence[Path]) -> str:
         "",
         *table(("model", *titles), rows),
         "",
+        *_other_data(runs),
     ]
     for folder, summaries in runs.items():
         page += _details(folder, summaries)
     text = "\n".join(page)
     write_atomically(run / "results.md", text)
     return text
+
+
+def _other_data(runs: dict[Path, dict[str, Any]]) -> list[str]:
+    """Lines that name what stands beside each other and was not trained or measured on the same examples."""
+    (own, mine), *others = runs.items()
+    lines = []
+    for folder, summaries in others:
+        for name in mine.keys() & summaries.keys():
+            one, other = (_data_of(each[name]) for each in (mine, summaries))
+            if differing := [part for part in one if other and one[part] != other.get(part)]:
+                lines.append(
+                    f"**{mine[name]['title']} of {folder.name} is of other data than {own.name}'s: "
+                    f"{', '.join(differing)}. Their figures compare nothing.**"
+                )
+    return [line for text in sorted(lines) for line in (text, "")]
+
+
+def _data_of(summary: dict[str, Any]) -> dict[str, str]:
+    contents = summary.get("contents", {})
+    return {name: value for name, value in contents.items() if name not in ("checkpoint", "tokenizer")}
 
 
 def _summaries(run: Path) -> dict[str, dict[str, Any]]:

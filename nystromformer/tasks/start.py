@@ -13,6 +13,7 @@ from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.model.conversion import Source, inherited, read_source, start_from, written
+from nystromformer.model.conversion.contents import content_of_checkpoint
 from nystromformer.model.conversion.inherit import LARGEST_PADDING
 from nystromformer.model.fitted_convolution import fit_convolutions
 from nystromformer.settings.finetune import FinetuneSettings, TaskModelSettings
@@ -29,6 +30,8 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
     config: NystromformerConfig
     """The classifier's, without its labels."""
+    content: str
+    """What the weights are, see `model.conversion.contents`."""
 
 
 def read_checkpoint(settings: FinetuneSettings) -> Checkpoint:
@@ -47,7 +50,9 @@ def read_checkpoint(settings: FinetuneSettings) -> Checkpoint:
             f"{settings.tokenizer_path or path} {len(tokenizer):,} tokens: write the "
             "tokenizer_path=FOLDER that the weights were trained with"
         )
-    return Checkpoint(source, tokenizer, _configuration(source, settings.model))
+    content = content_of_checkpoint(path)
+    assert content is not None, "it has just been read"
+    return Checkpoint(source, tokenizer, _configuration(source, settings.model), content)
 
 
 def open_tokenizer(path: str | None, checkpoint: str) -> PreTrainedTokenizerBase:

@@ -12,32 +12,29 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from nystromformer.benchmark.machine import machine
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
+from nystromformer.machine import machine
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.settings import TrainingSettings
-from nystromformer.settings.finetune import FinetuneSettings
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
 from nystromformer.tasks.encoding import Encoded, facts
 from nystromformer.tasks.export import export
 from nystromformer.tasks.jobs import Job
 from nystromformer.tasks.metrics import figures_of, figures_of_sets
 from nystromformer.tasks.plots import draw_confusion, draw_learning_curve
-from nystromformer.tasks.splits import Splits
-from nystromformer.tasks.start import Checkpoint, build_classifier, max_length_of
+from nystromformer.tasks.setup import TaskSetup
+from nystromformer.tasks.start import build_classifier, max_length_of
 from nystromformer.training import devices
 from nystromformer.training.checkpoint import load_latest, save_checkpoint, saved_steps
 from nystromformer.training.computation import note_computation
@@ -45,29 +42,9 @@ from nystromformer.training.guard import Guard, NotFinite
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate, update
 from nystromformer.training.parallel import load_weights
-from nystromformer.training.signals import StopRequest
 from nystromformer.training.step import GradientFault, gradient_norms, last_fault, with_gradient
 
 Logits = NDArray[np.float32]
-
-
-@dataclass
-class TaskSetup:
-    """What all seeds of a task share."""
-
-    settings: FinetuneSettings
-    checkpoint: Checkpoint
-    splits: Splits
-    train: Encoded
-    dev: dict[str, Encoded]
-    test: dict[str, Encoded]
-    """The labelled ones alone."""
-    accelerator: Accelerator
-    stop: StopRequest
-
-    @property
-    def pad_token_id(self) -> int:
-        return int(self.checkpoint.tokenizer.pad_token_id)
 
 
 def recipe_of(setup: TaskSetup, job: Job) -> TrainingSettings:
@@ -338,6 +315,7 @@ def _finish(
             "train": facts(task, setup.train),
             **{name: facts(task, part) for name, part in {**setup.dev, **setup.test}.items()},
         },
+        "contents": setup.contents,
         "machine": machine(setup.accelerator.device),
     }
     write_atomically(job.result, json.dumps(result, indent=2) + "\n")

@@ -137,6 +137,9 @@ def test_a_killed_cell_goes_on_to_the_same_end(listops, tmp_path, monkeypatch):
 
 def test_another_configuration_is_another_cell():
     cell = Cell("listops", "nystrom", 0)
-    folder = cell.folder("runs", SMALL, "cpu")
-    assert folder != cell.folder("runs", dataclasses.replace(SMALL, listops_steps=5), "cpu")
-    assert folder == cell.folder("runs", dataclasses.replace(SMALL, text_steps=5, seeds=[0, 1]), "cpu")
+    folder = cell.folder("runs", SMALL, "cpu", "data")
+    assert folder != cell.folder("runs", dataclasses.replace(SMALL, listops_steps=5), "cpu", "data")
+    assert folder == cell.folder(
+        "runs", dataclasses.replace(SMALL, text_steps=5, seeds=[0, 1]), "cpu", "data"
+    )
+    assert folder != cell.folder("runs", SMALL, "cpu", "other data")

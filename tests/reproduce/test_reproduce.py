@@ -36,10 +36,8 @@ def test_longer(tmp_path, capsys):
     card = (tmp_path / "runs/longer_128/model/README.md").read_text()
     assert "(run `longer_64` after 12 steps), with a new optimizer" in card
     capsys.readouterr()
-    produced(
-        tmp_path, "figure=longer", 'overrides=["data.workers=1"]', "again=true"
-    )  # the runs are only read
-    assert "step " not in capsys.readouterr().out
+    produced(tmp_path, "figure=longer", 'overrides=["data.workers=1"]', "again=true")
+    assert "step " not in capsys.readouterr().out  # the runs are only read
 
 
 @pytest.mark.slow  # the trained BERT on one core

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -26,25 +29,49 @@ def convert(settings: ConvertSettings) -> None:
     """
     if complaints := list(settings.complaints()):
         raise UserError("\n".join(complaints))
-    target = Path(str(settings.target))
-    if (target / "config.json").exists():
-        raise UserError(f"target={target} holds a model already: write another folder, or remove it")
+    target = Path(str(settings.target)).expanduser()
+    _check_target(target)
     source = read_source(
         str(settings.source), setting="source", num_attention_heads=settings.num_attention_heads
     )
     model = NystromformerForPreTraining(_configuration(source, settings))
     done = transfer(model, source, positions=settings.positions)
-    try:
+    with _whole_or_absent(target) as beside:
         if settings.layout == "transformers":
-            done.left_out += export_for_transformers(model, target, nystrom_length=settings.nystrom_length)
+            done.left_out += export_for_transformers(model, beside, nystrom_length=settings.nystrom_length)
         else:
-            model.save_pretrained(target)
-        tokenizer = _write_tokenizer(settings, model.config.max_position_embeddings, target)
-    except OSError as error:
-        raise UserError(f"target={target} cannot be written: {error.strerror or error}") from None
+            model.save_pretrained(beside)
+        tokenizer = _write_tokenizer(settings, model.config.max_position_embeddings, beside)
     print(f"{source.kind} {source.path} → {target}\n{done}")
     print(_about(source, model.config, settings))
     print(f"  tokenizer {tokenizer}")
+
+
+def _check_target(target: Path) -> None:
+    """Raise UserError where something is there: what another model left would be taken for this one's."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"target={target} is a file: write a folder")
+    there = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if "config.json" in there:
+        raise UserError(f"target={target} holds a model already: write another folder, or remove it")
+    if there:
+        raise UserError(f"target={target} holds {there[0]} already: write another folder, or empty it")
+
+
+@contextmanager
+def _whole_or_absent(target: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes the target at the end; after a mistake nothing is left."""
+    place = target.resolve()
+    beside = place.with_name(f".{place.name}.unfinished")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        beside.rename(place)
+    except OSError as error:
+        raise UserError(f"target={target} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _configuration(source: Source, settings: ConvertSettings) -> NystromformerConfig:

@@ -5,6 +5,8 @@ Text is the classification of IMDB's reviews from their UTF-8 bytes: byte b is t
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +54,15 @@ def load_task(name: str, scale: LraScale) -> LraTask:
         UserError: the reviews are out of reach, or the limits of ListOps are impossible.
     """
     return _listops(scale) if name == "listops" else _text(scale)
+
+
+def content_of(task: LraTask) -> str:
+    """A hash of all examples, in their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (task.train, task.test):
+        for ids, label in zip(part.input_ids, part.labels or [], strict=True):
+            digest.update(json.dumps([ids, label]).encode())
+    return digest.hexdigest()
 
 
 def _listops(scale: LraScale) -> LraTask:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nystromformer.benchmark.results import device_of, table
-from nystromformer.files import held
-from nystromformer.reproduce.lra.examples import LraTask, load_task
-from nystromformer.reproduce.lra.training import Cell, finished, train_cell
+from nystromformer.benchmark.results import device_of
+from nystromformer.markdown import table
+from nystromformer.reproduce.lra.examples import LraTask, content_of, load_task
+from nystromformer.reproduce.lra.training import Cell, finished, forget_cell, train_cell
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.settings.reproduce import ReproduceSettings
@@ -51,15 +50,15 @@ def lra(settings: ReproduceSettings) -> Result:
         for attention in scale.attentions
         for seed in scale.seeds
     ]
-    folders = {cell: cell.folder(settings.runs_folder, scale, device.type) for cell in cells}
     tasks = {name: load_task(name, scale) for name in scale.tasks}
+    contents = {name: content_of(task) for name, task in tasks.items()}
     found = []
-    for cell, folder in folders.items():
-        task = tasks[cell.task]
-        with held(folder.with_name(f".{folder.name}.lock"), str(folder), "write runs_folder=OTHER"):
-            if settings.again:
-                shutil.rmtree(folder, ignore_errors=True)
-            found.append(finished(folder) or train_cell(cell, task, scale, device, Path(folder)))
+    for cell in cells:
+        where = (settings.runs_folder, scale, device.type, contents[cell.task])
+        if settings.again:
+            forget_cell(cell.folder(*where))
+        folder = cell.folder(*where)
+        found.append(finished(folder) or train_cell(cell, tasks[cell.task], scale, device, folder))
     measured = {
         "tasks": {name: _about(task) for name, task in tasks.items()},
         "rows": [

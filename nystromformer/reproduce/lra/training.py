@@ -15,6 +15,7 @@ import json
 import shutil
 import statistics
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from nystromformer.errors import UserError
-from nystromformer.files import write_atomically
+from nystromformer.files import held, write_atomically
 from nystromformer.reproduce.lra.examples import LraTask
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
 from nystromformer.settings import TrainingSettings
@@ -61,9 +62,19 @@ class Cell:
         }
         return {**asdict(self), "device": device, **sizes}
 
-    def folder(self, runs: str, scale: LraScale, device: str) -> Path:
-        """Its place; another configuration has another one."""
-        text = json.dumps(self.identity(scale, device), sort_keys=True)
+    def folder(self, runs: str, scale: LraScale, device: str, data: str) -> Path:
+        """Its place: another configuration has another one, and so have other examples.
+
+        Args:
+            data: the content of its examples. A cell of an earlier version, whose place does not tell them,
+                is taken where there is none that does.
+        """
+        place = self._place(runs, {**self.identity(scale, device), "data": data})
+        earlier = self._place(runs, self.identity(scale, device))
+        return earlier if earlier.exists() and not place.exists() else place
+
+    def _place(self, runs: str, identity: dict[str, Any]) -> Path:
+        text = json.dumps(identity, sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         return Path(runs) / "lra" / f"{self.task}_{self.attention}_seed{self.seed}_{digest}"
 
@@ -78,14 +89,33 @@ def finished(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{folder / 'cell.json'} is no JSON: delete the folder {folder}") from error
 
 
+def forget_cell(folder: Path) -> None:
+    """Remove what was measured or begun; raises Held where another process trains it."""
+    if folder.exists():
+        with _held(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _held(folder: Path) -> AbstractContextManager[Path]:
+    return held(folder / "cell.lock", str(folder), "write runs_folder=OTHER")
+
+
 def train_cell(
     cell: Cell, task: LraTask, scale: LraScale, device: torch.device, folder: Path
 ) -> dict[str, Any]:
     """Train to the last step, measure on the test examples, write and return cell.json.
 
     Raises:
-        UserError: the folder cannot be written, or the loss stopped being a number.
+        UserError: the folder cannot be written, another process trains the cell, or the loss stopped being a
+            number.
     """
+    with _held(folder):
+        return finished(folder) or _train_cell(cell, task, scale, device, folder)
+
+
+def _train_cell(
+    cell: Cell, task: LraTask, scale: LraScale, device: torch.device, folder: Path
+) -> dict[str, Any]:
     training = _training_settings(cell, scale)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=device.type == "cpu")

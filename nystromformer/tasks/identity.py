@@ -1,0 +1,190 @@
+"""What the results in a task's folder are of: noted beside them, and compared with what a command is of.
+
+    settings.json    every setting that decides a seed's result, and `contents`, see contents.py
+
+A setting that did not exist when the file was written has had its default then. Paths are compared only
+where the content behind them is not known on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nystromformer.errors import UserError
+from nystromformer.files import write_atomically
+from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
+from nystromformer.settings.mistakes import as_written
+from nystromformer.tasks.contents import Contents, classes_in
+from nystromformer.tasks.splits import Splits
+
+_FREE = frozenset(
+    {
+        "model.gradient_checkpointing",
+        "training.eval_batch_size",
+        "training.log_every",
+        "training.max_skipped_steps",
+        "training.micro_batch_size",
+    }
+)
+"""Settings that may differ between two seeds of one table: they change where and how fast, not what."""
+
+_PATHS = {
+    "checkpoint": "checkpoint",
+    "tokenizer_path": "tokenizer",
+    "data.source": "train",
+    "data.root": "train",
+    "data.train": "train",
+    "data.dev": "dev",
+    "data.test": "test",
+}
+"""Settings that say where something is → the content that says what it is."""
+
+_CONTENTS = "contents"
+
+
+class OtherResults(UserError):
+    """A folder holds results of other settings or contents; what to write instead is the message's end."""
+
+    def __init__(self, found: str, instead: str) -> None:
+        super().__init__(f"{found}: {instead}")
+        self.found = found
+
+
+def identity(settings: FinetuneSettings, task: TaskSettings) -> dict[str, Any]:
+    """Every setting that decides a seed's result, beside its rate, batch and seed."""
+    found: dict[str, Any] = {
+        "checkpoint": settings.checkpoint,
+        "tokenizer_path": settings.tokenizer_path,
+        "task.epochs": task.epochs,
+        "task.metric": task.metric,
+        "task.regression": task.regression,
+    }
+    for name in ("data", "model", "training"):
+        found |= {f"{name}.{key}": value for key, value in asdict(getattr(settings, name)).items()}
+    return {key: value for key, value in found.items() if key not in _FREE}
+
+
+def compare(task_folder: Path, now: dict[str, Any], contents: Contents | None = None) -> None:
+    """Compare a command with what the folder's results and stopped seeds are of.
+
+    Args:
+        now: the command's `identity`.
+        contents: what it reads, as far as that is there; None compares the settings that are no paths.
+
+    Raises:
+        OtherResults: they are of something else; both are named, and what to write.
+    """
+    before = _noted(task_folder)
+    noted: Contents = before.pop(_CONTENTS, {})
+    if before:
+        _compare_settings(task_folder, before, now, noted, contents)
+    for place, then in ((str(task_folder), noted), *_of_seeds(task_folder)):
+        if then and contents and (changed := _changed(then, contents, now)):
+            raise OtherResults(
+                f"{place} holds results of what has changed since: {'; '.join(changed)}",
+                f"write name=OTHER to train on what is there now, or remove {task_folder}",
+            )
+
+
+def note(task_folder: Path, now: dict[str, Any], contents: Contents) -> None:
+    """Write down what the folder's results are going to be of; raises OSError."""
+    task_folder.mkdir(parents=True, exist_ok=True)
+    content = {**now, _CONTENTS: contents}
+    write_atomically(task_folder / "settings.json", json.dumps(content, indent=2) + "\n")
+
+
+def notes_contents(task_folder: Path) -> bool:
+    """Whether it is known what the folder's results are of: an older version did not write it down."""
+    return bool(_noted(task_folder).get(_CONTENTS))
+
+
+def compare_counts(task_folder: Path, splits: Splits) -> None:
+    """Compare the counts in results of a version that noted no contents; raises OtherResults."""
+    parts = {"train": splits.train, **splits.dev, **splits.test}
+    for path in sorted(task_folder.glob("rate*/seed-*.json")):
+        data = json.loads(path.read_text(encoding="utf-8")).get("data", {})
+        for name, part in parts.items():
+            then, classes = data.get(name), classes_in(part, splits.task)
+            if then and (then["examples"], then["classes"]) != (len(part), classes):
+                raise OtherResults(
+                    f"{path} is of other data: {_title(name)}: {then['examples']:,} {then['classes']} then, "
+                    f"{len(part):,} {classes} now",
+                    f"write name=OTHER to train on what is there now, or remove {task_folder}",
+                )
+
+
+def _noted(task_folder: Path) -> dict[str, Any]:
+    """What settings.json holds; nothing where there is none."""
+    path = task_folder / "settings.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise UserError(f"{path} is no JSON: write name=OTHER, or remove {task_folder}") from None
+
+
+def _compare_settings(
+    task_folder: Path,
+    saved: dict[str, Any],
+    now: dict[str, Any],
+    noted: Contents,
+    contents: Contents | None,
+) -> None:
+    before = {**identity(FinetuneSettings(), TaskSettings()), **saved}
+    for key in sorted(before.keys() - now.keys()):
+        raise OtherResults(
+            f"{task_folder} holds results with {key}={as_written(before[key])}, a setting that this version "
+            "does not have",
+            "write name=OTHER for a new run, or go on with the version that trained them",
+        )
+    known = set() if contents is None else noted.keys() & contents.keys()
+    differing = [
+        key
+        for key in sorted(now)
+        if before[key] != now[key] and not (key in _PATHS and (contents is None or _PATHS[key] in known))
+    ]
+    if differing:
+        then, today = (
+            " ".join(f"{key}={as_written(values[key])}" for key in differing) for values in (before, now)
+        )
+        raise OtherResults(
+            f"{task_folder} holds results with {then}, and now {today}",
+            f"write {then} to add to them, or name=OTHER for a new run",
+        )
+
+
+def _changed(then: Contents, now: Contents, settings: dict[str, Any]) -> list[str]:
+    """A line for each content that is another one; what is not there now is not compared."""
+    start = ("checkpoint", "tokenizer")
+    names = [name for name in start if name in then and name in now]
+    if "train" in now:
+        names += [name for name in dict.fromkeys([*then, *now]) if name not in start]
+    return [
+        f"{_title(name)}{_written(name, settings)}: {before} then, {today} now"
+        for name in names
+        if (before := then.get(name, "none")) != (today := now.get(name, "none"))
+    ]
+
+
+def _title(name: str) -> str:
+    titles = {"train": "training examples", "checkpoint": "weights", "tokenizer": "tokenizer"}
+    return titles.get(name, f"{name} examples")
+
+
+def _written(name: str, settings: dict[str, Any]) -> str:
+    """The setting that names a content, in brackets: held-out examples may be a part of data.train."""
+    own = [key for key, content in _PATHS.items() if content == name and key != "data.source"]
+    otherwise = ["checkpoint"] if name == "tokenizer" else ["data.train", "data.root"]
+    key = next((key for key in (*own, *otherwise) if settings.get(key)), None)
+    return f" ({key}={settings[key]})" if key else ""
+
+
+def _of_seeds(task_folder: Path) -> Iterator[tuple[str, Contents]]:
+    """The contents that each finished seed's own result tells."""
+    for path in sorted(task_folder.glob("rate*/seed-*.json")):
+        yield str(path), json.loads(path.read_text(encoding="utf-8")).get(_CONTENTS, {})
