@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -10,10 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nystromformer.data.plan import plan
 from nystromformer.errors import UserError
-from nystromformer.files import write_atomically
-from nystromformer.model.conversion.contents import content_of_checkpoint
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import REVIEW_TASKS, FinetuneSettings
@@ -22,10 +18,11 @@ from nystromformer.tasks.finetune import finetune
 from nystromformer.tasks.jobs import jobs_of, run_folder
 from nystromformer.tasks.load import load_splits
 from nystromformer.tasks.outcome import results_in, summarise
-from nystromformer.training.checkpoint import saved_steps
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.pretrain import pretrain
+from nystromformer.training.run_data import changed_start, is_over_on_its_data
 from nystromformer.training.run_folder import RunFolder
+from nystromformer.training.start import settled
 
 Seeds = list[dict[str, Any]]
 """What the seeds of a task left, one dictionary a seed."""
@@ -54,41 +51,14 @@ def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainS
     """
     run = composed_run(settings, words)
     with _in_terms_of_reproduce():
-        RunFolder(run).check(run)
-        _check_start(run)
-        if not _is_finished_on_its_data(run):
+        run = settled(run)
+        folder = RunFolder(run)
+        folder.check(run)
+        if changed := changed_start(folder, run):
+            raise UserError(f"{changed}: write runs_folder=OTHER to train it anew")
+        if not is_over_on_its_data(folder, run):
             pretrain(run)  # which also compares, and names what has changed
     return run
-
-
-def _is_finished_on_its_data(run: PretrainSettings) -> bool:
-    """Whether a run is over and its corpus is that which it was trained on; nothing is prepared for it."""
-    folder = RunFolder(run)
-    steps = saved_steps(folder.checkpoints)
-    if not folder.report.exists() or not steps:
-        return False
-    state = json.loads((folder.checkpoints / f"step-{steps[-1]}" / "state.json").read_text(encoding="utf-8"))
-    try:
-        return state.get("data") == plan(run.preparation).folder.name
-    except UserError as error:
-        print(f"{folder.path} is read as it is: its corpus is not there to compare ({error})", flush=True)
-        return True
-
-
-def _check_start(run: PretrainSettings) -> None:
-    """Note what a run starts from, or compare: the checkpoint may have been trained anew in place since."""
-    if run.init.source == "scratch" or (now := content_of_checkpoint(str(run.init.path))) is None:
-        return
-    folder = RunFolder(run)
-    path = folder.path / "start.json"
-    if not saved_steps(folder.checkpoints):
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"content": now}) + "\n")
-    elif path.exists() and json.loads(path.read_text(encoding="utf-8"))["content"] != now:
-        raise UserError(
-            f"{folder.path} started from {run.init.path}, which holds other weights now: write "
-            "runs_folder=OTHER to train it anew"
-        )
 
 
 def validations(run: PretrainSettings) -> list[Event]:

@@ -18,6 +18,7 @@ from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
 from nystromformer.settings.mistakes import as_written
+from nystromformer.settings.stored import RENAMED
 from nystromformer.tasks.contents import Contents, classes_in
 from nystromformer.tasks.splits import Splits
 
@@ -135,6 +136,7 @@ def _compare_settings(
     noted: Contents,
     contents: Contents | None,
 ) -> None:
+    saved = {RENAMED.get(key, key): value for key, value in saved.items()}
     before = {**identity(FinetuneSettings(), TaskSettings()), **saved}
     for key in sorted(before.keys() - now.keys()):
         raise OtherResults(

@@ -6,6 +6,7 @@ data → model → (resume) → checks → steps, validations, checkpoints → e
 from __future__ import annotations
 
 import errno
+import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -100,6 +101,8 @@ def setup(settings: PretrainSettings, accelerator: Accelerator, together: Togeth
     metrics = MetricsLog(folder.metrics)
     tracker = open_tracker(folder, settings, asdict(settings), on=accelerator.is_main_process)
     if accelerator.is_main_process:
+        if changed := run_data.changed_start(folder, settings):
+            print(f"{changed}: the run keeps its own; name=OTHER begins from those", file=sys.stderr)
         metrics.rewind(progress.step)
         _announce(settings, folder, accelerator, model, prepared, start.description, progress, dtype)
     return Run(
@@ -243,7 +246,7 @@ def _checked(settings: PretrainSettings, accelerator: Accelerator) -> PretrainSe
 def _begin(folder: RunFolder, settings: PretrainSettings, prepared: PreparedData) -> None:
     """The run's folder with its settings and what data it is trained on."""
     folder.create(settings)
-    run_data.remember(folder, prepared)
+    run_data.remember(folder, prepared, settings)
 
 
 def _announce(

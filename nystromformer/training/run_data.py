@@ -1,7 +1,7 @@
-"""Which data a run was trained on: kept in its folder by what they hold, and compared when it goes on.
+"""What a run was trained on and began from: kept in its folder by what they hold, compared when it goes on.
 
-    runs/NAME/data.json    the prepared folder's name, the hash of all that is read of it, and what it was
-                           made from
+    runs/NAME/data.json    the prepared folder's name, the hash of all that is read of it, what it was made
+                           from, and the hash of the checkpoint that gave the first weights
 
 A corpus, a tokenizer or a package that changed between two sessions of a run is found here, and named.
 """
@@ -19,6 +19,7 @@ from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData, read_manifest
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
+from nystromformer.model.conversion.contents import content_of_checkpoint
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.checkpoint import saved_steps
 from nystromformer.training.run_folder import RunFolder
@@ -44,8 +45,35 @@ def prepared_for(folder: RunFolder, settings: PretrainSettings, *, show_progress
     return prepared
 
 
-def remember(folder: RunFolder, prepared: PreparedData) -> None:
-    """Record the data of a run that has no checkpoint yet, or whose checkpoints are older than the record.
+def is_over_on_its_data(folder: RunFolder, settings: PretrainSettings) -> bool:
+    """Whether a run has its report and its corpus is what it was trained on; nothing is prepared for it.
+
+    A corpus that is not there to compare is taken for the one it was, which is said.
+    """
+    record = _record(folder)
+    if not folder.report.exists() or record is None:
+        return False
+    try:
+        now = plan(settings.preparation)
+    except UserError as error:
+        print(f"{folder.path} is read as it is: its corpus is not there to compare ({error})", flush=True)
+        return True
+    return record["identity"] == now.identity
+
+
+def changed_start(folder: RunFolder, settings: PretrainSettings) -> str | None:
+    """That the checkpoint a run began from holds other weights today, in words; None where it does not."""
+    record = _record(folder)
+    if record is None or settings.init.source == "scratch" or record.get("start") is None:
+        return None
+    now = content_of_checkpoint(str(settings.init.path))
+    if now is None or now == record["start"]:
+        return None
+    return f"{folder.path} began from {settings.init.path}, which holds other weights now"
+
+
+def remember(folder: RunFolder, prepared: PreparedData, settings: PretrainSettings) -> None:
+    """Record the data and the start of a run, unless its checkpoints have their record already.
 
     Raises UserError where the disk takes no file.
     """
@@ -60,6 +88,8 @@ def remember(folder: RunFolder, prepared: PreparedData) -> None:
             "identity": manifest["identity"],
             "sources": sources,
         }
+        if settings.init.source != "scratch":
+            record["start"] = content_of_checkpoint(str(settings.init.path))
         path = folder.path / _RECORD
         try:
             write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -21,8 +21,10 @@ from nystromformer.reproduce.result import read_finished
 from nystromformer.reproduce.runs import finished_run
 from nystromformer.settings.compose import compose
 from nystromformer.tasks.definitions import TASKS
+from nystromformer.training.pretrain import pretrain
 from tests.tasks.conftest import make_checkpoint, write_glue
 from tests.tasks.test_sharing import another_process_holding
+from tests.training.conftest import write_corpus
 
 ONE = "scale.finetune.tasks=['task=sst2']"
 
@@ -135,55 +137,63 @@ def test_what_each_result_is_of(name, wanted, tmp_path):
     assert {title for title, content in found.items() if content is not None} == wanted
 
 
-def test_a_run_of_another_start_is_refused(tmp_path, monkeypatch):
-    """Its checkpoint was trained anew, in place, after the run had begun."""
+@pytest.fixture
+def own_runs(tmp_path, monkeypatch):
+    """Settings of reproduce, the words of a run of three steps on a text of its own, and the runs begun."""
     from nystromformer.reproduce import runs
 
     begun = []
-    monkeypatch.setattr(runs, "pretrain", begun.append)
-    model = make_checkpoint(tmp_path / "model")
-    settings = compose("reproduce", ["figure=longer", "scale=smoke", f"runs_folder={tmp_path}/runs"])
-    words = ["debug=smoke", "experiment=demo", "init=checkpoint", f"init.path={model}", "name=second"]
-    finished_run(settings, words)
-    retrain(model)
-    finished_run(settings, words)  # no step was made from the first one
-    (tmp_path / "runs/second/checkpoints/step-1").mkdir(parents=True)
-    finished_run(settings, words)
-    retrain(model)
-    with pytest.raises(UserError, match="holds other weights now: write runs_folder=OTHER"):
-        finished_run(settings, words)
-    assert len(begun) == 3
 
+    def spy(run):
+        begun.append(run.name)
+        pretrain(run)
 
-def test_a_finished_run_is_read_where_its_corpus_is_the_same(tmp_path, monkeypatch, capsys):
-    from nystromformer.data.plan import plan
-    from nystromformer.reproduce import runs
-
-    begun = []
-    monkeypatch.setattr(runs, "pretrain", begun.append)
-    text = tmp_path / "a.txt"
-    text.write_text("One document.\n\nAnother one.\n")
+    monkeypatch.setattr(runs, "pretrain", spy)
+    text = write_corpus(tmp_path / "a.txt")
     settings = compose("reproduce", [
         "figure=longer", "scale=smoke", f"runs_folder={tmp_path}/runs",
         f"prepared_folder={tmp_path}/prepared",
     ])  # fmt: skip
-    words = ["debug=smoke", "experiment=demo", "data=text", f"data.files=[{text}]", "name=mine"]
-    run = finished_run(settings, words)
-    assert begun == [run], "not begun yet"
-    folder = tmp_path / "runs/mine"
-    (folder / "checkpoints/step-3").mkdir(parents=True)
-    (folder / "report.json").write_text("{}")
-    state = folder / "checkpoints/step-3/state.json"
-    state.write_text(json.dumps({"data": plan(run.preparation).folder.name}))
-    finished_run(settings, words)
-    assert len(begun) == 1
-    text.write_text("One document.\n\nAnother one, longer by some words.\n")
-    finished_run(settings, words)
-    assert len(begun) == 2, "pretraining compares and names"
+    words = [
+        "debug=smoke",
+        "data=text",
+        f"data.files=[{text}]",
+        "training.steps=3",
+        "tokenizer.vocab_size=400",
+    ]
+    return settings, words, begun
+
+
+def test_a_run_of_another_start_is_refused(own_runs, tmp_path):
+    """Its checkpoint was trained anew, in place, after the run had begun."""
+    settings, words, begun = own_runs
+    finished_run(settings, [*words, "name=first"])
+    model = tmp_path / "runs/first/model"
+    second = [*words, "init=checkpoint", f"init.path={model}", f"tokenizer.path={model}", "name=second"]
+    finished_run(settings, second)
+    finished_run(settings, second)
+    assert begun == ["first", "second"]
+    retrain(model)
+    with pytest.raises(UserError, match="holds other weights now: write runs_folder=OTHER"):
+        finished_run(settings, second)
+    assert begun == ["first", "second"]
+
+
+def test_a_finished_run_is_read_where_its_corpus_is_the_same(own_runs, tmp_path, capsys):
+    settings, words, begun = own_runs
+    finished_run(settings, [*words, "name=mine"])
+    finished_run(settings, [*words, "name=mine"])
+    assert begun == ["mine"]
+    text = tmp_path / "a.txt"
+    whole = text.read_text()
+    text.write_text(whole + "\n\nAnother one, longer by some words.\n")
+    with pytest.raises(UserError, match=r"would go on with other data: a\.txt has changed"):
+        finished_run(settings, [*words, "name=mine"])
+    assert begun == ["mine", "mine"], "pretraining compares and names"
     capsys.readouterr()
     text.unlink()
-    finished_run(settings, words)
-    assert len(begun) == 2
+    finished_run(settings, [*words, "name=mine"])
+    assert begun == ["mine", "mine"]
     assert "is read as it is: its corpus is not there to compare" in capsys.readouterr().out
 
 

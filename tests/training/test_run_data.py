@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from nystromformer.cli import main
 from nystromformer.data import plan
@@ -163,3 +164,18 @@ def test_a_damaged_record_is_named(own: list[str], tmp_path: Path, capsys):
     assert main(["pretrain", *own]) == 0
     (tmp_path / "runs/smoke" / run_data._RECORD).write_text("{")
     assert "data.json is damaged" in refused(own, capsys)
+
+
+def test_a_start_that_was_trained_anew_in_place_is_told(own: list[str], tmp_path: Path, capsys):
+    assert main(["pretrain", *own, "name=first"]) == 0
+    model = tmp_path / "runs/first/model"
+    second = [*own, "init=checkpoint", f"init.path={model}", f"tokenizer.path={model}", "name=second"]
+    assert main(["pretrain", *second]) == 0
+    assert main(["pretrain", *second]) == 0
+    assert "holds other weights" not in capsys.readouterr().err
+    weights = load_file(model / "model.safetensors")
+    first = min(weights)
+    save_file({**weights, first: weights[first] + 1e-3}, model / "model.safetensors", {"format": "pt"})
+    assert main(["pretrain", *second]) == 0
+    told = capsys.readouterr().err
+    assert f"began from {model}, which holds other weights now: the run keeps its own; name=OTHER" in told
