@@ -20,6 +20,7 @@ from nystromformer.attention.landmarks import (
     segment_means,
     uniform_samples,
 )
+from nystromformer.attention.neighbours import Blocks, RealTokensFirst, attention_with_neighbours
 from nystromformer.attention.projections import without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 from nystromformer.attention.recording import is_recorded
@@ -37,23 +38,39 @@ def composed_nystrom_attention(
     landmark_seed: int = 0,
     conv_weight_H1K1: Tensor | None = None,
     segments: Segments | None = None,
+    neighbours: int | None = None,
+    kernels: bool = False,
 ) -> Tensor:
-    """`nystrom_attention` on arguments known to be right."""
+    """`nystrom_attention` on arguments known to be right; `kernels` as of `attention_with_neighbours`."""
     query_BHND, key_BHND, value_BHND = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
     recorded = is_recorded()  # for other lengths too: segments serve them all
-    if not recorded and query_BHND.shape[2] <= num_landmarks:
+    if recorded and neighbours is not None:
+        raise ValueError(
+            "neighbours are computed in blocks, whose number a trace or an export cannot follow: set "
+            "neighbours=None in the configuration, or attention='softmax'"
+        )
+    if not recorded and query_BHND.shape[2] <= max(num_landmarks, 2 * (neighbours or 0)):
         out = softmax_attention(query_BHND, key_BHND, value_BHND, key_padding_mask=key_padding_mask_BN)
+    elif neighbours is not None:
+        out = _with_neighbours(
+            query_BHND,
+            key_BHND,
+            value_BHND,
+            num_landmarks,
+            key_padding_mask_BN,
+            pinv_iterations,
+            landmarks,
+            landmark_seed,
+            neighbours,
+            kernels,
+        )
     else:
         if segments is None and (key_padding_mask_BN is not None or landmarks != "segment_means" or recorded):
             segments = Segments.of(_mask_of(query_BHND, key_padding_mask_BN), num_landmarks)
         query_BHMD, key_BHMD = (
             landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query_BHND, key_BHND)
         )
-        kernel_BHMM = landmark_attention(query_BHMD, key_BHMD, segments)  # Ã
-        if pinv_iterations is None:
-            inverse_BHMM = exact_pinv(kernel_BHMM)
-        else:
-            inverse_BHMM = iterative_pinv(kernel_BHMM, pinv_iterations)  # Z
+        inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
         out = _through_landmarks(
             query_BHND,
             key_BHND,
@@ -67,6 +84,55 @@ def composed_nystrom_attention(
     if conv_weight_H1K1 is not None:
         out = out + residual_convolution(value_BHND, conv_weight_H1K1)
     return zero_at_padding(out, key_padding_mask_BN)
+
+
+def _with_neighbours(
+    query_BHND: Tensor,
+    key_BHND: Tensor,
+    value_BHND: Tensor,
+    num_landmarks: int,
+    key_padding_mask_BN: Tensor | None,
+    pinv_iterations: int | None,
+    landmarks: str,
+    landmark_seed: int,
+    neighbours: int,
+    kernels: bool,
+) -> Tensor:
+    """See `neighbours.py`. Its blocks are cut from real tokens, which padding must not lie between."""
+    b, _, n, _ = query_BHND.shape
+    query, key, value, first, segments = query_BHND, key_BHND, value_BHND, None, None
+    if key_padding_mask_BN is not None:
+        first = RealTokensFirst.of(key_padding_mask_BN)
+        query, key, value = (first.pack(x) for x in (query, key, value))
+    if first is not None or landmarks != "segment_means":
+        segments = Segments.of(_mask_of(query, None if first is None else first.padding_BN), num_landmarks)
+    query_BHMD, key_BHMD = (
+        landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query, key)
+    )
+    inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
+    count_B = torch.full((b,), n, device=query.device)
+    if first is not None:
+        count_B = n - first.padding_BN.sum(dim=1)
+    blocks = Blocks.of(count_B, n, neighbours, num_landmarks)
+    out = attention_with_neighbours(
+        query, key, value, query_BHMD, key_BHMD, inverse_BHMM, neighbours, blocks, kernels=kernels
+    )
+    if first is None or segments is None:
+        return out
+    if 2 * neighbours < num_landmarks:
+        # Rows of at most M tokens are exact although not all of their tokens are near.
+        few = (x[:, :, :num_landmarks] for x in (query, key, value))
+        exact = softmax_attention(*few, key_padding_mask=first.padding_BN[:, :num_landmarks])
+        exact = F.pad(exact, (0, 0, 0, n - num_landmarks))
+        out = torch.where(segments.short_B[:, None, None, None], exact, out)
+    return first.unpack(out)
+
+
+def _inverse(kernel_BHMM: Tensor, pinv_iterations: int | None) -> Tensor:
+    """Z of Ã."""
+    return (
+        exact_pinv(kernel_BHMM) if pinv_iterations is None else iterative_pinv(kernel_BHMM, pinv_iterations)
+    )
 
 
 def landmarks_of(

@@ -41,7 +41,7 @@ def _computed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _empty_like_projections(x_BHND: Tensor, zeros: bool) -> Tensor:
+def empty_like_projections(x_BHND: Tensor, zeros: bool) -> Tensor:
     """(B, H, N, D) over (B, N, H, D) memory, as a linear layer writes and reads it."""
     b, h, n, d = x_BHND.shape
     make = x_BHND.new_zeros if zeros else x_BHND.new_empty
@@ -65,7 +65,7 @@ def _implementation(query_BHND: Tensor, num_landmarks: int) -> ModuleType:
     return native if native.suits(query_BHND, num_landmarks) else cpu_rows
 
 
-def _kernels(conv_weight_H1K1: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def kernels_of(conv_weight_H1K1: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The heads' kernels of the convolution, (H, K), in the dtype that is computed in."""
     if conv_weight_H1K1 is None:
         return None
@@ -88,9 +88,9 @@ def _nystrom_attention(
     num_landmarks: int,
     iterations: int,
 ) -> tuple[Tensor, ...]:
-    out_BHND = _empty_like_projections(query, zeros=key_padding_mask is not None)
+    out_BHND = empty_like_projections(query, zeros=key_padding_mask is not None)
     kept = _kept(query, num_landmarks, zeros=query.shape[2] > num_landmarks)
-    weight_HK = _kernels(conv_weight, query.dtype)
+    weight_HK = kernels_of(conv_weight, query.dtype)
     _implementation(query, num_landmarks).forward(
         query, key, value, key_padding_mask, weight_HK, num_landmarks, iterations, out_BHND, kept
     )
@@ -99,7 +99,7 @@ def _nystrom_attention(
 
 @_nystrom_attention.register_fake
 def _(query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return _empty_like_projections(query, zeros=False), *_kept(query, inputs[4], zeros=False)
+    return empty_like_projections(query, zeros=False), *_kept(query, inputs[4], zeros=False)
 
 
 @torch.library.custom_op(
@@ -121,8 +121,8 @@ def _nystrom_attention_backward(
     num_landmarks: int,
     iterations: int,
 ) -> tuple[Tensor, ...]:
-    grads = [_empty_like_projections(query, zeros=key_padding_mask is not None) for _ in range(3)]
-    weight_HK = _kernels(conv_weight, query.dtype)
+    grads = [empty_like_projections(query, zeros=key_padding_mask is not None) for _ in range(3)]
+    weight_HK = kernels_of(conv_weight, query.dtype)
     grad_HK = _implementation(query, num_landmarks).backward(
         grad_out, query, key, value, key_padding_mask, weight_HK, num_landmarks, iterations, kept, grads
     )
@@ -134,7 +134,7 @@ def _nystrom_attention_backward(
 @_nystrom_attention_backward.register_fake
 def _(grad_out: Tensor, query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     conv_weight = inputs[3]
-    grads = [_empty_like_projections(query, zeros=False) for _ in range(3)]
+    grads = [empty_like_projections(query, zeros=False) for _ in range(3)]
     return *grads, query.new_empty(0) if conv_weight is None else torch.empty_like(conv_weight)
 
 

@@ -10,7 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nystromformer.attention.composed import landmark_attention, landmarks_of
+from nystromformer.attention.composed import (
+    composed_nystrom_attention,
+    landmark_attention,
+    landmarks_of,
+)
 from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.projections import check_projections
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
@@ -80,15 +84,19 @@ def attention_error(
     pinv_iterations: int | None = 6,
     landmarks: str = "segment_means",
     landmark_seed: int = 0,
+    neighbours: int | None = None,
 ) -> Tensor:
     """‖S − Ŝ‖ / ‖S‖ in the Frobenius norm, of each row's real tokens and each head.
+
+    With neighbours, Ŝ is what the values are multiplied by all the same, near tokens and all.
 
     One row's one head is formed at a time: n × n numbers, and as many for the approximation.
 
     Args:
         query, key: (B, H, N, D).
         key_padding_mask: (B, N) bool, True at padding.
-        num_landmarks, pinv_iterations, landmarks, landmark_seed: as of `nystrom_attention`.
+        num_landmarks, pinv_iterations, landmarks, landmark_seed, neighbours: as of
+            `nystrom_attention`.
 
     Returns:
         (B, H) in at least float32; 0 in a row of padding alone.
@@ -97,7 +105,7 @@ def attention_error(
         ValueError: a shape or dtype is impossible.
     """
     check_projections(query, key, key, key_padding_mask)
-    b, h, _, _ = query.shape
+    b, h, _, d = query.shape
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     error_BH = torch.zeros(b, h, dtype=dtype, device=query.device)
     with torch.autocast(query.device.type, enabled=False):
@@ -106,6 +114,22 @@ def attention_error(
             for head in range(h):
                 query_11nD, key_11nD = (x[row, head][real].to(dtype)[None, None] for x in (query, key))
                 if query_11nD.shape[2] == 0:
+                    continue
+                if neighbours is not None:
+                    values_11nn = torch.eye(query_11nD.shape[2], dtype=dtype, device=query.device)[None, None]
+                    approximation_11nn = composed_nystrom_attention(
+                        query_11nD,
+                        key_11nD,
+                        values_11nn,
+                        num_landmarks,
+                        None,
+                        pinv_iterations,
+                        landmarks,
+                        landmark_seed,
+                        neighbours=neighbours,
+                    )
+                    exact_nn = torch.softmax(query_11nD[0, 0] @ key_11nD[0, 0].T * d**-0.5, dim=-1)
+                    error_BH[row, head] = (exact_nn - approximation_11nn[0, 0]).norm() / exact_nn.norm()
                     continue
                 factors = nystrom_factors(
                     query_11nD,

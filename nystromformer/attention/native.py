@@ -25,16 +25,17 @@ logger = logging.getLogger(__name__)
 SWITCH = "NYSTROMFORMER_CPU_KERNEL"
 """Environment variable; 0 keeps to PyTorch's operators."""
 MULTIPLE = 16
-"""Landmarks and head width have to be multiples of so many: the widest vector's lanes."""
+"""Landmarks, head width and neighbours have to be multiples of so many: the widest vector's lanes."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def suits(query_BHND: Tensor, num_landmarks: int) -> bool:
+def suits(query_BHND: Tensor, num_landmarks: int, neighbours: int | None = None) -> bool:
     """Whether the kernel computes this; compiles it where it has to know."""
     return (
         query_BHND.dtype in DTYPES
         and query_BHND.shape[-1] % MULTIPLE == 0
         and num_landmarks % MULTIPLE == 0
+        and (neighbours or 0) % MULTIPLE == 0
         and library() is not None
     )
 
@@ -49,16 +50,27 @@ def forward(
     iterations: int,
     out_BHND: Tensor,
     kept: Sequence[Tensor],
+    neighbours: int | None = None,
 ) -> None:
     """Write the output at real tokens, and of rows of more than M tokens what `backward` reads.
 
     Args:
         conv_weight_HK: float32, contiguous.
         kept: float32, contiguous: Q̃ and K̃ (B, H, M, D), Zᵀ (B, H, M, M), B̃ V (B, H, M, D) and the
-            logarithms of the sums of B̃'s rows before they were divided by them (B, H, M).
+            logarithms of the sums of B̃'s rows before they were divided by them (B, H, M). With
+            `neighbours` without B̃ V, but with two more: the logarithms of each real token's sums over
+            near keys and over K̃, (B, H, N) in the order of the tokens.
     """
     call = _Call(
-        query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_HK, num_landmarks, iterations, kept
+        query_BHND,
+        key_BHND,
+        value_BHND,
+        key_padding_mask_BN,
+        conv_weight_HK,
+        num_landmarks,
+        iterations,
+        kept,
+        neighbours,
     )
     call.set(out=out_BHND)
     call.run("nystrom_forward")
@@ -75,6 +87,7 @@ def backward(
     iterations: int,
     kept: Sequence[Tensor],
     grads_BHND: Sequence[Tensor],
+    neighbours: int | None = None,
 ) -> Tensor | None:
     """Write the gradients of the queries, keys and values; returns that of the convolution's kernel.
 
@@ -82,7 +95,15 @@ def backward(
         (H, K) float32, or None where there is no convolution.
     """
     call = _Call(
-        query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_HK, num_landmarks, iterations, kept
+        query_BHND,
+        key_BHND,
+        value_BHND,
+        key_padding_mask_BN,
+        conv_weight_HK,
+        num_landmarks,
+        iterations,
+        kept,
+        neighbours,
     )
     grad_query, grad_key, grad_value = grads_BHND
     call.set(grad_out=grad_out_BHND, grad_query=grad_query, grad_key=grad_key, grad_value=grad_value)
@@ -103,20 +124,21 @@ class _Strided(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("row", "head", "position"))]
 
 
-_COUNTS = ("rows", "heads", "positions", "width", "landmarks", "kernel", "iterations", "threads", "half")
+_COUNTS = ("rows", "heads", "positions", "width", "landmarks", "kernel", "iterations", "threads")
 _KEPT = ("query_landmarks", "key_landmarks", "inverse_T", "gathered", "log_sums")
+_NEAR = ("near_log_sums", "far_log_sums")
 
 
 class _Problem(ctypes.Structure):
     """`Problem` of kernel/problem.h, field by field."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in _COUNTS),
+        *((name, ctypes.c_int64) for name in (*_COUNTS, "neighbours", "half")),
         ("scale", ctypes.c_float),
         ("padding", ctypes.c_void_p),
         ("conv_weight", ctypes.c_void_p),
         *((name, _Strided) for name in ("query", "key", "value", "out")),
-        *((name, ctypes.c_void_p) for name in _KEPT),
+        *((name, ctypes.c_void_p) for name in (*_KEPT, *_NEAR)),
         *((name, _Strided) for name in ("grad_out", "grad_query", "grad_key", "grad_value")),
         ("grad_conv_weight", ctypes.c_void_p),
     ]
@@ -135,6 +157,7 @@ class _Call:
         num_landmarks: int,
         iterations: int,
         kept: Sequence[Tensor],
+        neighbours: int | None,
     ) -> None:
         b, h, n, d = query_BHND.shape
         self.problem = _Problem(
@@ -146,6 +169,7 @@ class _Call:
             kernel=0 if conv_weight_HK is None else conv_weight_HK.shape[1],
             iterations=iterations,
             threads=torch.get_num_threads(),
+            neighbours=neighbours or 0,
             half=query_BHND.dtype == torch.bfloat16,
             scale=d**-0.5,
         )
@@ -154,7 +178,8 @@ class _Call:
             self.problem.padding = self._address(key_padding_mask_BN.contiguous())
         if conv_weight_HK is not None:
             self.problem.conv_weight = self._address(conv_weight_HK)
-        for name, tensor in zip(_KEPT, kept, strict=True):
+        names = _KEPT if neighbours is None else (*(name for name in _KEPT if name != "gathered"), *_NEAR)
+        for name, tensor in zip(names, kept, strict=True):
             setattr(self.problem, name, self._address(tensor))
         self.set(query=query_BHND, key=key_BHND, value=value_BHND)
 

@@ -8,6 +8,8 @@ Shapes: B rows, H heads, N positions, D head width, M landmarks.
     B̃ = softmax(Q̃ Kᵀ/√D)   M × N
     output = F̃ (Z (B̃ V)) + convolution(V)  convolution.py
 
+and, where asked for, exact attention to a token's neighbours beside it (neighbours.py).
+
 The paper's method (segment-means and the iterative inverse) runs by an operator written by hand: that of
 `cpu.py` on a CPU, the Triton kernels of `gpu/` on an NVIDIA GPU. Everything else, other devices and other
 choices, is composed of PyTorch's operators in `composed.py`.
@@ -25,7 +27,8 @@ from nystromformer.attention import build, native
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.convolution import check_weight
 from nystromformer.attention.cpu import nystrom_attention_on_cpu
-from nystromformer.attention.gpu.support import why_not_on_gpu
+from nystromformer.attention.cpu_neighbours import neighbours_attention_on_cpu, why_not_neighbours_on_cpu
+from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu, why_not_on_gpu
 from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.projections import check_projections
 
@@ -47,6 +50,7 @@ def nystrom_attention(
     landmark_seed: int = 0,
     conv_weight: Tensor | None = None,
     segments: Segments | None = None,
+    neighbours: int | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """Nyström approximation of softmax attention (paper, equations 7 to 13 and algorithm 1).
@@ -66,6 +70,9 @@ def nystrom_attention(
         conv_weight: (H, 1, K, 1), K odd: kernel of the residual convolution. Distances are counted in
             positions; a padded position counts as a zero value. None for no residual.
         segments: `Segments.of(key_padding_mask, num_landmarks)`, where a caller has it already.
+        neighbours: None for the paper's attention. w: each token attends exactly to its block of w real
+            tokens, the two blocks beside it and the row's first token, and through the landmarks to what
+            is far; see `neighbours.py`. A row of at most 2 w real tokens is then exact too.
         implementation: `operator` for the device's hand-written one, `composed` for that of PyTorch's
             operators, `auto` for the former where it can run. None takes the environment variable
             NYSTROMFORMER_ATTENTION as it was at the import; where that is not set, `auto` on a CPU and
@@ -79,12 +86,14 @@ def nystrom_attention(
     """
     implementation = implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device)
     _check(query, key, value, num_landmarks, key_padding_mask, pinv_iterations, landmarks, conv_weight)
+    if neighbours is not None and neighbours < 1:
+        raise ValueError(f"neighbours={neighbours}: use at least 1, or None for landmarks alone")
     _check_implementation(implementation)
     if implementation != "composed":
-        obstacle = _why_no_operator(query, num_landmarks, pinv_iterations, landmarks)
+        obstacle = _why_no_operator(query, num_landmarks, pinv_iterations, landmarks, neighbours)
         if obstacle is None and pinv_iterations is not None:
             return _by_operator(
-                query, key, value, key_padding_mask, conv_weight, num_landmarks, pinv_iterations
+                query, key, value, key_padding_mask, conv_weight, num_landmarks, pinv_iterations, neighbours
             )
         if implementation == "operator":
             raise ValueError(f"implementation='operator' cannot compute this: {obstacle}; use 'composed'")
@@ -99,6 +108,7 @@ def nystrom_attention(
         landmark_seed,
         conv_weight,
         segments,
+        neighbours,
     )
 
 
@@ -108,6 +118,7 @@ def computed_by(
     pinv_iterations: int | None,
     landmarks: str,
     implementation: str | None = None,
+    neighbours: int | None = None,
 ) -> str:
     """What computes such calls of `nystrom_attention`, whose last bits differ from one to the other.
 
@@ -115,11 +126,12 @@ def computed_by(
         query: (B, H, N, D), read for its shape, device and dtype alone.
     """
     implementation = implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device)
-    if implementation == "composed" or _why_no_operator(query, num_landmarks, pinv_iterations, landmarks):
+    choices = (num_landmarks, pinv_iterations, landmarks, neighbours)
+    if implementation == "composed" or _why_no_operator(query, *choices):
         return "composed of PyTorch's operators"
     if query.device.type != "cpu":
         return f"Triton {version('triton')}"
-    if native.suits(query, num_landmarks):
+    if native.suits(query, num_landmarks, neighbours):
         return f"compiled kernel {build.fingerprint()}"
     return "PyTorch's operators, row by row"
 
@@ -129,7 +141,11 @@ def _default_on(device: torch.device) -> str:
 
 
 def _why_no_operator(
-    query: Tensor, num_landmarks: int, pinv_iterations: int | None, landmarks: str
+    query: Tensor,
+    num_landmarks: int,
+    pinv_iterations: int | None,
+    landmarks: str,
+    neighbours: int | None,
 ) -> str | None:
     """A clause on what the device's own operator cannot do; None where it can."""
     if pinv_iterations is None:
@@ -139,7 +155,11 @@ def _why_no_operator(
     if torch.onnx.is_in_onnx_export():
         return "ONNX has no such operator"
     if query.device.type == "cpu":
-        return None
+        if neighbours is None:
+            return None
+        return why_not_neighbours_on_cpu(query.dtype, query.shape[-1], num_landmarks, neighbours)
+    if neighbours is not None:
+        return why_not_neighbours_on_gpu(query, num_landmarks, neighbours)
     return why_not_on_gpu(query, num_landmarks)
 
 
@@ -151,8 +171,23 @@ def _by_operator(
     conv_weight: Tensor | None,
     num_landmarks: int,
     iterations: int,
+    neighbours: int | None,
 ) -> Tensor:
     arguments = (query, key, value, key_padding_mask, conv_weight, num_landmarks, iterations)
+    if neighbours is not None and query.device.type == "cpu":
+        return neighbours_attention_on_cpu(*arguments, neighbours)
+    if neighbours is not None:
+        return composed_nystrom_attention(
+            query,
+            key,
+            value,
+            num_landmarks,
+            key_padding_mask,
+            iterations,
+            conv_weight_H1K1=conv_weight,
+            neighbours=neighbours,
+            kernels=True,
+        )
     if query.device.type == "cpu":
         return nystrom_attention_on_cpu(*arguments)
     # Here, because it imports Triton, which only GPUs need.

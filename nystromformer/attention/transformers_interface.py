@@ -21,7 +21,11 @@ from nystromformer.attention.nystrom import nystrom_attention
 
 
 def register_attention(
-    name: str = "nystrom", *, num_landmarks: int = 64, pinv_iterations: int | None = 6
+    name: str = "nystrom",
+    *,
+    num_landmarks: int = 64,
+    pinv_iterations: int | None = 6,
+    neighbours: int | None = None,
 ) -> None:
     """Make `attn_implementation=name` known to transformers; again with other options replaces them.
 
@@ -35,7 +39,9 @@ def register_attention(
         raise ValueError(f"num_landmarks={num_landmarks}: use at least 1")
     if pinv_iterations is not None and pinv_iterations < 1:
         raise ValueError(f"pinv_iterations={pinv_iterations}: use at least 1, or None for the exact inverse")
-    options = {"num_landmarks": num_landmarks, "pinv_iterations": pinv_iterations}
+    if neighbours is not None and neighbours < 1:
+        raise ValueError(f"neighbours={neighbours}: use at least 1, or None for landmarks alone")
+    options = {"num_landmarks": num_landmarks, "pinv_iterations": pinv_iterations, "neighbours": neighbours}
     AttentionInterface.register(name, partial(_attention, options=options))
     AttentionMaskInterface.register(name, _mask)
 

@@ -13,6 +13,7 @@ from nystromformer.benchmark.contenders import (
     EXACT_ON_GPU,
     FLASH,
     FUSED,
+    NEAR,
     OURS,
     PADDED,
     PEERS,
@@ -144,9 +145,18 @@ def ratios(row: dict[str, Any], floor: float | None = None) -> dict[str, float]:
             on_gpu["times faster than FlashAttention-2"] = row[FLASH]["training_median"] / mine
         on_gpu["times faster than the fastest exact attention"] = exact / mine
         on_gpu["times the floor"] = mine / floor
+    near = {}
+    if NEAR in row:
+        slower = row[NEAR]["training_median"]
+        near["times the time with exact neighbours"] = slower / mine
+        near["times faster than fused exact attention, with exact neighbours"] = (
+            row[FUSED]["training_median"] / slower
+        )
+        near["times the kept bytes with exact neighbours"] = row[NEAR]["kept_bytes"] / ours["kept_bytes"]
     return {
         "times faster than the fastest Nyström peer": peer / mine,
         "times faster than fused exact attention": row[FUSED]["training_median"] / mine,
+        **near,
         **on_gpu,
         "kept bytes of transformers'": ours["kept_bytes"] / row[TRANSFORMERS]["kept_bytes"],
         "time with the last 25 % padding": row[PADDED]["training_median"] / ours["training_median"],
@@ -158,6 +168,8 @@ def as_markdown(result: dict[str, Any]) -> str:
     """The page of results."""
     settings, rows = result["settings"], result["lengths"]
     kernel = f"kernel {settings['kernel']}" if settings["kernel"] else "no convolution"
+    if settings.get("neighbours"):
+        kernel += f", blocks of {settings['neighbours']} for exact neighbours"
     lines = [
         f"# Attention on {result['machine']['device']}",
         "",

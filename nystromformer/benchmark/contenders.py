@@ -23,6 +23,7 @@ from nystromformer.attention import nystrom_attention
 from nystromformer.settings.benchmark import BenchmarkSettings
 
 OURS = "nystromformer"
+NEAR = "nystromformer, exact neighbours"
 PADDED = "nystromformer, last 25 % padding"
 SCATTERED = "nystromformer, scattered 25 % padding"
 TRANSFORMERS = "transformers"
@@ -86,6 +87,8 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
     make = _Maker(settings, projections, kernel)
     way = "auto"  # a GPU's kernels too, which have to be asked for; the composed path stands beside them
     found = [make.ours(OURS, None, way)]
+    if settings.neighbours is not None:
+        found.append(make.ours(NEAR, None, way, settings.neighbours))
     place = torch.arange(length, device=device).expand(rows, length)
     found.append(make.ours(PADDED, place >= length - length // 4, way))
     shuffled = torch.rand(rows, length, device=device, generator=generator).argsort(dim=1)
@@ -131,7 +134,13 @@ class _Maker:
     def _heads(self, x_BNE: Tensor) -> Tensor:
         return x_BNE.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2)
 
-    def ours(self, name: str, mask: Tensor | None, implementation: str | None = None) -> Contender:
+    def ours(
+        self,
+        name: str,
+        mask: Tensor | None,
+        implementation: str | None = None,
+        neighbours: int | None = None,
+    ) -> Contender:
         leaves, kernel = self._leaves()
 
         def run() -> Tensor:
@@ -140,6 +149,7 @@ class _Maker:
                 num_landmarks=self.settings.landmarks,
                 conv_weight=kernel,
                 key_padding_mask=mask,
+                neighbours=neighbours,
                 implementation=implementation,
             )
             return out_BHND.transpose(1, 2).flatten(2)

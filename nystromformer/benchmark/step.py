@@ -9,6 +9,7 @@ transformers' models learn masked tokens alone and compute them everywhere.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import io
 import statistics
@@ -38,6 +39,7 @@ from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.step import train_step
 
 OURS = "nystromformer"
+NEAR = "nystromformer, exact neighbours"
 EXACT = "nystromformer, exact attention"
 PEER = "transformers Nystromformer"
 BERT = "transformers BERT, SDPA"
@@ -111,8 +113,11 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
     """All models at this length, each with an optimizer of its own."""
     batch = batch_of(settings, length)
     nystrom, exact = _our_config(settings, length, "nystrom"), _our_config(settings, length, "softmax")
+    near = copy.deepcopy(nystrom)
+    near.neighbours = settings.neighbours
     return [
         _ours(OURS, nystrom, settings, batch, device),
+        *([] if near.neighbours is None else [_ours(NEAR, near, settings, batch, device)]),
         _ours(EXACT, exact, settings, batch, device),
         _peer(PEER, _transformers_nystromformer(settings, length), nystrom, settings, batch, device),
         _peer(BERT, _transformers_bert(settings, length), exact, settings, batch, device),
@@ -270,16 +275,22 @@ def _peak_bytes(contender: Contender, device: torch.device) -> int | None:
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
     """What the targets speak of, at one length; below 1 means slower than the other."""
-    return {
-        f"times faster than {name}": row[name]["median"] / row[OURS]["median"]
+    mine = row[OURS]["median"]
+    faster = {
+        f"times faster than {name}": row[name]["median"] / mine
         for name in (PEER, BERT, BERT_WITH_DROPOUT, EXACT)
     }
+    if NEAR in row:
+        faster["times the time with exact neighbours"] = row[NEAR]["median"] / mine
+    return faster
 
 
 def as_markdown(result: dict[str, Any]) -> str:
     """The page of results."""
     settings, rows = result["settings"], result["lengths"]
     kernel = f"kernel {settings['kernel']}" if settings["kernel"] else "no convolution"
+    if settings.get("neighbours"):
+        kernel += f", blocks of {settings['neighbours']} for exact neighbours"
     precision = settings["dtype"] + (" autocast" if settings["dtype"] != "float32" else "")
     compiled = f", torch.compile but for {PEER}" if settings["compile"] else ""
     lines = [
@@ -310,8 +321,9 @@ def as_markdown(result: dict[str, Any]) -> str:
     ):
         shown = {
             name: [form(row[name][key]) for row in rows.values()]
-            for name in (OURS, EXACT, PEER, BERT, BERT_WITH_DROPOUT)
-            if all(row[name][key] is not None for row in rows.values())
+            for name in (OURS, NEAR, EXACT, PEER, BERT, BERT_WITH_DROPOUT)
+            if all(name in row for row in rows.values())
+            and all(row[name][key] is not None for row in rows.values())
         }
         if shown:
             lines += ["", f"## {title}", "", *table(["", *rows], [[n, *cells] for n, cells in shown.items()])]

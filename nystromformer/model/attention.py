@@ -37,6 +37,7 @@ class NystromformerSelfAttention(nn.Module):
         self.num_landmarks = config.num_landmarks
         self.landmarks = config.landmarks
         self.pinv_iterations = config.pinv_iterations
+        self.neighbours = config.neighbours
         self.short_rows = config.short_rows
         self.short_row_segment = config.short_row_segment
         self.window = config.longformer_window
@@ -81,6 +82,7 @@ class NystromformerSelfAttention(nn.Module):
                 pinv_iterations=self.pinv_iterations,
                 landmarks=self.landmarks,
                 kernel_H1K1=kernel,
+                neighbours=self.neighbours,
             )
         elif self.mechanism == "nystrom":
             out = nystrom_attention(
@@ -93,6 +95,7 @@ class NystromformerSelfAttention(nn.Module):
                 landmarks=self.landmarks,
                 conv_weight=kernel,
                 segments=segments,
+                neighbours=self.neighbours,
             )
         else:
             out = self._another_mechanism(query, key, value, padding_mask)
@@ -116,7 +119,7 @@ class NystromformerSelfAttention(nn.Module):
 
     def segments(self, padding_mask: Tensor | None) -> Segments | None:
         """What all layers share about a batch's padding; None where nothing needs it."""
-        if self.mechanism != "nystrom" or padding_mask is None:
+        if self.mechanism != "nystrom" or padding_mask is None or self.neighbours is not None:
             return None
         if padding_mask.device.type == "cpu":  # where rows are computed one by one, without their padding
             return None
@@ -130,6 +133,8 @@ class NystromformerSelfAttention(nn.Module):
             return "exact"
         if self.mechanism == "nystrom" and real_tokens <= self.num_landmarks:
             return "exact" if self.short_rows.startswith("exact") else self.mechanism
+        if self.mechanism == "nystrom" and real_tokens <= 2 * (self.neighbours or 0):
+            return "exact"
         return self.mechanism
 
     def extra_repr(self) -> str:
@@ -137,9 +142,10 @@ class NystromformerSelfAttention(nn.Module):
             return "exact attention"
         if self.mechanism != "nystrom":
             return f"{self.mechanism} attention"
+        near = "" if self.neighbours is None else f" and exact neighbours in blocks of {self.neighbours}"
         return (
-            f"Nyström attention with {self.num_landmarks} landmarks ({self.landmarks}); exact for rows of at "
-            f"most {self.num_landmarks} tokens"
+            f"Nyström attention with {self.num_landmarks} landmarks ({self.landmarks}){near}; exact for rows "
+            f"of at most {max(self.num_landmarks, 2 * (self.neighbours or 0))} tokens"
         )
 
 

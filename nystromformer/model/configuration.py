@@ -26,6 +26,8 @@ class NystromformerConfig(PreTrainedConfig):
         num_landmarks: landmarks of Nyström attention.
         landmarks: how they are chosen: `segment_means`, `uniform` or `kmeans`.
         pinv_iterations: steps of its iterative inverse; None for the exact pseudoinverse.
+        neighbours: tokens of a block; a token attends exactly to its own block, the two beside it and the
+            first token, through landmarks to what is far. None for the paper's attention, landmarks alone.
         short_rows: what is computed for rows of at most num_landmarks tokens: `exact` attention with the
             convolution, `exact_without_convolution`, `landmark_per_token`, or `segments` of
             short_row_segment tokens; see `short_rows.py`.
@@ -51,6 +53,7 @@ class NystromformerConfig(PreTrainedConfig):
         num_landmarks: int = 64,
         landmarks: str = "segment_means",
         pinv_iterations: int | None = 6,
+        neighbours: int | None = None,
         short_rows: str = "exact",
         short_row_segment: int = 8,
         linformer_projected: int = 256,
@@ -77,6 +80,8 @@ class NystromformerConfig(PreTrainedConfig):
             raise ValueError(f"landmarks={landmarks!r} is unknown: use one of {', '.join(LANDMARKS)}")
         if short_rows not in SHORT_ROWS:
             raise ValueError(f"short_rows={short_rows!r} is unknown: use one of {', '.join(SHORT_ROWS)}")
+        if neighbours is not None and neighbours < 0:
+            raise ValueError(f"neighbours={neighbours}: use at least 1, or None or 0 for landmarks alone")
         if short_row_segment < 1:
             raise ValueError(f"short_row_segment={short_row_segment}: use at least 1")
         if hidden_size % num_attention_heads:
@@ -95,6 +100,7 @@ class NystromformerConfig(PreTrainedConfig):
         self.segment_means_seq_len = num_landmarks
         self.landmarks = landmarks
         self.pinv_iterations = pinv_iterations
+        self.neighbours = neighbours or None
         self.short_rows = short_rows
         self.short_row_segment = short_row_segment
         self.linformer_projected = linformer_projected

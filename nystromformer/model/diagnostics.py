@@ -80,6 +80,7 @@ def _error_of(
         key_padding_mask=padding_mask,
         pinv_iterations=module.pinv_iterations,
         landmarks=module.landmarks,
+        neighbours=module.neighbours,
     )
     for row in range(len(hidden_states)):  # those that are short, and not exact
         real_N = slice(None) if padding_mask is None else ~padding_mask[row]

@@ -5,8 +5,9 @@ the values can, so each head's kernel k is set to the least-squares solution of
 
     minimise  Σ ‖ (S − Ŝ) V − convolution(V, k) ‖²  +  ridge · mean diagonal · ‖k‖²
 
-over some rows of the corpus, S exact attention and Ŝ its Nyström approximation; with `scale` also a factor
-on Ŝ V. Layers are fitted one after another, each on the hidden states that the fitted ones before it give.
+over some rows of the corpus, S exact attention and Ŝ its approximation, with its exact neighbours if it has
+them; with `scale` also a factor on Ŝ V. Layers are fitted one after another, each on the hidden states that
+the fitted ones before it give.
 
 The normal equations need only K × K sums a head, and S V comes from fused attention: no n × n matrix is
 ever formed.
@@ -115,7 +116,14 @@ def _add_row(
     )
     exact_BHND = softmax_attention(query, key, value)
     nystrom_BHND = composed_nystrom_attention(
-        query, key, value, attention.num_landmarks, None, attention.pinv_iterations, attention.landmarks
+        query,
+        key,
+        value,
+        attention.num_landmarks,
+        None,
+        attention.pinv_iterations,
+        attention.landmarks,
+        neighbours=attention.neighbours,
     )
     for head in range(h):
         columns = [_shifted(value[0, head].float(), k)]

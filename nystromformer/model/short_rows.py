@@ -34,6 +34,7 @@ def attention_with_short_rows(
     pinv_iterations: int | None,
     landmarks: str,
     kernel_H1K1: Tensor | None,
+    neighbours: int | None = None,
 ) -> Tensor:
     """(B, H, N, D): each row by its own length, long rows as ever; a row's output is its own.
 
@@ -43,6 +44,7 @@ def attention_with_short_rows(
     Args:
         short_rows: one of the configuration's SHORT_ROWS but for `exact`.
         segment: tokens of a landmark in short rows, for `segments`.
+        neighbours: of long rows.
 
     Raises:
         ValueError: the call is recorded, and the rows' lengths would become constants of the record.
@@ -76,6 +78,7 @@ def attention_with_short_rows(
                 pinv_iterations=pinv_iterations,
                 landmarks=landmarks,
                 conv_weight=None if without else kernel_H1K1,
+                neighbours=None if group < 0 else neighbours,
             )
         )
     order = torch.tensor([row for members in groups.values() for row in members], device=query_BHND.device)

@@ -46,6 +46,9 @@ class BenchmarkSettings:
     """attention, step: width of one head."""
     landmarks: int = 64
     """attention, step: number of landmarks."""
+    neighbours: int | None = 64
+    """attention, step: tokens of a block in the row of Nyström attention with exact neighbours; empty leaves
+    it out."""
     kernel: int | None = 33
     """attention, step: width of the residual convolution, odd; empty for none."""
     repeats: int = 5
@@ -103,6 +106,8 @@ class BenchmarkSettings:
         yield from self._too_small("tokens", "heads", "head_dim", "landmarks", "repeats")
         if self.kernel is not None and (self.kernel < 1 or self.kernel % 2 == 0):
             yield f"kernel={self.kernel} cannot be centred on a token: write an odd width, or null"
+        if self.neighbours is not None and self.neighbours < 1:
+            yield f"neighbours={self.neighbours} is impossible: write at least 1, or null for no such row"
         if self.largest_matrix < 0:
             yield f"largest_matrix={self.largest_matrix} is impossible: write 0 or more"
 

@@ -26,6 +26,9 @@ class ConvertSettings:
     RoBERTa."""
     num_landmarks: int | None = None
     """Landmarks; empty takes the source's, or 64 where it names none."""
+    neighbours: int | None = None
+    """Tokens of a block of exact neighbours beside the landmarks; 0 for landmarks alone; empty takes the
+    source's."""
     conv_kernel_size: int | None = None
     """Where the source has no convolution: width of one, all zero, for training to fill. Empty gives 33 to
     what becomes a Nyströmformer."""
@@ -57,6 +60,8 @@ class ConvertSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"{name}={value} is impossible: write at least 1, or null"
+        if self.neighbours is not None and self.neighbours < 0:
+            yield f"neighbours={self.neighbours} is impossible: write at least 1, 0 for none, or null"
         width = self.conv_kernel_size
         if width is not None and (width < 1 or width % 2 == 0):
             yield f"conv_kernel_size={width} has no middle: write an odd number"

@@ -134,6 +134,9 @@ class TaskModelSettings:
     """How a longer position table is made: `tile` or `interpolate`."""
     num_landmarks: int | None = None
     """Empty takes the checkpoint's, or 64."""
+    neighbours: int | None = None
+    """Tokens of a block of exact neighbours beside the landmarks; 0 for landmarks alone; empty takes the
+    checkpoint's."""
     conv_kernel_size: int | None = None
     """Where the checkpoint has no convolution: width of one, odd. Empty gives 33 to what becomes a
     Nyströmformer."""
@@ -165,6 +168,8 @@ class TaskModelSettings:
             yield f"model.max_length={self.max_length} is too short: write at least 8"
         if self.num_landmarks is not None and self.num_landmarks < 1:
             yield f"model.num_landmarks={self.num_landmarks} is impossible: write at least 1, or null"
+        if self.neighbours is not None and self.neighbours < 0:
+            yield f"model.neighbours={self.neighbours} is impossible: write at least 1, 0 for none, or null"
         if self.convolution_rows < 1:
             yield f"model.convolution_rows={self.convolution_rows} is impossible: write at least 1"
         width = self.conv_kernel_size

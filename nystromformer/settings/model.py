@@ -36,6 +36,9 @@ class ModelSettings:
     """How landmarks are chosen: `segment_means`, `uniform` (random tokens) or `kmeans`; `nystrom` only."""
     pinv_iterations: int | None = 6
     """Iterations of the pseudoinverse, empty for the exact one; `nystrom` only."""
+    neighbours: int | None = None
+    """Tokens of a block: each attends exactly to its own block, the two beside it and the first token, and
+    through landmarks to the rest; empty for landmarks alone, the paper's attention; `nystrom` only."""
     short_rows: str = "exact"
     """What `nystrom` does with rows of at most num_landmarks tokens: `exact` attention with the convolution,
     `exact_without_convolution`, `landmark_per_token`, or `segments` of short_row_segment tokens."""
@@ -74,6 +77,7 @@ class ModelSettings:
             "intermediate_size",
             "num_landmarks",
             "pinv_iterations",
+            "neighbours",
             "short_row_segment",
             "linformer_projected",
             "performer_features",

@@ -305,6 +305,7 @@ def _finish(
             "kind": setup.checkpoint.source.kind,
             "attention": config.attention,
             "num_landmarks": config.num_landmarks,
+            "neighbours": config.neighbours,
             "conv_kernel_size": config.conv_kernel_size,
             "convolution": setup.settings.model.convolution,
             "short_rows": config.short_rows,

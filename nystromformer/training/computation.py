@@ -47,7 +47,13 @@ def attention_of(config: NystromformerConfig, device: torch.device, dtype: torch
         return config.attention
     width = config.hidden_size // config.num_attention_heads
     query_BHND = torch.empty(1, 1, config.max_position_embeddings, width, device=device, dtype=dtype)
-    return computed_by(query_BHND, config.num_landmarks, config.pinv_iterations, config.landmarks)
+    return computed_by(
+        query_BHND,
+        config.num_landmarks,
+        config.pinv_iterations,
+        config.landmarks,
+        neighbours=config.neighbours,
+    )
 
 
 def note_computation(

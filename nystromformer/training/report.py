@@ -63,8 +63,9 @@ def export(
 
 def model_card(settings: PretrainSettings, last: Event, prepared: PreparedData) -> str:
     model, training = settings.model, settings.training
+    near = "" if model.neighbours is None else f" and exact neighbours in blocks of {model.neighbours}"
     mechanism = (
-        f"Nyström attention with {model.num_landmarks} landmarks"
+        f"Nyström attention with {model.num_landmarks} landmarks{near}"
         if model.attention == "nystrom"
         else "exact softmax attention"
     )

@@ -12,6 +12,7 @@ def reference_nystrom(
     num_landmarks: int,
     conv_weight: Tensor | None = None,
     iterations: int = 6,
+    neighbours: int | None = None,
 ) -> Tensor:
     """(B, H, N, D) in float64; padded positions are zero."""
     query, key, value = query.double(), key.double(), value.double()
@@ -25,6 +26,7 @@ def reference_nystrom(
                 value[row, head, real],
                 num_landmarks,
                 iterations,
+                neighbours,
             )
     if conv_weight is not None:
         heads, _, width, _ = conv_weight.shape
@@ -36,9 +38,11 @@ def reference_nystrom(
     return out
 
 
-def _one_head(query: Tensor, key: Tensor, value: Tensor, m: int, iterations: int) -> Tensor:
+def _one_head(
+    query: Tensor, key: Tensor, value: Tensor, m: int, iterations: int, neighbours: int | None
+) -> Tensor:
     scale = query.shape[1] ** -0.5
-    if len(query) <= m:
+    if len(query) <= max(m, 2 * (neighbours or 0)):
         return torch.softmax(query @ key.T * scale, dim=-1) @ value
     query_landmarks = torch.stack([part.mean(dim=0) for part in torch.tensor_split(query, m)])
     key_landmarks = torch.stack([part.mean(dim=0) for part in torch.tensor_split(key, m)])
@@ -49,4 +53,36 @@ def _one_head(query: Tensor, key: Tensor, value: Tensor, m: int, iterations: int
     z = a.T / (a.sum(dim=0).max() * a.sum(dim=1).max())
     for _ in range(iterations):
         z = 0.25 * z @ (13 * identity - a @ z @ (15 * identity - a @ z @ (7 * identity - a @ z)))
+    if neighbours is not None:
+        return _with_neighbours(query, key, value, query_landmarks, key_landmarks, z, neighbours)
     return f @ z @ b @ value
+
+
+def _with_neighbours(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_landmarks: Tensor,
+    key_landmarks: Tensor,
+    z: Tensor,
+    w: int,
+) -> Tensor:
+    """The definition of attention/neighbours.py in n × n matrices."""
+    n, m, scale = len(query), len(z), query.shape[1] ** -0.5
+    block = torch.arange(n) // w
+    near = (block[:, None] - block[None]).abs() <= 1
+    near[:, 0] = True
+    # Numbers that leave no exponential too large, and cancel.
+    largest = (query @ torch.cat([key, key_landmarks]).T * scale).amax(dim=1, keepdim=True).detach()
+    exact = torch.exp(query @ key.T * scale - largest) * near
+    at_landmarks = torch.exp(query @ key_landmarks.T * scale - largest)
+    of_landmarks = torch.exp(query_landmarks @ key.T * scale)
+    sums = torch.exp(query_landmarks @ key_landmarks.T * scale).sum(dim=1)
+    far = at_landmarks @ z @ torch.diag(1 / sums) @ of_landmarks * ~near
+    segment = torch.cat([torch.full((len(part),), s) for s, part in enumerate(torch.tensor_split(block, m))])
+    counts = (~near).double() @ torch.nn.functional.one_hot(segment, m).double()
+    least = (counts * at_landmarks).sum(dim=1, keepdim=True)
+    far_sum = far.sum(dim=1, keepdim=True)
+    trust = torch.where(least > 0, far_sum / least.clamp(min=1e-200), 0).clamp(0, 1)
+    total = exact.sum(dim=1, keepdim=True) + far_sum.clamp(min=0)
+    return (exact @ value + trust * (far @ value)) / total

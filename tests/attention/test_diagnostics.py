@@ -32,6 +32,22 @@ def test_error_of_each_row_and_head():
     assert (error[2] == 0).all()  # padding alone
 
 
+def test_error_with_neighbours_is_that_of_what_multiplies_the_values():
+    torch.manual_seed(3)
+    query, key = torch.randn(2, 2, 2, 40, 8, dtype=torch.float64)
+    mask = torch.arange(40) >= torch.tensor([[40], [16]])
+    error = attention_error(query, key, num_landmarks=8, key_padding_mask=mask, neighbours=8)
+    columns = torch.eye(40, dtype=torch.float64).expand(1, 2, 40, 40).split(8, dim=-1)
+    matrix = torch.cat(
+        [nystrom_attention(query[:1], key[:1], x, num_landmarks=8, neighbours=8) for x in columns], dim=-1
+    )
+    exact = torch.softmax(query[:1] @ key[:1].mT / 8**0.5, dim=-1)
+    wanted = torch.linalg.matrix_norm(exact - matrix) / torch.linalg.matrix_norm(exact)
+    torch.testing.assert_close(error[:1], wanted)
+    assert (error[0] < attention_error(query, key, num_landmarks=8)[0]).all()
+    assert error[1].max() < 1e-12  # two blocks
+
+
 def test_error_falls_with_landmarks_and_smooth_sequences():
     torch.manual_seed(2)
     query, key = torch.randn(2, 1, 2, 256, 8).cumsum(dim=-2) / 8

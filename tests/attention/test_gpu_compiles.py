@@ -121,3 +121,31 @@ def test_products_run_on_tensor_cores(launched, monkeypatch):
     assert len(tiled) == 2
     for kernel, arguments, options in tiled:
         assert "wgmma.mma_async" in compiled(kernel, arguments, options, (9, 0)).asm["ptx"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "w", "m", "d", "capability"),
+    [
+        (torch.bfloat16, 64, 64, 64, (9, 0)),
+        (torch.bfloat16, 64, 64, 64, (8, 6)),
+        (torch.bfloat16, 16, 16, 32, (8, 0)),
+        (torch.float16, 64, 64, 64, (8, 0)),
+        (torch.float32, 64, 64, 64, (9, 0)),
+    ],
+)
+def test_kernels_of_neighbours_compile_and_fit(launched, dtype, w, m, d, capability):
+    from nystromformer.attention.gpu import near_operator
+
+    n, c = 1024, 1024 // w
+    query, key, value = (torch.empty(2, n, 12, d, dtype=dtype).transpose(1, 2) for _ in range(3))
+    count = torch.empty(2, dtype=torch.int32)
+    shapes = ((2, 12, m, d), (2, 12, c, m, d), (2, 12, c, m), (2, c, m), (2, 12))
+    inputs = (query, key, value, count, *map(torch.empty, shapes))
+    out, *sums = near_operator.forward(*inputs, w)
+    near_operator.backward(out, *inputs, out, *sums, w)
+    assert len(launched) == 3
+    for kernel, arguments, options in launched:
+        made = compiled(kernel, arguments, options, capability)
+        assert made.metadata.shared <= shared_memory(capability), kernel.__name__
+        instruction = "wgmma.mma_async" if capability[0] == 9 else "mma.sync"
+        assert instruction in made.asm["ptx"], kernel.__name__

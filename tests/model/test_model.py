@@ -29,10 +29,12 @@ def config(**changes) -> NystromformerConfig:
     return NystromformerConfig(**{**shape, **changes})
 
 
-@pytest.fixture(params=["nystrom", "softmax", "linformer", "longformer", "performer"])
+@pytest.fixture(params=["nystrom", "neighbours", "softmax", "linformer", "longformer", "performer"])
 def model(request):
     torch.manual_seed(0)
-    return NystromformerForPreTraining(config(attention=request.param)).eval()
+    neighbours = request.param == "neighbours"
+    changes = {"neighbours": 8} if neighbours else {"attention": request.param}
+    return NystromformerForPreTraining(config(**changes)).eval()
 
 
 def tokens(rows: int, length: int) -> torch.Tensor:
@@ -197,6 +199,9 @@ def test_each_layer_says_which_branch_is_active():
     layer = NystromformerModel(config()).encoder.layer[0].attention.self
     assert [layer.branch(real_tokens) for real_tokens in (1, 8, 9)] == ["exact", "exact", "nystrom"]
     assert "8 landmarks" in repr(layer)
+    near = NystromformerModel(config(neighbours=6)).encoder.layer[0].attention.self
+    assert [near.branch(real_tokens) for real_tokens in (8, 12, 13)] == ["exact", "exact", "nystrom"]
+    assert "blocks of 6" in repr(near)
     exact = NystromformerModel(config(attention="softmax")).encoder.layer[0].attention.self
     assert exact.branch(500) == "exact"
 

@@ -49,6 +49,15 @@ def test_nystrom_by_hand():
     assert with_convolution - expected == layers * 2 * n * d * 33
 
 
+def test_neighbours_by_hand():
+    n, d, m, w, layers = 96, 64, 16, 8, 2
+    more = forward_flops(config(neighbours=w), np.array([n]), 0) - forward_flops(config(), np.array([n]), 0)
+    near, far = 4 * n * (3 * w + 1) * d, 2 * m * m * d * (n // w - 1)
+    assert more == layers * (near + far)
+    exact = forward_flops(config(attention="softmax"), np.array([n]), 0)
+    assert forward_flops(config(neighbours=n // 2), np.array([n]), 0) == exact
+
+
 def test_a_row_no_longer_than_the_landmarks_is_exact():
     short = np.array([16, 3])
     assert forward_flops(config(), short, 4) == forward_flops(config(attention="softmax"), short, 4)

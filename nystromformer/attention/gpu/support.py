@@ -25,6 +25,9 @@ SHARED_MEMORY = {(8, 0): 166_912, (8, 7): 166_912, (9, 0): 232_448, (10, 0): 232
 LEAST_SHARED_MEMORY = 101_376
 """Of the other GPUs from Ampere on."""
 
+BLOCKS = (16, 32, 64)
+"""Neighbours that the kernels take: the sides of blocks that tensor cores multiply."""
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton then runs its kernels on a CPU, slowly, in NumPy: for tests. It decides this at its import."""
 
@@ -56,6 +59,17 @@ def why_not_on_gpu(query_BHND: Tensor, num_landmarks: int) -> str | None:
     if device.type == "cuda" and needed > shared_memory(_capability(device.index)):
         return f"{m} landmarks of width {d} in {dtype} exceed this GPU's shared memory"
     return None
+
+
+def why_not_neighbours_on_gpu(query_BHND: Tensor, num_landmarks: int, neighbours: int) -> str | None:
+    """The same of the kernels of exact neighbours."""
+    if neighbours not in BLOCKS:
+        return f"neighbours={neighbours} is not one of {', '.join(map(str, BLOCKS))}"
+    if query_BHND.shape[2] <= 2 * neighbours:
+        return f"{query_BHND.shape[2]} tokens are at most two blocks of {neighbours}, and attention is exact"
+    if padded(num_landmarks) * padded(query_BHND.shape[3]) > 64 * 64:
+        return f"{num_landmarks} landmarks of width {query_BHND.shape[3]} are more than 64 of width 64"
+    return why_not_on_gpu(query_BHND, num_landmarks)
 
 
 def shared_memory_needed(dtype: torch.dtype, m: int, d: int) -> int | None:

@@ -154,22 +154,34 @@ void spread_backward(Unit<Element>& u, float* grad_mixed_MD, float* grad_key_MD)
   }
 }
 
-// X = Z Y, Z ≈ Ã⁺, Ã = softmax(Q̃ K̃ᵀ/√D): gradients of Q̃ / √D (set) and of K̃ (added to)
+// Z ≈ Ã⁺, Ã = softmax(Q̃ K̃ᵀ/√D): gradients of Q̃ / √D (set) and of K̃ (added to). `grad_log_sums_M`, or null,
+// are those of the logarithms of the softmax's sums.
+template <class Element>
+void inverse_backward(Unit<Element>& u, Norms norms, float* grad_inverse, const float* grad_log_sums_M,
+                      float* grad_query_MD, float* grad_key_MD) {
+  const int64_t m = u.m, d = u.d;
+  float *grad_kernel = u.arena.take(m * m), *work = u.arena.take(4 * m * m);
+  float* steps = u.arena.take(3 * u.p.iterations * m * m);
+  iterate(u.kernel_MM, u.kernel_T, m, u.p.iterations, norms, true, steps, work, grad_kernel);
+  iterate_backward(grad_inverse, u.kernel_MM, u.kernel_T, m, u.p.iterations, norms, u.column_sums_M,
+                   u.row_sums_M, steps, work, grad_kernel);
+  softmax_of_rows_backward(grad_kernel, u.kernel_MM, m, m);
+  for (int64_t i = 0; grad_log_sums_M && i < m; ++i)
+    for (int64_t j = i * m; j < (i + 1) * m; j += LANES)
+      store(grad_kernel + j, load(grad_kernel + j) + grad_log_sums_M[i] * load(u.kernel_MM + j));
+  multiply(m, d, m, grad_kernel, m, 1, u.key_MD, d, grad_query_MD, d);
+  multiply(m, d, m, grad_kernel, 1, m, u.scaled_query_MD, d, grad_key_MD, d, 1, 1);
+}
+
+// X = Z Y: gradients of Q̃ / √D (set) and of K̃ (added to)
 template <class Element>
 void mix_backward(Unit<Element>& u, Norms norms, const float* grad_mixed_MD, float* grad_query_MD,
                   float* grad_key_MD) {
   const int64_t m = u.m, d = u.d;
   float *gathered_T = u.arena.take(m * d), *grad_inverse = u.arena.take(m * m);
-  float *grad_kernel = u.arena.take(m * m), *work = u.arena.take(4 * m * m);
-  float* steps = u.arena.take(3 * u.p.iterations * m * m);
-  iterate(u.kernel_MM, u.kernel_T, m, u.p.iterations, norms, true, steps, work, grad_kernel);
   transpose(u.gathered_MD, m, d, gathered_T);
   multiply(m, m, d, grad_mixed_MD, d, 1, gathered_T, m, grad_inverse, m);
-  iterate_backward(grad_inverse, u.kernel_MM, u.kernel_T, m, u.p.iterations, norms, u.column_sums_M,
-                   u.row_sums_M, steps, work, grad_kernel);
-  softmax_of_rows_backward(grad_kernel, u.kernel_MM, m, m);
-  multiply(m, d, m, grad_kernel, m, 1, u.key_MD, d, grad_query_MD, d);
-  multiply(m, d, m, grad_kernel, 1, m, u.scaled_query_MD, d, grad_key_MD, d, 1, 1);
+  inverse_backward(u, norms, grad_inverse, nullptr, grad_query_MD, grad_key_MD);
 }
 
 // x[i] += (gradient of the mean that token i, counted from `taken`, is part of) / (size of its segment)
@@ -229,6 +241,20 @@ void gather_backward(Unit<Element>& u, const float* grad_gathered_MD, const floa
   residual.write_grad_weight();
 }
 
+// The queries' part through Q̃ is known last.
+template <class Element>
+void add_query_means(Unit<Element>& u, const float* grad_query_MD) {
+  const int64_t m = u.m, d = u.d;
+  const Tokens<Element> grad_query(u.p.grad_query, u.row.index, u.head, d);
+  for (int64_t start = 0; start < u.n; start += BLOCK) {
+    const int64_t count = std::min(BLOCK, u.n - start);
+    const int32_t* tokens = u.row.tokens.data() + start;
+    grad_query.pack(tokens, count, u.first);
+    add_to_segments(grad_query_MD, start, count, u.n, m, d, u.p.scale, u.first);
+    for (int64_t i = 0; i < count; ++i) grad_query.put(tokens[i], u.first + i * d);
+  }
+}
+
 template <class Element>
 void backward(const Problem& p, const Row& row, int64_t head) {
   Unit<Element> u(p, row, head);
@@ -242,16 +268,15 @@ void backward(const Problem& p, const Row& row, int64_t head) {
   mix_backward(u, norms, grad_mixed_MD, grad_query_MD, grad_key_MD);
   multiply(m, d, m, u.inverse_T, m, 1, grad_mixed_MD, d, grad_gathered_MD, d);  // Zᵀ grad_X
   gather_backward(u, grad_gathered_MD, grad_key_MD, grad_query_MD);
-  // The queries' part through Q̃ is known last.
-  const Tokens<Element> grad_query(p.grad_query, row.index, head, d);
-  for (int64_t start = 0; start < u.n; start += BLOCK) {
-    const int64_t count = std::min(BLOCK, u.n - start);
-    const int32_t* tokens = row.tokens.data() + start;
-    grad_query.pack(tokens, count, u.first);
-    add_to_segments(grad_query_MD, start, count, u.n, m, d, p.scale, u.first);
-    for (int64_t i = 0; i < count; ++i) grad_query.put(tokens[i], u.first + i * d);
-  }
+  add_query_means(u, grad_query_MD);
 }
+
+}  // namespace nystrom
+
+#include "neighbours.h"
+#include "neighbours_backward.h"
+
+namespace nystrom {
 
 // --- all rows -------------------------------------------------------------------------------------
 
@@ -264,17 +289,23 @@ void for_units(const Problem& p, std::initializer_list<Tensor> written, Work wor
   for (int64_t i = 0; i < units; ++i) work(rows[i / p.heads], i % p.heads);
 }
 
+inline bool is_exact(const Problem& p, const Row& row) {
+  return row.size() <= std::max(p.landmarks, 2 * p.neighbours);
+}
+
 template <class Element>
 void forward_all(const Problem& p) {
   for_units(p, {p.out}, [&](const Row& row, int64_t head) {
-    (row.size() > p.landmarks ? forward<Element> : exact_forward<Element>)(p, row, head);
+    if (is_exact(p, row)) exact_forward<Element>(p, row, head);
+    else (p.neighbours ? near_forward<Element> : forward<Element>)(p, row, head);
   });
 }
 
 template <class Element>
 void backward_all(const Problem& p) {
   for_units(p, {p.grad_query, p.grad_key, p.grad_value}, [&](const Row& row, int64_t head) {
-    (row.size() > p.landmarks ? backward<Element> : exact_backward<Element>)(p, row, head);
+    if (is_exact(p, row)) exact_backward<Element>(p, row, head);
+    else (p.neighbours ? near_backward<Element> : backward<Element>)(p, row, head);
   });
 }
 

@@ -14,15 +14,17 @@ namespace nystrom {
 
 // Blocks of at most BLOCK positions that begin and end with a real token.
 template <class Body>
-void for_blocks(const Row& row, Body body) {
-  const int32_t* tokens = row.tokens.data();
-  const int32_t* const end = tokens + row.size();
+void for_blocks(const int32_t* tokens, const int32_t* const end, Body body) {
   while (tokens < end) {
     const int32_t* const next =
         std::lower_bound(tokens, std::min(end, tokens + BLOCK), int32_t(*tokens + BLOCK));
     body(tokens, next - tokens, int64_t(next[-1]) + 1 - *tokens);
     tokens = next;
   }
+}
+template <class Body>
+void for_blocks(const Row& row, Body body) {
+  for_blocks(row.tokens.data(), row.tokens.data() + row.size(), body);
 }
 
 // to[i] += from[position of token i − position of the first]

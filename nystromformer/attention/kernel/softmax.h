@@ -10,6 +10,20 @@
 
 namespace nystrom {
 
+// One row's scores become exp(score − largest); `beside` is a score that has its place elsewhere.
+inline void exponentials(float* x, int64_t columns, float beside, float& largest, float& total) {
+  vec top = splat(beside);
+  for (int64_t j = 0; j < columns; j += LANES) top = larger(load(x + j), top);
+  largest = largest_of(top);
+  vec sum = {};
+  for (int64_t j = 0; j < columns; j += LANES) {
+    const vec e = exponential(load(x + j) - splat(largest));
+    sum += e;
+    store(x + j, e);
+  }
+  total = sum_of(sum);
+}
+
 inline void softmax_of_rows(float* x, int64_t rows, int64_t columns) {
   for (int64_t i = 0; i < rows; ++i, x += columns) {
     vec top = load(x);

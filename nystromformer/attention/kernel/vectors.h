@@ -69,6 +69,36 @@ inline vec exponential(vec x) {
   return p * power;
 }
 
+// Natural logarithm of positive normal numbers to 2 units in the last place (Cephes' logf).
+inline vec logarithm(vec x) {
+  ivec bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const ivec shifted = bits - 0x3f3504f3;  // √½, so that what is left lies between √½ and √2
+  const ivec whole = shifted >> 23;
+  bits = (shifted & 0x7fffff) + 0x3f3504f3;
+  vec r;
+  std::memcpy(&r, &bits, sizeof r);
+  const vec exponent = __builtin_convertvector(whole, vec);
+  r = r - splat(1.0f);
+  vec p = splat(7.0376836292e-2f);
+  p = p * r - splat(1.1514610310e-1f);
+  p = p * r + splat(1.1676998740e-1f);
+  p = p * r - splat(1.2420140846e-1f);
+  p = p * r + splat(1.4249322787e-1f);
+  p = p * r - splat(1.6668057665e-1f);
+  p = p * r + splat(2.0000714765e-1f);
+  p = p * r - splat(2.4999993993e-1f);
+  p = p * r + splat(3.3333331174e-1f);
+  const vec square = r * r;
+  p = p * r * square + exponent * splat(-2.12194440e-4f) - splat(0.5f) * square;
+  return r + p + exponent * splat(0.693359375f);
+}
+
+// The first `count` lanes alone
+inline void put_some(float* to, vec x, int64_t count) {
+  for (int i = 0; i < LANES && i < count; ++i) to[i] = x[i];
+}
+
 // --- matrix products ------------------------------------------------------------------------------
 
 // C = alpha · A B + beta · C₀ for ROWS × (VECTORS · LANES) sums held in registers. Element (r, k) of A is
@@ -132,12 +162,36 @@ inline void multiply(int64_t rows, int64_t columns, int64_t depth, const float* 
   }
 }
 
-inline void transpose(const float* from, int64_t rows, int64_t columns, float* to, float scale = 1) {
-  constexpr int64_t SIDE = 16;
-  for (int64_t i = 0; i < rows; i += SIDE)
-    for (int64_t j = 0; j < columns; j += SIDE)
-      for (int64_t y = j; y < j + SIDE; ++y)
-        for (int64_t x = i; x < i + SIDE; ++x) to[y * rows + x] = scale * from[x * columns + y];
+// Exchanges the bit STEP of row and column in a square of LANES vectors, and then the higher ones.
+template <int STEP>
+inline void exchange(vec* rows) {
+  if constexpr (STEP < LANES) {
+    ivec low, high;
+    for (int j = 0; j < LANES; ++j) {
+      low[j] = j & STEP ? LANES + (j ^ STEP) : j;
+      high[j] = j & STEP ? LANES + j : j ^ STEP;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i)
+      if (!(i & STEP)) {
+        const vec a = rows[i], b = rows[i + STEP];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i + STEP] = __builtin_shuffle(a, b, high);
+      }
+    exchange<2 * STEP>(rows);
+  }
+}
+
+inline void transpose(const float* from, int64_t rows, int64_t columns, float* to) {
+  for (int64_t i = 0; i < rows; i += LANES)
+    for (int64_t j = 0; j < columns; j += LANES) {
+      vec square[LANES];
+#pragma GCC unroll 16
+      for (int x = 0; x < LANES; ++x) square[x] = load(from + (i + x) * columns + j);
+      exchange<1>(square);
+#pragma GCC unroll 16
+      for (int y = 0; y < LANES; ++y) store(to + (j + y) * rows + i, square[y]);
+    }
 }
 
 }  // namespace nystrom

@@ -84,9 +84,12 @@ def _configuration(source: Source, settings: ConvertSettings) -> NystromformerCo
 def _about(source: Source, config: NystromformerConfig, settings: ConvertSettings) -> str:
     """What attention the written model computes, in this project and in transformers."""
     if config.attention == "nystrom":
+        w = config.neighbours
+        near = "" if w is None else f" and exact neighbours in blocks of {w}"
         here = (
-            f"Nyström with {config.num_landmarks} landmarks (exact for rows of at most "
-            f"{config.num_landmarks} tokens); attention=softmax for what transformers computes"
+            f"Nyström with {config.num_landmarks} landmarks{near} (exact for rows of at most "
+            f"{max(config.num_landmarks, 2 * (w or 0))} tokens); "
+            "attention=softmax for what transformers computes"
         )
     else:
         name = "exact" if config.attention == "softmax" else config.attention

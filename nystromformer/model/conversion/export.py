@@ -22,6 +22,7 @@ _OURS_ALONE = (
     "attention",
     "landmarks",
     "pinv_iterations",
+    "neighbours",
     "short_rows",
     "short_row_segment",
     "linformer_projected",

@@ -1,0 +1,128 @@
+"""The Triton kernels of exact neighbours, against the path composed of PyTorch's operators in float64.
+
+As test_gpu_kernels.py: on a GPU where there is one, else in Triton's interpreter, in a process of their own.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nystromformer.attention.composed import composed_nystrom_attention
+from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu
+
+from .test_gpu_kernels import DEVICE, HAS_TRITON, VERSION, error, kernels, leaves, mask_of
+
+
+@pytest.mark.skipif(VERSION < (3, 7), reason="needs triton 3.7: earlier interpreters fail with NumPy 2.4")
+def test_in_the_interpreter():
+    """The tests below, all that need no GPU."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not interpreter"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
+
+
+def check(inputs, mask, m, neighbours, tolerance):
+    """Output and gradients against float64."""
+    weight = inputs[3] if len(inputs) > 3 else None
+    assert why_not_neighbours_on_gpu(inputs[0], m, neighbours) is None
+    out = composed_nystrom_attention(
+        *inputs[:3], m, mask, conv_weight_H1K1=weight, neighbours=neighbours, kernels=True
+    )
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    expected = composed_nystrom_attention(
+        *exact[:3], m, mask, conv_weight_H1K1=exact[3] if len(exact) > 3 else None, neighbours=neighbours
+    )
+    seed = torch.randn_like(out)
+    assert out.dtype == inputs[0].dtype
+    assert error(out, expected) <= tolerance
+    found = torch.autograd.grad(out, inputs, seed)
+    wanted = torch.autograd.grad(expected, exact, seed.double())
+    for name, a, b in zip(("query", "key", "value", "weight"), found, wanted, strict=False):
+        assert error(a, b) <= tolerance, name
+    return out, found
+
+
+@kernels
+@pytest.mark.parametrize("mask", ["none", "right", "scattered", "an empty row"])
+def test_equals_the_composed_path(mask):
+    torch.manual_seed(0)
+    check(leaves(), mask_of(mask), 9, 16, 1e-5)
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("m", "d", "n", "w"),
+    [(1, 8, 40, 16), (16, 16, 49, 16), (20, 32, 130, 32), (33, 64, 140, 64), (64, 24, 97, 16)],
+)
+def test_sizes(m, d, n, w):
+    torch.manual_seed(1)
+    check(leaves(rows=2, heads=2, n=n, d=d, k=None), None, m, w, 1e-5)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mask", ["none", "scattered"])
+def test_half_precision(dtype, mask):
+    torch.manual_seed(2)
+    check(leaves(dtype, k=None), mask_of(mask), 9, 16, 2e-2)
+
+
+@kernels
+def test_the_same_bits_again():
+    torch.manual_seed(3)
+    inputs = leaves()
+    first, second = (check(inputs[:3], mask_of("right"), 9, 16, 1) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+
+
+@kernels
+def test_strides_of_any_kind():
+    torch.manual_seed(4)
+    inputs = [x.detach() for x in leaves(k=None)]
+    laid_out = [
+        inputs[0].contiguous(),
+        inputs[1].mT.contiguous().mT,
+        torch.cat([inputs[2]] * 2, -1)[..., :24],
+    ]
+    check([x.requires_grad_() for x in laid_out], None, 9, 16, 1e-5)
+
+
+@kernels
+def test_pytorchs_own_check_of_the_operator():
+    from nystromformer.attention.gpu import near_operator  # noqa: F401
+
+    torch.manual_seed(5)
+    b, h, n, d, m, w = 2, 1, 40, 8, 4, 16
+    c = -(-n // w)
+    tokens = [torch.randn(b, h, n, d, device=DEVICE, requires_grad=True) for _ in range(3)]
+    shared = [
+        torch.randn(b, h, m, d, device=DEVICE, requires_grad=True),
+        torch.randn(b, h, c, m, d, device=DEVICE, requires_grad=True),
+        torch.rand(b, h, c, m, device=DEVICE, requires_grad=True),
+    ]
+    count = torch.tensor([n, 33], dtype=torch.int32, device=DEVICE)
+    constants = (torch.rand(b, c, m, device=DEVICE), torch.zeros(b, h, device=DEVICE))
+    operator = torch.ops.nystromformer.near_and_far_gpu.default
+    torch.library.opcheck(operator, (*tokens, count, *shared, *constants, w))
+
+
+def test_what_the_kernels_cannot_do_is_said(monkeypatch):
+    monkeypatch.setattr("nystromformer.attention.gpu.support.INTERPRETED", True)
+    query = torch.empty(1, 1, 200, 64)
+    for arguments, words in (
+        ((query, 16, 24), "neighbours=24 is not one of 16, 32, 64"),
+        ((query[:, :, :128], 16, 64), "two blocks of 64"),
+        ((query, 128, 64), "more than 64 of width 64"),
+        ((query, 64, 16), None if HAS_TRITON else "triton"),
+    ):
+        found = why_not_neighbours_on_gpu(*arguments)
+        assert found is None if words is None else words in found

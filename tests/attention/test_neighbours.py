@@ -1,0 +1,193 @@
+"""Nyström attention with exact neighbours: its definition, gradients, exact rows, and what it keeps.
+
+test_properties.py has what it shares with plain Nyström attention.
+"""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from nystromformer import nystrom_attention
+from nystromformer.attention import native
+from nystromformer.attention.neighbours import Blocks
+from nystromformer.attention.nystrom import computed_by
+from nystromformer.attention.softmax import softmax_attention
+
+from .equations import reference_nystrom
+
+LENGTH = 45
+MASKS = {
+    "none": None,
+    "right": torch.arange(LENGTH) >= torch.tensor([[LENGTH], [30], [3]]),
+    "scattered": torch.rand(3, LENGTH, generator=torch.Generator().manual_seed(3)) < 0.3,
+    "one row empty": torch.arange(LENGTH) >= torch.tensor([[LENGTH], [0], [20]]),
+}
+
+
+def leaves(dtype=torch.float64, length=LENGTH, width=3, heads=2, kernel=3):
+    made = [0.7 * torch.randn(3, length, heads, width, dtype=dtype).transpose(1, 2) for _ in range(3)]
+    made.append(torch.randn(heads, 1, kernel, 1, dtype=dtype))
+    return [x.requires_grad_() for x in made]
+
+
+def attention(mask, neighbours, m=4):
+    def run(q, k, v, weight):
+        return nystrom_attention(
+            q, k, v, num_landmarks=m, key_padding_mask=mask, conv_weight=weight, neighbours=neighbours
+        )
+
+    return run
+
+
+def padding_of(mask, length=LENGTH):
+    return torch.zeros(3, length, dtype=torch.bool) if mask is None else mask
+
+
+@pytest.mark.parametrize("neighbours", [1, 2, 5, 8, 20, 22, 23, 100])
+@pytest.mark.parametrize("mask", MASKS)
+def test_equals_its_definition_and_so_do_its_gradients(mask, neighbours):
+    torch.manual_seed(0)
+    inputs = leaves()
+    padding = padding_of(MASKS[mask])
+    out = attention(MASKS[mask], neighbours)(*inputs)
+    expected = reference_nystrom(*inputs[:3], padding, 4, inputs[3], neighbours=neighbours)
+    torch.testing.assert_close(out, expected, atol=1e-9, rtol=1e-9)
+    seed = torch.randn_like(out).masked_fill(padding[:, None, :, None], 0)
+    found, wanted = (torch.autograd.grad(x, inputs, seed) for x in (out, expected))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("length", [*range(1, 40), 63, 64, 65, 128, 129, 200, 333, 600])
+def test_any_length_equals_the_definition(length):
+    torch.manual_seed(length)
+    inputs = leaves(length=length, width=4)
+    mask = torch.rand(3, length) < torch.tensor([[0.0], [0.1], [0.6]])
+    out = attention(mask, 8, m=6)(*inputs)
+    expected = reference_nystrom(*inputs[:3], mask, 6, inputs[3], neighbours=8)
+    torch.testing.assert_close(out, expected, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_gradcheck(mask):
+    torch.manual_seed(1)
+    run = attention(MASKS[mask], 5)
+    assert torch.autograd.gradcheck(run, leaves(), fast_mode=True)
+
+
+@pytest.mark.parametrize("length", [2, 31, 32])
+def test_a_row_whose_tokens_are_all_near_is_exact_attention(length):
+    torch.manual_seed(2)
+    q, k, v, _ = leaves(length=length)
+    out = nystrom_attention(q, k, v, num_landmarks=2, neighbours=16)
+    torch.testing.assert_close(out, softmax_attention(q, k, v), atol=1e-12, rtol=1e-12)
+
+
+def test_the_middle_block_of_three_is_exact():
+    torch.manual_seed(3)
+    q, k, v, _ = leaves(length=48)
+    out = nystrom_attention(q, k, v, num_landmarks=4, neighbours=16)
+    exact = softmax_attention(q, k, v)
+    torch.testing.assert_close(out[:, :, 16:32], exact[:, :, 16:32], atol=1e-12, rtol=1e-12)
+    assert (out[:, :, 32:] - exact[:, :, 32:]).abs().max() > 1e-4
+
+
+def test_far_tokens_of_each_segment_are_counted():
+    """Against the pairs themselves, with the first token near to all."""
+    for n, w, m in [(1, 1, 1), (45, 5, 4), (45, 4, 7), (64, 8, 8), (33, 16, 5)]:
+        blocks = Blocks.of(torch.tensor([n, max(1, n - 9)]), n, w, m)
+        for row, count in enumerate([n, max(1, n - 9)]):
+            segments = torch.tensor_split(torch.arange(count), m)
+            for c in range(-(-n // w)):
+                far = [j for j in range(1, count) if abs(j // w - c) > 1]
+                counted = [sum(int(j) in far for j in part) for part in segments]
+                assert blocks.far_BCM[row, c].tolist() == counted
+                assert bool(blocks.far_BC[row, c]) == bool(far)
+
+
+def test_no_matrix_of_tokens_by_landmarks_or_neighbours_is_kept():
+    length = 4096
+    inputs = [torch.randn(1, length, 2, 64).transpose(1, 2).requires_grad_() for _ in range(3)]
+    given = {x.untyped_storage().data_ptr() for x in inputs}
+    kept: dict[int, int] = {}
+
+    def note(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        nystrom_attention(*inputs, num_landmarks=64, neighbours=64)
+    beyond = sum(size for pointer, size in kept.items() if pointer not in given)
+    assert beyond <= 4 * 2 * (length + 6 * 64) * 64
+
+
+@pytest.mark.parametrize("mask", ["none", "right"])
+def test_compile_without_graph_breaks(mask):
+    torch.manual_seed(4)
+    inputs = leaves(torch.float32)
+    run = attention(MASKS[mask], 5)
+    eager = run(*inputs)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(*inputs)
+    torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-4)
+    seed = torch.randn_like(eager)
+    found, wanted = (torch.autograd.grad(x, inputs, seed) for x in (compiled, eager))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_checkpointing_changes_nothing():
+    torch.manual_seed(5)
+    inputs = leaves()
+    run = attention(MASKS["right"], 5)
+    plain = torch.autograd.grad(run(*inputs).sum(), inputs)
+    again = torch.autograd.grad(checkpoint(run, *inputs, use_reentrant=False).sum(), inputs)
+    for a, b in zip(plain, again, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+def test_garbage_in_the_padding_reaches_nothing(garbage):
+    torch.manual_seed(6)
+    clean, mask = leaves(), MASKS["scattered"]
+    *qkv, weight = (x.detach() for x in clean)
+    dirty = [x.masked_fill(mask[:, None, :, None], garbage).requires_grad_() for x in qkv]
+    dirty.append(weight.requires_grad_())
+    run = attention(mask, 5)
+    out = run(*dirty)
+    assert torch.equal(out, run(*clean))
+    for a, b in zip(*(torch.autograd.grad(run(*x).sum(), x) for x in (dirty, clean)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("landmarks", ["uniform", "kmeans"])
+def test_other_landmarks_are_closer_to_exact_attention_with_neighbours(landmarks):
+    torch.manual_seed(7)
+    q, k, v, _ = leaves(length=200, width=8)
+    exact = softmax_attention(q, k, v)
+    errors = [
+        (nystrom_attention(q, k, v, num_landmarks=16, landmarks=landmarks, neighbours=w) - exact).norm()
+        for w in (None, 16, 64)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_an_impossible_block_is_named():
+    q, k, v, _ = leaves()
+    with pytest.raises(ValueError, match="neighbours=0"):
+        nystrom_attention(q, k, v, neighbours=0)
+
+
+def test_a_recording_is_refused_in_words():
+    q, k, v, _ = (x.detach() for x in leaves())
+    with pytest.raises(ValueError, match="neighbours=None"):
+        torch.jit.trace(lambda *x: nystrom_attention(*x, num_landmarks=4, neighbours=5), (q, k, v))
+
+
+def test_what_computes_it_is_said():
+    query = torch.empty(1, 1, 100, 16)
+    choices = (16, 6, "segment_means")
+    composed = "composed of PyTorch's operators"
+    assert computed_by(query, *choices, neighbours=20) == composed
+    assert computed_by(query.double(), *choices, neighbours=16) == composed
+    if native.library() is not None:
+        assert computed_by(query, *choices, neighbours=16).startswith("compiled kernel")
