@@ -55,10 +55,15 @@ def test_help_shows_groups_settings_and_examples(command, capsys):
 
 
 def test_help_shows_the_values_of_its_command_line(capsys):
+    assert cli.main(["pretrain", "experiment=small_512", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "* experiment=small_512" in out
+    assert "* model=small" in out
+    assert "model.num_hidden_layers=4" in out
     assert cli.main(["pretrain", "experiment=base_512", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "* experiment=base_512" in out
-    assert "model.num_hidden_layers=12" in out
+    assert "model.num_hidden_layers=(that of init.path)" in out
+    assert "* model=" not in out
 
 
 def test_examples_compose():

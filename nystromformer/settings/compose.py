@@ -142,7 +142,8 @@ def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:
                 config = hydra.compose(command, words, return_hydra_config=True)
                 _note_what_is_the_sources(config.model)
             taken = config.hydra.runtime.choices
-            choices = {group: taken.get(group) for group in groups if group in taken or group == "model"}
+            dropped = {"model"} if "~model" in words else set()
+            choices = {group: taken.get(group) for group in groups if group in taken.keys() | dropped}
             with open_dict(config):
                 del config["hydra"]
             settings = OmegaConf.to_object(config)

@@ -50,10 +50,12 @@ def _group_lines(groups: Groups, choices: Mapping[str, str | None]) -> Iterator[
 
 
 def _setting_lines(settings: Settings) -> Iterator[str]:
-    sources = settings.model.from_source if isinstance(settings, PretrainSettings) else []
+    sources = set()
+    if isinstance(settings, PretrainSettings):
+        sources = {f"model.{name}" for name in settings.model.from_source}
     for setting in settings_of(type(settings)):
         value = as_written(attrgetter(setting.key)(settings))
-        if setting.key.removeprefix("model.") in sources:
+        if setting.key in sources:
             value = "(that of init.path)"
         yield from _entry(f"  {setting.key}={value}", setting.documentation)
 
