@@ -37,6 +37,12 @@ def nystrom_attention_on_cpu(
     return out_BHND
 
 
+def how_on_cpu(query_BHND: Tensor, num_landmarks: int) -> str:
+    """What computes queries like these, in words."""
+    native_takes_it = _implementation(query_BHND, num_landmarks) is native
+    return "C++ kernel" if native_takes_it else "PyTorch's operators, row by row"
+
+
 def _computed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 

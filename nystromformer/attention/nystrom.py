@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.convolution import check_weight
-from nystromformer.attention.cpu import nystrom_attention_on_cpu
+from nystromformer.attention.cpu import how_on_cpu, nystrom_attention_on_cpu
 from nystromformer.attention.gpu.support import why_not_on_gpu
 from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.projections import check_projections
@@ -75,9 +75,8 @@ def nystrom_attention(
     Raises:
         ValueError: a shape, the mask's dtype or an option is impossible.
     """
-    implementation = implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device)
     _check(query, key, value, num_landmarks, key_padding_mask, pinv_iterations, landmarks, conv_weight)
-    _check_implementation(implementation)
+    implementation = _known(implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device))
     if implementation != "composed":
         obstacle = _why_no_operator(query, num_landmarks, pinv_iterations, landmarks)
         if obstacle is None and pinv_iterations is not None:
@@ -98,6 +97,28 @@ def nystrom_attention(
         conv_weight,
         segments,
     )
+
+
+def describe_implementation(
+    query: Tensor,
+    num_landmarks: int,
+    *,
+    pinv_iterations: int | None = 6,
+    landmarks: str = "segment_means",
+    implementation: str | None = None,
+) -> str:
+    """What `nystrom_attention` takes for queries like these, in words; their numbers are not looked at."""
+    named = implementation or DEFAULT_IMPLEMENTATION
+    implementation = _known(named or _default_on(query.device))
+    composed = "composed of PyTorch's operators"
+    obstacle = _why_no_operator(query, num_landmarks, pinv_iterations, landmarks)
+    if obstacle is not None:
+        return f"{composed}: {obstacle}"
+    if implementation == "composed":
+        return composed if named else f"{composed}; NYSTROMFORMER_ATTENTION=auto takes the Triton kernels"
+    if query.device.type == "cpu":
+        return how_on_cpu(query, num_landmarks)
+    return "Triton kernels"
 
 
 def _default_on(device: torch.device) -> str:
@@ -137,12 +158,13 @@ def _by_operator(
     return nystrom_attention_on_gpu(*arguments)
 
 
-def _check_implementation(implementation: str) -> None:
+def _known(implementation: str) -> str:
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation={implementation!r} is unknown: use one of {', '.join(IMPLEMENTATIONS)}, "
             "also in the environment variable NYSTROMFORMER_ATTENTION"
         )
+    return implementation
 
 
 def _check(

@@ -84,7 +84,7 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
         kernel = torch.randn(settings.heads, 1, settings.kernel, 1, device=device, generator=generator)
         kernel /= settings.kernel**0.5
     make = _Maker(settings, projections, kernel)
-    way = "auto"  # a GPU's kernels too, which have to be asked for; the composed path stands beside them
+    way = settings.implementation
     found = [make.ours(OURS, None, way)]
     place = torch.arange(length, device=device).expand(rows, length)
     found.append(make.ours(PADDED, place >= length - length // 4, way))
@@ -94,7 +94,8 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
     found += make.lucidrains()
     found.append(make.fused(FUSED, nullcontext))
     if device.type == "cuda":
-        found.append(make.ours(COMPOSED, None, "composed"))
+        if way != "composed":
+            found.append(make.ours(COMPOSED, None, "composed"))
         for name, backend in EXACT_ON_GPU.items():
             contender = make.fused(name, partial(sdpa_kernel, backend))
             if _runs(contender):

@@ -9,25 +9,27 @@ transformers' models learn masked tokens alone and compute them everywhere.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nystromformer.benchmark.contenders import COMPOSED
 from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.measure import seconds_of
 from nystromformer.benchmark.results import described, device_of, results_folder, table, write_results
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
+from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.heads import IGNORED
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
@@ -58,6 +60,8 @@ class Contender:
     """Trains one step; the loss, on the device."""
     flops: float
     """Model FLOPs of a step; see `training.flops`."""
+    attention: str = ""
+    """What computes it, where there is a choice."""
 
 
 def benchmark_step(settings: BenchmarkSettings) -> dict[str, Any]:
@@ -67,18 +71,17 @@ def benchmark_step(settings: BenchmarkSettings) -> dict[str, Any]:
         What the JSON file holds: seconds, tokens per second and ratios by length and model.
 
     Raises:
-        UserError: the device is missing, the folder cannot be written, or memory runs out.
+        UserError: the device is missing, the folder cannot be written, or no model fits into memory at any
+            length.
     """
     device, folder = device_of(settings.device), results_folder(settings.folder)
     started, here = time.perf_counter(), machine(device)  # the commit before anything changes
     lengths: dict[int, dict[str, Any]] = {}
     for length in settings.lengths:
         print(f"{length} tokens", flush=True)
-        try:
-            lengths[length] = _measure(contenders(settings, length, device), settings, length, device)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise UserError(f"{length} tokens do not fit into memory: write a smaller tokens=") from error
-        gc.collect()
+        lengths[length] = _measure_what_fits(settings, length, device)
+    if not any(lengths.values()):
+        raise UserError("no model fits into memory at any length: write a smaller tokens=")
     result = {
         "machine": here,
         "settings": described(settings),
@@ -89,6 +92,39 @@ def benchmark_step(settings: BenchmarkSettings) -> dict[str, Any]:
     name = f"step_{device.type}" + ("" if settings.dtype == "float32" else f"_{settings.dtype}")
     write_results(folder / name, result, as_markdown(result))
     return result
+
+
+def _measure_what_fits(settings: BenchmarkSettings, length: int, device: torch.device) -> dict[str, Any]:
+    """One length; a model that runs out of memory is left out, and what was measured before is kept."""
+    torch._dynamo.reset()  # each length has graphs of its own, and what is compiled is limited
+    without: set[str] = set()
+    while True:
+        building = ""
+        try:
+            found = []
+            for building, make in makers(settings, length, device).items():
+                if building not in without:
+                    found.append(make())
+            return _measure(found, settings, length, device) if found else {}
+        except _OutOfMemory as error:
+            building = error.contender
+        except (MemoryError, torch.OutOfMemoryError):
+            pass
+        # Outside the handler, whose traceback would keep the tensors of the failed call.
+        print(f"{length} tokens of {building} do not fit into memory: it is left out", flush=True)
+        without.add(building)
+        found = []
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _OutOfMemory(Exception):
+    """A contender asked for more memory than there is."""
+
+    def __init__(self, contender: str) -> None:
+        super().__init__(contender)
+        self.contender = contender
 
 
 def batch_of(settings: BenchmarkSettings, length: int) -> Batch:
@@ -108,17 +144,34 @@ def batch_of(settings: BenchmarkSettings, length: int) -> Batch:
 
 def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -> list[Contender]:
     """All models at this length, each with an optimizer of its own."""
+    return [make() for make in makers(settings, length, device).values()]
+
+
+def makers(
+    settings: BenchmarkSettings, length: int, device: torch.device
+) -> dict[str, Callable[[], Contender]]:
+    """What makes each model at this length, by its name."""
     batch = batch_of(settings, length)
     nystrom, exact = _our_config(settings, length, "nystrom"), _our_config(settings, length, "softmax")
-    return [
-        _ours(OURS, nystrom, settings, batch, device),
-        _ours(EXACT, exact, settings, batch, device),
-        _peer(PEER, _transformers_nystromformer(settings, length), nystrom, settings, batch, device),
-        _peer(BERT, _transformers_bert(settings, length), exact, settings, batch, device),
-        _peer(
-            BERT_WITH_DROPOUT, _transformers_bert(settings, length, DROPOUT), exact, settings, batch, device
+    composed = dataclasses.replace(settings, implementation="composed")
+
+    def peer(
+        name: str, make: Callable[[], PreTrainedModel], like: NystromformerConfig
+    ) -> Callable[[], Contender]:
+        return lambda: _peer(name, make(), like, settings, batch, device)
+
+    found = {OURS: lambda: _ours(OURS, nystrom, settings, batch, device)}
+    if device.type == "cuda" and settings.implementation != "composed":
+        found[COMPOSED] = lambda: _ours(COMPOSED, nystrom, composed, batch, device)
+    return {
+        **found,
+        EXACT: lambda: _ours(EXACT, exact, settings, batch, device),
+        PEER: peer(PEER, lambda: _transformers_nystromformer(settings, length), nystrom),
+        BERT: peer(BERT, lambda: _transformers_bert(settings, length), exact),
+        BERT_WITH_DROPOUT: peer(
+            BERT_WITH_DROPOUT, lambda: _transformers_bert(settings, length, DROPOUT), exact
         ),
-    ]
+    }
 
 
 def _our_config(settings: BenchmarkSettings, length: int, attention: str) -> NystromformerConfig:
@@ -178,11 +231,15 @@ def _ours(
 ) -> Contender:
     torch.manual_seed(settings.seed)
     model = NystromformerForPreTraining(config).to(device).train()
+    layers = [module for module in model.modules() if isinstance(module, NystromformerSelfAttention)]
+    for layer in layers:
+        layer.implementation = settings.implementation
     optimizer = build_optimizer(model, TrainingSettings())
-    accelerator = Accelerator(cpu=device.type == "cpu")
-    autocast = devices.autocast(getattr(torch, settings.dtype), device)
+    accelerator = devices.accelerator_of(cpu=device.type == "cpu")
+    dtype = getattr(torch, settings.dtype)
+    autocast = devices.autocast(dtype, device)
     if settings.compile:
-        model.compile()
+        devices.compile_in_place(model)
     laid_out = Layout(pad_id=0)(batch)
 
     def step() -> Tensor:
@@ -191,7 +248,8 @@ def _ours(
         )
         return figures.mlm_loss
 
-    return Contender(name, model, step, _flops(config, batch))
+    how = layers[0].describe(config.max_position_embeddings, dtype)
+    return Contender(name, model, step, _flops(config, batch), attention=how)
 
 
 def _peer(
@@ -207,7 +265,7 @@ def _peer(
     optimizer = build_optimizer(model, TrainingSettings())
     autocast = devices.autocast(getattr(torch, settings.dtype), device)
     if settings.compile and name != PEER:
-        model.compile()
+        devices.compile_in_place(model)
     # Without a mask, as every token is real: transformers' Nystromformer cannot take one that hides some.
     inputs = {key: batch[key].to(device) for key in ("input_ids", "token_type_ids", "labels")}
 
@@ -232,13 +290,18 @@ def _measure(
     found: list[Contender], settings: BenchmarkSettings, length: int, device: torch.device
 ) -> dict[str, Any]:
     """Each model once to warm up, then all of them in turn, `repeats` times."""
+    peak = {}
     for contender in found:
-        contender.step()  # allocates the optimizer's moments, and compiles where that was asked for
-    peak = {contender.name: _peak_bytes(contender, device) for contender in found}
+        with _telling(contender):
+            contender.step()  # allocates the optimizer's moments, and compiles where that was asked for
+    for contender in found:
+        with _telling(contender):
+            peak[contender.name] = _peak_bytes(contender, device)
     seconds: dict[str, list[float]] = {contender.name: [] for contender in found}
     for _ in range(settings.repeats):
         for contender in found:
-            seconds[contender.name].append(seconds_of(contender.step, device))
+            with _telling(contender):
+                seconds[contender.name].append(seconds_of(contender.step, device))
     tokens = max(1, settings.tokens // length) * length
     fastest = peak_flops(device, getattr(torch, settings.dtype))
     row = {}
@@ -251,8 +314,19 @@ def _measure(
             "model_flops": contender.flops,
             "model_flop_utilisation": fastest and contender.flops / median / fastest,
             "peak_bytes": peak[contender.name],
+            "attention": contender.attention,
         }
     return row
+
+
+@contextlib.contextmanager
+def _telling(contender: Contender) -> Iterator[None]:
+    """Within it, running out of memory names the contender."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        # Not chained: the first error's traceback holds the tensors of the failed step.
+        raise _OutOfMemory(contender.name) from None
 
 
 def _peak_bytes(contender: Contender, device: torch.device) -> int | None:
@@ -268,10 +342,14 @@ def _peak_bytes(contender: Contender, device: torch.device) -> int | None:
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
-    """What the targets speak of, at one length; below 1 means slower than the other."""
+    """What the targets speak of, at one length; below 1 means slower than the other.
+
+    Without what did not fit into memory.
+    """
     return {
         f"times faster than {name}": row[name]["median"] / row[OURS]["median"]
-        for name in (PEER, BERT, BERT_WITH_DROPOUT, EXACT)
+        for name in (PEER, BERT, BERT_WITH_DROPOUT, EXACT, COMPOSED)
+        if name in row and OURS in row
     }
 
 
@@ -295,6 +373,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         *(f"- {name}: {value}" for name, value in result["machine"].items()),
     ]
+    ways = {f"{length} tokens: {row[OURS]['attention']}" for length, row in rows.items() if OURS in row}
+    lines += [f"- {OURS} at {way}" for way in sorted(ways, key=lambda way: int(way.split()[0]))]
     if result["peak_flops"]:
         lines.append(f"- peak: {result['peak_flops'] / 1e12:.4g} TFLOP/s")
     for title, key, form in (
@@ -307,13 +387,20 @@ def as_markdown(result: dict[str, Any]) -> str:
             lambda x: f"{x / 1e6:,.0f}",
         ),
     ):
-        shown = {
-            name: [form(row[name][key]) for row in rows.values()]
-            for name in (OURS, EXACT, PEER, BERT, BERT_WITH_DROPOUT)
-            if all(row[name][key] is not None for row in rows.values())
+        found = {
+            name: [row.get(name, {}).get(key) for row in rows.values()]
+            for name in (OURS, COMPOSED, EXACT, PEER, BERT, BERT_WITH_DROPOUT)
         }
+        shown = [
+            [name, *("–" if x is None else form(x) for x in values)]
+            for name, values in found.items()
+            if any(x is not None for x in values)
+        ]
         if shown:
-            lines += ["", f"## {title}", "", *table(["", *rows], [[n, *cells] for n, cells in shown.items()])]
+            lines += ["", f"## {title}", "", *table(["", *rows], shown)]
+    if any(not row or len(row) < len(max(rows.values(), key=len)) for row in rows.values()):
+        lines += ["", "–: did not fit into memory."]
     named = [ratios(row) for row in rows.values()]
-    cells = [[name, *(f"{ratio[name]:.2f}" for ratio in named)] for name in named[0]]
+    names = dict.fromkeys(name for ratio in named for name in ratio)
+    cells = [[name, *(f"{ratio[name]:.2f}" if name in ratio else "–" for ratio in named)] for name in names]
     return "\n".join([*lines, "", "## Ratios", "", *table(["", *rows], cells)]) + "\n"

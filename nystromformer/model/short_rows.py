@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.nystrom import nystrom_attention
+from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 
 
@@ -100,7 +101,7 @@ def _landmark_per_token(
         query, key, value = (x.gather(2, index_BHLD) for x in (query_BHND, key_BHND, value_BHND))
     else:
         query, key, value = query_BHND, key_BHND, value_BHND
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         query, key, value = query.float(), key.float(), value.float()
         s_BHLL = torch.softmax((query * d**-0.5) @ key.mT, dim=-1)
         inverse = exact_pinv(s_BHLL) if pinv_iterations is None else iterative_pinv(s_BHLL, pinv_iterations)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 WHATS = ("attention", "step", "prepare", "loader")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
+IMPLEMENTATIONS = ("auto", "operator", "composed")
 
 LENGTHS = {"step": (512, 2048, 4096)}
 TOKENS = {"step": 4096}
@@ -46,6 +47,10 @@ class BenchmarkSettings:
     """attention, step: width of one head."""
     landmarks: int = 64
     """attention, step: number of landmarks."""
+    implementation: str = "auto"
+    """attention, step: how this project's Nyström attention is computed: `operator`, the device's own,
+    `composed` of PyTorch's operators, or `auto`, the former where it can. On a GPU the composed one is
+    measured beside it in any case."""
     kernel: int | None = 33
     """attention, step: width of the residual convolution, odd; empty for none."""
     repeats: int = 5
@@ -95,7 +100,8 @@ class BenchmarkSettings:
             yield from self._complaints_about_text()
 
     def _complaints_about_a_device(self) -> Iterator[str]:
-        for name, value, known in (("device", self.device, DEVICES), ("dtype", self.dtype, DTYPES)):
+        for name, known in (("device", DEVICES), ("dtype", DTYPES), ("implementation", IMPLEMENTATIONS)):
+            value = getattr(self, name)
             if value not in known:
                 yield f"{name}={value!r} is unknown: write one of {', '.join(known)}"
         yield from self._too_small("tokens", "heads", "head_dim", "landmarks", "repeats")

@@ -14,6 +14,7 @@ from torch import Tensor
 from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.heads import IGNORED
+from nystromformer.training.devices import on_device
 from nystromformer.training.flops import training_flops
 from nystromformer.training.optimizer import update
 from nystromformer.training.parallel import accumulating, whole
@@ -87,7 +88,7 @@ def train_step(
     sop_sum = torch.zeros((), device=accelerator.device)
     for batch, is_last in _with_last(micro_batches):
         in_batch = predicted_tokens(batch)
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        batch = on_device(batch, accelerator.device)
         # Processes exchange gradients once a step, with the last micro-batch.
         with contextlib.nullcontext() if is_last else accumulating(model):
             with autocast:

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
@@ -33,7 +32,7 @@ from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
 from nystromformer.tasks.encoding import Encoded
 from nystromformer.training.checkpoint import load_latest, save_checkpoint
-from nystromformer.training.devices import autocast, precision
+from nystromformer.training.devices import accelerator_of, autocast, on_device, precision
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
@@ -86,7 +85,7 @@ def train_cell(
     """
     training = _training_settings(cell, scale)
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    accelerator = accelerator_of(cpu=device.type == "cpu")
     torch.manual_seed(cell.seed)
     model = LraClassifier(configuration(cell.attention, task, scale)).to(device)
     optimizer = build_optimizer(model, training)
@@ -139,8 +138,9 @@ def accuracy(
     right = torch.zeros((), device=device)
     for rows, batch in ordered_batches(examples, scale.batch_size, 0):
         labels = torch.tensor([examples.labels[row] for row in rows], device=device)
+        batch = on_device(batch, device)
         with autocast(dtype, device):
-            logits = model(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+            logits = model(batch["input_ids"], batch.get("attention_mask"))
         right += (logits.argmax(dim=-1) == labels).sum()
     model.train()
     return right.item() / len(examples)
@@ -179,9 +179,9 @@ def _step(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     (batch,) = batches.of_step(step)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = on_device(batch, device)
     with autocast(dtype, device):
-        logits = model(batch["input_ids"], batch["attention_mask"])
+        logits = model(batch["input_ids"], batch.get("attention_mask"))
     loss = F.cross_entropy(logits.float(), batch["labels"])
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
