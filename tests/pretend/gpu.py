@@ -3,7 +3,7 @@
 Fake tensors have a shape, a type and a device, and no memory. What this shows: whether all that meets is
 on one device, and whether a step waits for the GPU. What it does not: any number.
 
-`load` has to come before PyTorch is imported, so that tests run in a process of their own, see `pytest_on_it`.
+What is loaded for it has to come before PyTorch, so that tests run in a process of their own: `pytest_on_it`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 
 def torch_folder() -> Path:
     found = find_spec("torch")
-    assert found is not None and found.submodule_search_locations
+    assert found is not None
+    assert found.submodule_search_locations
     return Path(found.submodule_search_locations[0])
 
 
@@ -58,7 +59,7 @@ def why_not() -> str | None:
 def pytest_on_it(file: str) -> subprocess.CompletedProcess[str]:
     """Run a file's tests in a process with a GPU that is not there."""
     program = (
-        "from tests.pretend import gpu; gpu.load(); import pytest, sys; "
+        "import tests.pretend.gpu, pytest, sys; "
         f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {file!r}]))"
     )
     return subprocess.run(
@@ -69,6 +70,7 @@ def pytest_on_it(file: str) -> subprocess.CompletedProcess[str]:
 
 
 if PRETENDED:
+    load()
     import torch
     import torch.cuda.amp.common
     from torch._subclasses import FakeTensor, FakeTensorMode
@@ -78,6 +80,7 @@ if PRETENDED:
     # What autocast asks before it is switched on.
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *_, **__: True
+    torch.cuda._lazy_init = lambda: None  # what `.to` starts, outside a fake mode
 
     DEVICE = torch.device("cuda", 0)
 
@@ -105,7 +108,8 @@ if PRETENDED:
             if not on_gpu and (to is None or torch.device(to).type != "cuda"):
                 return func(*args, **kwargs)
             if self.watching:
-                self.operations.append(str(func))
+                first = next((x for x in leaves if isinstance(x, torch.Tensor)), None)
+                self.operations.append(f"{func} {() if first is None else tuple(first.shape)}")
                 blocking = "_to_copy" in str(func) and not kwargs.get("non_blocking")
                 if blocking and to is not None and torch.device(to).type != args[0].device.type:
                     raise Waited(f"{args[0].device} → {to}")
