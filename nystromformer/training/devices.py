@@ -76,7 +76,11 @@ def compile_in_place(model: torch.nn.Module) -> None:
     Shapes are few: the layout's widths, in training and validation, with padding and without, and for fewer
     rows at the end of a validation.
     """
-    torch._dynamo.config.recompile_limit = max(8 * MOST_WIDTHS, torch._dynamo.config.recompile_limit)
+    config = torch._dynamo.config
+    limit = (
+        "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    )  # before torch 2.7
+    setattr(config, limit, max(8 * MOST_WIDTHS, getattr(config, limit)))
     model.compile(dynamic=False)
 
 

@@ -70,7 +70,7 @@ GPU = Scale(
     pretrain=[
         "experiment=base_512", "data=imdb", "tokenizer=wordpiece", "init=unigram", "name=gpu_base_512",
         "training.steps=600", "training.warmup_steps=100", "training.learning_rate=2e-4",
-        "training.max_minutes=6", "training.log_every=20", "training.validate_every=200",
+        "training.max_minutes=5", "training.log_every=20", "training.validate_every=200",
         "training.validation_examples=512", "training.checkpoint_every=100", "training.loader_workers=4",
         "training.profile_steps=3",
     ],
@@ -101,7 +101,9 @@ SMOKE = Scale(
         "training.profile_steps=1",
     ],
     efficiency="smoke",
-    finetune=["task.epochs=1", "task.batch_sizes=[4]", "data.max_train_examples=8", "data.max_dev_examples=4"],
+    finetune=[
+        "task.epochs=1", "task.batch_sizes=[4]", "data.max_train_examples=8", "data.max_dev_examples=4",
+    ],
     finetune_lengths=[32, 48],
     tests=["tests/attention/test_pseudoinverse.py"],
 )  # fmt: skip
@@ -199,8 +201,8 @@ def step(day: Day, lengths: Sequence[int], compiled: bool) -> None:
 def _benchmark(day: Day, what: str, folder: str, *words: str) -> None:
     found = day.work / folder
     day.nystromformer(
-        "benchmark", f"what={what}", f"device={day.scale.device}", f"dtype={day.scale.dtype}", f"folder={found}",
-        *words,
+        "benchmark", f"what={what}", f"device={day.scale.device}", f"dtype={day.scale.dtype}",
+        f"folder={found}", *words,
     )  # fmt: skip
     _note_json(day, found)
 
@@ -259,8 +261,8 @@ def finetune(day: Day, length: int) -> None:
         pretrain(day)
     found = day.work / f"finetuned_{length}"
     day.nystromformer(
-        "finetune", "task=imdb", f"checkpoint={day.model}", f"model.max_length={length}", f"name=imdb_{length}",
-        f"runs_folder={found}", *day.scale.finetune, **KERNELS,
+        "finetune", "task=imdb", f"checkpoint={day.model}", f"model.max_length={length}",
+        f"name=imdb_{length}", f"runs_folder={found}", *day.scale.finetune, **KERNELS,
     )  # fmt: skip
     _note_json(day, found)
 

@@ -51,8 +51,9 @@ def why_not() -> str | None:
         return "this PyTorch has CUDA"
     if sys.platform != "linux" or shutil.which("g++") is None:
         return "needs g++ on Linux"
-    if not (torch_folder() / "include/ATen/detail/CUDAHooksInterface.h").exists():
-        return "this PyTorch comes without its headers"
+    header = torch_folder() / "include/c10/core/impl/DeviceGuardImplInterface.h"
+    if not header.exists() or "NoOpDeviceGuardImpl final" in header.read_text():
+        return "this PyTorch has no guard of a device that is not there"
     return None
 
 
