@@ -136,10 +136,10 @@ def load_latest(
                 "with, or name=OTHER for a new run"
             ) from None
         random_state = checkpoint / f"random-{accelerator.process_index}.pt"
+        # For what the file does not hold: a run that goes on with more processes, or on another device.
+        torch.manual_seed(step * 1_000_003 + accelerator.process_index)
         if random_state.exists():
             _restore_random_state(_load(random_state))
-        else:  # the run goes on with more processes than it had
-            torch.manual_seed(step * 1_000_003 + accelerator.process_index)
         state = json.loads((checkpoint / "state.json").read_text())
         return Progress(
             **{field.name: state[field.name] for field in fields(Progress) if field.name in state}

@@ -84,6 +84,16 @@ def compile_in_place(model: torch.nn.Module) -> None:
     model.compile(dynamic=False)
 
 
+def numbers_on(device: torch.device, numbers: list[float]) -> torch.Tensor:
+    """A few numbers as float32 on the device, without waiting for it.
+
+    A copy out of ordinary memory may wait for all that the device has in its queue; out of pinned memory it
+    does not.
+    """
+    pinned = device.type == "cuda" and torch.cuda.is_available()
+    return torch.tensor(numbers, dtype=torch.float32, pin_memory=pinned).to(device, non_blocking=True)
+
+
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """A batch of the CPU's memory on the device; without its mask where every token is real.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.heads import IGNORED
-from nystromformer.training.devices import on_device
+from nystromformer.training.devices import numbers_on, on_device
 from nystromformer.training.flops import training_flops
 from nystromformer.training.optimizer import update
 from nystromformer.training.parallel import accumulating, whole
@@ -80,8 +80,7 @@ def train_step(
     targets = sum(predicted_tokens(batch) for batch in micro_batches)
     rows = sum(len(batch["input_ids"]) for batch in micro_batches)
     lengths = torch.cat([batch["attention_mask"].sum(1) for batch in micro_batches])
-    # Not blocking: a copy from ordinary memory would otherwise wait for the device's queue.
-    totals = torch.tensor([targets, rows], dtype=torch.float32).to(accelerator.device, non_blocking=True)
+    totals = numbers_on(accelerator.device, [targets, rows])
     all_targets, all_rows = accelerator.reduce(totals, "sum").unbind()
 
     mlm_sum = torch.zeros((), device=accelerator.device)
