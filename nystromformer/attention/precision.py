@@ -42,9 +42,8 @@ def tf32_allowed() -> bool:
     `fp32_precision`, which follows both.
     """
     matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):
-        return matmul.fp32_precision == "tf32"
-    return matmul.allow_tf32
+    precision = getattr(matmul, "fp32_precision", None)
+    return matmul.allow_tf32 if precision is None else precision == "tf32"
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import io
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,20 @@ from transformers import PreTrainedModel
 from nystromformer.benchmark.contenders import COMPOSED
 from nystromformer.benchmark.machine import machine
 from nystromformer.benchmark.measure import seconds_of
+from nystromformer.benchmark.models import (
+    BERT,
+    BERT_WITH_DROPOUT,
+    DROPOUT,
+    EXACT,
+    MODERNBERT,
+    OURS,
+    PEER,
+    batch_of,
+    our_config,
+    transformers_bert,
+    transformers_modernbert,
+    transformers_nystromformer,
+)
 from nystromformer.benchmark.results import described, device_of, results_folder, table, write_results
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.errors import UserError
@@ -38,16 +51,7 @@ from nystromformer.training.flops import peak_flops, training_flops
 from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.step import train_step
 
-OURS = "nystromformer"
-EXACT = "nystromformer, exact attention"
-PEER = "transformers Nystromformer"
-BERT = "transformers BERT, SDPA"
-BERT_WITH_DROPOUT = "transformers BERT, SDPA, attention dropout"
-PREDICTED = 0.15
 CLIPPING = 1.0
-DROPOUT = 0.1
-"""On hidden states, everywhere. On attention only in the model that says so: it is BERT's default, and a
-CPU has no fused kernel for it."""
 
 
 @dataclass
@@ -58,8 +62,8 @@ class Contender:
     model: PreTrainedModel
     step: Callable[[], Tensor]
     """Trains one step; the loss, on the device."""
-    flops: float
-    """Model FLOPs of a step; see `training.flops`."""
+    flops: float | None
+    """Model FLOPs of a step, see `training.flops`; None of a model that is not counted there."""
     attention: str = ""
     """What computes it, where there is a choice."""
 
@@ -127,21 +131,6 @@ class _OutOfMemory(Exception):
         self.contender = contender
 
 
-def batch_of(settings: BenchmarkSettings, length: int) -> Batch:
-    """Random tokens without padding, on the CPU, where the loader leaves them."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    shape = (max(1, settings.tokens // length), length)
-    tokens = torch.randint(200, settings.vocab_size, shape, generator=generator)
-    predicted = torch.rand(shape, generator=generator) < PREDICTED
-    return {
-        "input_ids": tokens.masked_fill(predicted, 103),
-        "attention_mask": torch.ones_like(tokens),
-        "token_type_ids": (torch.arange(length) >= length // 2).long().expand(shape).contiguous(),
-        "labels": tokens.masked_fill(~predicted, IGNORED),
-        "sentence_order_label": torch.arange(shape[0]) % 2,
-    }
-
-
 def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -> list[Contender]:
     """All models at this length, each with an optimizer of its own."""
     return [make() for make in makers(settings, length, device).values()]
@@ -152,74 +141,30 @@ def makers(
 ) -> dict[str, Callable[[], Contender]]:
     """What makes each model at this length, by its name."""
     batch = batch_of(settings, length)
-    nystrom, exact = _our_config(settings, length, "nystrom"), _our_config(settings, length, "softmax")
+    nystrom, exact = our_config(settings, length, "nystrom"), our_config(settings, length, "softmax")
     composed = dataclasses.replace(settings, implementation="composed")
 
     def peer(
-        name: str, make: Callable[[], PreTrainedModel], like: NystromformerConfig
+        name: str, make: Callable[[], PreTrainedModel], like: NystromformerConfig | None
     ) -> Callable[[], Contender]:
         return lambda: _peer(name, make(), like, settings, batch, device)
 
     found = {OURS: lambda: _ours(OURS, nystrom, settings, batch, device)}
     if device.type == "cuda" and settings.implementation != "composed":
         found[COMPOSED] = lambda: _ours(COMPOSED, nystrom, composed, batch, device)
+    modern = {}
+    if settings.modernbert:
+        modern[MODERNBERT] = peer(MODERNBERT, lambda: transformers_modernbert(settings, length), None)
     return {
         **found,
         EXACT: lambda: _ours(EXACT, exact, settings, batch, device),
-        PEER: peer(PEER, lambda: _transformers_nystromformer(settings, length), nystrom),
-        BERT: peer(BERT, lambda: _transformers_bert(settings, length), exact),
+        PEER: peer(PEER, lambda: transformers_nystromformer(settings, length), nystrom),
+        BERT: peer(BERT, lambda: transformers_bert(settings, length), exact),
         BERT_WITH_DROPOUT: peer(
-            BERT_WITH_DROPOUT, lambda: _transformers_bert(settings, length, DROPOUT), exact
+            BERT_WITH_DROPOUT, lambda: transformers_bert(settings, length, DROPOUT), exact
         ),
+        **modern,
     }
-
-
-def _our_config(settings: BenchmarkSettings, length: int, attention: str) -> NystromformerConfig:
-    return NystromformerConfig(
-        **_size(settings, length),
-        attention=attention,
-        num_landmarks=settings.landmarks,
-        conv_kernel_size=settings.kernel if attention == "nystrom" else None,
-    )
-
-
-def _size(settings: BenchmarkSettings, length: int) -> dict[str, Any]:
-    """What the configurations of all models call by the same names."""
-    return {
-        "vocab_size": -(-settings.vocab_size // 64) * 64,
-        "hidden_size": settings.hidden,
-        "num_hidden_layers": settings.layers,
-        "num_attention_heads": settings.hidden // settings.head_dim,
-        "intermediate_size": 4 * settings.hidden,
-        "max_position_embeddings": length,
-        "hidden_dropout_prob": DROPOUT,
-        "attention_probs_dropout_prob": 0.0,
-    }
-
-
-def _transformers_nystromformer(settings: BenchmarkSettings, length: int) -> PreTrainedModel:
-    """Made to run Nyström attention: its default, landmarks = segment length, is exact attention."""
-    # The import prints that our configuration, which took the place of theirs, names no checkpoint.
-    with contextlib.redirect_stdout(io.StringIO()):
-        from transformers.models.nystromformer import NystromformerConfig as TheirConfig
-        from transformers.models.nystromformer import NystromformerForMaskedLM
-
-    config = TheirConfig(
-        **_size(settings, length),
-        num_landmarks=settings.landmarks,
-        segment_means_seq_len=length,
-        conv_kernel_size=settings.kernel,
-    )
-    return NystromformerForMaskedLM(config)
-
-
-def _transformers_bert(
-    settings: BenchmarkSettings, length: int, attention_dropout: float = 0.0
-) -> PreTrainedModel:
-    from transformers import BertConfig, BertForMaskedLM
-
-    size = {**_size(settings, length), "attention_probs_dropout_prob": attention_dropout}
-    return BertForMaskedLM(BertConfig(**size, attn_implementation="sdpa"))
 
 
 def _ours(
@@ -255,19 +200,20 @@ def _ours(
 def _peer(
     name: str,
     model: PreTrainedModel,
-    like: NystromformerConfig,
+    like: NystromformerConfig | None,
     settings: BenchmarkSettings,
     batch: Batch,
     device: torch.device,
 ) -> Contender:
-    """A model of transformers; `like` is the configuration here that computes the same."""
+    """A model of transformers; `like` is the configuration here that computes the same, if there is one."""
     model.to(device).train()
     optimizer = build_optimizer(model, TrainingSettings())
     autocast = devices.autocast(getattr(torch, settings.dtype), device)
     if settings.compile and name != PEER:
         devices.compile_in_place(model)
     # Without a mask, as every token is real: transformers' Nystromformer cannot take one that hides some.
-    inputs = {key: batch[key].to(device) for key in ("input_ids", "token_type_ids", "labels")}
+    names = ("input_ids", "labels") if name == MODERNBERT else ("input_ids", "token_type_ids", "labels")
+    inputs = {key: batch[key].to(device) for key in names}
 
     def step() -> Tensor:
         with autocast:
@@ -278,7 +224,7 @@ def _peer(
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    return Contender(name, model, step, _flops(like, batch))
+    return Contender(name, model, step, None if like is None else _flops(like, batch))
 
 
 def _flops(config: NystromformerConfig, batch: Batch) -> float:
@@ -312,7 +258,7 @@ def _measure(
             "median": median,
             "tokens_per_second": tokens / median,
             "model_flops": contender.flops,
-            "model_flop_utilisation": fastest and contender.flops / median / fastest,
+            "model_flop_utilisation": fastest and contender.flops and contender.flops / median / fastest,
             "peak_bytes": peak[contender.name],
             "attention": contender.attention,
         }
@@ -348,7 +294,7 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
     """
     return {
         f"times faster than {name}": row[name]["median"] / row[OURS]["median"]
-        for name in (PEER, BERT, BERT_WITH_DROPOUT, EXACT, COMPOSED)
+        for name in (PEER, BERT, BERT_WITH_DROPOUT, EXACT, COMPOSED, MODERNBERT)
         if name in row and OURS in row
     }
 
@@ -389,7 +335,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     ):
         found = {
             name: [row.get(name, {}).get(key) for row in rows.values()]
-            for name in (OURS, COMPOSED, EXACT, PEER, BERT, BERT_WITH_DROPOUT)
+            for name in (OURS, COMPOSED, EXACT, PEER, BERT, BERT_WITH_DROPOUT, MODERNBERT)
         }
         shown = [
             [name, *("–" if x is None else form(x) for x in values)]

@@ -41,6 +41,9 @@ class BenchmarkSettings:
     """step: width of the model; it has hidden / head_dim heads, and 4 · hidden in the feed-forward."""
     compile: bool = False
     """step: compile the models with torch.compile; transformers' Nystromformer cannot be and stays eager."""
+    modernbert: bool = False
+    """step: measure transformers' ModernBERT too, of as many layers and the same width: one layer of three
+    attends to everything, the others to 128 tokens, and its gated feed-forward is 1.5 · hidden wide."""
     heads: int = 12
     """attention: number of heads."""
     head_dim: int = 64

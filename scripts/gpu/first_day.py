@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,7 @@ GPU = Scale(
     device="cuda",
     dtype="bfloat16",
     attention=["tokens=65536", "repeats=20"],
-    step=["tokens=65536", "layers=12", "hidden=768", "repeats=5"],
+    step=["tokens=65536", "layers=12", "hidden=768", "repeats=5", "modernbert=true"],
     lengths=[[512, 1024], [4096, 8192, 16384]],
     attention_lengths=[512, 1024, 2048, 4096, 8192, 16384],
     compiled=True,
@@ -90,7 +91,7 @@ SMOKE = Scale(
     attention=["tokens=128", "heads=2", "head_dim=16", "landmarks=16", "kernel=5", "repeats=1"],
     step=[
         "tokens=128", "layers=1", "hidden=32", "head_dim=16", "landmarks=16", "kernel=5", "vocab_size=300",
-        "repeats=1",
+        "repeats=1", "modernbert=true",
     ],
     lengths=[[32], [64]],
     attention_lengths=[32, 64],
@@ -184,6 +185,9 @@ class Failed(Exception):
 def tests(day: Day) -> None:
     report = day.work / "tests.xml"
     day.run("-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *day.scale.tests)
+    if not day.dry_run:
+        suite = ElementTree.parse(report).getroot()[0]
+        day.figures["tests"] = {name: int(suite.get(name, 0)) for name in ("tests", "skipped")}
 
 
 def attention(day: Day) -> None:
@@ -204,7 +208,7 @@ def _benchmark(day: Day, what: str, folder: str, *words: str) -> None:
         "benchmark", f"what={what}", f"device={day.scale.device}", f"dtype={day.scale.dtype}",
         f"folder={found}", *words,
     )  # fmt: skip
-    _note_json(day, found)
+    _note_json(day, f"{folder}/*.json")
 
 
 def pretrain(day: Day) -> None:
@@ -252,7 +256,7 @@ def efficiency(day: Day) -> None:
         "reproduce", "table=efficiency", f"scale={day.scale.efficiency}", f"device={day.scale.device}",
         f"folder={found}", "again=true", **KERNELS,
     )  # fmt: skip
-    _note_json(day, found)
+    _note_json(day, "efficiency/*/result.json")
 
 
 def finetune(day: Day, length: int) -> None:
@@ -264,7 +268,7 @@ def finetune(day: Day, length: int) -> None:
         "finetune", "task=imdb", f"checkpoint={day.model}", f"model.max_length={length}",
         f"name=imdb_{length}", f"runs_folder={found}", *day.scale.finetune, **KERNELS,
     )  # fmt: skip
-    _note_json(day, found)
+    _note_json(day, f"{found.name}/*/imdb/summary.json")
 
 
 def profile(day: Day) -> None:
@@ -298,13 +302,15 @@ def _name(words: Sequence[str]) -> str:
     return next(word.removeprefix("name=") for word in words if word.startswith("name="))
 
 
-def _note_json(day: Day, folder: Path) -> None:
+def _note_json(day: Day, pattern: str) -> None:
     """The figures of a part: what its command wrote as JSON."""
-    for file in sorted(folder.rglob("*.json")) if folder.exists() else []:
-        if file.name in ("config.json", "tokenizer.json", "tokenizer_config.json", "state.json"):
-            continue
-        if file.stat().st_size < 2**20:
-            day.figures[str(file.relative_to(folder))] = json.loads(file.read_text(encoding="utf-8"))
+    if day.dry_run:
+        return
+    files = sorted(day.work.glob(pattern))
+    if not files:
+        raise Failed(f"no {day.work / pattern} was written")
+    for file in files:
+        day.figures[file.name] = json.loads(file.read_text(encoding="utf-8"))
 
 
 def keep(day: Day, state: dict[str, Any]) -> None:
@@ -316,8 +322,8 @@ def keep(day: Day, state: dict[str, Any]) -> None:
             content = file.read_bytes()
             kept.write(f"===== {file.stem}\n".encode() + content[-LOG_OF_A_PART:] + b"\n")
     _write(day.out / "results.json", json.dumps(state, indent=1))
-    pages = [page for page in sorted(day.work.rglob("*.md")) if page.name != "README.md"]
-    pages = [page for page in pages if "model" not in page.relative_to(day.work).parts]
+    pages = sorted(day.work.rglob("*.md"))
+    pages = [page for page in pages if not {"model", "prepared"} & {*page.relative_to(day.work).parts}]
     _write(day.out / "pages.md", "\n".join(page.read_text(encoding="utf-8") for page in pages))
     for source, name in (
         (day.model.parent / "curves.png", "curves.png"),
@@ -369,6 +375,13 @@ def _headlines(figures: dict[str, Any]) -> list[str]:
     for content in figures.values():
         if not isinstance(content, dict):
             continue
+        if "skipped" in content:
+            found.append(f"{content['tests']} tests, {content['skipped']} of them skipped")
+        if "headline" in content:
+            found.append(content["headline"])
+        if "best" in content:
+            score = content["best"]["dev"]["accuracy"]["median"]
+            found.append(f"accuracy {score:.1%}, {content['best']['seconds'] / 60:.1f} minutes")
         for length, row in content.get("lengths", {}).items():
             ours = row.get("nystromformer", {}) if isinstance(row, dict) else {}
             if "tokens_per_second" in ours:

@@ -7,15 +7,8 @@ import pytest
 import torch
 
 from nystromformer.benchmark import benchmark, step
-from nystromformer.benchmark.step import (
-    BERT,
-    BERT_WITH_DROPOUT,
-    EXACT,
-    OURS,
-    PEER,
-    benchmark_step,
-    contenders,
-)
+from nystromformer.benchmark.models import BERT, BERT_WITH_DROPOUT, EXACT, MODERNBERT, OURS, PEER
+from nystromformer.benchmark.step import benchmark_step, contenders
 from nystromformer.cli import main
 from nystromformer.errors import UserError
 from nystromformer.model.attention import NystromformerSelfAttention
@@ -92,7 +85,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_the_rest_is_kept(monkeypa
             return contender
 
         found = real(settings, length, device)
-        too_large = [OURS] if what == "ours" else list(found)[1:]
+        too_large = [OURS] if what == "ours" else [EXACT, BERT_WITH_DROPOUT]
         return {
             name: partial(full, make) if length == 32 and name in too_large else make
             for name, make in found.items()
@@ -101,13 +94,25 @@ def test_what_does_not_fit_into_memory_is_left_out_and_the_rest_is_kept(monkeypa
     monkeypatch.setattr(step, "makers", makers)
     result = benchmark_step(BenchmarkSettings(**{**TINY, "lengths": [16, 32], "folder": str(tmp_path)}))
     assert len(result["lengths"][16]) == 5
-    left = {OURS} if what == "contenders" else {EXACT, PEER, BERT, BERT_WITH_DROPOUT}
+    left = {OURS, PEER, BERT} if what == "contenders" else {EXACT, PEER, BERT, BERT_WITH_DROPOUT}
     assert set(result["lengths"][32]) == left
     page = (tmp_path / "step_cpu.md").read_text()
     assert "did not fit into memory" in page
     monkeypatch.setattr(step, "_measure_what_fits", lambda *_: {})
     with pytest.raises(UserError, match="tokens="):
         benchmark_step(BenchmarkSettings(**{**TINY, "folder": str(tmp_path)}))
+
+
+def test_modernbert_is_measured_where_it_is_asked_for():
+    settings = BenchmarkSettings(**{**TINY, "modernbert": True})
+    *others, modern = contenders(settings, 32, torch.device("cpu"))
+    assert modern.name == MODERNBERT
+    assert len(others) == 5
+    assert modern.model.config.num_hidden_layers == 2
+    assert modern.flops is None
+    losses = [modern.step().item() for _ in range(3)]
+    assert losses[0] == pytest.approx(5.77, abs=0.5)
+    assert losses[-1] != losses[0]
 
 
 def test_the_implementation_is_chosen_and_told():

@@ -45,7 +45,7 @@ def fresh():
     forget()
 
 
-def first_step(accelerator) -> tuple[torch.dtype, torch.Tensor]:
+def first_step(accelerator):
     """What a linear layer returns and learns under an Accelerator."""
     layer = torch.nn.Linear(2, 2)
     torch.nn.init.ones_(layer.weight)
