@@ -55,7 +55,8 @@ def allow_tf32(allowed: bool) -> None:
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     cudnn = torch.backends.cudnn
     if hasattr(cudnn, "conv"):
-        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if allowed else "ieee"
+        for part in ("conv", "rnn"):
+            getattr(cudnn, part).fp32_precision = "tf32" if allowed else "ieee"
     else:
         cudnn.allow_tf32 = allowed
 
