@@ -95,7 +95,7 @@ def test_accelerates_own_configuration_file_changes_nothing(tmp_path):
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate/default_config.yaml").write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\nuse_cpu: true\n"
-        "num_machines: 1\nnum_processes: 1\nmachine_rank: 0\ngradient_accumulation_steps: 4\n"
+        "num_machines: 1\nnum_processes: 1\nmachine_rank: 0\n"
         "dynamo_config:\n  dynamo_backend: EAGER\n  dynamo_mode: default\n"
     )
     program = tmp_path / "program.py"
