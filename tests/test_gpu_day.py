@@ -16,7 +16,8 @@ SCRIPT = Path(__file__).parents[1] / "scripts/gpu/first_day.py"
 
 
 @pytest.fixture
-def script():
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("first_day", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["first_day"] = module  # its dataclasses look themselves up there
