@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare pretrain warmstart reproduce test test-slow lint format wheel clean
+.PHONY: help setup prepare pretrain warmstart gpu reproduce test test-slow lint format wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ pretrain: setup ## Pretrain; by default a small model, minutes on two CPU cores 
 
 warmstart: setup ## A trained BERT becomes a Nyströmformer, beside exact attention; two runs of about 20 minutes
 	$(BIN)/nystromformer reproduce table=warmstart scale=cpu $(ARGS)
+
+gpu: setup ## The first day on a GPU, part after part: tests, speed, a pretraining (ARGS="parts=tests scale=smoke")
+	$(BIN)/python scripts/gpu/first_day.py $(ARGS)
 
 reproduce: setup ## Every published table and figure at a scale for two CPU cores: 20 minutes, one report page
 	$(BIN)/nystromformer reproduce all scale=cpu $(ARGS)

@@ -19,7 +19,7 @@ run() {
   if [[ "$1" == pretrain && -n "${SLURM_JOB_ID:-}" ]]; then
     # One task a GPU, without a launcher between: Slurm's signals reach the training, its exit code Slurm.
     # shellcheck disable=SC2016 # expanded by each task
-    launcher=(srun --kill-on-bad-exit=0 bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec nystromformer "$@"' task)
+    launcher=(srun --kill-on-bad-exit=0 --wait=600 bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec nystromformer "$@"' task)
   elif [[ -n "${SLURM_JOB_ID:-}" ]]; then
     launcher=(srun --nodes=1 --ntasks=1 --cpu-bind=none nystromformer) # a step, so that signals reach it
   elif [[ "$1" == pretrain && "${GPUS:-1}" -gt 1 ]]; then

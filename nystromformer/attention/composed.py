@@ -21,6 +21,7 @@ from nystromformer.attention.landmarks import (
     uniform_samples,
 )
 from nystromformer.attention.neighbours import Blocks, RealTokensFirst, attention_with_neighbours
+from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.projections import without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 from nystromformer.attention.recording import is_recorded
@@ -154,7 +155,7 @@ def landmarks_of(
 def landmark_attention(query_BHMD: Tensor, key_BHMD: Tensor, segments: Segments | None) -> Tensor:
     """Ã = softmax(Q̃ K̃ᵀ/√D), (B, H, M, M), in at least float32."""
     m, d = query_BHMD.shape[2:]
-    with torch.autocast(query_BHMD.device.type, enabled=False):
+    with without_autocast(query_BHMD):
         scores_BHMM = (query_BHMD * d**-0.5) @ key_BHMD.transpose(-2, -1)  # ONNX has no `mT`
         if segments is None:
             return torch.softmax(scores_BHMM, dim=-1)
@@ -179,7 +180,7 @@ def _through_landmarks(
     gathered_BHMD = _landmarks_over_tokens(  # B̃ V
         query_BHMD.to(query_BHND.dtype), key_BHND, value_BHND, key_padding_mask_BN
     )
-    with torch.autocast(query_BHND.device.type, enabled=False):
+    with without_autocast(query_BHND):
         mixed_BHMD = inverse_BHMM @ gathered_BHMD.to(inverse_BHMM.dtype)  # Z B̃ V
     mixed_BHMD = mixed_BHMD.to(gathered_BHMD.dtype)
     present_B11M = None

@@ -16,6 +16,7 @@ from nystromformer.attention.composed import (
     landmarks_of,
 )
 from nystromformer.attention.landmarks import Segments
+from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.projections import check_projections
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 
@@ -53,7 +54,7 @@ def nystrom_factors(
     b, h, n, d = query.shape
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     query, key, scale = query.to(dtype), key.to(dtype), d**-0.5
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         if n <= num_landmarks:
             identity_BHNN = torch.eye(n, dtype=dtype, device=query.device).expand(b, h, n, n)
             return Factors(torch.softmax(query @ key.mT * scale, dim=-1), identity_BHNN, identity_BHNN)
@@ -108,7 +109,7 @@ def attention_error(
     b, h, _, d = query.shape
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     error_BH = torch.zeros(b, h, dtype=dtype, device=query.device)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         for row in range(b):
             real = slice(None) if key_padding_mask is None else ~key_padding_mask[row]
             for head in range(h):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.recording import is_recorded
 
 KMEANS_STEPS = 10
@@ -106,7 +107,7 @@ def segment_means(x_BHND: Tensor, num_landmarks: int, segments: Segments | None 
     m = num_landmarks
     dtype = torch.float64 if x_BHND.dtype == torch.float64 else torch.float32
     if segments is not None and is_recorded():
-        with torch.autocast(x_BHND.device.type, enabled=False):
+        with without_autocast(x_BHND):
             return segments.weights_BMN(dtype)[:, None] @ x_BHND.to(dtype)
     if segments is not None:
         x_LE = x_BHND.transpose(1, 2).reshape(b * n, h * d)

@@ -33,6 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nystromformer.attention.precision import without_autocast
+
 SMALLEST = -60.0
 """Logarithm of the least share of the near part that is told from nothing, so that no sum is 0."""
 
@@ -133,7 +135,7 @@ def _attention(
 ) -> Tensor:
     n, d = query_BHND.shape[2:]
     width = value_BHND.shape[-1]
-    with torch.autocast(query_BHND.device.type, enabled=False):
+    with without_autocast(query_BHND):
         exact = inverse_BHMM.dtype
         query, key, value = (
             _blocks(x.to(_computed_in(x, exact)), neighbours) for x in (query_BHND, key_BHND, value_BHND)
@@ -165,7 +167,7 @@ def _by_kernels(
     from nystromformer.attention.gpu.near_operator import near_and_far_on_gpu
 
     width = value_BHND.shape[-1]
-    with torch.autocast(query_BHND.device.type, enabled=False):
+    with without_autocast(query_BHND):
         key, value = (_blocks(x, neighbours) for x in (key_BHND, value_BHND))
         mixed_BHCME, log_scale_BH11 = _computed_again(
             _mixed, key, value, query_BHMD, key_BHMD, inverse_BHMM, blocks

@@ -84,11 +84,10 @@ def nystrom_attention(
     Raises:
         ValueError: a shape, the mask's dtype or an option is impossible.
     """
-    implementation = implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device)
     _check(query, key, value, num_landmarks, key_padding_mask, pinv_iterations, landmarks, conv_weight)
     if neighbours is not None and neighbours < 1:
         raise ValueError(f"neighbours={neighbours}: use at least 1, or None for landmarks alone")
-    _check_implementation(implementation)
+    implementation = _known(implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device))
     if implementation != "composed":
         obstacle = _why_no_operator(query, num_landmarks, pinv_iterations, landmarks, neighbours)
         if obstacle is None and pinv_iterations is not None:
@@ -125,7 +124,7 @@ def computed_by(
     Args:
         query: (B, H, N, D), read for its shape, device and dtype alone.
     """
-    implementation = implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device)
+    implementation = _known(implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device))
     choices = (num_landmarks, pinv_iterations, landmarks, neighbours)
     if implementation == "composed" or _why_no_operator(query, *choices):
         return "composed of PyTorch's operators"
@@ -134,6 +133,25 @@ def computed_by(
     if native.suits(query, num_landmarks, neighbours):
         return f"compiled kernel {build.fingerprint()}"
     return "PyTorch's operators, row by row"
+
+
+def describe_implementation(
+    query: Tensor,
+    num_landmarks: int,
+    *,
+    pinv_iterations: int | None = 6,
+    landmarks: str = "segment_means",
+    implementation: str | None = None,
+    neighbours: int | None = None,
+) -> str:
+    """`computed_by`, for people: where it is not the device's own operator, with the reason."""
+    choices = (num_landmarks, pinv_iterations, landmarks)
+    found = computed_by(query, *choices, implementation, neighbours)
+    if obstacle := _why_no_operator(query, *choices, neighbours):
+        return f"{found}: {obstacle}"
+    if query.device.type != "cpu" and not (implementation or DEFAULT_IMPLEMENTATION):
+        return f"{found}; NYSTROMFORMER_ATTENTION=auto takes the Triton kernels"
+    return found
 
 
 def _default_on(device: torch.device) -> str:
@@ -196,12 +214,13 @@ def _by_operator(
     return nystrom_attention_on_gpu(*arguments)
 
 
-def _check_implementation(implementation: str) -> None:
+def _known(implementation: str) -> str:
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation={implementation!r} is unknown: use one of {', '.join(IMPLEMENTATIONS)}, "
             "also in the environment variable NYSTROMFORMER_ATTENTION"
         )
+    return implementation
 
 
 def _check(

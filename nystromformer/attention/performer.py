@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
 
 EPSILON = 1e-4
@@ -49,7 +50,7 @@ def performer_attention(
     dtype = query.dtype
     computed_in = torch.float64 if dtype == torch.float64 else torch.float32
     query, key, value = (x.to(computed_in) for x in without_padding(query, key, value, key_padding_mask))
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         features_RD = features_RD.to(computed_in)
         exponent_BHNR = _exponents(query, features_RD)
         query_BHNR = _positive(exponent_BHNR, exponent_BHNR.detach().amax(dim=-1, keepdim=True))

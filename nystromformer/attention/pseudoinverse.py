@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.recording import is_recorded
 
 
@@ -70,13 +71,13 @@ def exact_pinv(matrix: Tensor) -> Tensor:
     """
     if matrix.dtype not in (torch.float32, torch.float64):
         matrix = matrix.float()
-    with torch.autocast(matrix.device.type, enabled=False):
+    with without_autocast(matrix):
         return torch.linalg.pinv(matrix)
 
 
 def iterate(matrix: Tensor, iterations: int, steps: list[tuple[Tensor, ...]] | None = None) -> Tensor:
     """Equation 13 on (batch, m, m); `steps` collects what the backward pass of each step reads."""
-    with torch.autocast(matrix.device.type, enabled=False):
+    with without_autocast(matrix):
         inverse = initial_inverse(matrix)
         for _ in range(iterations):
             product = torch.bmm(matrix, inverse)  # P = Ã Z
@@ -91,7 +92,7 @@ def iterate(matrix: Tensor, iterations: int, steps: list[tuple[Tensor, ...]] | N
 def iterate_backward(grad_inverse: Tensor, matrix: Tensor, iterations: int) -> Tensor:
     """Gradient of `iterate` with respect to `matrix`, (batch, m, m); computes the iterates again."""
     steps: list[tuple[Tensor, ...]] = []
-    with torch.autocast(matrix.device.type, enabled=False):
+    with without_autocast(matrix):
         iterate(matrix, iterations, steps)
         grad, grad_matrix = grad_inverse, torch.zeros_like(matrix)
         for inverse, product, outer in reversed(steps):

@@ -53,10 +53,14 @@ def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
         print(f"{length} tokens", flush=True)
         try:
             rows[length] = measure(contenders(settings, length, device), settings.repeats, device)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise UserError(
-                f"{length} tokens do not fit into memory: write a smaller tokens= or largest_matrix="
-            ) from error
+        except (MemoryError, torch.OutOfMemoryError):
+            print(
+                f"{length} tokens do not fit into memory and are left out: write a smaller tokens= or "
+                "largest_matrix=",
+                flush=True,
+            )
+    if not rows:
+        raise UserError("no length fits into memory: write a smaller tokens= or largest_matrix=")
     result = {
         "machine": here,
         "settings": described(settings),
@@ -88,10 +92,13 @@ def _scaling(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any
         return None  # a quick look at short sequences
     one = dataclasses.replace(settings, tokens=1)
     pair = []
-    for length in SCALING:
-        (ours, *_) = contenders(one, length, device)
-        pair.append(dataclasses.replace(ours, name=str(length)))
-    found = measure(pair, settings.repeats, device)
+    try:
+        for length in SCALING:
+            (ours, *_) = contenders(one, length, device)
+            pair.append(dataclasses.replace(ours, name=str(length)))
+        found = measure(pair, settings.repeats, device)
+    except (MemoryError, torch.OutOfMemoryError):
+        return None
     medians = {name: found[name].training.median for name in found}
     short, long = (medians[str(length)] for length in SCALING)
     return {"lengths": list(SCALING), "training_median": medians, "ratio": long / short}

@@ -85,7 +85,7 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
         kernel = torch.randn(settings.heads, 1, settings.kernel, 1, device=device, generator=generator)
         kernel /= settings.kernel**0.5
     make = _Maker(settings, projections, kernel)
-    way = "auto"  # a GPU's kernels too, which have to be asked for; the composed path stands beside them
+    way = settings.implementation
     found = [make.ours(OURS, None, way)]
     if settings.neighbours is not None:
         found.append(make.ours(NEAR, None, way, settings.neighbours))
@@ -97,7 +97,8 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
     found += make.lucidrains()
     found.append(make.fused(FUSED, nullcontext))
     if device.type == "cuda":
-        found.append(make.ours(COMPOSED, None, "composed"))
+        if way != "composed":
+            found.append(make.ours(COMPOSED, None, "composed"))
         for name, backend in EXACT_ON_GPU.items():
             contender = make.fused(name, partial(sdpa_kernel, backend))
             if _runs(contender):

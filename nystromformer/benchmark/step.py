@@ -10,26 +10,42 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
-import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nystromformer.benchmark.contenders import COMPOSED
 from nystromformer.benchmark.measure import seconds_of
+from nystromformer.benchmark.models import (
+    BERT,
+    BERT_WITH_DROPOUT,
+    DROPOUT,
+    EXACT,
+    MODERNBERT,
+    NEAR,
+    OURS,
+    PEER,
+    batch_of,
+    our_config,
+    transformers_bert,
+    transformers_modernbert,
+    transformers_nystromformer,
+)
 from nystromformer.benchmark.results import described, device_of, results_folder, write_results
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.errors import UserError
 from nystromformer.machine import machine
 from nystromformer.markdown import table
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
+from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.heads import IGNORED
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
@@ -38,17 +54,7 @@ from nystromformer.training.flops import peak_flops, training_flops
 from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.step import train_step
 
-OURS = "nystromformer"
-NEAR = "nystromformer, exact neighbours"
-EXACT = "nystromformer, exact attention"
-PEER = "transformers Nystromformer"
-BERT = "transformers BERT, SDPA"
-BERT_WITH_DROPOUT = "transformers BERT, SDPA, attention dropout"
-PREDICTED = 0.15
 CLIPPING = 1.0
-DROPOUT = 0.1
-"""On hidden states, everywhere. On attention only in the model that says so: it is BERT's default, and a
-CPU has no fused kernel for it."""
 
 
 @dataclass
@@ -59,8 +65,10 @@ class Contender:
     model: PreTrainedModel
     step: Callable[[], Tensor]
     """Trains one step; the loss, on the device."""
-    flops: float
-    """Model FLOPs of a step; see `training.flops`."""
+    flops: float | None
+    """Model FLOPs of a step, see `training.flops`; None of a model that is not counted there."""
+    attention: str = ""
+    """What computes it, where there is a choice."""
 
 
 def benchmark_step(settings: BenchmarkSettings) -> dict[str, Any]:
@@ -70,18 +78,17 @@ def benchmark_step(settings: BenchmarkSettings) -> dict[str, Any]:
         What the JSON file holds: seconds, tokens per second and ratios by length and model.
 
     Raises:
-        UserError: the device is missing, the folder cannot be written, or memory runs out.
+        UserError: the device is missing, the folder cannot be written, or no model fits into memory at any
+            length.
     """
     device, folder = device_of(settings.device), results_folder(settings.folder)
     started, here = time.perf_counter(), machine(device)  # the commit before anything changes
     lengths: dict[int, dict[str, Any]] = {}
     for length in settings.lengths:
         print(f"{length} tokens", flush=True)
-        try:
-            lengths[length] = _measure(contenders(settings, length, device), settings, length, device)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise UserError(f"{length} tokens do not fit into memory: write a smaller tokens=") from error
-        gc.collect()
+        lengths[length] = _measure_what_fits(settings, length, device)
+    if not any(lengths.values()):
+        raise UserError("no model fits into memory at any length: write a smaller tokens=")
     result = {
         "machine": here,
         "settings": described(settings),
@@ -94,85 +101,77 @@ def benchmark_step(settings: BenchmarkSettings) -> dict[str, Any]:
     return result
 
 
-def batch_of(settings: BenchmarkSettings, length: int) -> Batch:
-    """Random tokens without padding, on the CPU, where the loader leaves them."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    shape = (max(1, settings.tokens // length), length)
-    tokens = torch.randint(200, settings.vocab_size, shape, generator=generator)
-    predicted = torch.rand(shape, generator=generator) < PREDICTED
-    return {
-        "input_ids": tokens.masked_fill(predicted, 103),
-        "attention_mask": torch.ones_like(tokens),
-        "token_type_ids": (torch.arange(length) >= length // 2).long().expand(shape).contiguous(),
-        "labels": tokens.masked_fill(~predicted, IGNORED),
-        "sentence_order_label": torch.arange(shape[0]) % 2,
-    }
+def _measure_what_fits(settings: BenchmarkSettings, length: int, device: torch.device) -> dict[str, Any]:
+    """One length; a model that runs out of memory is left out, and what was measured before is kept."""
+    torch._dynamo.reset()  # each length has graphs of its own, and what is compiled is limited
+    without: set[str] = set()
+    while True:
+        building = ""
+        try:
+            found = []
+            for building, make in makers(settings, length, device).items():
+                if building not in without:
+                    found.append(make())
+            return _measure(found, settings, length, device) if found else {}
+        except _OutOfMemory as error:
+            building = error.contender
+        except (MemoryError, torch.OutOfMemoryError):
+            pass
+        # Outside the handler, whose traceback would keep the tensors of the failed call.
+        print(f"{length} tokens of {building} do not fit into memory: it is left out", flush=True)
+        without.add(building)
+        found = []
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _OutOfMemory(Exception):
+    """A contender asked for more memory than there is."""
+
+    def __init__(self, contender: str) -> None:
+        super().__init__(contender)
+        self.contender = contender
 
 
 def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -> list[Contender]:
     """All models at this length, each with an optimizer of its own."""
+    return [make() for make in makers(settings, length, device).values()]
+
+
+def makers(
+    settings: BenchmarkSettings, length: int, device: torch.device
+) -> dict[str, Callable[[], Contender]]:
+    """What makes each model at this length, by its name."""
     batch = batch_of(settings, length)
-    nystrom, exact = _our_config(settings, length, "nystrom"), _our_config(settings, length, "softmax")
+    nystrom, exact = our_config(settings, length, "nystrom"), our_config(settings, length, "softmax")
     near = copy.deepcopy(nystrom)
     near.neighbours = settings.neighbours
-    return [
-        _ours(OURS, nystrom, settings, batch, device),
-        *([] if near.neighbours is None else [_ours(NEAR, near, settings, batch, device)]),
-        _ours(EXACT, exact, settings, batch, device),
-        _peer(PEER, _transformers_nystromformer(settings, length), nystrom, settings, batch, device),
-        _peer(BERT, _transformers_bert(settings, length), exact, settings, batch, device),
-        _peer(
-            BERT_WITH_DROPOUT, _transformers_bert(settings, length, DROPOUT), exact, settings, batch, device
-        ),
-    ]
+    composed = dataclasses.replace(settings, implementation="composed")
 
+    def peer(
+        name: str, make: Callable[[], PreTrainedModel], like: NystromformerConfig | None
+    ) -> Callable[[], Contender]:
+        return lambda: _peer(name, make(), like, settings, batch, device)
 
-def _our_config(settings: BenchmarkSettings, length: int, attention: str) -> NystromformerConfig:
-    return NystromformerConfig(
-        **_size(settings, length),
-        attention=attention,
-        num_landmarks=settings.landmarks,
-        conv_kernel_size=settings.kernel if attention == "nystrom" else None,
-    )
-
-
-def _size(settings: BenchmarkSettings, length: int) -> dict[str, Any]:
-    """What the configurations of all models call by the same names."""
+    found = {OURS: lambda: _ours(OURS, nystrom, settings, batch, device)}
+    if device.type == "cuda" and settings.implementation != "composed":
+        found[COMPOSED] = lambda: _ours(COMPOSED, nystrom, composed, batch, device)
+    if near.neighbours is not None:
+        found[NEAR] = lambda: _ours(NEAR, near, settings, batch, device)
+    modern = {}
+    if settings.modernbert:
+        modern[MODERNBERT] = peer(MODERNBERT, lambda: transformers_modernbert(settings, length), None)
     return {
-        "vocab_size": -(-settings.vocab_size // 64) * 64,
-        "hidden_size": settings.hidden,
-        "num_hidden_layers": settings.layers,
-        "num_attention_heads": settings.hidden // settings.head_dim,
-        "intermediate_size": 4 * settings.hidden,
-        "max_position_embeddings": length,
-        "hidden_dropout_prob": DROPOUT,
-        "attention_probs_dropout_prob": 0.0,
+        **found,
+        EXACT: lambda: _ours(EXACT, exact, settings, batch, device),
+        PEER: peer(PEER, lambda: transformers_nystromformer(settings, length), nystrom),
+        BERT: peer(BERT, lambda: transformers_bert(settings, length), exact),
+        BERT_WITH_DROPOUT: peer(
+            BERT_WITH_DROPOUT, lambda: transformers_bert(settings, length, DROPOUT), exact
+        ),
+        **modern,
     }
-
-
-def _transformers_nystromformer(settings: BenchmarkSettings, length: int) -> PreTrainedModel:
-    """Made to run Nyström attention: its default, landmarks = segment length, is exact attention."""
-    # The import prints that our configuration, which took the place of theirs, names no checkpoint.
-    with contextlib.redirect_stdout(io.StringIO()):
-        from transformers.models.nystromformer import NystromformerConfig as TheirConfig
-        from transformers.models.nystromformer import NystromformerForMaskedLM
-
-    config = TheirConfig(
-        **_size(settings, length),
-        num_landmarks=settings.landmarks,
-        segment_means_seq_len=length,
-        conv_kernel_size=settings.kernel,
-    )
-    return NystromformerForMaskedLM(config)
-
-
-def _transformers_bert(
-    settings: BenchmarkSettings, length: int, attention_dropout: float = 0.0
-) -> PreTrainedModel:
-    from transformers import BertConfig, BertForMaskedLM
-
-    size = {**_size(settings, length), "attention_probs_dropout_prob": attention_dropout}
-    return BertForMaskedLM(BertConfig(**size, attn_implementation="sdpa"))
 
 
 def _ours(
@@ -184,11 +183,15 @@ def _ours(
 ) -> Contender:
     torch.manual_seed(settings.seed)
     model = NystromformerForPreTraining(config).to(device).train()
+    layers = [module for module in model.modules() if isinstance(module, NystromformerSelfAttention)]
+    for layer in layers:
+        layer.implementation = settings.implementation
     optimizer = build_optimizer(model, TrainingSettings())
-    accelerator = Accelerator(cpu=device.type == "cpu")
-    autocast = devices.autocast(getattr(torch, settings.dtype), device)
+    accelerator = devices.accelerator_of(cpu=device.type == "cpu")
+    dtype = getattr(torch, settings.dtype)
+    autocast = devices.autocast(dtype, device)
     if settings.compile:
-        model.compile()
+        devices.compile_in_place(model)
     laid_out = Layout(pad_id=0)(batch)
 
     def step() -> Tensor:
@@ -197,25 +200,27 @@ def _ours(
         )
         return figures.mlm_loss
 
-    return Contender(name, model, step, _flops(config, batch))
+    how = layers[0].describe(config.max_position_embeddings, dtype)
+    return Contender(name, model, step, _flops(config, batch), attention=how)
 
 
 def _peer(
     name: str,
     model: PreTrainedModel,
-    like: NystromformerConfig,
+    like: NystromformerConfig | None,
     settings: BenchmarkSettings,
     batch: Batch,
     device: torch.device,
 ) -> Contender:
-    """A model of transformers; `like` is the configuration here that computes the same."""
+    """A model of transformers; `like` is the configuration here that computes the same, if there is one."""
     model.to(device).train()
     optimizer = build_optimizer(model, TrainingSettings())
     autocast = devices.autocast(getattr(torch, settings.dtype), device)
     if settings.compile and name != PEER:
-        model.compile()
+        devices.compile_in_place(model)
     # Without a mask, as every token is real: transformers' Nystromformer cannot take one that hides some.
-    inputs = {key: batch[key].to(device) for key in ("input_ids", "token_type_ids", "labels")}
+    names = ("input_ids", "labels") if name == MODERNBERT else ("input_ids", "token_type_ids", "labels")
+    inputs = {key: batch[key].to(device) for key in names}
 
     def step() -> Tensor:
         with autocast:
@@ -226,7 +231,7 @@ def _peer(
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    return Contender(name, model, step, _flops(like, batch))
+    return Contender(name, model, step, None if like is None else _flops(like, batch))
 
 
 def _flops(config: NystromformerConfig, batch: Batch) -> float:
@@ -238,13 +243,18 @@ def _measure(
     found: list[Contender], settings: BenchmarkSettings, length: int, device: torch.device
 ) -> dict[str, Any]:
     """Each model once to warm up, then all of them in turn, `repeats` times."""
+    peak = {}
     for contender in found:
-        contender.step()  # allocates the optimizer's moments, and compiles where that was asked for
-    peak = {contender.name: _peak_bytes(contender, device) for contender in found}
+        with _telling(contender):
+            contender.step()  # allocates the optimizer's moments, and compiles where that was asked for
+    for contender in found:
+        with _telling(contender):
+            peak[contender.name] = _peak_bytes(contender, device)
     seconds: dict[str, list[float]] = {contender.name: [] for contender in found}
     for _ in range(settings.repeats):
         for contender in found:
-            seconds[contender.name].append(seconds_of(contender.step, device))
+            with _telling(contender):
+                seconds[contender.name].append(seconds_of(contender.step, device))
     tokens = max(1, settings.tokens // length) * length
     fastest = peak_flops(device, getattr(torch, settings.dtype))
     row = {}
@@ -255,10 +265,21 @@ def _measure(
             "median": median,
             "tokens_per_second": tokens / median,
             "model_flops": contender.flops,
-            "model_flop_utilisation": fastest and contender.flops / median / fastest,
+            "model_flop_utilisation": fastest and contender.flops and contender.flops / median / fastest,
             "peak_bytes": peak[contender.name],
+            "attention": contender.attention,
         }
     return row
+
+
+@contextlib.contextmanager
+def _telling(contender: Contender) -> Iterator[None]:
+    """Within it, running out of memory names the contender."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        # Not chained: the first error's traceback holds the tensors of the failed step.
+        raise _OutOfMemory(contender.name) from None
 
 
 def _peak_bytes(contender: Contender, device: torch.device) -> int | None:
@@ -274,11 +295,17 @@ def _peak_bytes(contender: Contender, device: torch.device) -> int | None:
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
-    """What the targets speak of, at one length; below 1 means slower than the other."""
+    """What the targets speak of, at one length; below 1 means slower than the other.
+
+    Without what did not fit into memory.
+    """
+    if OURS not in row:
+        return {}
     mine = row[OURS]["median"]
     faster = {
         f"times faster than {name}": row[name]["median"] / mine
-        for name in (PEER, BERT, BERT_WITH_DROPOUT, EXACT)
+        for name in (PEER, BERT, BERT_WITH_DROPOUT, EXACT, COMPOSED, MODERNBERT)
+        if name in row
     }
     if NEAR in row:
         faster["times the time with exact neighbours"] = row[NEAR]["median"] / mine
@@ -307,6 +334,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         *(f"- {name}: {value}" for name, value in result["machine"].items()),
     ]
+    ways = {f"{length} tokens: {row[OURS]['attention']}" for length, row in rows.items() if OURS in row}
+    lines += [f"- {OURS} at {way}" for way in sorted(ways, key=lambda way: int(way.split()[0]))]
     if result["peak_flops"]:
         lines.append(f"- peak: {result['peak_flops'] / 1e12:.4g} TFLOP/s")
     for title, key, form in (
@@ -319,14 +348,20 @@ def as_markdown(result: dict[str, Any]) -> str:
             lambda x: f"{x / 1e6:,.0f}",
         ),
     ):
-        shown = {
-            name: [form(row[name][key]) for row in rows.values()]
-            for name in (OURS, NEAR, EXACT, PEER, BERT, BERT_WITH_DROPOUT)
-            if all(name in row for row in rows.values())
-            and all(row[name][key] is not None for row in rows.values())
+        found = {
+            name: [row.get(name, {}).get(key) for row in rows.values()]
+            for name in (OURS, NEAR, COMPOSED, EXACT, PEER, BERT, BERT_WITH_DROPOUT, MODERNBERT)
         }
+        shown = [
+            [name, *("–" if x is None else form(x) for x in values)]
+            for name, values in found.items()
+            if any(x is not None for x in values)
+        ]
         if shown:
-            lines += ["", f"## {title}", "", *table(["", *rows], [[n, *cells] for n, cells in shown.items()])]
+            lines += ["", f"## {title}", "", *table(["", *rows], shown)]
+    if any(not row or len(row) < len(max(rows.values(), key=len)) for row in rows.values()):
+        lines += ["", "–: did not fit into memory."]
     named = [ratios(row) for row in rows.values()]
-    cells = [[name, *(f"{ratio[name]:.2f}" for ratio in named)] for name in named[0]]
+    names = dict.fromkeys(name for ratio in named for name in ratio)
+    cells = [[name, *(f"{ratio[name]:.2f}" if name in ratio else "–" for ratio in named)] for name in names]
     return "\n".join([*lines, "", "## Ratios", "", *table(["", *rows], cells)]) + "\n"

@@ -9,8 +9,9 @@ from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.linformer import LinformerAttention
 from nystromformer.attention.longformer import longformer_attention
-from nystromformer.attention.nystrom import nystrom_attention
+from nystromformer.attention.nystrom import describe_implementation, nystrom_attention
 from nystromformer.attention.performer import PerformerAttention
+from nystromformer.attention.precision import as_product
 from nystromformer.attention.recording import is_recorded
 from nystromformer.attention.softmax import softmax_attention
 from nystromformer.model.configuration import NystromformerConfig
@@ -41,6 +42,8 @@ class NystromformerSelfAttention(nn.Module):
         self.short_rows = config.short_rows
         self.short_row_segment = config.short_row_segment
         self.window = config.longformer_window
+        self.implementation: str | None = None
+        """As of `nystrom_attention`: how the same is computed, which is no part of a configuration."""
         self.attention_dropout = config.attention_probs_dropout_prob
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
@@ -65,6 +68,7 @@ class NystromformerSelfAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, padding_mask: Tensor | None, segments: Segments | None
     ) -> Tensor:
+        hidden_states = as_product(hidden_states)  # autocast would convert it for each projection anew
         query, key, value = (
             linear(projection, hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
@@ -96,6 +100,7 @@ class NystromformerSelfAttention(nn.Module):
                 conv_weight=kernel,
                 segments=segments,
                 neighbours=self.neighbours,
+                implementation=self.implementation,
             )
         else:
             out = self._another_mechanism(query, key, value, padding_mask)
@@ -126,6 +131,21 @@ class NystromformerSelfAttention(nn.Module):
         if not is_recorded() and padding_mask.shape[1] <= self.num_landmarks:
             return None
         return Segments.of(padding_mask, self.num_landmarks)
+
+    def describe(self, length: int, dtype: torch.dtype) -> str:
+        """What computes the attention of rows of so many tokens, in words, on the device of the weights."""
+        if self.mechanism != "nystrom":
+            return f"{self.mechanism} of PyTorch's operators"
+        width = self.query.out_features // self.num_heads
+        query = torch.empty(1, self.num_heads, length, width, dtype=dtype, device=self.query.weight.device)
+        return describe_implementation(
+            query,
+            self.num_landmarks,
+            pinv_iterations=self.pinv_iterations,
+            landmarks=self.landmarks,
+            implementation=self.implementation,
+            neighbours=self.neighbours,
+        )
 
     def branch(self, real_tokens: int) -> str:
         """What this layer computes for a row of so many real tokens: `exact`, or the mechanism's name."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.nystrom import nystrom_attention
+from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 from nystromformer.attention.recording import is_recorded
 
@@ -112,7 +113,7 @@ def _landmark_per_token(
         query, key, value = (x.gather(2, index_BHLD) for x in (query_BHND, key_BHND, value_BHND))
     else:
         query, key, value = query_BHND, key_BHND, value_BHND
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         if query.dtype != torch.float64:
             query, key, value = query.float(), key.float(), value.float()
         s_BHLL = torch.softmax((query * d**-0.5) @ key.mT, dim=-1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 WHATS = ("attention", "step", "prepare", "loader")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
+IMPLEMENTATIONS = ("auto", "operator", "composed")
 
 LENGTHS = {"step": (512, 2048, 4096)}
 TOKENS = {"step": 4096}
@@ -40,6 +41,9 @@ class BenchmarkSettings:
     """step: width of the model; it has hidden / head_dim heads, and 4 · hidden in the feed-forward."""
     compile: bool = False
     """step: compile the models with torch.compile; transformers' Nystromformer cannot be and stays eager."""
+    modernbert: bool = False
+    """step: measure transformers' ModernBERT too, of as many layers and the same width: one layer of three
+    attends to everything, the others to 128 tokens, and its gated feed-forward is 1.5 · hidden wide."""
     heads: int = 12
     """attention: number of heads."""
     head_dim: int = 64
@@ -49,6 +53,10 @@ class BenchmarkSettings:
     neighbours: int | None = 64
     """attention, step: tokens of a block in the row of Nyström attention with exact neighbours; empty leaves
     it out."""
+    implementation: str = "auto"
+    """attention, step: how this project's Nyström attention is computed: `operator`, the device's own,
+    `composed` of PyTorch's operators, or `auto`, the former where it can. On a GPU the composed one is
+    measured beside it in any case."""
     kernel: int | None = 33
     """attention, step: width of the residual convolution, odd; empty for none."""
     repeats: int = 5
@@ -100,7 +108,8 @@ class BenchmarkSettings:
             yield from self._complaints_about_text()
 
     def _complaints_about_a_device(self) -> Iterator[str]:
-        for name, value, known in (("device", self.device, DEVICES), ("dtype", self.dtype, DTYPES)):
+        for name, known in (("device", DEVICES), ("dtype", DTYPES), ("implementation", IMPLEMENTATIONS)):
+            value = getattr(self, name)
             if value not in known:
                 yield f"{name}={value!r} is unknown: write one of {', '.join(known)}"
         yield from self._too_small("tokens", "heads", "head_dim", "landmarks", "repeats")

@@ -24,7 +24,7 @@ class TrainingSettings:
     global_batch_size: int = 256
     micro_batch_size: int | None = None
     """Examples a device takes at once, the rest is accumulated; empty takes a group of like length, see
-    length_groups, or its whole share where that is less."""
+    length_groups, or its whole share where that is less, and of either at most 65,536 tokens."""
     length_groups: int = 4
     """A global batch is so many groups of rows of like length, each group drawn from 16 batches' rows, so
     that micro-batches hold little padding; 0 draws rows whatever their length."""

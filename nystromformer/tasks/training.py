@@ -38,6 +38,7 @@ from nystromformer.tasks.start import build_classifier, max_length_of
 from nystromformer.training import devices
 from nystromformer.training.checkpoint import load_latest, save_checkpoint, saved_steps
 from nystromformer.training.computation import note_computation
+from nystromformer.training.devices import on_device
 from nystromformer.training.guard import Guard, NotFinite
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate, update
@@ -187,7 +188,7 @@ def classification_step(
     rows = sum(len(batch["input_ids"]) for batch in micro_batches)
     total = torch.zeros((), device=device)
     for batch in micro_batches:
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        batch = on_device(batch, device)
         with autocast:
             loss = model(**batch).loss * (len(batch["input_ids"]) / rows)
         loss.backward()
@@ -235,7 +236,7 @@ def predict(
     found = np.zeros((len(part), model.config.num_labels), np.float32)
     for rows, batch in ordered_batches(part, batch_size, pad_token_id):
         with autocast:
-            output = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            output = model(**on_device(batch, model.device))
         found[rows] = output.logits.float().cpu().numpy()
     model.train(was_training)
     return found

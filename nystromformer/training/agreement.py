@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
+from nystromformer.training.devices import numbers_on
+
 
 class Agreement:
     """Sums a few numbers over the processes; each sum is read one step after it was asked for.
@@ -25,9 +27,7 @@ class Agreement:
             return mine
         device = self._accelerator.device
         before, self._pending = self._pending, None
-        # Not blocking: a copy from ordinary memory would otherwise wait for the device's queue.
-        numbers = torch.tensor(mine, dtype=torch.float32).to(device, non_blocking=True)
-        sums = self._accelerator.reduce(numbers, "sum")
+        sums = self._accelerator.reduce(numbers_on(device, mine), "sum")
         if device.type == "cuda":
             arrived = torch.empty(sums.shape, pin_memory=True).copy_(sums, non_blocking=True)
             event = torch.cuda.Event()

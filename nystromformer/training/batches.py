@@ -13,6 +13,9 @@ from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.step import grouped
 
+MOST_TOKENS = 65_536
+"""Of a micro-batch whose size is not written."""
+
 
 class RunBatches:
     """Which examples each step takes, as a pure function of the settings and the process's place."""
@@ -26,7 +29,9 @@ class RunBatches:
         self._rank = rank
         self._world_size = world_size
         share = settings.training.global_batch_size // world_size
-        self._micro_batch_size = settings.training.micro_batch_size or self._rows_of_a_group(share)
+        self._micro_batch_size = settings.training.micro_batch_size or self._rows_at_once(
+            share, settings.model.max_length
+        )
         self._micro_batches = share // self._micro_batch_size
         self._train, self._validation = (
             PretrainingExamples(
@@ -44,13 +49,15 @@ class RunBatches:
 
         self._layout = self._train.layout(static=settings.training.fixed_shapes)
 
-    def _rows_of_a_group(self, share: int) -> int:
+    def _rows_at_once(self, share: int, max_length: int) -> int:
         """What a process takes at once where nothing is said: rows of like length, none padded to another's.
 
-        With `length_groups=0` there is nothing alike, and it is the whole share.
+        With `length_groups=0` there is nothing alike, and it is the whole share. Either way no more than fit
+        into a GPU: what a model of BERT-base's size keeps of MOST_TOKENS takes about 30 GB.
         """
         groups = largest_divisor(self._settings.global_batch_size, max(self._settings.length_groups, 1))
-        return largest_divisor(share, self._settings.global_batch_size // groups)
+        rows = min(self._settings.global_batch_size // groups, max(1, MOST_TOKENS // max_length))
+        return largest_divisor(share, rows)
 
     @property
     def examples_at_once(self) -> int:

@@ -175,10 +175,10 @@ def load_checkpoint(
         ) from None
     state = json.loads((checkpoint / "state.json").read_text())
     random_state = checkpoint / f"random-{accelerator.process_index}.pt"
+    # For what the file does not hold: a run that goes on with more processes, or on another device.
+    torch.manual_seed(state["step"] * 1_000_003 + accelerator.process_index)
     if random_state.exists():
         _restore_random_state(_load(random_state))
-    else:  # the run goes on with more processes than it had
-        torch.manual_seed(state["step"] * 1_000_003 + accelerator.process_index)
     return Progress(**{part.name: state[part.name] for part in fields(Progress) if part.name in state})
 
 

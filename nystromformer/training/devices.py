@@ -9,8 +9,10 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
+from nystromformer.attention.precision import allow_tf32
+from nystromformer.data.layout import MOST_WIDTHS, Batch
 from nystromformer.errors import UserError
 from nystromformer.settings import TrainingSettings
 
@@ -22,16 +24,9 @@ that hangs must not hold the others' devices for days. Where they wait for the m
 def open_accelerator(settings: TrainingSettings) -> Accelerator:
     """Join the other processes, if there are any, and set what holds for the whole process.
 
-    Precision, accumulation and sharding stay with the loop, so Accelerate places and connects only.
-
     Raises:
-        UserError: Accelerate was told to shard the model itself.
+        UserError: Accelerate was told to share out the model itself.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise UserError(
-            "Accelerate's own FSDP is not used: launch with a configuration for several devices "
-            "(distributed_type: MULTI_GPU) and write training.parallel=fsdp"
-        )
     if settings.deterministic:
         # Read by CUDA's matrix library when it starts; without it its sums may differ from run to run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -39,9 +34,77 @@ def open_accelerator(settings: TrainingSettings) -> Accelerator:
     torch.backends.cudnn.benchmark = False
     # Memory that is never read need not be filled; filling it costs a pass over every new tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = settings.tf32
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TRAINING_TIMEOUT)])
+    allow_tf32(settings.tf32)
+    return accelerator_of()
+
+
+def accelerator_of(*, cpu: bool = False) -> Accelerator:
+    """An Accelerator that places and connects, and does nothing else, whatever the environment says.
+
+    `accelerate launch` hands on its flags and its configuration file, if there is one in the user's cache,
+    as ACCELERATE_…: mixed precision would wrap forward, accumulation divide the gradient, Dynamo compile.
+    The settings of this project say all that. What shares out the model is refused.
+
+    Raises:
+        UserError: Accelerate was told to share out the model itself.
+    """
+    for variable, name in _SHARING.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
+            raise UserError(
+                f"{variable} asks for Accelerate's own {name}, as `accelerate launch` does by its file, and "
+                "that is not used: launch with one for several devices (distributed_type: MULTI_GPU) and "
+                "write training.parallel=fsdp"
+            )
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TRAINING_TIMEOUT)],
+    )
+
+
+_SHARING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor and context parallelism",
+}
+
+
+def compile_in_place(model: torch.nn.Module) -> None:
+    """torch.compile for static shapes, a graph for each.
+
+    Shapes are few: the layout's widths, in training and validation, with padding and without, and for fewer
+    rows at the end of a validation.
+    """
+    config = torch._dynamo.config
+    limit = (
+        "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    )  # before torch 2.7
+    setattr(config, limit, max(8 * MOST_WIDTHS, getattr(config, limit)))
+    model.compile(dynamic=False)
+
+
+def numbers_on(device: torch.device, numbers: list[float]) -> torch.Tensor:
+    """A few numbers as float32 on the device, without waiting for it.
+
+    A copy out of ordinary memory may wait for all that the device has in its queue; out of pinned memory it
+    does not.
+    """
+    pinned = device.type == "cuda" and torch.cuda.is_available()
+    return torch.tensor(numbers, dtype=torch.float32, pin_memory=pinned).to(device, non_blocking=True)
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch of the CPU's memory on the device; without its mask where every token is real.
+
+    A mask costs a layer a fifth of its operations, and only the CPU can look into it without waiting.
+    """
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.device.type == "cpu" and bool(mask.all()):
+        batch = {name: x for name, x in batch.items() if name != "attention_mask"}
+    return {name: x.to(device, non_blocking=True) for name, x in batch.items()}
 
 
 def peak_memory(device: torch.device) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nystromformer.attention.precision import tf32_allowed
 from nystromformer.model import NystromformerConfig
 
 TRAINING_FACTOR = 3
@@ -22,6 +23,10 @@ TRAINING_FACTOR = 3
 # Dense peak of one device, TFLOP/s, from the makers' data sheets: bf16, TF32, float32. The first entry
 # whose words the device's name holds decides, so "H100 PCIe" stands before "H100".
 _PEAK_TFLOPS = {
+    "GB300": (2500.0, 1250.0, 80.0),
+    "B300": (2250.0, 1125.0, 75.0),
+    "GB200": (2500.0, 1250.0, 80.0),
+    "B200": (2250.0, 1125.0, 75.0),
     "H200": (989.5, 494.7, 66.9),
     "H100 PCIe": (756.0, 378.0, 51.0),
     "H100 NVL": (835.0, 417.5, 60.0),
@@ -30,6 +35,7 @@ _PEAK_TFLOPS = {
     "L40S": (362.05, 183.0, 91.6),
     "L4": (121.0, 60.0, 30.3),
     "A10": (125.0, 62.5, 31.2),
+    "RTX 5090": (209.5, 104.8, 104.8),
     "RTX 4090": (165.2, 82.6, 82.6),
     "RTX 3090": (71.0, 35.6, 35.6),
 }
@@ -90,7 +96,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Dense peak of the device in operations a second for products in `dtype`; None where unknown."""
     if device.type != "cuda":
         return None
-    return peak_of(torch.cuda.get_device_name(device), dtype, tf32=torch.backends.cuda.matmul.allow_tf32)
+    return peak_of(torch.cuda.get_device_name(device), dtype, tf32=tf32_allowed())
 
 
 def peak_of(name: str, dtype: torch.dtype, *, tf32: bool = False) -> float | None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from nystromformer.data.examples import Key
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
+from nystromformer.training.devices import on_device
 from nystromformer.training.step import GradientFault
 
 
@@ -90,7 +91,7 @@ def first_offending_layer(
         # A compiled forward would pass the hooks by.
         with torch.no_grad(), autocast, torch.compiler.set_stance("force_eager"):
             for batch in batches:
-                model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+                model(**on_device(batch, model.device))
     finally:
         model.train(was_training)
         for hook in hooks:

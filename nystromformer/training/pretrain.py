@@ -13,10 +13,10 @@ from dataclasses import asdict
 import torch
 from accelerate import Accelerator
 
-from nystromformer.data.layout import MOST_WIDTHS
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForPreTraining
+from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.settings import PretrainSettings
 from nystromformer.training import devices, run_data
 from nystromformer.training.agreement import Agreement
@@ -92,9 +92,7 @@ def setup(settings: PretrainSettings, accelerator: Accelerator, together: Togeth
         torch.manual_seed(settings.training.seed + accelerator.process_index)  # dropout
     wrapped = model if sharded else accelerator.prepare_model(model)
     if settings.training.compile:
-        # A graph for each of the layout's shapes: in training, in validation, and for fewer rows at its end.
-        torch._dynamo.config.recompile_limit = 4 * MOST_WIDTHS
-        model.compile(dynamic=False)
+        devices.compile_in_place(model)
     dtype = devices.precision(settings.training, accelerator.device)
     autocast = devices.autocast(dtype, accelerator.device)
     peak = peak_flops(accelerator.device, dtype)
@@ -267,4 +265,6 @@ def _announce(
         if not progress.step
         else f"model    {parameters / 1e6:.1f} M parameters, {settings.model.attention} attention"
     )
-    print(f"device   {devices.describe(accelerator, dtype)}", flush=True)
+    layer: NystromformerSelfAttention = model.nystromformer.encoder.layer[0].get_submodule("attention.self")  # type: ignore[assignment]
+    how = layer.describe(settings.model.max_length, dtype)
+    print(f"device   {devices.describe(accelerator, dtype)}; attention: {how}", flush=True)

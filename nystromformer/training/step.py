@@ -14,6 +14,7 @@ from torch import Tensor
 from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.heads import IGNORED
+from nystromformer.training.devices import numbers_on, on_device
 from nystromformer.training.flops import training_flops
 from nystromformer.training.optimizer import update
 from nystromformer.training.parallel import accumulating, whole
@@ -89,15 +90,14 @@ def train_step(
     targets = sum(predicted_tokens(batch) for batch in micro_batches)
     rows = sum(len(batch["input_ids"]) for batch in micro_batches)
     lengths = torch.cat([batch["attention_mask"].sum(1) for batch in micro_batches])
-    # Not blocking: a copy from ordinary memory would otherwise wait for the device's queue.
-    totals = torch.tensor([targets, rows], dtype=torch.float32).to(accelerator.device, non_blocking=True)
+    totals = numbers_on(accelerator.device, [targets, rows])
     all_targets, all_rows = accelerator.reduce(totals, "sum").unbind()
 
     mlm_sum = torch.zeros((), device=accelerator.device)
     sop_sum = torch.zeros((), device=accelerator.device)
     for batch, is_last in _with_last(micro_batches):
         in_batch = predicted_tokens(batch)
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        batch = on_device(batch, accelerator.device)
         # Processes exchange gradients once a step, with the last micro-batch.
         with contextlib.nullcontext() if is_last else accumulating(model):
             with autocast:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerForPreTraining
 from nystromformer.model.heads import IGNORED
+from nystromformer.training.devices import on_device
 
 
 @dataclass
@@ -57,7 +58,7 @@ def validate(
     sums = torch.zeros(7, dtype=torch.float64)
     sums = sums.to(accelerator.device) if accelerator.device.type != "mps" else sums.float()
     for batch, counts in batches:
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        batch = on_device(batch, accelerator.device)
         with _own_random_numbers(accelerator.device), autocast:
             output = model(**batch)
         if not counts:

@@ -49,7 +49,7 @@ def _one_head(
     f = torch.softmax(query @ key_landmarks.T * scale, dim=-1)
     a = torch.softmax(query_landmarks @ key_landmarks.T * scale, dim=-1)
     b = torch.softmax(query_landmarks @ key.T * scale, dim=-1)
-    identity = torch.eye(m, dtype=a.dtype)
+    identity = torch.eye(m, dtype=a.dtype, device=a.device)
     z = a.T / (a.sum(dim=0).max() * a.sum(dim=1).max())
     for _ in range(iterations):
         z = 0.25 * z @ (13 * identity - a @ z @ (15 * identity - a @ z @ (7 * identity - a @ z)))

@@ -49,6 +49,40 @@ def launched(monkeypatch, tmp_path):
     return found
 
 
+@pytest.mark.parametrize(
+    ("b", "h", "n", "m", "d"),
+    [(5462, 12, 130, 16, 16), (70_000, 1, 70, 64, 16), (1, 12, 2**21, 64, 64), (1, 1, 300, 256, 16)],
+    ids=["65,544 heads", "70,000 rows", "two million tokens", "one head"],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_grids_are_within_cudas_limits(monkeypatch, b, h, n, m, d, masked):
+    """2³¹ − 1 programs on the first axis, 65,535 on the others; of fake tensors, which have no memory."""
+    from torch._subclasses import FakeTensorMode
+    from triton.runtime.jit import JITFunction
+
+    from nystromformer.attention.gpu import launch
+
+    grids = {}
+    monkeypatch.setattr(
+        JITFunction, "run", lambda self, *_, grid, **__: grids.setdefault(self.__name__, []).append(grid)
+    )
+    monkeypatch.setattr(launch, "_chip", lambda device: (132, True))
+    with FakeTensorMode():
+        query, key, value = (torch.empty(b, n, h, d, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
+        mask = torch.zeros(b, n, dtype=torch.bool) if masked else None
+        weight = torch.zeros(h, 1, 33, 1)
+        out, *kept = launch.forward(query, key, value, mask, weight, m, 6)
+        launch.backward(out, query, key, value, mask, weight, *kept, 6)
+    assert {"means_kernel", "gather_kernel", "spread_backward_query_kernel", "mix_backward_kernel"} <= set(
+        grids
+    )
+    for grid in (grid for launches in grids.values() for grid in launches):
+        assert grid[0] < 2**31
+        assert all(0 < programs <= 65_535 for programs in grid[1:])
+    # One program fills a multiprocessor: more would only wait, each with a place for its iterates.
+    assert grids["mix_backward_kernel"] == [(min(b * h, 132),)]
+
+
 def compiled(kernel, arguments, options, capability):
     import triton
     from triton.backends.compiler import GPUTarget

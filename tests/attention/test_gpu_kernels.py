@@ -266,14 +266,60 @@ def test_compile_and_checkpointing_change_nothing():
 
 
 @kernels
-def test_pytorchs_own_check_of_the_operator():
+@pytest.mark.parametrize("axis", ["row", "head", "position"])
+def test_entries_further_apart_than_32_bits_count(axis):
+    """The steps fit into 32 bits, what they lead to does not. Memory that is not touched costs nothing."""
+    torch.manual_seed(14)
+    n, d, m = (75, 16, 9) if axis != "position" else (34, 16, 4)
+    rows, heads = (3, 1) if axis == "row" else (1, 3) if axis == "head" else (1, 1)
+    one = 3 * n * d
+    step = {"row": 2**30 + one, "head": 2**30 + one, "position": 2**26}[axis]
+    strides = {"row": (step, n * d, d), "head": (n * d, step, d), "position": (n * d, n * d, step)}[axis]
+    last = step * (n - 1 if axis == "position" else 2)
+    assert step < 2**31 < last
+    memory = torch.empty(last + 2 * one, dtype=torch.float16, device=DEVICE)
+    shape = (rows, heads, n, d)
+    apart = n * d if axis != "position" else d
+    far = [memory.as_strided(shape, (*strides, 1), apart * number) for number in range(3)]
+    near = [torch.randn(shape, device=DEVICE).half() for _ in far]
+    for there, here in zip(far, near, strict=True):
+        there.copy_(here)
+    near_inputs, far_inputs = ([x.detach().requires_grad_() for x in inputs] for inputs in (near, far))
+    expected, found = by_kernels(near_inputs, None, m), by_kernels(far_inputs, None, m)
+    assert torch.equal(found, expected)
+    seed = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(found, far_inputs, seed),
+        torch.autograd.grad(expected, near_inputs, seed),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@kernels
+@pytest.mark.parametrize("given", ["mask and convolution", "neither", "strides"])
+def test_pytorchs_own_check_of_the_operators(given):
     from nystromformer.attention.gpu import operator  # noqa: F401
 
     torch.manual_seed(10)
     query, key, value, weight = leaves(rows=1, heads=1, n=20, d=16, k=3)
     mask = torch.arange(20, device=DEVICE)[None] >= 15
+    if given == "neither":
+        mask = weight = None
+    elif given == "strides":
+        query, key = (x.detach().mT.contiguous().mT.requires_grad_() for x in (query, key))
+        weight = weight.detach().expand(1, 1, 3, 2)[..., :1].requires_grad_()
+    operators, checks = torch.ops.nystromformer, ("test_schema", "test_faketensor")
+    arguments = (query, key, value, mask, weight)
+    # All of its checks once; the others of shapes and strides alone.
+    more = {} if given == "mask and convolution" else {"test_utils": (*checks, "test_autograd_registration")}
+    torch.library.opcheck(operators.nystrom_attention_gpu.default, (*arguments, 4, 2), **more)
+    with torch.no_grad():
+        out, *kept = operators.nystrom_attention_gpu(*arguments, 4, 2)
     torch.library.opcheck(
-        torch.ops.nystromformer.nystrom_attention_gpu.default, (query, key, value, mask, weight, 4, 2)
+        operators.nystrom_attention_gpu_backward.default,
+        (torch.randn_like(out), *(None if x is None else x.detach() for x in arguments), *kept, 2),
+        test_utils=checks,
     )
 
 
@@ -288,6 +334,9 @@ def test_what_the_kernels_cannot_do_is_said(monkeypatch):
     query = torch.randn(1, 1, 80, 16)
     assert why_not_on_gpu(query, 16) is None
     assert "float64" in why_not_on_gpu(query.double(), 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which converts any type but float64
+        assert "float64" in why_not_on_gpu(query.double(), 16)
+    assert "entries a row" in why_not_on_gpu(query.expand(1, 2**21, 80, 16), 16)
     assert "exact" in why_not_on_gpu(query, 80)
     assert "257 landmarks" in why_not_on_gpu(torch.randn(1, 1, 300, 16), 257)
     assert "shared memory" in why_not_on_gpu(torch.randn(1, 1, 300, 128), 256)

@@ -1,14 +1,17 @@
 """The benchmark of the training step: models of one size that all learn, figures that add up."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
-from nystromformer.benchmark import benchmark
-from nystromformer.benchmark.step import BERT, BERT_WITH_DROPOUT, EXACT, NEAR, OURS, PEER, contenders
+from nystromformer.benchmark import benchmark, step
+from nystromformer.benchmark.models import BERT, BERT_WITH_DROPOUT, EXACT, MODERNBERT, NEAR, OURS, PEER
+from nystromformer.benchmark.step import benchmark_step, contenders
 from nystromformer.cli import main
 from nystromformer.errors import UserError
+from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.settings.benchmark import BenchmarkSettings
 
 TINY = {
@@ -67,6 +70,71 @@ def test_writes_table_and_numbers(tmp_path, capsys):
     assert f"{row[BERT]['median'] / row[OURS]['median']:.2f} |" in page
     assert "utilisation" not in page  # no peak is known of a CPU
     assert "Peak of the allocator" not in page
+    assert f"- {OURS} at 16 tokens: " in page
+
+
+@pytest.mark.parametrize("what", ["contenders", "ours"])
+def test_what_does_not_fit_into_memory_is_left_out_and_the_rest_is_kept(monkeypatch, tmp_path, what):
+    real = step.makers
+
+    def makers(settings, length, device):
+        def full(make):
+            contender = make()
+
+            def run():
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            contender.step = run
+            return contender
+
+        found = real(settings, length, device)
+        too_large = [OURS] if what == "ours" else [EXACT, BERT_WITH_DROPOUT]
+        return {
+            name: partial(full, make) if length == 32 and name in too_large else make
+            for name, make in found.items()
+        }
+
+    monkeypatch.setattr(step, "makers", makers)
+    result = benchmark_step(BenchmarkSettings(**{**TINY, "lengths": [16, 32], "folder": str(tmp_path)}))
+    assert len(result["lengths"][16]) == 5
+    left = {OURS, PEER, BERT} if what == "contenders" else {EXACT, PEER, BERT, BERT_WITH_DROPOUT}
+    assert set(result["lengths"][32]) == left
+    page = (tmp_path / "step_cpu.md").read_text()
+    assert "did not fit into memory" in page
+    monkeypatch.setattr(step, "_measure_what_fits", lambda *_: {})
+    with pytest.raises(UserError, match="tokens="):
+        benchmark_step(BenchmarkSettings(**{**TINY, "folder": str(tmp_path)}))
+
+
+def test_modernbert_is_measured_where_it_is_asked_for():
+    settings = BenchmarkSettings(**{**TINY, "modernbert": True})
+    *others, modern = contenders(settings, 32, torch.device("cpu"))
+    assert modern.name == MODERNBERT
+    assert len(others) == 5
+    assert modern.model.config.num_hidden_layers == 2
+    assert modern.flops is None
+    losses = [modern.step().item() for _ in range(3)]
+    assert losses[0] == pytest.approx(5.77, abs=0.5)
+    assert losses[-1] != losses[0]
+
+
+def test_the_implementation_is_chosen_and_told():
+    for way, words in (("composed", "composed of PyTorch's operators"), ("auto", "")):
+        settings = BenchmarkSettings(**{**TINY, "implementation": way})
+        ours = contenders(settings, 32, torch.device("cpu"))[0]
+        layers = [m for m in ours.model.modules() if isinstance(m, NystromformerSelfAttention)]
+        assert [layer.implementation for layer in layers] == [way, way]
+        assert ours.attention.startswith(words)
+        assert ("composed" in ours.attention) == (way == "composed")
+
+
+def test_each_length_is_compiled_for_itself(monkeypatch):
+    """With dynamic shapes all lengths from the second on would share slower code."""
+    said = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **named: said.append(named))
+    contenders(BenchmarkSettings(**{**TINY, "compile": True}), 32, torch.device("cpu"))
+    assert said == [{"dynamic": False}] * 4  # all but transformers' Nystromformer
+    assert torch._dynamo.config.cache_size_limit >= 64  # the older name of recompile_limit
 
 
 @pytest.mark.parametrize(
@@ -77,6 +145,7 @@ def test_writes_table_and_numbers(tmp_path, capsys):
         ({"vocab_size": 10}, "vocab_size=10"),
         ({"dtype": "float16"}, "dtype=bfloat16"),
         ({"lengths": [20]}, "does not divide"),
+        ({"implementation": "fast"}, "implementation='fast' is unknown: write one of auto"),
     ],
 )
 def test_impossible_settings_are_named(change, words):

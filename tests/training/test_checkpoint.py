@@ -44,6 +44,17 @@ def test_everything_comes_back(tmp_path, accelerator):
         torch.testing.assert_close(before[number]["exp_avg_sq"], after[number]["exp_avg_sq"], rtol=0, atol=0)
 
 
+def test_a_run_that_goes_on_on_another_device_draws_numbers_of_its_own(tmp_path, accelerator, monkeypatch):
+    """The checkpoint of a CPU holds no random state of a GPU; on several they must not be the same."""
+    save(tmp_path, 3, accelerator)
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    for process in (0, 1):
+        monkeypatch.setattr(type(accelerator), "process_index", process)
+        load_latest(tmp_path, *trained(1), accelerator)
+    assert {3 * 1_000_003, 3 * 1_000_003 + 1} <= set(seeds)
+
+
 def test_an_empty_folder_is_a_fresh_start(tmp_path, accelerator):
     assert load_latest(tmp_path / "absent", *trained(), accelerator) == Progress()
 

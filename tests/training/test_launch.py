@@ -10,7 +10,7 @@ RECIPE = Path(__file__).parents[2] / "scripts/slurm/pretrain.sbatch"
 
 STANDINS = {
     "srun": """#!/bin/bash
-[[ $1 == --kill-on-bad-exit=0 ]] && shift
+[[ $1 == --kill-on-bad-exit=0 && $2 == --wait=600 ]] && shift 2
 for task in 0 1; do
   SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" || code=$?
 done

@@ -24,18 +24,18 @@ def gather_kernel(
 ):  # fmt: skip
     """Write each part's Σ exp(score − top) V to `gathered` (B, H, S, M, D), and `top` and `total` (…, M).
 
-    Grid: (S, B · H).
+    Grid: (B · H, S).
     """
-    part = tl.program_id(0)
-    row_head = tl.program_id(1)
-    row = (row_head // H).to(tl.int64)
+    row_head = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    row = row_head // H
     head = row_head % H
     key += row * key_b + head * key_h
     value += row * value_b + head * value_h
-    slot = row_head.to(tl.int64) * tl.num_programs(0) + part
+    slot = row_head * tl.num_programs(1) + part
     landmark = tl.arange(0, M_PAD)
     valid_M = landmark < M
-    mean_MD = load_tile(query_means + row_head.to(tl.int64) * M * D, D, landmark, valid_M, D, D_PAD)
+    mean_MD = load_tile(query_means + row_head * M * D, D, landmark, valid_M, D, D_PAD)
     mean_MD = mean_MD.to(key.dtype.element_ty)
     top_M = tl.full([M_PAD], float("-inf"), dtype=tl.float32)
     total_M = tl.zeros([M_PAD], dtype=tl.float32)
@@ -80,13 +80,13 @@ def gather_backward_kernel(
     Y = B̃ V with B̃ = softmax(score): dV = B̃ᵀ dY, dscore = B̃ ∘ (dY Vᵀ − delta), delta = Σ dY ∘ Y.
 
     `grad_key` and `grad_value` are (B, N, H, D) in memory; `grad_query_means` (B, H, S + 1, M, D), whose
-    last place is not this kernel's; `grad_weight` (B, H, S, P, K). Grid: (S, B · H).
+    last place is not this kernel's; `grad_weight` (B, H, S, P, K). Grid: (B · H, S).
     """
-    part = tl.program_id(0)
-    row_head = tl.program_id(1)
-    row = (row_head // H).to(tl.int64)
+    row_head = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    row = row_head // H
     head = row_head % H
-    start_of_means = row_head.to(tl.int64) * M * D
+    start_of_means = row_head * M * D
     key += row * key_b + head * key_h
     value += row * value_b + head * value_h
     grad_out += row * grad_out_b + head * grad_out_h
@@ -135,8 +135,8 @@ def gather_backward_kernel(
         grad_value_PD = tl.where(real_P[:, None], grad_value_PD, 0.0)
         store_tile(grad_key, H * D, index_P, inside_P, grad_key_PD, D, D_PAD)
         store_tile(grad_value, H * D, index_P, inside_P, grad_value_PD, D, D_PAD)
-    slot = row_head.to(tl.int64) * (tl.num_programs(0) + 1) + part
+    slot = row_head * (tl.num_programs(1) + 1) + part
     store_tile(grad_query_means + slot * M * D, D, landmark, valid_M, grad_mean_MD * scale, D, D_PAD)
     if CONVOLVED:
-        slot = row_head.to(tl.int64) * tl.num_programs(0) + part
+        slot = row_head * tl.num_programs(1) + part
         store_kernel_gradient(grad_weight + slot * P * K, grad_band_PW, K, P, W)

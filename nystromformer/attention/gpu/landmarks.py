@@ -23,10 +23,10 @@ def means_kernel(
 ):  # fmt: skip
     """Write float32 means, (2, B, H, M, D): those of the queries, then of the keys. 0 where absent.
 
-    Grid: (M / J, B · H, 2).
+    Grid: (B · H, M / J, 2).
     """
-    row_head = tl.program_id(1)
-    row = (row_head // H).to(tl.int64)
+    row_head = tl.program_id(0).to(tl.int64)
+    row = row_head // H
     head = row_head % H
     which = tl.program_id(2)
     if which == 0:
@@ -38,7 +38,7 @@ def means_kernel(
     tokens = real_count(count, row, N, MASKED)
     size = tokens // M
     longer = tokens % M
-    segment_J = tl.program_id(0) * J + tl.arange(0, J)
+    segment_J = tl.program_id(1) * J + tl.arange(0, J)
     size_J = size + (segment_J < longer).to(tl.int32)
     if MASKED:
         # A segment's positions reach to the next segment's first; padding among them is not read.

@@ -9,8 +9,6 @@ alone, so that the same call computes the same bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,7 +27,8 @@ from nystromformer.attention.gpu.spread import (
     spread_backward_query_kernel,
     spread_kernel,
 )
-from nystromformer.attention.gpu.support import padded
+from nystromformer.attention.gpu.support import MOST_ENTRIES, padded
+from nystromformer.attention.precision import full_float32, tf32_allowed
 from nystromformer.attention.pseudoinverse import iterate, iterate_backward
 
 MOST_ON_CHIP = 64
@@ -53,8 +52,7 @@ class Sizes:
     k: int | None
     dtype: torch.dtype
     masked: bool
-    programs: int
-    """Programs that keep the device busy."""
+    multiprocessors: int
     hopper: bool
     """Whether the matrices of a head were seen to fit on chip, see MOST_ON_CHIP."""
 
@@ -63,7 +61,12 @@ class Sizes:
         b, h, n, d = query.shape
         k = None if weight is None else weight.shape[2]
         multiprocessors, hopper = _chip(query.device)
-        return cls(b, h, n, num_landmarks, d, k, query.dtype, mask is not None, 8 * multiprocessors, hopper)
+        return cls(b, h, n, num_landmarks, d, k, query.dtype, mask is not None, multiprocessors, hopper)
+
+    @property
+    def programs(self) -> int:
+        """Programs over tiles that keep the device busy."""
+        return 8 * self.multiprocessors
 
     @property
     def means(self) -> tuple[int, ...]:
@@ -152,7 +155,7 @@ def forward(
     rows = Rows() if mask is None else Rows(*rows_of(mask, m))
     out, means, inverse, gathered, mixed, normalizer = empty_outputs(query, m)
     together = max(1, TOKENS_TOGETHER // triton.next_power_of_2(-(-n // m)))
-    means_kernel[(triton.cdiv(m, together), b * h, 2)](
+    means_kernel[(b * h, triton.cdiv(m, together), 2)](
         *_strided(query), *_strided(key), means, rows.segment_BN, rows.first_BM, rows.count_B, b, h, n,
         M=m, D=d, D_PAD=padded(d), MASKED=sizes.masked, J=together, T=TOKENS_TOGETHER // together,
         num_warps=4,
@@ -163,7 +166,7 @@ def forward(
     parts, tokens = sizes.parts(sizes.programs)
     in_parts = query.new_empty(b, h, parts, m, d, dtype=torch.float32)
     top, total = query.new_empty(2, b, h, parts, m, dtype=torch.float32)
-    gather_kernel[(parts, b * h)](
+    gather_kernel[(b * h, parts)](
         *_strided(key), *_strided(value), means[0], rows.segment_BN, in_parts, top, total,
         h, n, tokens, sizes.score_scale, **for_gather,
     )  # fmt: skip
@@ -182,7 +185,7 @@ def forward(
         )  # fmt: skip
 
     parts, tokens = sizes.parts(2 * sizes.programs)
-    spread_kernel[(parts, b * h)](
+    spread_kernel[(b * h, parts)](
         *_strided(query), *_strided(value), means[1], mixed, weight, rows.segment_BN, rows.count_B, out,
         h, n, tokens, sizes.score_scale,
         K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window, **constants,
@@ -216,7 +219,7 @@ def backward(
     fine_parts, fine_tokens = sizes.parts(2 * sizes.programs)
     # out = F̃ X
     grad_mixed_parts, grad_key_parts = means.new_empty(2, b, h, parts, m, d)
-    spread_backward_means_kernel[(parts, b * h)](
+    spread_backward_means_kernel[(b * h, parts)](
         *_strided(grad_out), *_strided(query), means[1], mixed, rows.segment_BN, rows.count_B,
         grad_mixed_parts, grad_key_parts, h, n, tokens, sizes.scale, sizes.score_scale, **constants,
     )  # fmt: skip
@@ -225,7 +228,8 @@ def backward(
     delta = torch.empty_like(normalizer)
     grad_query_parts = means.new_empty(b, h, parts + 1, m, d)
     on_chip = sizes.on_chip
-    programs = min(b * h, sizes.programs // 4)  # each fills half of a multiprocessor's registers
+    # One program fills a multiprocessor: 255 registers of 256 threads are its whole register file.
+    programs = min(b * h, sizes.multiprocessors)
     steps = means.new_empty(programs * iterations * 3 * padded(m) ** 2 if on_chip else 1)
     mix_backward_kernel[(programs,)](
         grad_mixed_parts, grad_key_parts, means[0], means[1], inverse, gathered, rows.count_B, steps,
@@ -241,7 +245,7 @@ def backward(
     # Y = B̃ V
     k = sizes.k or 1
     grad_weight_parts = means.new_empty(b, h, parts, sizes.tile, k) if weight is not None else None
-    gather_backward_kernel[(parts, b * h)](
+    gather_backward_kernel[(b * h, parts)](
         *_strided(grad_out), *_strided(key), *_strided(value), means[0], normalizer, grad_gathered, delta,
         grad_key_means, grad_mixed, weight, rows.segment_BN, rows.count_B,
         grad_key, grad_value, grad_query_parts, grad_weight_parts,
@@ -249,7 +253,7 @@ def backward(
         K=k, CONVOLVED=weight is not None, W=sizes.window, **(constants | {"num_warps": 8}),
     )  # fmt: skip
     # Q̃ is a mean of queries
-    spread_backward_query_kernel[(fine_parts, b * h)](
+    spread_backward_query_kernel[(b * h, fine_parts)](
         *_strided(grad_out), *_strided(query), means[1], mixed, grad_query_parts.sum(dim=2),
         rows.segment_BN, rows.count_B, grad_query,
         h, n, fine_tokens, sizes.scale, sizes.score_scale, **constants,
@@ -287,7 +291,7 @@ def _mix_by_products(
 ) -> None:
     """Write Z and X = Z Y."""
     m, d = gathered.shape[2:]
-    with _full_precision(means.device):
+    with full_float32(means):  # also where TF32 is allowed: with it the inverse does not converge
         inverse_LMM = inverse.view(-1, m, m)
         inverse_LMM.copy_(iterate(_landmark_attention(means), iterations))
         torch.bmm(inverse_LMM, gathered.view(-1, m, d), out=mixed.view(-1, m, d))
@@ -307,7 +311,7 @@ def _mix_backward_by_products(
 ) -> None:
     """Write the gradients of Y and Q̃ and `delta`, and add to that of K̃."""
     m, d = gathered.shape[2:]
-    with _full_precision(means.device):
+    with full_float32(means):
         through = grad_mixed
         if count_B is not None:
             through = grad_mixed.masked_fill((count_B <= m)[:, None, None, None], 0)
@@ -331,18 +335,6 @@ def _landmark_attention(means: Tensor) -> Tensor:
     return torch.softmax(torch.bmm(query * d**-0.5, key.mT), dim=-1)
 
 
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products in float32 also where a program has allowed TF32, whose inverse does not converge."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
 # --- arguments ----------------------------------------------------------------------------------------
 
 
@@ -355,13 +347,16 @@ def _precision(dtype: torch.dtype) -> tuple[Any, str, str]:
         return tl.bfloat16, "tf32", "tf32"  # a precision says nothing of bfloat16
     if dtype == torch.float16:
         return tl.float32, "tf32", "tf32"
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    precision = "tf32" if tf32_allowed() else "tf32x3"
     return tl.float32, precision, precision
 
 
-def _rowwise(x: Tensor) -> Tensor:
-    """The same with each head's row contiguous."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _rowwise(x_BHND: Tensor) -> Tensor:
+    """The same with each head's row contiguous, and a head's entries within 32 bits of its first."""
+    n, d = x_BHND.shape[2:]
+    if x_BHND.stride(-1) == 1 and (n - 1) * x_BHND.stride(2) + d <= MOST_ENTRIES:
+        return x_BHND
+    return x_BHND.contiguous()
 
 
 def _strided(x: Tensor) -> tuple[Tensor | int, ...]:

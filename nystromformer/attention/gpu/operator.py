@@ -14,6 +14,7 @@ from torch import Tensor
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.gpu import launch
 from nystromformer.attention.gpu.support import INTERPRETED
+from nystromformer.attention.precision import as_product
 from nystromformer.attention.projections import without_padding, zero_at_padding
 
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
@@ -33,10 +34,7 @@ def nystrom_attention_on_gpu(
     For calls of which `support.why_not_on_gpu` has nothing to say. Under autocast the inputs are
     converted, as by PyTorch's fused attention. A convolution wider than a tile is computed by itself.
     """
-    kind = query_BHND.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        query_BHND, key_BHND, value_BHND = (x.to(dtype) for x in (query_BHND, key_BHND, value_BHND))
+    query_BHND, key_BHND, value_BHND = map(as_product, (query_BHND, key_BHND, value_BHND))
     widest = launch.tile_of(query_BHND.dtype, num_landmarks, query_BHND.shape[3]) + 1
     wide = conv_weight_H1K1 is not None and conv_weight_H1K1.shape[2] > widest
     out_BHND, *_ = torch.ops.nystromformer.nystrom_attention_gpu(

@@ -40,12 +40,12 @@ def spread_kernel(
     MASKED: tl.constexpr, CONVOLVED: tl.constexpr, P: tl.constexpr, W: tl.constexpr,
     MIX: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the output, (B, N, H, D) in memory, 0 at padding. Grid: (S, B · H)."""
-    part = tl.program_id(0)
-    row_head = tl.program_id(1)
-    row = (row_head // H).to(tl.int64)
+    """Write the output, (B, N, H, D) in memory, 0 at padding. Grid: (B · H, S)."""
+    row_head = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    row = row_head // H
     head = row_head % H
-    start_of_means = row_head.to(tl.int64) * M * D
+    start_of_means = row_head * M * D
     query += row * query_b + head * query_h
     value += row * value_b + head * value_h
     out += (row * N * H + head) * D
@@ -90,12 +90,12 @@ def spread_backward_means_kernel(
     MASKED: tl.constexpr, P: tl.constexpr,
     MIX: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write each part's share of the gradients of X and K̃, (B, H, S, M, D). Grid: (S, B · H)."""
-    part = tl.program_id(0)
-    row_head = tl.program_id(1)
-    row = (row_head // H).to(tl.int64)
+    """Write each part's share of the gradients of X and K̃, (B, H, S, M, D). Grid: (B · H, S)."""
+    row_head = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    row = row_head // H
     head = row_head % H
-    start_of_means = row_head.to(tl.int64) * M * D
+    start_of_means = row_head * M * D
     query += row * query_b + head * query_h
     grad_out += row * grad_out_b + head * grad_out_h
     present = _present(real_count(count, row, N, MASKED), M)
@@ -118,7 +118,7 @@ def spread_backward_means_kernel(
         )
         grad_score_PM = _grad_score(factor_PM, grad_out_PD, mixed_MD, MIX, MIX_PRECISION)
         grad_mean_MD += tl.dot(tl.trans(grad_score_PM), query_PD.to(MIX), input_precision=MIX_PRECISION)
-    slot = row_head.to(tl.int64) * tl.num_programs(0) + part
+    slot = row_head * tl.num_programs(1) + part
     store_tile(grad_mixed + slot * M * D, D, landmark, valid_M, grad_mixed_MD, D, D_PAD)
     store_tile(grad_key_means + slot * M * D, D, landmark, valid_M, grad_mean_MD * scale, D, D_PAD)
 
@@ -133,16 +133,16 @@ def spread_backward_query_kernel(
     MASKED: tl.constexpr, P: tl.constexpr,
     MIX: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of the queries, (B, N, H, D) in memory. Grid: (S, B · H).
+    """Write the gradient of the queries, (B, N, H, D) in memory. Grid: (B · H, S).
 
     F̃ is computed a third time: adding the share of Q̃ to a gradient written before would move as many
     bytes, and round twice.
     """
-    part = tl.program_id(0)
-    row_head = tl.program_id(1)
-    row = (row_head // H).to(tl.int64)
+    row_head = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    row = row_head // H
     head = row_head % H
-    start_of_means = row_head.to(tl.int64) * M * D
+    start_of_means = row_head * M * D
     query += row * query_b + head * query_h
     grad_out += row * grad_out_b + head * grad_out_h
     grad_query += (row * N * H + head) * D

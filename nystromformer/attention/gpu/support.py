@@ -11,8 +11,13 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from nystromformer.attention.precision import product_dtype
+
 MOST_LANDMARKS = 256
 WIDEST_HEAD = 128
+MOST_ENTRIES = 2**31 - 1
+"""Of one row of the output, and from a head's first entry to its last: within a head the kernels count in
+32 bits, and from head to head and row to row in 64."""
 NEEDS = {
     torch.bfloat16: ((64 * 64, 100_352), (128 * 128, 212_992)),
     torch.float16: ((64 * 64, 163_840),),
@@ -34,7 +39,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 def why_not_on_gpu(query_BHND: Tensor, num_landmarks: int) -> str | None:
     """A clause that says what the kernels cannot do; None where they can."""
-    n, d = query_BHND.shape[2:]
+    _, h, n, d = query_BHND.shape
     m = num_landmarks
     device = query_BHND.device
     if find_spec("triton") is None:
@@ -44,15 +49,15 @@ def why_not_on_gpu(query_BHND: Tensor, num_landmarks: int) -> str | None:
             return "the tensors are on a CPU, and TRITON_INTERPRET=1 is not set"
     elif device.type != "cuda" or torch.version.cuda is None:
         return f"the tensors are on {device.type}, not on an NVIDIA GPU"
-    dtype = query_BHND.dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
+    dtype = product_dtype(query_BHND)
     if dtype not in NEEDS:
         return f"{dtype} is not one of {', '.join(str(known) for known in NEEDS)}"
     if n <= m:
         return f"{n} tokens are at most {m} landmarks, and attention is exact"
     if m > MOST_LANDMARKS or d > WIDEST_HEAD:
         return f"{m} landmarks of width {d} are more than {MOST_LANDMARKS} of width {WIDEST_HEAD}"
+    if h * n * d > MOST_ENTRIES:
+        return f"{n} tokens of {h} heads of width {d} are more than {MOST_ENTRIES} entries a row"
     needed = shared_memory_needed(dtype, m, d)
     if needed is None:
         return f"{m} landmarks of width {d} in {dtype} exceed every GPU's shared memory"

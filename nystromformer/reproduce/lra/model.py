@@ -25,14 +25,16 @@ class LraClassifier(nn.Module):
             nn.Linear(config.intermediate_size, config.num_labels),
         )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (B, C) of ids (B, N) whose mask is 1 at real tokens."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits (B, C) of ids (B, N) whose mask is 1 at real tokens; without one all are real."""
         hidden_BNW = self.encoder(input_ids, attention_mask).last_hidden_state
         return self.classifier(mean_over_tokens(hidden_BNW, attention_mask))
 
 
-def mean_over_tokens(hidden_BNW: Tensor, attention_mask: Tensor) -> Tensor:
+def mean_over_tokens(hidden_BNW: Tensor, attention_mask: Tensor | None) -> Tensor:
     """(B, W): the mean over the real tokens of each row, in float32."""
+    if attention_mask is None:
+        return hidden_BNW.float().mean(dim=1)
     real_BN1 = attention_mask.unsqueeze(-1).float()
     return (hidden_BNW.float() * real_BN1).sum(dim=1) / real_BN1.sum(dim=1).clamp(min=1)
 

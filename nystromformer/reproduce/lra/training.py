@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 
 from nystromformer.errors import UserError
 from nystromformer.files import held, write_atomically
@@ -36,7 +35,7 @@ from nystromformer.tasks.batches import TaskBatches, ordered_batches
 from nystromformer.tasks.encoding import Encoded
 from nystromformer.training.checkpoint import load_latest, save_checkpoint
 from nystromformer.training.computation import note_computation
-from nystromformer.training.devices import autocast, precision
+from nystromformer.training.devices import accelerator_of, autocast, on_device, precision
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
@@ -118,7 +117,7 @@ def _train_cell(
 ) -> dict[str, Any]:
     training = _training_settings(cell, scale)
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    accelerator = accelerator_of(cpu=device.type == "cpu")
     torch.manual_seed(cell.seed)
     model = LraClassifier(configuration(cell.attention, task, scale)).to(device)
     optimizer = build_optimizer(model, training)
@@ -172,8 +171,9 @@ def accuracy(
     right = torch.zeros((), device=device)
     for rows, batch in ordered_batches(examples, scale.batch_size, 0):
         labels = torch.tensor([examples.labels[row] for row in rows], device=device)
+        batch = on_device(batch, device)
         with autocast(dtype, device):
-            logits = model(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+            logits = model(batch["input_ids"], batch.get("attention_mask"))
         right += (logits.argmax(dim=-1) == labels).sum()
     model.train()
     return right.item() / len(examples)
@@ -212,9 +212,9 @@ def _step(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     (batch,) = batches.of_step(step)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = on_device(batch, device)
     with autocast(dtype, device):
-        logits = model(batch["input_ids"], batch["attention_mask"])
+        logits = model(batch["input_ids"], batch.get("attention_mask"))
     loss = F.cross_entropy(logits.float(), batch["labels"])
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

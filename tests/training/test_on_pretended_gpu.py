@@ -1,0 +1,238 @@
+"""Whole steps on a GPU that is not there: one device throughout, and nothing that waits for it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nystromformer import (
+    NystromformerConfig,
+    NystromformerForMaskedLM,
+    NystromformerForPreTraining,
+    NystromformerForSequenceClassification,
+)
+from nystromformer.data.layout import Layout
+from nystromformer.model.attention import NystromformerSelfAttention
+from nystromformer.settings import TrainingSettings
+from nystromformer.tasks.training import classification_step
+from nystromformer.training import devices
+from nystromformer.training.guard import Guard
+from nystromformer.training.optimizer import build_optimizer
+from nystromformer.training.step import train_step
+from tests.pretend.gpu import PRETENDED, pytest_on_it, why_not
+
+if PRETENDED:
+    from tests.pretend.gpu import DEVICE, PretendGPU, Waited
+
+pretended = pytest.mark.skipif(not PRETENDED, reason="runs in a process of its own, see test_in_a_process")
+
+MECHANISMS = {
+    "nystrom": {},
+    "nystrom, no convolution": {"conv_kernel_size": None},
+    "nystrom, uniform": {"landmarks": "uniform"},
+    "nystrom, kmeans": {"landmarks": "kmeans"},
+    "softmax": {"attention": "softmax", "conv_kernel_size": None},
+    "linformer": {"attention": "linformer", "conv_kernel_size": None},
+    "longformer": {"attention": "longformer", "conv_kernel_size": None},
+    "performer": {"attention": "performer", "conv_kernel_size": None},
+}
+PADDED = [40, 21, 8, 40]
+"""With 8 landmarks: a row of exactly m tokens is among them."""
+FULL = [40, 40, 40, 40]
+
+
+@pytest.mark.skipif(PRETENDED, reason="is this process")
+def test_in_a_process():
+    obstacle = why_not()
+    if obstacle:
+        pytest.skip(obstacle)
+    done = pytest_on_it(__file__)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
+
+
+def config(**changes) -> NystromformerConfig:
+    shape = {
+        "vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 64, "num_landmarks": 8, "conv_kernel_size": 5, "max_position_embeddings": 64,
+        "linformer_projected": 8, "longformer_window": 9, "performer_features": 8, "num_labels": 3,
+    }  # fmt: skip
+    return NystromformerConfig(**{**shape, **changes})
+
+
+def rows(real: list[int], length: int = 40):
+    ids = torch.randint(5, 128, (len(real), length))
+    mask = (torch.arange(length) < torch.tensor(real)[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+
+
+def pretraining_batch(real: list[int], *, static: bool = False):
+    batch = rows(real)
+    picked = (torch.arange(40) % 7 == 1) & (batch["attention_mask"] == 1)
+    batch["labels"] = torch.where(picked, batch["input_ids"], -100)
+    batch["sentence_order_label"] = torch.arange(len(real)) % 2
+    return Layout(pad_id=0, widths=(48,), slots=(12,))(batch) if static else Layout(pad_id=0)(batch)
+
+
+def on_gpu(gpu, model):
+    """The model there; its own way there waits, before the first step."""
+    gpu.watching = False
+    model.to(DEVICE).train()
+    gpu.watching = True
+    assert all(x.device == DEVICE for x in (*model.parameters(), *model.buffers()))
+    return model
+
+
+ALONE = SimpleNamespace(
+    device=torch.device("cuda", 0),
+    num_processes=1,
+    reduce=lambda x, how: x,
+    backward=lambda loss: loss.backward(),
+)
+
+
+@pretended
+@pytest.mark.parametrize(
+    ("mechanism", "precision"),
+    [*((name, "bf16") for name in MECHANISMS), ("nystrom", "float32"), ("softmax", "float32")],
+)
+def test_a_step_of_pretraining(mechanism, precision):
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    with PretendGPU() as gpu:
+        model = on_gpu(gpu, NystromformerForPreTraining(config(**MECHANISMS[mechanism])))
+        optimizer = build_optimizer(model, TrainingSettings())
+        assert optimizer.defaults["fused"]
+        batches = [pretraining_batch(PADDED), pretraining_batch(FULL), pretraining_batch(PADDED, static=True)]
+        for checkpointing in (False, True):
+            if checkpointing:
+                getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+            figures = train_step(
+                model, model.config, optimizer, batches, ALONE, devices.autocast(dtype, DEVICE),
+                gradient_clipping=1.0,
+            )  # fmt: skip
+            for figure in (figures.mlm_loss, figures.gradient_norm, figures.fault, figures.taken):
+                assert figure.device == DEVICE
+    products = [name for name in gpu.operations if "scaled_dot_product" in name or "aten.mm" in name]
+    assert products
+    assert any("_fused_adamw_" in name for name in gpu.operations)
+
+
+@pretended
+def test_a_step_by_the_kernels(monkeypatch):
+    """By what the Triton operators say of their results' shapes, types and devices: none is launched."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("nystromformer.attention.nystrom.why_not_on_gpu", lambda *_: None)
+    with PretendGPU() as gpu:
+        model = on_gpu(gpu, NystromformerForPreTraining(config()))
+        for layer in model.modules():
+            if isinstance(layer, NystromformerSelfAttention):
+                layer.implementation = "operator"
+        optimizer = build_optimizer(model, TrainingSettings())
+        for dtype in (torch.bfloat16, torch.float32):
+            train_step(
+                model, model.config, optimizer, [pretraining_batch(PADDED), pretraining_batch(FULL)], ALONE,
+                devices.autocast(dtype, DEVICE), gradient_clipping=1.0,
+            )  # fmt: skip
+    taken = [name for name in gpu.operations if "nystromformer.nystrom_attention_gpu" in name]
+    assert len(taken) == 2 * 2 * 2  # types, batches, directions
+
+
+@pretended
+@pytest.mark.parametrize("mechanism", ["nystrom", "softmax", "longformer"])
+def test_a_step_of_finetuning(mechanism):
+    with PretendGPU() as gpu:
+        for labels, changes in ((torch.tensor([0, 1, 2, 0]), {}), (torch.rand(4), {"num_labels": 1})):
+            model = NystromformerForSequenceClassification(config(**MECHANISMS[mechanism], **changes))
+            on_gpu(gpu, model)
+            recipe = TrainingSettings()
+            optimizer = build_optimizer(model, recipe)
+            batches = [{**rows(real), "labels": labels} for real in (PADDED, FULL)]
+            autocast = devices.autocast(torch.bfloat16, DEVICE)
+            found = classification_step(model, optimizer, batches, DEVICE, autocast, recipe)
+            assert all(figure.device == DEVICE for figure in found)
+
+
+@pretended
+def test_a_full_batch_takes_fewer_operations():
+    counts = {}
+    for name, real in (("padded", PADDED), ("full", FULL)):
+        with PretendGPU() as gpu:
+            model = on_gpu(gpu, NystromformerForPreTraining(config()))
+            batch = devices.on_device(pretraining_batch(real), DEVICE)
+            model(**batch)
+        counts[name] = len(gpu.operations)
+    assert counts["full"] < 0.8 * counts["padded"]
+
+
+@pretended
+def test_hidden_states_are_converted_once_for_queries_keys_and_values():
+    with PretendGPU() as gpu:
+        layer = on_gpu(gpu, NystromformerSelfAttention(config(attention="softmax", conv_kernel_size=None)))
+        hidden = torch.randn(2, 40, 32, device=DEVICE)
+        with devices.autocast(torch.bfloat16, DEVICE):
+            layer(hidden, None, None)
+    assert sum(name == "aten._to_copy.default (2, 40, 32)" for name in gpu.operations) == 1
+
+
+@pretended
+def test_inference_and_a_fault_are_told_of_where_the_model_is():
+    with PretendGPU() as gpu, torch.no_grad():
+        model = on_gpu(gpu, NystromformerForMaskedLM(config())).eval()
+        logits = model(**devices.on_device(rows(PADDED), DEVICE)).logits
+        assert (logits.shape, logits.device) == ((4, 40, 128), DEVICE)
+        guard = Guard(model, SimpleNamespace(), devices.autocast(torch.float32, DEVICE))
+        guard.note(1, torch.full((), -1, device=DEVICE))
+
+
+@pretended
+@pytest.mark.parametrize(
+    ("mechanism", "real"),
+    [
+        *((name, PADDED) for name in ("nystrom", "softmax", "linformer", "longformer", "performer")),
+        ("nystrom", FULL),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "full" if value is FULL else "padded",
+)
+def test_one_graph(mechanism, real):
+    """Strict export is torch.compile's tracing, where a break of the graph is an error."""
+    from torch._subclasses import FakeTensorMode
+
+    batch = pretraining_batch(real, static=True)
+    if real is FULL:
+        del batch["attention_mask"]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with DEVICE:
+            model = NystromformerForPreTraining(config(**MECHANISMS[mechanism]))
+            inputs = {name: torch.empty(x.shape, dtype=x.dtype) for name, x in batch.items()}
+        with devices.autocast(torch.bfloat16, DEVICE):
+            graph = torch.export.export(model, (), inputs, strict=True).graph_module
+    assert not [node for node in graph.graph.nodes if "aten.item" in str(node.target)]
+
+
+@pretended
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: bool((x > 0).any()),
+        lambda x: x + torch.ones(3).to(DEVICE),
+    ],
+    ids=["item", "boolean index", "nonzero", "tolist", "cpu", "if", "to"],
+)
+def test_what_waits_is_noticed(wait):
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+    with PretendGPU():
+        x = torch.ones(3, device=DEVICE)
+        with pytest.raises((Waited, DataDependentOutputException, DynamicOutputShapeException)):
+            wait(x)
+
+
+@pretended
+def test_two_devices_are_noticed():
+    with PretendGPU(), pytest.raises(Exception, match="device"):
+        torch.ones(3, device=DEVICE) + torch.ones(3)
