@@ -69,7 +69,7 @@ def _with_neighbours(
 ) -> Tensor:
     """The definition of attention/neighbours.py in n × n matrices."""
     n, m, scale = len(query), len(z), query.shape[1] ** -0.5
-    block = torch.arange(n) // w
+    block = torch.arange(n, device=query.device) // w
     near = (block[:, None] - block[None]).abs() <= 1
     near[:, 0] = True
     # Numbers that leave no exponential too large, and cancel.
@@ -79,7 +79,8 @@ def _with_neighbours(
     of_landmarks = torch.exp(query_landmarks @ key.T * scale)
     sums = torch.exp(query_landmarks @ key_landmarks.T * scale).sum(dim=1)
     far = at_landmarks @ z @ torch.diag(1 / sums) @ of_landmarks * ~near
-    segment = torch.cat([torch.full((len(part),), s) for s, part in enumerate(torch.tensor_split(block, m))])
+    parts = torch.tensor_split(block, m)
+    segment = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
     counts = (~near).double() @ torch.nn.functional.one_hot(segment, m).double()
     least = (counts * at_landmarks).sum(dim=1, keepdim=True)
     far_sum = far.sum(dim=1, keepdim=True)

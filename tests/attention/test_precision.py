@@ -113,4 +113,6 @@ def test_shapes_without_memory(iterations):
 def test_the_reference_computes_where_its_inputs_are():
     """On a GPU, that is; a meta device shows the same."""
     inputs = [torch.empty(40, 8, device="meta") for _ in range(3)]
-    assert _one_head(*inputs, m=8, iterations=6).device.type == "meta"
+    for neighbours in (None, 4):
+        out = _one_head(*inputs, m=8, iterations=6, neighbours=neighbours)
+        assert out.device.type == "meta"

@@ -96,8 +96,9 @@ def test_what_does_not_fit_into_memory_is_left_out_and_the_rest_is_kept(monkeypa
 
     monkeypatch.setattr(step, "makers", makers)
     result = benchmark_step(BenchmarkSettings(**{**TINY, "lengths": [16, 32], "folder": str(tmp_path)}))
-    assert len(result["lengths"][16]) == 5
-    left = {OURS, PEER, BERT} if what == "contenders" else {EXACT, PEER, BERT, BERT_WITH_DROPOUT}
+    assert len(result["lengths"][16]) == 6
+    left = {OURS, NEAR, EXACT, PEER, BERT, BERT_WITH_DROPOUT}
+    left -= {EXACT, BERT_WITH_DROPOUT} if what == "contenders" else {OURS}
     assert set(result["lengths"][32]) == left
     page = (tmp_path / "step_cpu.md").read_text()
     assert "did not fit into memory" in page
@@ -110,7 +111,7 @@ def test_modernbert_is_measured_where_it_is_asked_for():
     settings = BenchmarkSettings(**{**TINY, "modernbert": True})
     *others, modern = contenders(settings, 32, torch.device("cpu"))
     assert modern.name == MODERNBERT
-    assert len(others) == 5
+    assert len(others) == 6
     assert modern.model.config.num_hidden_layers == 2
     assert modern.flops is None
     losses = [modern.step().item() for _ in range(3)]
@@ -133,7 +134,7 @@ def test_each_length_is_compiled_for_itself(monkeypatch):
     said = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **named: said.append(named))
     contenders(BenchmarkSettings(**{**TINY, "compile": True}), 32, torch.device("cpu"))
-    assert said == [{"dynamic": False}] * 4  # all but transformers' Nystromformer
+    assert said == [{"dynamic": False}] * 5  # all but transformers' Nystromformer
     assert torch._dynamo.config.cache_size_limit >= 64  # the older name of recompile_limit
 
 
