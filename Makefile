@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare pretrain warmstart gpu reproduce test test-slow lint format wheel clean
+.PHONY: help setup prepare pretrain warmstart gpu reproduce test test-slow test-nightly lint format wheel clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv with everything in it (PYTHON=python3.12 picks the interpreter)
 
@@ -41,8 +41,11 @@ reproduce: setup ## Every published table and figure at a scale for two CPU core
 test: setup ## Run the tests (ARGS="-k settings" picks some)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
-test-slow: setup ## Run the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+test-slow: setup ## Run the tests that take longer than ten seconds
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 $(ARGS)
+
+test-nightly: setup ## Run the tests that take minutes each
+	$(BIN)/python -m pytest -m nightly -n auto --maxprocesses 4 $(ARGS)
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check

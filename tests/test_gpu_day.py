@@ -118,7 +118,7 @@ def test_the_wheels_are_pinned():
     assert all(line.count("==") == 1 for line in packages)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_of_it_on_a_cpu(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, "scale=smoke", f"out={tmp_path / 'out'}", f"work={tmp_path / 'work'}"],

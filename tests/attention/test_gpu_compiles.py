@@ -118,7 +118,7 @@ def launch_both_ways(monkeypatch, dtype, m, d, capability, masked):
     launch.backward(out, query, key, value, mask, weight, *kept, 6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("dtype", "m", "d", "capability"),
     [

@@ -165,7 +165,7 @@ def test_a_small_disk(corpus_file: Path, tmp_path: Path):
     assert "second 0\n" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_sigkill_at_twenty_random_moments(corpus_file: Path, tmp_path: Path, whole: Whole):
     """The whole process is killed, again and again, in the middle of whatever it does."""

@@ -115,7 +115,7 @@ def test_killed_twice(overrides, tmp_path):
     check(overrides, tmp_path, writing=1, training=1, steps=25)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_killed_thirty_times(overrides, tmp_path):
     kills = check(overrides, tmp_path, writing=15, training=15, steps=700)

@@ -119,7 +119,7 @@ def test_a_slow_step_is_heard_of_before_the_run_is_cut(overrides, tmp_path, caps
     assert "this machine needs about 1 minute for the 12 steps" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_demo_shows_learning_at_a_ninth_of_the_speed(tmp_path, monkeypatch):
     """By a clock on which each step takes nine times what it took on the README's machine."""
     monkeypatch.setattr(Clock, "now", lambda clock: 9 * DEMO_SECONDS / 1500 * clock._progress.step)
