@@ -50,15 +50,17 @@ def allow_tf32(allowed: bool) -> None:
     """Let products and cuDNN's convolutions on GPUs use TF32, or not.
 
     For products, `set_float32_matmul_precision` keeps both forms of the flag in agreement, in every PyTorch
-    from 2.6 on; for convolutions nothing does, and the newer form wins.
+    from 2.6 on; for convolutions `allow_tf32` does, unless a program has asked for TF32 everywhere by the newer
+    form. Only then is that used here too: both at once is what PyTorch's own look at the flag, in an export for
+    instance, refuses.
     """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     cudnn = torch.backends.cudnn
-    if hasattr(cudnn, "conv"):
-        for part in ("conv", "rnn"):
-            getattr(cudnn, part).fp32_precision = "tf32" if allowed else "ieee"
-    else:
-        cudnn.allow_tf32 = allowed
+    cudnn.allow_tf32 = allowed
+    for name in ("conv", "rnn"):
+        part = getattr(cudnn, name, None)
+        if not allowed and getattr(part, "fp32_precision", None) == "tf32":
+            part.fp32_precision = "ieee"
 
 
 @contextmanager

@@ -48,7 +48,7 @@ for before in {cases}:
             allow_tf32(allowed)
             assert torch.backends.cuda.matmul.allow_tf32 == allowed
             if newer:
-                assert torch.backends.cudnn.conv.fp32_precision == ("tf32" if allowed else "ieee")
+                assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == allowed
             found.append(tf32_allowed())
         print(before, found, sep=": ", flush=True)
         os._exit(0)
@@ -69,6 +69,13 @@ def test_tf32_is_known_however_a_program_set_it():
         for before, expected in BEFORE.items()
         if newer or "fp32_precision" not in before
     ], done.stderr
+
+
+def test_an_export_after_precision_was_chosen():
+    """It reads the older flag, which PyTorch refuses where the newer one was written beside it."""
+    for allowed in (True, False):
+        allow_tf32(allowed)
+        assert torch.export.export(torch.nn.Linear(4, 4), (torch.zeros(1, 4),)) is not None
 
 
 def test_full_precision_ends_where_it_began():

@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
     **SHAPE,
     "attention": "performer",
     "num_landmarks": 5,
+    "neighbours": 16,
     "landmarks": "uniform",
     "pinv_iterations": None,
     "short_rows": "segments",
