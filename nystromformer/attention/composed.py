@@ -20,11 +20,12 @@ from nystromformer.attention.landmarks import (
     segment_means,
     uniform_samples,
 )
-from nystromformer.attention.neighbours import Blocks, RealTokensFirst, attention_with_neighbours
+from nystromformer.attention.neighbours import RealTokensFirst, attention_with_neighbours
 from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.projections import without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 from nystromformer.attention.recording import is_recorded
+from nystromformer.attention.salient import Blocks
 from nystromformer.attention.softmax import softmax_attention
 
 
@@ -40,6 +41,7 @@ def composed_nystrom_attention(
     conv_weight_H1K1: Tensor | None = None,
     segments: Segments | None = None,
     neighbours: int | None = None,
+    salient_tokens: int = 1,
     kernels: bool = False,
 ) -> Tensor:
     """`nystrom_attention` on arguments known to be right; `kernels` as of `attention_with_neighbours`."""
@@ -63,6 +65,7 @@ def composed_nystrom_attention(
             landmarks,
             landmark_seed,
             neighbours,
+            salient_tokens,
             kernels,
         )
     else:
@@ -97,6 +100,7 @@ def _with_neighbours(
     landmarks: str,
     landmark_seed: int,
     neighbours: int,
+    salient_tokens: int,
     kernels: bool,
 ) -> Tensor:
     """See `neighbours.py`. Its blocks are cut from real tokens, which padding must not lie between."""
@@ -115,9 +119,8 @@ def _with_neighbours(
     if first is not None:
         count_B = n - first.padding_BN.sum(dim=1)
     blocks = Blocks.of(count_B, n, neighbours, num_landmarks)
-    out = attention_with_neighbours(
-        query, key, value, query_BHMD, key_BHMD, inverse_BHMM, neighbours, blocks, kernels=kernels
-    )
+    arguments = (query, key, value, query_BHMD, key_BHMD, inverse_BHMM, neighbours, salient_tokens, blocks)
+    out = attention_with_neighbours(*arguments, kernels=kernels)
     if first is None or segments is None:
         return out
     if 2 * neighbours < num_landmarks:

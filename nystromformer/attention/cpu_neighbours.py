@@ -24,6 +24,7 @@ def neighbours_attention_on_cpu(
     num_landmarks: int,
     iterations: int,
     neighbours: int,
+    salient_tokens: int,
 ) -> Tensor:
     """`nystrom_attention` with neighbours, segment-means and the iterative inverse; 0 at padding.
 
@@ -38,6 +39,7 @@ def neighbours_attention_on_cpu(
         num_landmarks,
         iterations,
         neighbours,
+        min(salient_tokens, query_BHND.shape[2]),
     )
     return out_BHND
 
@@ -56,12 +58,13 @@ def why_not_neighbours_on_cpu(
     )
 
 
-def _kept(query_BHND: Tensor, num_landmarks: int, neighbours: int) -> list[Tensor]:
+def _kept(query_BHND: Tensor, num_landmarks: int, neighbours: int, salient_tokens: int) -> list[Tensor]:
     """Room for what `native.forward` keeps; none if every row is exact."""
     b, h, n, d = query_BHND.shape
     m, rows = num_landmarks, b if n > max(num_landmarks, 2 * neighbours) else 0
     shapes = [(m, d), (m, d), (m, m), (m,), (n,), (n,)]
-    return [query_BHND.new_zeros((rows, h, *shape), dtype=torch.float32) for shape in shapes]
+    kept = [query_BHND.new_zeros((rows, h, *shape), dtype=torch.float32) for shape in shapes]
+    return [*kept, query_BHND.new_zeros((rows, h, salient_tokens), dtype=torch.int32)]
 
 
 @torch.library.custom_op(
@@ -69,8 +72,8 @@ def _kept(query_BHND: Tensor, num_landmarks: int, neighbours: int) -> list[Tenso
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, Tensor? conv_weight, "
-    "int num_landmarks, int iterations, int neighbours) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "int num_landmarks, int iterations, int neighbours, int salient_tokens) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _neighbours_attention(
     query: Tensor,
@@ -81,19 +84,19 @@ def _neighbours_attention(
     num_landmarks: int,
     iterations: int,
     neighbours: int,
+    salient_tokens: int,
 ) -> tuple[Tensor, ...]:
     out_BHND = empty_like_projections(query, zeros=key_padding_mask is not None)
-    kept = _kept(query, num_landmarks, neighbours)
+    kept = _kept(query, num_landmarks, neighbours, salient_tokens)
     weight_HK = kernels_of(conv_weight, query.dtype)
-    native.forward(
-        query, key, value, key_padding_mask, weight_HK, num_landmarks, iterations, out_BHND, kept, neighbours
-    )
+    inputs = (query, key, value, key_padding_mask, weight_HK, num_landmarks, iterations)
+    native.forward(*inputs, out_BHND, kept, neighbours, salient_tokens)
     return out_BHND, *kept
 
 
 @_neighbours_attention.register_fake
 def _(query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    kept = _kept(query, num_landmarks=inputs[4], neighbours=inputs[6])
+    kept = _kept(query, num_landmarks=inputs[4], neighbours=inputs[6], salient_tokens=inputs[7])
     return empty_like_projections(query, zeros=False), *kept
 
 
@@ -102,7 +105,8 @@ def _(query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, "
-    "Tensor? conv_weight, Tensor[] kept, int num_landmarks, int iterations, int neighbours) "
+    "Tensor? conv_weight, Tensor[] kept, int num_landmarks, int iterations, int neighbours, "
+    "int salient_tokens) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _neighbours_attention_backward(
@@ -116,11 +120,12 @@ def _neighbours_attention_backward(
     num_landmarks: int,
     iterations: int,
     neighbours: int,
+    salient_tokens: int,
 ) -> tuple[Tensor, ...]:
     grads = [empty_like_projections(query, zeros=key_padding_mask is not None) for _ in range(3)]
     weight_HK = kernels_of(conv_weight, query.dtype)
     inputs = (grad_out, query, key, value, key_padding_mask, weight_HK, num_landmarks, iterations)
-    grad_HK = native.backward(*inputs, kept, grads, neighbours)
+    grad_HK = native.backward(*inputs, kept, grads, neighbours, salient_tokens)
     if conv_weight is None or grad_HK is None:
         return *grads, query.new_empty(0)
     return *grads, grad_HK.view_as(conv_weight).to(conv_weight.dtype)
@@ -134,7 +139,7 @@ def _(grad_out: Tensor, query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, ctx.num_landmarks, ctx.iterations, ctx.neighbours = inputs
+    *tensors, ctx.num_landmarks, ctx.iterations, ctx.neighbours, ctx.salient_tokens = inputs
     ctx.save_for_backward(*tensors, *output[1:])
 
 
@@ -151,8 +156,9 @@ def _differentiate(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | Non
         ctx.num_landmarks,
         ctx.iterations,
         ctx.neighbours,
+        ctx.salient_tokens,
     )
-    return *grads, None, grad_weight if ctx.needs_input_grad[4] else None, None, None, None
+    return *grads, None, grad_weight if ctx.needs_input_grad[4] else None, None, None, None, None
 
 
 _neighbours_attention.register_autograd(_differentiate, setup_context=_keep)

@@ -86,6 +86,7 @@ def attention_error(
     landmarks: str = "segment_means",
     landmark_seed: int = 0,
     neighbours: int | None = None,
+    salient_tokens: int = 1,
 ) -> Tensor:
     """‖S − Ŝ‖ / ‖S‖ in the Frobenius norm, of each row's real tokens and each head.
 
@@ -96,7 +97,7 @@ def attention_error(
     Args:
         query, key: (B, H, N, D).
         key_padding_mask: (B, N) bool, True at padding.
-        num_landmarks, pinv_iterations, landmarks, landmark_seed, neighbours: as of
+        num_landmarks, pinv_iterations, landmarks, landmark_seed, neighbours, salient_tokens: as of
             `nystrom_attention`.
 
     Returns:
@@ -128,6 +129,7 @@ def attention_error(
                         landmarks,
                         landmark_seed,
                         neighbours=neighbours,
+                        salient_tokens=salient_tokens,
                     )
                     exact_nn = torch.softmax(query_11nD[0, 0] @ key_11nD[0, 0].T * d**-0.5, dim=-1)
                     error_BH[row, head] = (exact_nn - approximation_11nn[0, 0]).norm() / exact_nn.norm()

@@ -51,6 +51,7 @@ def forward(
     out_BHND: Tensor,
     kept: Sequence[Tensor],
     neighbours: int | None = None,
+    salient_tokens: int = 1,
 ) -> None:
     """Write the output at real tokens, and of rows of more than M tokens what `backward` reads.
 
@@ -58,8 +59,10 @@ def forward(
         conv_weight_HK: float32, contiguous.
         kept: float32, contiguous: Q̃ and K̃ (B, H, M, D), Zᵀ (B, H, M, M), B̃ V (B, H, M, D) and the
             logarithms of the sums of B̃'s rows before they were divided by them (B, H, M). With
-            `neighbours` without B̃ V, but with two more: the logarithms of each real token's sums over
-            near keys and over K̃, (B, H, N) in the order of the tokens.
+            `neighbours` without B̃ V, but with three more: the logarithms of each real token's sums over
+            near keys and over K̃, (B, H, N) in the order of the tokens, and the salient tokens' places in
+            that order, int32, (B, H, S).
+        salient_tokens: S, at most N.
     """
     call = _Call(
         query_BHND,
@@ -71,6 +74,7 @@ def forward(
         iterations,
         kept,
         neighbours,
+        salient_tokens,
     )
     call.set(out=out_BHND)
     call.run("nystrom_forward")
@@ -88,6 +92,7 @@ def backward(
     kept: Sequence[Tensor],
     grads_BHND: Sequence[Tensor],
     neighbours: int | None = None,
+    salient_tokens: int = 1,
 ) -> Tensor | None:
     """Write the gradients of the queries, keys and values; returns that of the convolution's kernel.
 
@@ -104,6 +109,7 @@ def backward(
         iterations,
         kept,
         neighbours,
+        salient_tokens,
     )
     grad_query, grad_key, grad_value = grads_BHND
     call.set(grad_out=grad_out_BHND, grad_query=grad_query, grad_key=grad_key, grad_value=grad_value)
@@ -126,14 +132,14 @@ class _Strided(ctypes.Structure):
 
 _COUNTS = ("rows", "heads", "positions", "width", "landmarks", "kernel", "iterations", "threads")
 _KEPT = ("query_landmarks", "key_landmarks", "inverse_T", "gathered", "log_sums")
-_NEAR = ("near_log_sums", "far_log_sums")
+_NEAR = ("near_log_sums", "far_log_sums", "salient_ranks")
 
 
 class _Problem(ctypes.Structure):
     """`Problem` of kernel/problem.h, field by field."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in (*_COUNTS, "neighbours", "half")),
+        *((name, ctypes.c_int64) for name in (*_COUNTS, "neighbours", "salient", "half")),
         ("scale", ctypes.c_float),
         ("padding", ctypes.c_void_p),
         ("conv_weight", ctypes.c_void_p),
@@ -158,6 +164,7 @@ class _Call:
         iterations: int,
         kept: Sequence[Tensor],
         neighbours: int | None,
+        salient_tokens: int,
     ) -> None:
         b, h, n, d = query_BHND.shape
         self.problem = _Problem(
@@ -170,6 +177,7 @@ class _Call:
             iterations=iterations,
             threads=torch.get_num_threads(),
             neighbours=neighbours or 0,
+            salient=salient_tokens,
             half=query_BHND.dtype == torch.bfloat16,
             scale=d**-0.5,
         )

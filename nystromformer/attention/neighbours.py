@@ -2,7 +2,8 @@
 
 Landmarks blur what heads of trained models look at most: neighbours and the first token. So a row's real
 tokens are cut into blocks of w, and a token attends exactly to the near tokens N(i): its own block, the two
-beside it, and the row's first token. With E = exp(Q Kᵀ/√D) and its Nyström approximation
+beside it, and the row's salient tokens, of which the first token is one (`salient.py`). With E = exp(Q Kᵀ/√D)
+and its Nyström approximation
 
     Ê = exp(Q K̃ᵀ/√D) · Z diag(1 / Σ exp(Q̃ K̃ᵀ/√D)) · exp(Q̃ Kᵀ/√D),      Z ≈ Ã⁺ as in the paper,
 
@@ -16,10 +17,11 @@ approximation is no good for this token, whose far part then fades out. A token 
 attention.
 
 All tokens of a block share N(i), so that the far part of block c is F̃ · P_c with P_c from
-Y − Σ_near B̃_j v_j, M × D: no matrix of N × M or N × 3w is kept for the backward pass.
+Y − Σ_near B̃_j v_j, M × D: no matrix of N × M or N × 3w is kept for the backward pass. Salient tokens are far
+from nothing, so they are in no Y.
 
-Shapes: B rows, H heads, N positions, D head width, M landmarks; w tokens of a block, C blocks, W = 3w + 1
-near tokens. Real tokens come first here (see `RealTokensFirst`), so position is rank.
+Shapes: B rows, H heads, N positions, D head width, M landmarks; w tokens of a block, C blocks, W = 3w places
+around a block, S salient tokens. Real tokens come first here (see `RealTokensFirst`), so position is rank.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nystromformer.attention.precision import without_autocast
+from nystromformer.attention.salient import Blocks, Salient, most_salient
 
 SMALLEST = -60.0
 """Logarithm of the least share of the near part that is told from nothing, so that no sum is 0."""
@@ -50,6 +53,7 @@ def attention_with_neighbours(
     key_BHMD: Tensor,
     inverse_BHMM: Tensor,
     neighbours: int,
+    salient_tokens: int,
     blocks: Blocks,
     *,
     kernels: bool = False,
@@ -63,14 +67,26 @@ def attention_with_neighbours(
         query_BHMD, key_BHMD: landmarks, in at least float32.
         inverse_BHMM: Z of each head.
         neighbours: w.
+        salient_tokens: S, with the row's first token.
         kernels: compute what is of the tokens by the GPU's kernels, which `gpu.support` has to allow.
     """
+    salient = _salient(key_BHND, query_BHMD, neighbours, salient_tokens, blocks)
+    arguments = (query_BHND, key_BHND, value_BHND, query_BHMD, key_BHMD, inverse_BHMM, neighbours)
     if kernels:
-        return _by_kernels(
-            query_BHND, key_BHND, value_BHND, query_BHMD, key_BHMD, inverse_BHMM, neighbours, blocks
-        )
-    arguments = (query_BHND, key_BHND, value_BHND, query_BHMD, key_BHMD, inverse_BHMM, neighbours, blocks)
-    return _computed_again(_attention, *arguments)
+        return _by_kernels(*arguments, blocks, salient)
+    return _computed_again(_attention, *arguments, blocks, salient)
+
+
+@torch.no_grad()
+def _salient(
+    key_BHND: Tensor, query_BHMD: Tensor, neighbours: int, salient_tokens: int, blocks: Blocks
+) -> Salient:
+    if salient_tokens == 1:
+        return Salient.of(blocks.border_BM.new_zeros(*key_BHND.shape[:2], 1), blocks)
+    with torch.autocast(key_BHND.device.type, enabled=False):
+        key = _blocks(key_BHND.to(_computed_in(key_BHND, query_BHMD.dtype)), neighbours)
+        factor_BHMN, _ = _landmarks_over_tokens(key, query_BHMD, blocks)
+        return Salient.of(most_salient(factor_BHMN.sum(dim=2), blocks, salient_tokens), blocks)
 
 
 def _computed_again(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -78,49 +94,6 @@ def _computed_again(function: Callable[..., Any], *arguments: Any) -> Any:
     if not torch.is_grad_enabled():
         return function(*arguments)
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """What of the blocks depends on the rows' lengths alone."""
-
-    count_B: Tensor
-    """Real tokens, at least 1, int32."""
-    real_BN: Tensor
-    """Whether a position, padded to whole blocks, holds a token, bool."""
-    near_BC1W: Tensor
-    """Which near places of a block hold a token, bool: the block before, itself, the next, the first."""
-    far_BC: Tensor
-    """Whether a block has far tokens, bool."""
-    far_BCM: Tensor
-    """Far tokens in each segment, float."""
-
-    @classmethod
-    def of(cls, count_B: Tensor, positions: int, neighbours: int, num_landmarks: int) -> Blocks:
-        """Of rows of so many real tokens, which come first; an empty row counts as one token."""
-        w, m, device = neighbours, num_landmarks, count_B.device
-        c = -(-positions // w)
-        count_B1 = count_B.clamp(min=1)[:, None]
-        block_C = torch.arange(c, device=device)
-        first_C = (block_C - 1) * w
-        place_CW = first_C[:, None] + torch.arange(3 * w, device=device)
-        near_BCW = (place_CW >= 0) & (place_CW < count_B1[..., None])
-        beyond_BC1 = (block_C >= 2).expand(len(count_B), c)[..., None]
-        # Far tokens in segment s: those before the near ones, but for the first, and those after.
-        segment_M = torch.arange(m + 1, device=device)
-        border_BM = segment_M * (count_B1 // m) + torch.minimum(segment_M, count_B1 % m)
-        start_B1M, stop_B1M = border_BM[:, None, :-1], border_BM[:, None, 1:]
-        before_CM = first_C.clamp(min=0)[:, None]
-        after_CM = (first_C + 3 * w)[:, None]
-        far_BCM = (torch.minimum(stop_B1M, before_CM) - start_B1M.clamp(min=1)).clamp(min=0)
-        far_BCM = far_BCM + (stop_B1M - torch.maximum(start_B1M, after_CM)).clamp(min=0)
-        return cls(
-            count_B=count_B1[:, 0].to(torch.int32),
-            real_BN=torch.arange(c * w, device=device) < count_B1,
-            near_BC1W=torch.cat([near_BCW, beyond_BC1], dim=-1)[:, :, None],
-            far_BC=far_BCM.sum(dim=-1) > 0,
-            far_BCM=far_BCM.to(torch.float32),
-        )
 
 
 def _attention(
@@ -132,6 +105,7 @@ def _attention(
     inverse_BHMM: Tensor,
     neighbours: int,
     blocks: Blocks,
+    salient: Salient,
 ) -> Tensor:
     n, d = query_BHND.shape[2:]
     width = value_BHND.shape[-1]
@@ -141,9 +115,9 @@ def _attention(
             _blocks(x.to(_computed_in(x, exact)), neighbours) for x in (query_BHND, key_BHND, value_BHND)
         )
         query = query * d**-0.5
-        mixed_BHCME, log_scale_BH11 = _mixed(key, value, query_BHMD, key_BHMD, inverse_BHMM, blocks)
-        near_BHCwD, log_near_BHCw1 = _near(query, key, value, blocks, exact)
-        far_BHCwE, log_far_BHCw1 = _far(query, key_BHMD, mixed_BHCME, log_scale_BH11, blocks)
+        mixed_BHCME, log_scale_BH11 = _mixed(key, value, query_BHMD, key_BHMD, inverse_BHMM, blocks, salient)
+        near_BHCwD, log_near_BHCw1 = _near(query, key, value, blocks, salient, exact)
+        far_BHCwE, log_far_BHCw1 = _far(query, key_BHMD, mixed_BHCME, log_scale_BH11, salient)
         far_BHCwD, sum_BHCw1 = far_BHCwE.split([width, 1], dim=-1)
         top_BHCw1 = torch.maximum(log_near_BHCw1, log_far_BHCw1).detach()
         near_share = (log_near_BHCw1 - top_BHCw1).clamp(min=SMALLEST).exp()
@@ -162,6 +136,7 @@ def _by_kernels(
     inverse_BHMM: Tensor,
     neighbours: int,
     blocks: Blocks,
+    salient: Salient,
 ) -> Tensor:
     # Here, because it imports Triton, which only GPUs need.
     from nystromformer.attention.gpu.near_operator import near_and_far_on_gpu
@@ -170,7 +145,7 @@ def _by_kernels(
     with without_autocast(query_BHND):
         key, value = (_blocks(x, neighbours) for x in (key_BHND, value_BHND))
         mixed_BHCME, log_scale_BH11 = _computed_again(
-            _mixed, key, value, query_BHMD, key_BHMD, inverse_BHMM, blocks
+            _mixed, key, value, query_BHMD, key_BHMD, inverse_BHMM, blocks, salient
         )
         return near_and_far_on_gpu(
             query_BHND,
@@ -180,7 +155,7 @@ def _by_kernels(
             key_BHMD,
             mixed_BHCME[..., :width],
             mixed_BHCME[..., width],
-            blocks.far_BCM,
+            salient.far_BHCM[:, 0],  # the first token alone is salient, in every head
             log_scale_BH11.flatten(1),
             neighbours,
         )
@@ -192,23 +167,41 @@ def _computed_in(x: Tensor, exact: torch.dtype) -> torch.dtype:
 
 
 def _near(
-    query_BHCwD: Tensor, key_BHCwD: Tensor, value_BHCwD: Tensor, blocks: Blocks, exact: torch.dtype
+    query_BHCwD: Tensor,
+    key_BHCwD: Tensor,
+    value_BHCwD: Tensor,
+    blocks: Blocks,
+    salient: Salient,
+    exact: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """softmax over the near tokens, and the logarithm of its sum."""
     w = query_BHCwD.shape[3]
-    scores = [query_BHCwD @ part.mT for part in _three(key_BHCwD)]
-    scores.append(query_BHCwD @ key_BHCwD[:, :, :1, :1].mT)
-    scores_BHCwW = torch.cat(scores, dim=-1).to(exact)
-    scores_BHCwW = scores_BHCwW.masked_fill(~blocks.near_BC1W[:, None], float("-inf"))
-    # Blocks of padding alone, in which nothing is near, take what does no harm.
-    empty_BC11 = ~blocks.near_BC1W.any(dim=-1, keepdim=True)
-    scores_BHCwW = scores_BHCwW.masked_fill(empty_BC11[:, None], 0)
-    log_sum_BHCw1 = scores_BHCwW.logsumexp(dim=-1, keepdim=True)
-    share_BHCwW = (scores_BHCwW - log_sum_BHCw1).exp().to(value_BHCwD.dtype)
-    before, own, after, first = share_BHCwW.split([w, w, w, 1], dim=-1)
+    key_BH1SD, value_BH1SD = (salient.gather(x.flatten(2, 3))[:, :, None] for x in (key_BHCwD, value_BHCwD))
+    scores_BHCwW = torch.cat([query_BHCwD @ part.mT for part in _three(key_BHCwD)], dim=-1).to(exact)
+    scores_BHCwS = (query_BHCwD @ key_BH1SD.mT).to(exact)
+    scores = torch.cat(
+        [
+            scores_BHCwW.masked_fill(~blocks.around_BC1W[:, None], float("-inf")),
+            scores_BHCwS.masked_fill(~salient.beyond_BHC1S, float("-inf")),
+        ],
+        dim=-1,
+    )
+    # Nowhere empty: the row's first token is near to every block, those of padding alone too.
+    log_sum_BHCw1 = scores.logsumexp(dim=-1, keepdim=True)
+    share = (scores - log_sum_BHCw1).exp().to(value_BHCwD.dtype)
+    before, own, after, beyond = share.split([w, w, w, key_BH1SD.shape[3]], dim=-1)
     values = _three(value_BHCwD)
-    out = before @ values[0] + own @ values[1] + after @ values[2] + first * value_BHCwD[:, :, :1, :1]
+    out = before @ values[0] + own @ values[1] + after @ values[2] + beyond @ value_BH1SD
     return out.to(exact), log_sum_BHCw1
+
+
+def _landmarks_over_tokens(key_BHCwD: Tensor, query_BHMD: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """B̃, and the logarithms of its rows' sums."""
+    scaled_BHMD = (query_BHMD * query_BHMD.shape[-1] ** -0.5).to(key_BHCwD.dtype)
+    scores_BHMN = (scaled_BHMD @ key_BHCwD.flatten(2, 3).mT).to(query_BHMD.dtype)
+    scores_BHMN = scores_BHMN.masked_fill(~blocks.real_BN[:, None, None], float("-inf"))
+    log_sum_BHM1 = scores_BHMN.logsumexp(dim=-1, keepdim=True)
+    return (scores_BHMN - log_sum_BHM1).exp(), log_sum_BHM1
 
 
 def _mixed(
@@ -218,27 +211,22 @@ def _mixed(
     key_BHMD: Tensor,
     inverse_BHMM: Tensor,
     blocks: Blocks,
+    salient: Salient,
 ) -> tuple[Tensor, Tensor]:
     """P of each block and, as a last column, its values' ones; over the exponential of the second result."""
-    exact, dtype, d = inverse_BHMM.dtype, key_BHCwD.dtype, query_BHMD.shape[-1]
-    scaled_BHMD = query_BHMD * d**-0.5
-    scores_BHMN = (scaled_BHMD.to(dtype) @ key_BHCwD.flatten(2, 3).mT).to(exact)
-    scores_BHMN = scores_BHMN.masked_fill(~blocks.real_BN[:, None, None], float("-inf"))
-    log_sum_BHM1 = scores_BHMN.logsumexp(dim=-1, keepdim=True)
-    factor_BHMN = (scores_BHMN - log_sum_BHM1).exp()  # B̃
-    log_landmarks_BHM1 = (scaled_BHMD @ key_BHMD.mT).logsumexp(dim=-1, keepdim=True)
+    exact, d = inverse_BHMM.dtype, query_BHMD.shape[-1]
+    factor_BHMN, log_sum_BHM1 = _landmarks_over_tokens(key_BHCwD, query_BHMD, blocks)
+    log_landmarks_BHM1 = ((query_BHMD * d**-0.5) @ key_BHMD.mT).logsumexp(dim=-1, keepdim=True)
     log_ratio_BHM1 = log_sum_BHM1 - log_landmarks_BHM1
     log_scale_BH11 = log_ratio_BHM1.amax(dim=2, keepdim=True).detach()
     # The values have a column of ones beside them, whose sums are the softmax's.
-    factor_BHCMw = factor_BHMN.unflatten(-1, key_BHCwD.shape[2:4]).transpose(2, 3)
     value_BHCwE = F.pad(value_BHCwD.to(exact), (0, 1), value=1.0)
-    part_BHCME = factor_BHCMw @ value_BHCwE
-    first_BHCME = factor_BHCMw[:, :, :1, :, :1] * value_BHCwE[:, :, :1, :1]
-    beyond_C11 = blocks.near_BC1W[0, :, 0, -1, None, None]  # the first token is far from its block
+    salient_BHCw = salient.marks(factor_BHMN.shape[-1]).unflatten(-1, key_BHCwD.shape[2:4])
+    value_BHCwE = value_BHCwE.masked_fill(salient_BHCw[..., None], 0)
+    part_BHCME = factor_BHMN.unflatten(-1, key_BHCwD.shape[2:4]).transpose(2, 3) @ value_BHCwE
     before, own, after = _three(part_BHCME)
-    near_BHCME = before + own + after + torch.where(beyond_C11, first_BHCME, 0)
-    far_BHCME = part_BHCME.sum(dim=2, keepdim=True) - near_BHCME
-    far_BHCME = torch.where(blocks.far_BC[:, None, :, None, None], far_BHCME, 0)
+    far_BHCME = part_BHCME.sum(dim=2, keepdim=True) - (before + own + after)
+    far_BHCME = torch.where(salient.far_BHC[..., None, None], far_BHCME, 0)
     weighted_BHMM = inverse_BHMM * (log_ratio_BHM1 - log_scale_BH11).exp().mT
     return weighted_BHMM[:, :, None] @ far_BHCME, log_scale_BH11
 
@@ -248,7 +236,7 @@ def _far(
     key_BHMD: Tensor,
     mixed_BHCME: Tensor,
     log_scale_BH11: Tensor,
-    blocks: Blocks,
+    salient: Salient,
 ) -> tuple[Tensor, Tensor]:
     """s Σ_far Ê v and, as a last column, Σ_far Ê; both over the exponential of the second result."""
     exact = mixed_BHCME.dtype
@@ -256,7 +244,7 @@ def _far(
     log_sum_BHCw1 = scores_BHCwM.logsumexp(dim=-1, keepdim=True)
     factor_BHCwM = (scores_BHCwM - log_sum_BHCw1).exp()  # F̃
     out_BHCwE = factor_BHCwM @ mixed_BHCME
-    least_BHCw1 = factor_BHCwM @ blocks.far_BCM.to(exact)[:, None, ..., None]
+    least_BHCw1 = factor_BHCwM @ salient.far_BHCM.to(exact)[..., None]
     least_BHCw1 = least_BHCw1 * (-log_scale_BH11[:, :, None]).exp()
     sum_BHCw1 = out_BHCwE[..., -1:]
     trust_BHCw1 = (sum_BHCw1 / least_BHCw1.clamp(min=LEAST)).clamp(0, 1)

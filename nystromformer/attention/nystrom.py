@@ -51,6 +51,7 @@ def nystrom_attention(
     conv_weight: Tensor | None = None,
     segments: Segments | None = None,
     neighbours: int | None = None,
+    salient_tokens: int = 1,
     implementation: str | None = None,
 ) -> Tensor:
     """Nyström approximation of softmax attention (paper, equations 7 to 13 and algorithm 1).
@@ -73,6 +74,8 @@ def nystrom_attention(
         neighbours: None for the paper's attention. w: each token attends exactly to its block of w real
             tokens, the two blocks beside it and the row's first token, and through the landmarks to what
             is far; see `neighbours.py`. A row of at most 2 w real tokens is then exact too.
+        salient_tokens: with neighbours, how many tokens of each row and head every token attends to exactly:
+            the first, and the others that the landmarks attend to most; see `salient.py`.
         implementation: `operator` for the device's hand-written one, `composed` for that of PyTorch's
             operators, `auto` for the former where it can run. None takes the environment variable
             NYSTROMFORMER_ATTENTION as it was at the import; where that is not set, `auto` on a CPU and
@@ -85,15 +88,14 @@ def nystrom_attention(
         ValueError: a shape, the mask's dtype or an option is impossible.
     """
     _check(query, key, value, num_landmarks, key_padding_mask, pinv_iterations, landmarks, conv_weight)
-    if neighbours is not None and neighbours < 1:
-        raise ValueError(f"neighbours={neighbours}: use at least 1, or None for landmarks alone")
+    check_neighbours(neighbours, salient_tokens)
     implementation = _known(implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device))
     if implementation != "composed":
-        obstacle = _why_no_operator(query, num_landmarks, pinv_iterations, landmarks, neighbours)
+        choices = (num_landmarks, pinv_iterations, landmarks, neighbours, salient_tokens)
+        obstacle = _why_no_operator(query, *choices)
         if obstacle is None and pinv_iterations is not None:
-            return _by_operator(
-                query, key, value, key_padding_mask, conv_weight, num_landmarks, pinv_iterations, neighbours
-            )
+            arguments = (query, key, value, key_padding_mask, conv_weight, num_landmarks, pinv_iterations)
+            return _by_operator(*arguments, neighbours, salient_tokens)
         if implementation == "operator":
             raise ValueError(f"implementation='operator' cannot compute this: {obstacle}; use 'composed'")
     return composed_nystrom_attention(
@@ -108,7 +110,16 @@ def nystrom_attention(
         conv_weight,
         segments,
         neighbours,
+        salient_tokens,
     )
+
+
+def check_neighbours(neighbours: int | None, salient_tokens: int) -> None:
+    """Raise a ValueError where an option is impossible."""
+    if neighbours is not None and neighbours < 1:
+        raise ValueError(f"neighbours={neighbours}: use at least 1, or None for landmarks alone")
+    if salient_tokens < 1:
+        raise ValueError(f"salient_tokens={salient_tokens}: use at least 1, the row's first token")
 
 
 def computed_by(
@@ -118,6 +129,7 @@ def computed_by(
     landmarks: str,
     implementation: str | None = None,
     neighbours: int | None = None,
+    salient_tokens: int = 1,
 ) -> str:
     """What computes such calls of `nystrom_attention`, whose last bits differ from one to the other.
 
@@ -125,7 +137,7 @@ def computed_by(
         query: (B, H, N, D), read for its shape, device and dtype alone.
     """
     implementation = _known(implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device))
-    choices = (num_landmarks, pinv_iterations, landmarks, neighbours)
+    choices = (num_landmarks, pinv_iterations, landmarks, neighbours, salient_tokens)
     if implementation == "composed" or _why_no_operator(query, *choices):
         return "composed of PyTorch's operators"
     if query.device.type != "cpu":
@@ -143,11 +155,12 @@ def describe_implementation(
     landmarks: str = "segment_means",
     implementation: str | None = None,
     neighbours: int | None = None,
+    salient_tokens: int = 1,
 ) -> str:
     """`computed_by`, for people: where it is not the device's own operator, with the reason."""
     choices = (num_landmarks, pinv_iterations, landmarks)
-    found = computed_by(query, *choices, implementation, neighbours)
-    if obstacle := _why_no_operator(query, *choices, neighbours):
+    found = computed_by(query, *choices, implementation, neighbours, salient_tokens)
+    if obstacle := _why_no_operator(query, *choices, neighbours, salient_tokens):
         return f"{found}: {obstacle}"
     if query.device.type != "cpu" and not (implementation or DEFAULT_IMPLEMENTATION):
         return f"{found}; NYSTROMFORMER_ATTENTION=auto takes the Triton kernels"
@@ -164,6 +177,7 @@ def _why_no_operator(
     pinv_iterations: int | None,
     landmarks: str,
     neighbours: int | None,
+    salient_tokens: int,
 ) -> str | None:
     """A clause on what the device's own operator cannot do; None where it can."""
     if pinv_iterations is None:
@@ -177,7 +191,7 @@ def _why_no_operator(
             return None
         return why_not_neighbours_on_cpu(query.dtype, query.shape[-1], num_landmarks, neighbours)
     if neighbours is not None:
-        return why_not_neighbours_on_gpu(query, num_landmarks, neighbours)
+        return why_not_neighbours_on_gpu(query, num_landmarks, neighbours, salient_tokens)
     return why_not_on_gpu(query, num_landmarks)
 
 
@@ -190,10 +204,11 @@ def _by_operator(
     num_landmarks: int,
     iterations: int,
     neighbours: int | None,
+    salient_tokens: int,
 ) -> Tensor:
     arguments = (query, key, value, key_padding_mask, conv_weight, num_landmarks, iterations)
     if neighbours is not None and query.device.type == "cpu":
-        return neighbours_attention_on_cpu(*arguments, neighbours)
+        return neighbours_attention_on_cpu(*arguments, neighbours, salient_tokens)
     if neighbours is not None:
         return composed_nystrom_attention(
             query,
@@ -204,6 +219,7 @@ def _by_operator(
             iterations,
             conv_weight_H1K1=conv_weight,
             neighbours=neighbours,
+            salient_tokens=salient_tokens,
             kernels=True,
         )
     if query.device.type == "cpu":

@@ -50,9 +50,9 @@ def allow_tf32(allowed: bool) -> None:
     """Let products and cuDNN's convolutions on GPUs use TF32, or not.
 
     For products, `set_float32_matmul_precision` keeps both forms of the flag in agreement, in every PyTorch
-    from 2.6 on; for convolutions `allow_tf32` does, unless a program has asked for TF32 everywhere by the newer
-    form. Only then is that used here too: both at once is what PyTorch's own look at the flag, in an export for
-    instance, refuses.
+    from 2.6 on; for convolutions `allow_tf32` does, unless a program has asked for TF32 everywhere by the
+    newer form. Only then is that used here too: PyTorch's own look at the flag, in an export for instance,
+    refuses both at once.
     """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     cudnn = torch.backends.cudnn

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from nystromformer.attention.longformer import window_attention
-from nystromformer.attention.nystrom import nystrom_attention
+from nystromformer.attention.nystrom import check_neighbours, nystrom_attention
 
 
 def register_attention(
@@ -26,6 +26,7 @@ def register_attention(
     num_landmarks: int = 64,
     pinv_iterations: int | None = 6,
     neighbours: int | None = None,
+    salient_tokens: int = 1,
 ) -> None:
     """Make `attn_implementation=name` known to transformers; again with other options replaces them.
 
@@ -39,9 +40,13 @@ def register_attention(
         raise ValueError(f"num_landmarks={num_landmarks}: use at least 1")
     if pinv_iterations is not None and pinv_iterations < 1:
         raise ValueError(f"pinv_iterations={pinv_iterations}: use at least 1, or None for the exact inverse")
-    if neighbours is not None and neighbours < 1:
-        raise ValueError(f"neighbours={neighbours}: use at least 1, or None for landmarks alone")
-    options = {"num_landmarks": num_landmarks, "pinv_iterations": pinv_iterations, "neighbours": neighbours}
+    check_neighbours(neighbours, salient_tokens)
+    options = {
+        "num_landmarks": num_landmarks,
+        "pinv_iterations": pinv_iterations,
+        "neighbours": neighbours,
+        "salient_tokens": salient_tokens,
+    }
     AttentionInterface.register(name, partial(_attention, options=options))
     AttentionMaskInterface.register(name, _mask)
 

@@ -177,6 +177,8 @@ def as_markdown(result: dict[str, Any]) -> str:
     kernel = f"kernel {settings['kernel']}" if settings["kernel"] else "no convolution"
     if settings.get("neighbours"):
         kernel += f", blocks of {settings['neighbours']} for exact neighbours"
+        if settings.get("salient_tokens", 1) > 1:
+            kernel += f" and {settings['salient_tokens']} salient tokens"
     lines = [
         f"# Attention on {result['machine']['device']}",
         "",

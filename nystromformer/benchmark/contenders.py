@@ -88,7 +88,7 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
     way = settings.implementation
     found = [make.ours(OURS, None, way)]
     if settings.neighbours is not None:
-        found.append(make.ours(NEAR, None, way, settings.neighbours))
+        found.append(make.ours(NEAR, None, way, settings.neighbours, settings.salient_tokens))
     place = torch.arange(length, device=device).expand(rows, length)
     found.append(make.ours(PADDED, place >= length - length // 4, way))
     shuffled = torch.rand(rows, length, device=device, generator=generator).argsort(dim=1)
@@ -141,6 +141,7 @@ class _Maker:
         mask: Tensor | None,
         implementation: str | None = None,
         neighbours: int | None = None,
+        salient_tokens: int = 1,
     ) -> Contender:
         leaves, kernel = self._leaves()
 
@@ -151,6 +152,7 @@ class _Maker:
                 conv_weight=kernel,
                 key_padding_mask=mask,
                 neighbours=neighbours,
+                salient_tokens=salient_tokens,
                 implementation=implementation,
             )
             return out_BHND.transpose(1, 2).flatten(2)

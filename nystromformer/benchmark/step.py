@@ -146,7 +146,7 @@ def makers(
     batch = batch_of(settings, length)
     nystrom, exact = our_config(settings, length, "nystrom"), our_config(settings, length, "softmax")
     near = copy.deepcopy(nystrom)
-    near.neighbours = settings.neighbours
+    near.neighbours, near.salient_tokens = settings.neighbours, settings.salient_tokens
     composed = dataclasses.replace(settings, implementation="composed")
 
     def peer(
@@ -318,6 +318,8 @@ def as_markdown(result: dict[str, Any]) -> str:
     kernel = f"kernel {settings['kernel']}" if settings["kernel"] else "no convolution"
     if settings.get("neighbours"):
         kernel += f", blocks of {settings['neighbours']} for exact neighbours"
+        if settings.get("salient_tokens", 1) > 1:
+            kernel += f" and {settings['salient_tokens']} salient tokens"
     precision = settings["dtype"] + (" autocast" if settings["dtype"] != "float32" else "")
     compiled = f", torch.compile but for {PEER}" if settings["compile"] else ""
     lines = [

@@ -14,7 +14,7 @@ from nystromformer.attention.performer import PerformerAttention
 from nystromformer.attention.precision import as_product
 from nystromformer.attention.recording import is_recorded
 from nystromformer.attention.softmax import softmax_attention
-from nystromformer.model.configuration import NystromformerConfig
+from nystromformer.model.configuration import NystromformerConfig, near_in_words
 from nystromformer.model.linear import linear
 from nystromformer.model.short_rows import attention_with_short_rows
 
@@ -39,6 +39,7 @@ class NystromformerSelfAttention(nn.Module):
         self.landmarks = config.landmarks
         self.pinv_iterations = config.pinv_iterations
         self.neighbours = config.neighbours
+        self.salient_tokens = config.salient_tokens
         self.short_rows = config.short_rows
         self.short_row_segment = config.short_row_segment
         self.window = config.longformer_window
@@ -87,6 +88,7 @@ class NystromformerSelfAttention(nn.Module):
                 landmarks=self.landmarks,
                 kernel_H1K1=kernel,
                 neighbours=self.neighbours,
+                salient_tokens=self.salient_tokens,
             )
         elif self.mechanism == "nystrom":
             out = nystrom_attention(
@@ -101,6 +103,7 @@ class NystromformerSelfAttention(nn.Module):
                 segments=segments,
                 neighbours=self.neighbours,
                 implementation=self.implementation,
+                salient_tokens=self.salient_tokens,
             )
         else:
             out = self._another_mechanism(query, key, value, padding_mask)
@@ -145,6 +148,7 @@ class NystromformerSelfAttention(nn.Module):
             landmarks=self.landmarks,
             implementation=self.implementation,
             neighbours=self.neighbours,
+            salient_tokens=self.salient_tokens,
         )
 
     def branch(self, real_tokens: int) -> str:
@@ -162,7 +166,7 @@ class NystromformerSelfAttention(nn.Module):
             return "exact attention"
         if self.mechanism != "nystrom":
             return f"{self.mechanism} attention"
-        near = "" if self.neighbours is None else f" and exact neighbours in blocks of {self.neighbours}"
+        near = near_in_words(self.neighbours, self.salient_tokens)
         return (
             f"Nyström attention with {self.num_landmarks} landmarks ({self.landmarks}){near}; exact for rows "
             f"of at most {max(self.num_landmarks, 2 * (self.neighbours or 0))} tokens"

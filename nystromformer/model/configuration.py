@@ -27,7 +27,9 @@ class NystromformerConfig(PreTrainedConfig):
         landmarks: how they are chosen: `segment_means`, `uniform` or `kmeans`.
         pinv_iterations: steps of its iterative inverse; None for the exact pseudoinverse.
         neighbours: tokens of a block; a token attends exactly to its own block, the two beside it and the
-            first token, through landmarks to what is far. None for the paper's attention, landmarks alone.
+            salient tokens, through landmarks to what is far. None for the paper's attention, landmarks alone.
+        salient_tokens: with neighbours, tokens that all attend to exactly, of each row and head: the first,
+            and the others that the landmarks attend to most.
         short_rows: what is computed for rows of at most num_landmarks tokens: `exact` attention with the
             convolution, `exact_without_convolution`, `landmark_per_token`, or `segments` of
             short_row_segment tokens; see `short_rows.py`.
@@ -54,6 +56,7 @@ class NystromformerConfig(PreTrainedConfig):
         landmarks: str = "segment_means",
         pinv_iterations: int | None = 6,
         neighbours: int | None = None,
+        salient_tokens: int = 1,
         short_rows: str = "exact",
         short_row_segment: int = 8,
         linformer_projected: int = 256,
@@ -82,6 +85,8 @@ class NystromformerConfig(PreTrainedConfig):
             raise ValueError(f"short_rows={short_rows!r} is unknown: use one of {', '.join(SHORT_ROWS)}")
         if neighbours is not None and neighbours < 0:
             raise ValueError(f"neighbours={neighbours}: use at least 1, or None or 0 for landmarks alone")
+        if salient_tokens < 1:
+            raise ValueError(f"salient_tokens={salient_tokens}: use at least 1, the row's first token")
         if short_row_segment < 1:
             raise ValueError(f"short_row_segment={short_row_segment}: use at least 1")
         if hidden_size % num_attention_heads:
@@ -101,6 +106,7 @@ class NystromformerConfig(PreTrainedConfig):
         self.landmarks = landmarks
         self.pinv_iterations = pinv_iterations
         self.neighbours = neighbours or None
+        self.salient_tokens = salient_tokens
         self.short_rows = short_rows
         self.short_row_segment = short_row_segment
         self.linformer_projected = linformer_projected
@@ -119,6 +125,14 @@ class NystromformerConfig(PreTrainedConfig):
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
         self.pad_token_id = pad_token_id
         self.tie_word_embeddings = tie_word_embeddings
+
+
+def near_in_words(neighbours: int | None, salient_tokens: int) -> str:
+    """What stands behind `… landmarks` where attention has exact neighbours."""
+    if neighbours is None:
+        return ""
+    salient = "" if salient_tokens == 1 else f" and {salient_tokens} salient tokens"
+    return f" and exact neighbours in blocks of {neighbours}{salient}"
 
 
 CONFIGURATION = tuple(

@@ -81,6 +81,7 @@ def _error_of(
         pinv_iterations=module.pinv_iterations,
         landmarks=module.landmarks,
         neighbours=module.neighbours,
+        salient_tokens=module.salient_tokens,
     )
     for row in range(len(hidden_states)):  # those that are short, and not exact
         real_N = slice(None) if padding_mask is None else ~padding_mask[row]

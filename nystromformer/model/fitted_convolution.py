@@ -124,6 +124,7 @@ def _add_row(
         attention.pinv_iterations,
         attention.landmarks,
         neighbours=attention.neighbours,
+        salient_tokens=attention.salient_tokens,
     )
     for head in range(h):
         columns = [_shifted(value[0, head].float(), k)]

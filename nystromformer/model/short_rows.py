@@ -36,6 +36,7 @@ def attention_with_short_rows(
     landmarks: str,
     kernel_H1K1: Tensor | None,
     neighbours: int | None = None,
+    salient_tokens: int = 1,
 ) -> Tensor:
     """(B, H, N, D): each row by its own length, long rows as ever; a row's output is its own.
 
@@ -45,7 +46,7 @@ def attention_with_short_rows(
     Args:
         short_rows: one of the configuration's SHORT_ROWS but for `exact`.
         segment: tokens of a landmark in short rows, for `segments`.
-        neighbours: of long rows.
+        neighbours, salient_tokens: of long rows.
 
     Raises:
         ValueError: the call is recorded, and the rows' lengths would become constants of the record.
@@ -80,6 +81,7 @@ def attention_with_short_rows(
                 landmarks=landmarks,
                 conv_weight=None if without else kernel_H1K1,
                 neighbours=None if group < 0 else neighbours,
+                salient_tokens=salient_tokens,
             )
         )
     order = torch.tensor([row for members in groups.values() for row in members], device=query_BHND.device)

@@ -53,6 +53,8 @@ class BenchmarkSettings:
     neighbours: int | None = 64
     """attention, step: tokens of a block in the row of Nyström attention with exact neighbours; empty leaves
     it out."""
+    salient_tokens: int = 1
+    """attention, step: tokens of each row and head that all attend to exactly, in that row."""
     implementation: str = "auto"
     """attention, step: how this project's Nyström attention is computed: `operator`, the device's own,
     `composed` of PyTorch's operators, or `auto`, the former where it can. On a GPU the composed one is
@@ -112,7 +114,7 @@ class BenchmarkSettings:
             value = getattr(self, name)
             if value not in known:
                 yield f"{name}={value!r} is unknown: write one of {', '.join(known)}"
-        yield from self._too_small("tokens", "heads", "head_dim", "landmarks", "repeats")
+        yield from self._too_small("tokens", "heads", "head_dim", "landmarks", "salient_tokens", "repeats")
         if self.kernel is not None and (self.kernel < 1 or self.kernel % 2 == 0):
             yield f"kernel={self.kernel} cannot be centred on a token: write an odd width, or null"
         if self.neighbours is not None and self.neighbours < 1:

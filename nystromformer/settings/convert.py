@@ -29,6 +29,9 @@ class ConvertSettings:
     neighbours: int | None = None
     """Tokens of a block of exact neighbours beside the landmarks; 0 for landmarks alone; empty takes the
     source's."""
+    salient_tokens: int | None = None
+    """With neighbours: tokens that all attend to exactly, the first and those that the landmarks attend to
+    most; empty takes the source's, or 1."""
     conv_kernel_size: int | None = None
     """Where the source has no convolution: width of one, all zero, for training to fill. Empty gives 33 to
     what becomes a Nyströmformer."""
@@ -56,7 +59,13 @@ class ConvertSettings:
             if getattr(self, name) not in known:
                 words = ", ".join(filter(None, known))
                 yield f"{name}={getattr(self, name)!r} is unknown: write one of {words}"
-        for name in ("num_landmarks", "num_attention_heads", "max_length", "nystrom_length"):
+        for name in (
+            "num_landmarks",
+            "salient_tokens",
+            "num_attention_heads",
+            "max_length",
+            "nystrom_length",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"{name}={value} is impossible: write at least 1, or null"

@@ -137,6 +137,9 @@ class TaskModelSettings:
     neighbours: int | None = None
     """Tokens of a block of exact neighbours beside the landmarks; 0 for landmarks alone; empty takes the
     checkpoint's."""
+    salient_tokens: int | None = None
+    """With neighbours: tokens that all attend to exactly, the first and those that the landmarks attend to
+    most; empty takes the checkpoint's, or 1."""
     conv_kernel_size: int | None = None
     """Where the checkpoint has no convolution: width of one, odd. Empty gives 33 to what becomes a
     Nyströmformer."""
@@ -170,6 +173,8 @@ class TaskModelSettings:
             yield f"model.num_landmarks={self.num_landmarks} is impossible: write at least 1, or null"
         if self.neighbours is not None and self.neighbours < 0:
             yield f"model.neighbours={self.neighbours} is impossible: write at least 1, 0 for none, or null"
+        if self.salient_tokens is not None and self.salient_tokens < 1:
+            yield f"model.salient_tokens={self.salient_tokens} is impossible: write at least 1, or null"
         if self.convolution_rows < 1:
             yield f"model.convolution_rows={self.convolution_rows} is impossible: write at least 1"
         width = self.conv_kernel_size

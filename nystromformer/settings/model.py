@@ -37,8 +37,11 @@ class ModelSettings:
     pinv_iterations: int | None = 6
     """Iterations of the pseudoinverse, empty for the exact one; `nystrom` only."""
     neighbours: int | None = None
-    """Tokens of a block: each attends exactly to its own block, the two beside it and the first token, and
+    """Tokens of a block: each attends exactly to its own block, the two beside it and the salient tokens, and
     through landmarks to the rest; empty for landmarks alone, the paper's attention; `nystrom` only."""
+    salient_tokens: int = 1
+    """With neighbours: tokens that all attend to exactly, of each row and head: the first, and the others
+    that the landmarks attend to most."""
     short_rows: str = "exact"
     """What `nystrom` does with rows of at most num_landmarks tokens: `exact` attention with the convolution,
     `exact_without_convolution`, `landmark_per_token`, or `segments` of short_row_segment tokens."""
@@ -78,6 +81,7 @@ class ModelSettings:
             "num_landmarks",
             "pinv_iterations",
             "neighbours",
+            "salient_tokens",
             "short_row_segment",
             "linformer_projected",
             "performer_features",

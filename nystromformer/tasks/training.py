@@ -307,6 +307,7 @@ def _finish(
             "attention": config.attention,
             "num_landmarks": config.num_landmarks,
             "neighbours": config.neighbours,
+            "salient_tokens": config.salient_tokens,
             "conv_kernel_size": config.conv_kernel_size,
             "convolution": setup.settings.model.convolution,
             "short_rows": config.short_rows,

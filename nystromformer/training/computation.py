@@ -53,6 +53,7 @@ def attention_of(config: NystromformerConfig, device: torch.device, dtype: torch
         config.pinv_iterations,
         config.landmarks,
         neighbours=config.neighbours,
+        salient_tokens=config.salient_tokens,
     )
 
 

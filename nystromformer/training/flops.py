@@ -53,7 +53,7 @@ def forward_flops(config: NystromformerConfig, lengths: NDArray[np.int64], predi
                                    + 4 m² d        Ã, and Z (B̃ V)
                                    + 8 p h m³      four products of m × m matrices an iteration
                                                    (the exact inverse, which is no product, counts 0)
-        with neighbours w also       4 n (3 w + 1) d   the near scores and values
+        with neighbours w also       4 n (3 w + g) d   the near scores and values, g salient tokens
                                    + 2 (n/w − 1) m² d  Z times each block's far part of B̃ V
         Linformer                    8 n P d       E K, E V, and attention to P mixtures
         Longformer                   4 n W d + 8 n d   the window, and [CLS] both ways
@@ -74,7 +74,7 @@ def forward_flops(config: NystromformerConfig, lengths: NDArray[np.int64], predi
         landmarks = 8 * n * m * d + 4 * m**2 * d + 8 * iterations * heads * m**3
         w = config.neighbours
         if w is not None:
-            landmarks += 4 * n * np.minimum(n, 3 * w + 1) * d + 2 * (n / w - 1) * m**2 * d
+            landmarks += 4 * n * np.minimum(n, 3 * w + config.salient_tokens) * d + 2 * (n / w - 1) * m**2 * d
         attention = np.where(n <= max(m, 2 * (w or 0)), attention, landmarks)
     elif config.attention == "linformer":
         attention = 8 * n * config.linformer_projected * d

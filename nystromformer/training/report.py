@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from nystromformer.data.storage import PreparedData
 from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForMaskedLM, NystromformerForPreTraining
+from nystromformer.model.configuration import near_in_words
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.curves import CHANCE_LOSS
 from nystromformer.training.metrics import Event, MetricsLog
@@ -63,7 +64,7 @@ def export(
 
 def model_card(settings: PretrainSettings, last: Event, prepared: PreparedData) -> str:
     model, training = settings.model, settings.training
-    near = "" if model.neighbours is None else f" and exact neighbours in blocks of {model.neighbours}"
+    near = near_in_words(model.neighbours, model.salient_tokens)
     mechanism = (
         f"Nyström attention with {model.num_landmarks} landmarks{near}"
         if model.attention == "nystrom"

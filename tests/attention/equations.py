@@ -13,6 +13,7 @@ def reference_nystrom(
     conv_weight: Tensor | None = None,
     iterations: int = 6,
     neighbours: int | None = None,
+    salient_tokens: int = 1,
 ) -> Tensor:
     """(B, H, N, D) in float64; padded positions are zero."""
     query, key, value = query.double(), key.double(), value.double()
@@ -27,6 +28,7 @@ def reference_nystrom(
                 num_landmarks,
                 iterations,
                 neighbours,
+                salient_tokens,
             )
     if conv_weight is not None:
         heads, _, width, _ = conv_weight.shape
@@ -38,8 +40,14 @@ def reference_nystrom(
     return out
 
 
+def attended(query: Tensor, key: Tensor, m: int) -> Tensor:
+    """Of one head's tokens: the column sums of B̃, by which the salient ones are chosen."""
+    query_landmarks = torch.stack([part.mean(dim=0) for part in torch.tensor_split(query, m)])
+    return torch.softmax(query_landmarks @ key.T * query.shape[1] ** -0.5, dim=-1).sum(dim=0).detach()
+
+
 def _one_head(
-    query: Tensor, key: Tensor, value: Tensor, m: int, iterations: int, neighbours: int | None
+    query: Tensor, key: Tensor, value: Tensor, m: int, iterations: int, neighbours: int | None, salient: int
 ) -> Tensor:
     scale = query.shape[1] ** -0.5
     if len(query) <= max(m, 2 * (neighbours or 0)):
@@ -54,7 +62,9 @@ def _one_head(
     for _ in range(iterations):
         z = 0.25 * z @ (13 * identity - a @ z @ (15 * identity - a @ z @ (7 * identity - a @ z)))
     if neighbours is not None:
-        return _with_neighbours(query, key, value, query_landmarks, key_landmarks, z, neighbours)
+        order = torch.argsort(attended(query, key, m)[1:], descending=True, stable=True) + 1
+        chosen = torch.cat([torch.zeros(1, dtype=torch.int64), order[: salient - 1]])
+        return _with_neighbours(query, key, value, query_landmarks, key_landmarks, z, neighbours, chosen)
     return f @ z @ b @ value
 
 
@@ -66,12 +76,13 @@ def _with_neighbours(
     key_landmarks: Tensor,
     z: Tensor,
     w: int,
+    salient: Tensor,
 ) -> Tensor:
     """The definition of attention/neighbours.py in n × n matrices."""
     n, m, scale = len(query), len(z), query.shape[1] ** -0.5
     block = torch.arange(n, device=query.device) // w
     near = (block[:, None] - block[None]).abs() <= 1
-    near[:, 0] = True
+    near[:, salient] = True
     # Numbers that leave no exponential too large, and cancel.
     largest = (query @ torch.cat([key, key_landmarks]).T * scale).amax(dim=1, keepdim=True).detach()
     exact = torch.exp(query @ key.T * scale - largest) * near

@@ -120,6 +120,7 @@ def test_what_the_kernels_cannot_do_is_said(monkeypatch):
     query = torch.empty(1, 1, 200, 64)
     for arguments, words in (
         ((query, 16, 24), "neighbours=24 is not one of 16, 32, 64"),
+        ((query, 16, 16, 16), "only salient token is the row's first"),
         ((query[:, :, :128], 16, 64), "two blocks of 64"),
         ((query, 128, 64), "more than 64 of width 64"),
         ((query, 64, 16), None if HAS_TRITON else "triton"),

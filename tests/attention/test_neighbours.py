@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nystromformer import nystrom_attention
 from nystromformer.attention import native
-from nystromformer.attention.neighbours import Blocks
 from nystromformer.attention.nystrom import computed_by
+from nystromformer.attention.salient import Blocks, Salient, most_salient
 from nystromformer.attention.softmax import softmax_attention
 
 from .equations import reference_nystrom
@@ -30,10 +30,17 @@ def leaves(dtype=torch.float64, length=LENGTH, width=3, heads=2, kernel=3):
     return [x.requires_grad_() for x in made]
 
 
-def attention(mask, neighbours, m=4):
+def attention(mask, neighbours, m=4, salient=1):
     def run(q, k, v, weight):
         return nystrom_attention(
-            q, k, v, num_landmarks=m, key_padding_mask=mask, conv_weight=weight, neighbours=neighbours
+            q,
+            k,
+            v,
+            num_landmarks=m,
+            key_padding_mask=mask,
+            conv_weight=weight,
+            neighbours=neighbours,
+            salient_tokens=salient,
         )
 
     return run
@@ -44,13 +51,15 @@ def padding_of(mask, length=LENGTH):
 
 
 @pytest.mark.parametrize("neighbours", [1, 2, 5, 8, 20, 22, 23, 100])
+@pytest.mark.parametrize("salient", [1, 2, 7, 100])
 @pytest.mark.parametrize("mask", MASKS)
-def test_equals_its_definition_and_so_do_its_gradients(mask, neighbours):
+def test_equals_its_definition_and_so_do_its_gradients(mask, neighbours, salient):
     torch.manual_seed(0)
     inputs = leaves()
     padding = padding_of(MASKS[mask])
-    out = attention(MASKS[mask], neighbours)(*inputs)
-    expected = reference_nystrom(*inputs[:3], padding, 4, inputs[3], neighbours=neighbours)
+    out = attention(MASKS[mask], neighbours, salient=salient)(*inputs)
+    choices = {"neighbours": neighbours, "salient_tokens": salient}
+    expected = reference_nystrom(*inputs[:3], padding, 4, inputs[3], **choices)
     torch.testing.assert_close(out, expected, atol=1e-9, rtol=1e-9)
     seed = torch.randn_like(out).masked_fill(padding[:, None, :, None], 0)
     found, wanted = (torch.autograd.grad(x, inputs, seed) for x in (out, expected))
@@ -63,15 +72,18 @@ def test_any_length_equals_the_definition(length):
     torch.manual_seed(length)
     inputs = leaves(length=length, width=4)
     mask = torch.rand(3, length) < torch.tensor([[0.0], [0.1], [0.6]])
-    out = attention(mask, 8, m=6)(*inputs)
-    expected = reference_nystrom(*inputs[:3], mask, 6, inputs[3], neighbours=8)
-    torch.testing.assert_close(out, expected, atol=1e-8, rtol=1e-8)
+    for salient in (1, 12):
+        out = attention(mask, 8, m=6, salient=salient)(*inputs)
+        choices = {"neighbours": 8, "salient_tokens": salient}
+        expected = reference_nystrom(*inputs[:3], mask, 6, inputs[3], **choices)
+        torch.testing.assert_close(out, expected, atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.parametrize("salient", [1, 6])
 @pytest.mark.parametrize("mask", MASKS)
-def test_gradcheck(mask):
+def test_gradcheck(mask, salient):
     torch.manual_seed(1)
-    run = attention(MASKS[mask], 5)
+    run = attention(MASKS[mask], 5, salient=salient)
     assert torch.autograd.gradcheck(run, leaves(), fast_mode=True)
 
 
@@ -92,17 +104,52 @@ def test_the_middle_block_of_three_is_exact():
     assert (out[:, :, 32:] - exact[:, :, 32:]).abs().max() > 1e-4
 
 
-def test_far_tokens_of_each_segment_are_counted():
-    """Against the pairs themselves, with the first token near to all."""
+@pytest.mark.parametrize("beside", [(), (3, 17, 30), (1, 2, 44)])
+def test_far_tokens_of_each_segment_are_counted(beside):
+    """Against the pairs themselves, with the salient tokens near to all."""
     for n, w, m in [(1, 1, 1), (45, 5, 4), (45, 4, 7), (64, 8, 8), (33, 16, 5)]:
         blocks = Blocks.of(torch.tensor([n, max(1, n - 9)]), n, w, m)
+        rank_2HS = torch.tensor([0, *beside]).expand(2, 1, -1)
+        salient = Salient.of(rank_2HS, blocks)
         for row, count in enumerate([n, max(1, n - 9)]):
             segments = torch.tensor_split(torch.arange(count), m)
             for c in range(-(-n // w)):
-                far = [j for j in range(1, count) if abs(j // w - c) > 1]
+                far = [j for j in range(1, count) if abs(j // w - c) > 1 and j not in beside]
                 counted = [sum(int(j) in far for j in part) for part in segments]
-                assert blocks.far_BCM[row, c].tolist() == counted
-                assert bool(blocks.far_BC[row, c]) == bool(far)
+                assert salient.far_BHCM[row, 0, c].tolist() == counted
+                assert bool(salient.far_BHC[row, 0, c]) == bool(far)
+
+
+def test_salient_are_the_first_and_those_attended_to_most_the_earlier_of_equals():
+    blocks = Blocks.of(torch.tensor([7, 4]), 8, 4, 2)
+    attention_2H8 = torch.tensor([0.1, 1, 3, 2, 2, 2, 0, 9]).expand(2, 1, 8)  # the 9 is padding's
+    assert most_salient(attention_2H8, blocks, 1).tolist() == [[[0]], [[0]]]
+    assert most_salient(attention_2H8, blocks, 4).tolist() == [[[0, 2, 3, 4]], [[0, 1, 2, 3]]]
+    few = most_salient(attention_2H8, blocks, 6)
+    assert few.tolist() == [[[0, 1, 2, 3, 4, 5]], [[0, 1, 2, 3, 4, 5]]]
+    assert not Salient.of(few, blocks).beyond_BHC1S[1, ..., 4:].any()  # the second row has four
+
+
+def test_salient_tokens_bring_what_the_landmarks_lose():
+    """A key that every query likes, far from most: through landmarks its segment shares in it."""
+    torch.manual_seed(8)
+    q, k, v, _ = (x.detach() for x in leaves(length=400, width=8))
+    q = q + 1
+    for place in (77, 205, 333):
+        k[:, :, place] = 1.5
+    exact = softmax_attention(q, k, v)
+    errors = [
+        (nystrom_attention(q, k, v, num_landmarks=16, neighbours=16, salient_tokens=g) - exact).norm()
+        for g in (1, 4)
+    ]
+    assert errors[1] < 0.3 * errors[0]
+
+
+def test_with_all_tokens_salient_attention_is_exact():
+    torch.manual_seed(9)
+    q, k, v, _ = leaves(length=50)
+    out = nystrom_attention(q, k, v, num_landmarks=4, neighbours=3, salient_tokens=50)
+    torch.testing.assert_close(out, softmax_attention(q, k, v), atol=1e-12, rtol=1e-12)
 
 
 def test_no_matrix_of_tokens_by_landmarks_or_neighbours_is_kept():
@@ -121,11 +168,12 @@ def test_no_matrix_of_tokens_by_landmarks_or_neighbours_is_kept():
     assert beyond <= 4 * 2 * (length + 6 * 64) * 64
 
 
+@pytest.mark.parametrize("salient", [1, 6])
 @pytest.mark.parametrize("mask", ["none", "right"])
-def test_compile_without_graph_breaks(mask):
+def test_compile_without_graph_breaks(mask, salient):
     torch.manual_seed(4)
     inputs = leaves(torch.float32)
-    run = attention(MASKS[mask], 5)
+    run = attention(MASKS[mask], 5, salient=salient)
     eager = run(*inputs)
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(*inputs)
     torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-4)
@@ -138,7 +186,7 @@ def test_compile_without_graph_breaks(mask):
 def test_checkpointing_changes_nothing():
     torch.manual_seed(5)
     inputs = leaves()
-    run = attention(MASKS["right"], 5)
+    run = attention(MASKS["right"], 5, salient=6)
     plain = torch.autograd.grad(run(*inputs).sum(), inputs)
     again = torch.autograd.grad(checkpoint(run, *inputs, use_reentrant=False).sum(), inputs)
     for a, b in zip(plain, again, strict=True):
@@ -152,7 +200,7 @@ def test_garbage_in_the_padding_reaches_nothing(garbage):
     *qkv, weight = (x.detach() for x in clean)
     dirty = [x.masked_fill(mask[:, None, :, None], garbage).requires_grad_() for x in qkv]
     dirty.append(weight.requires_grad_())
-    run = attention(mask, 5)
+    run = attention(mask, 5, salient=6)
     out = run(*dirty)
     assert torch.equal(out, run(*clean))
     for a, b in zip(*(torch.autograd.grad(run(*x).sum(), x) for x in (dirty, clean)), strict=True):
@@ -175,6 +223,8 @@ def test_an_impossible_block_is_named():
     q, k, v, _ = leaves()
     with pytest.raises(ValueError, match="neighbours=0"):
         nystrom_attention(q, k, v, neighbours=0)
+    with pytest.raises(ValueError, match="salient_tokens=0"):
+        nystrom_attention(q, k, v, neighbours=8, salient_tokens=0)
 
 
 def test_a_recording_is_refused_in_words():

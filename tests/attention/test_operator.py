@@ -75,18 +75,28 @@ def test_pytorchs_own_check_of_the_operator_with_neighbours():
     mask = torch.rand(2, 70) < 0.2
     weight = torch.randn(2, 1, 3, 1, requires_grad=True)
     operator = torch.ops.nystromformer.neighbours_attention.default
-    torch.library.opcheck(operator, (*tensors, mask, weight, 16, 2, 16))
-    torch.library.opcheck(operator, (*tensors, None, None, 16, 2, 48))  # exact
+    torch.library.opcheck(operator, (*tensors, mask, weight, 16, 2, 16, 1))
+    torch.library.opcheck(operator, (*tensors, mask, None, 16, 2, 16, 9))
+    torch.library.opcheck(operator, (*tensors, None, None, 16, 2, 48, 1))  # exact
 
 
 @pytest.mark.skipif(native.library() is None, reason="no g++ on Linux to compile the kernel")
+@pytest.mark.parametrize("salient", [1, 9])
 @pytest.mark.parametrize("mask", [None, torch.arange(70) >= torch.tensor([[70], [50]])])
-def test_compile_without_graph_breaks_with_neighbours(mask):
+def test_compile_without_graph_breaks_with_neighbours(mask, salient):
     torch.manual_seed(1)
     inputs = [torch.randn(2, 70, 2, 16).transpose(1, 2).requires_grad_() for _ in range(3)]
 
     def attention(query, key, value):
-        return nystrom_attention(query, key, value, num_landmarks=16, key_padding_mask=mask, neighbours=16)
+        return nystrom_attention(
+            query,
+            key,
+            value,
+            num_landmarks=16,
+            key_padding_mask=mask,
+            neighbours=16,
+            salient_tokens=salient,
+        )
 
     eager = attention(*inputs)
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")(*inputs)
@@ -112,9 +122,9 @@ def test_output_lies_in_memory_as_the_next_layer_reads_it():
     assert merged.data_ptr() == out.data_ptr()
 
 
-@pytest.mark.parametrize("neighbours", [None, 64])
+@pytest.mark.parametrize(("neighbours", "salient"), [(None, 1), (64, 1), (64, 64)])
 @pytest.mark.parametrize("length", [512, 4096])
-def test_little_is_kept_beyond_the_inputs(length, neighbours):
+def test_little_is_kept_beyond_the_inputs(length, neighbours, salient):
     inputs = [torch.randn(1, length, 12, 64).transpose(1, 2).requires_grad_() for _ in range(3)]
     given = {x.untyped_storage().data_ptr() for x in inputs}
     kept: dict[int, int] = {}
@@ -124,10 +134,11 @@ def test_little_is_kept_beyond_the_inputs(length, neighbours):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        nystrom_attention(*inputs, num_landmarks=64, neighbours=neighbours)
+        nystrom_attention(*inputs, num_landmarks=64, neighbours=neighbours, salient_tokens=salient)
     beyond = sum(size for pointer, size in kept.items() if pointer not in given)
     landmarks = 12 * 64 * (4 * 64 + 1) * 4  # four tensors and a column of 64 rows a head, at any length
-    assert beyond <= landmarks + (0 if neighbours is None else 12 * length * 2 * 4)  # two numbers a token
+    # Two numbers a token, and the salient tokens' places.
+    assert beyond <= landmarks + (0 if neighbours is None else 12 * (length * 2 + salient) * 4)
 
 
 def test_long_rows_in_several_passes_equal_one_pass(monkeypatch):

@@ -9,7 +9,7 @@ import os
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from torch import Tensor
 
 from nystromformer import nystrom_attention
@@ -17,7 +17,7 @@ from nystromformer.attention import native
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.softmax import softmax_attention
 
-from .equations import reference_nystrom
+from .equations import attended, reference_nystrom
 
 WIDTH = 16
 WAYS = ("compiled", "operator", "composed")
@@ -49,20 +49,38 @@ def cases(draw, landmarks=(1, 8, 32, 64, 256), masks=MASKS, neighbours=(None, 1,
     length = draw(st.one_of(st.integers(1, 700), st.integers(max(1, m - 3), m + 3)))
     rows, heads = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     neighbours = draw(st.sampled_from(neighbours))
+    salient = draw(st.sampled_from((1, 7, 40)))
     # Nyström's approximation of sharp noise is ill-conditioned, and more so without its normalised factors.
     scale = draw(st.sampled_from((0.1, 1.0, 2.0) if neighbours is None else (0.1, 0.5, 1.0)))
     # Views of (batch, tokens, heads, width), as a model passes them.
     query, key, value = (torch.randn(rows, length, heads, WIDTH).transpose(1, 2) for _ in range(3))
     kernel = draw(st.sampled_from((None, 1, 5, 33)))
+    mask = mask_of(draw(st.sampled_from(masks)), rows, length)
+    if neighbours is not None and salient > 1:
+        assume(chosen_clearly(scale * query, scale * key, mask, m, salient))
     return Case(
         query=scale * query,
         key=scale * key,
         value=value,
         num_landmarks=m,
-        key_padding_mask=mask_of(draw(st.sampled_from(masks)), rows, length),
+        key_padding_mask=mask,
         conv_weight=None if kernel is None else torch.randn(heads, 1, kernel, 1) / kernel**0.5,
         neighbours=neighbours,
+        salient_tokens=salient,
     )
+
+
+def chosen_clearly(query: Tensor, key: Tensor, mask: Tensor | None, m: int, salient: int) -> bool:
+    """Whether float32's rounding cannot make another token salient."""
+    for row in range(len(query)):
+        real = slice(None) if mask is None else ~mask[row]
+        for head in range(query.shape[1]):
+            query_nD, key_nD = (x[row, head][real].double() for x in (query, key))
+            if len(query_nD) > max(m, salient):
+                sums = attended(query_nD, key_nD, m)[1:].sort(descending=True).values
+                if sums[salient - 2] - sums[salient - 1] < 1e-5 * sums[salient - 2]:
+                    return False
+    return True
 
 
 def mask_of(kind: str, rows: int, length: int) -> Tensor | None:
@@ -106,6 +124,7 @@ def attention(way: str, case: dict) -> Tensor:
         case["key_padding_mask"],
         conv_weight_H1K1=case["conv_weight"],
         neighbours=case["neighbours"],
+        salient_tokens=case["salient_tokens"],
     )
 
 
@@ -113,9 +132,8 @@ def reference(case: dict) -> Tensor:
     mask, query = case["key_padding_mask"], case["query"]
     padding = torch.zeros(len(query), query.shape[2], dtype=torch.bool) if mask is None else mask
     tensors = (case["query"], case["key"], case["value"])
-    return reference_nystrom(
-        *tensors, padding, case["num_landmarks"], case["conv_weight"], neighbours=case["neighbours"]
-    )
+    choices = {name: case[name] for name in ("neighbours", "salient_tokens")}
+    return reference_nystrom(*tensors, padding, case["num_landmarks"], case["conv_weight"], **choices)
 
 
 def close(out: Tensor, expected: Tensor, case: dict) -> None:

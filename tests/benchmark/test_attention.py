@@ -40,6 +40,9 @@ def test_the_row_with_neighbours_is_the_mechanism_and_can_be_left_out():
     settings = BenchmarkSettings(**{**TINY, "neighbours": 16})
     out = {c.name: c.run() for c in contenders(settings, 64, torch.device("cpu"))}
     assert (out[NEAR] - out[OURS]).abs().max() > 1e-3
+    settings.salient_tokens = 9
+    salient = {c.name: c.run() for c in contenders(settings, 64, torch.device("cpu"))}
+    assert (salient[NEAR] - out[NEAR]).abs().max() > 1e-3
     without = BenchmarkSettings(**{**TINY, "neighbours": None})
     assert NEAR not in {c.name for c in contenders(without, 64, torch.device("cpu"))}
 
@@ -74,6 +77,7 @@ def test_a_matrix_too_large_is_left_out():
     [
         ({"what": "coffee"}, "what='coffee' is unknown"),
         ({"neighbours": 0}, "neighbours=0"),
+        ({"salient_tokens": 0}, "salient_tokens=0"),
         ({"lengths": [100]}, "does not divide"),
         ({"lengths": [8]}, "exact there"),
         ({"kernel": 4}, "kernel=4"),

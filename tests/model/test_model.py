@@ -33,7 +33,7 @@ def config(**changes) -> NystromformerConfig:
 def model(request):
     torch.manual_seed(0)
     neighbours = request.param == "neighbours"
-    changes = {"neighbours": 8} if neighbours else {"attention": request.param}
+    changes = {"neighbours": 8, "salient_tokens": 3} if neighbours else {"attention": request.param}
     return NystromformerForPreTraining(config(**changes)).eval()
 
 

@@ -54,6 +54,8 @@ def test_neighbours_by_hand():
     more = forward_flops(config(neighbours=w), np.array([n]), 0) - forward_flops(config(), np.array([n]), 0)
     near, far = 4 * n * (3 * w + 1) * d, 2 * m * m * d * (n // w - 1)
     assert more == layers * (near + far)
+    salient = forward_flops(config(neighbours=w, salient_tokens=5), np.array([n]), 0)
+    assert salient - forward_flops(config(neighbours=w), np.array([n]), 0) == layers * 4 * n * 4 * d
     exact = forward_flops(config(attention="softmax"), np.array([n]), 0)
     assert forward_flops(config(neighbours=n // 2), np.array([n]), 0) == exact
 

@@ -66,8 +66,12 @@ def why_not_on_gpu(query_BHND: Tensor, num_landmarks: int) -> str | None:
     return None
 
 
-def why_not_neighbours_on_gpu(query_BHND: Tensor, num_landmarks: int, neighbours: int) -> str | None:
+def why_not_neighbours_on_gpu(
+    query_BHND: Tensor, num_landmarks: int, neighbours: int, salient_tokens: int = 1
+) -> str | None:
     """The same of the kernels of exact neighbours."""
+    if salient_tokens != 1:
+        return "their only salient token is the row's first"
     if neighbours not in BLOCKS:
         return f"neighbours={neighbours} is not one of {', '.join(map(str, BLOCKS))}"
     if query_BHND.shape[2] <= 2 * neighbours:

@@ -25,7 +25,7 @@ struct ExactUnit {
   float *query_nD, *key_wD, *value_wD, *transposed_Dw, *matrix_nw;
 
   ExactUnit(const Problem& p, const Row& row, int64_t head)
-      : p(p), d(p.width), n(row.size()), w((n + MULTIPLE - 1) / MULTIPLE * MULTIPLE),
+      : p(p), d(p.width), n(row.size()), w(whole_vectors(n)),
         value(p.value, row.index, head, d), arena(floats_needed(p)) {
     for (float** x : {&query_nD, &key_wD, &value_wD, &transposed_Dw}) *x = arena.take(w * d);
     matrix_nw = arena.take(w * w);

@@ -15,7 +15,7 @@
 
 namespace nystrom {
 
-// B̃ᵀ of a block's tokens, w × M; 0 at the row's first token, which is far from nothing
+// B̃ᵀ of a block's tokens, w × M; 0 at salient tokens, which are far from nothing
 template <class Element>
 void factor_T(Near<Element>& x, int64_t block, const float* key_wD, float* scores) {
   const int64_t m = x.m, count = x.count(block);
@@ -24,7 +24,7 @@ void factor_T(Near<Element>& x, int64_t block, const float* key_wD, float* score
     const vec log_sum = load(x.u.log_sums_M + t);
     for (int64_t i = t; i < count * m; i += m) store(scores + i, exponential(load(scores + i) - log_sum));
   }
-  if (block == 0) std::memset(scores, 0, 4 * m);
+  x.leave_out_salient(block, scores);
 }
 
 // Yᵀ block by block, D × M, from the log sums that forward kept
@@ -58,10 +58,10 @@ struct NearSpreadBackward {
   const Tokens<Element> grad_out, grad_query, grad_key, grad_value;
   const Ring keys, keys_T, values_T, grad_keys, grad_values;
   float *natural_MM, *grad_inverse_MM, *grad_log_sums_M, *grad_key_MD;  // Z'; results
-  float *grad_first_key_D, *grad_first_value_D;
+  float *panel_values_T, *grad_panel_keys, *grad_panel_values;         // of salient tokens: D × S; S × D
   float *value_wD, *grad_out_wD, *grad_scores_wM, *grad_scores_wS, *grad_mixed, *grad_mixed_sums_M, *grad_far;
   float *grad_far_sums_M, *total, *total_sums_M;
-  float *x_w, *y_w, *z_w, *grad_sum_w, *grad_least_w, *grad_first_w;
+  float *x_w, *y_w, *z_w, *grad_sum_w, *grad_least_w;
 
   NearSpreadBackward(Near<Element>& x, float* grad_key_MD)
       : x(x), u(x.u), w(x.w), m(x.m), d(x.d), span(x.span), grad_out(x.p.grad_out, u.row.index, u.head, d),
@@ -71,18 +71,20 @@ struct NearSpreadBackward {
     Arena& arena = u.arena;
     for (float** y : {&natural_MM, &grad_inverse_MM}) *y = arena.take(m * m);
     for (float** y : {&grad_log_sums_M, &grad_mixed_sums_M, &grad_far_sums_M, &total_sums_M}) *y = arena.take(m);
-    for (float** y : {&grad_first_key_D, &grad_first_value_D}) *y = arena.take(d);
+    for (float** y : {&panel_values_T, &grad_panel_keys, &grad_panel_values}) *y = arena.take(x.panel * d);
     for (float** y : {&value_wD, &grad_out_wD}) *y = arena.take(w * d);
     grad_scores_wM = arena.take(w * m), grad_scores_wS = arena.take(w * span);
     for (float** y : {&grad_mixed, &grad_far, &total}) *y = arena.take(m * d);
-    for (float** y : {&x_w, &y_w, &z_w, &grad_sum_w, &grad_least_w, &grad_first_w}) *y = arena.take(w);
+    for (float** y : {&x_w, &y_w, &z_w, &grad_sum_w, &grad_least_w}) *y = arena.take(w);
   }
 
   void run() {
     std::memset(grad_inverse_MM, 0, 4 * m * m);
     for (float* y : {grad_log_sums_M, total_sums_M}) std::memset(y, 0, 4 * m);
     for (float* y : {grad_key_MD, total}) std::memset(y, 0, 4 * m * d);
-    for (float* y : {grad_first_key_D, grad_first_value_D}) std::memset(y, 0, 4 * d);
+    for (float* y : {grad_panel_keys, grad_panel_values}) std::memset(y, 0, 4 * x.panel * d);
+    x.take_panel();
+    transpose(x.panel_values, x.panel, d, panel_values_T);
     transpose(x.inverse_T, m, m, natural_MM);
     take(0);
     for (int64_t c = 0; c < x.blocks; ++c) {
@@ -113,7 +115,8 @@ struct NearSpreadBackward {
 
   void block(int64_t c) {
     const int64_t count = x.count(c);
-    const bool any_far = x.take_far(c), beside = x.first_is_beside(c);
+    const bool any_far = x.take_far(c);
+    const int64_t around = x.columns_around(c), panel = x.panel_columns(c);
     x.pack(u.query, c, x.query_wD);
     x.pack(grad_out, c, grad_out_wD);
     // The shares again, and what grad_out says about each
@@ -124,6 +127,7 @@ struct NearSpreadBackward {
     x.near_scores(c, keys_T, x.scores_wS);
     for (int64_t b = x.near_from(c), j = 0; b < x.near_until(c); ++b, j += w)
       multiply(count, w, d, grad_out_wD, d, 1, values_T.at(b), w, grad_scores_wS + j, span);
+    if (panel) multiply(count, panel, d, grad_out_wD, d, 1, panel_values_T, panel, grad_scores_wS + around, span);
     shares_of_rows(c);
     weights_of_rows(c);
     for (int64_t i = 0; i < count; ++i) scores_backward(c, i);
@@ -136,10 +140,10 @@ struct NearSpreadBackward {
       multiply(w, d, count, grad_scores_wS + j, 1, span, x.query_wD, d, grad_keys.at(b), d, x.p.scale, 1);
       multiply(w, d, count, x.scores_wS + j, 1, span, grad_out_wD, d, grad_values.at(b), d, 1, 1);
     }
-    for (int64_t i = 0; beside && i < count; ++i) {
-      add_multiple(x.p.scale * grad_first_w[i], x.first_key_D, d, x.out_wD + i * d);
-      add_multiple(x.p.scale * grad_first_w[i], x.query_wD + i * d, d, grad_first_key_D);
-      add_multiple(x.first_w[i], grad_out_wD + i * d, d, grad_first_value_D);
+    if (panel) {
+      multiply(count, d, panel, grad_scores_wS + around, span, 1, x.panel_keys, d, x.out_wD, d, x.p.scale, 1);
+      multiply(panel, d, count, grad_scores_wS + around, 1, span, x.query_wD, d, grad_panel_keys, d, x.p.scale, 1);
+      multiply(panel, d, count, x.scores_wS + around, 1, span, grad_out_wD, d, grad_panel_values, d, 1, 1);
     }
     for (int64_t i = 0; i < count; ++i) grad_query.put(x.tokens(c)[i], x.out_wD + i * d);
     far_backward(c, any_far);
@@ -166,12 +170,6 @@ struct NearSpreadBackward {
         near += share * load(from_near + j);
       }
       x.sum_w[i] = sum_of(sum), x.least_w[i] = sum_of(least), y_w[i] = sum_of(y), x_w[i] = sum_of(near);
-      if (x.first_is_beside(c)) {
-        const float score = x.p.scale * dot(x.query_wD + i * d, x.first_key_D, d) - log_near[i];
-        x.first_w[i] = std::exp(score);
-        grad_first_w[i] = dot(grad_out_wD + i * d, x.first_value_D, d);
-        x_w[i] += x.first_w[i] * grad_first_w[i];
-      }
     }
   }
 
@@ -218,10 +216,6 @@ struct NearSpreadBackward {
       store(e + j, share);
       store(from_near + j, share * (load(from_near + j) - z));
     }
-    if (x.first_is_beside(c)) {
-      x.first_w[i] *= x.weight_w[i];
-      grad_first_w[i] = x.first_w[i] * (grad_first_w[i] - z_w[i]);
-    }
   }
 
   // P = Z' far: from the gradients of Pᵀ and its sums
@@ -263,6 +257,10 @@ void near_gather_backward(Near<Element>& x, const NearSpreadBackward<Element>& s
   for (int64_t b = 0; b < x.blocks; ++b) {
     const int64_t count = x.count(b);
     const int32_t* tokens = x.tokens(b);
+    const auto add_of_salient = [&](const float* panel) {
+      for (int64_t s = x.salient_from(b); s < x.salient_from(b + 1); ++s)
+        add_multiple(1, panel + s * d, d, grad_wD + (x.ranks_S[s] - b * x.w) * d);
+    };
     std::memcpy(grad_far_T, spread.total, 4 * m * d);
     std::memcpy(grad_sums_M, spread.total_sums_M, 4 * m);
     for (int64_t c = x.near_from(b); c < x.near_until(b); ++c) {
@@ -283,12 +281,12 @@ void near_gather_backward(Near<Element>& x, const NearSpreadBackward<Element>& s
     multiply(m, d, count, grad_scores, 1, m, key_wD, d, grad_query_MD, d, 1, 1);
     spread.grad_key.pack(tokens, count, known_wD);
     multiply(count, d, m, grad_scores, m, 1, u.scaled_query_MD, d, grad_wD, d, 1, 1, known_wD);
-    if (b == 0) add_multiple(1, spread.grad_first_key_D, d, grad_wD);
+    add_of_salient(spread.grad_panel_keys);
     add_to_segments(grad_key_MD, b * x.w, count, u.n, m, d, 1, grad_wD);
     for (int64_t i = 0; i < count; ++i) spread.grad_key.put(tokens[i], grad_wD + i * d);
     spread.grad_value.pack(tokens, count, known_wD);
     multiply(count, d, m, scores, m, 1, grad_far, d, grad_wD, d, 1, 1, known_wD);
-    if (b == 0) add_multiple(1, spread.grad_first_value_D, d, grad_wD);
+    add_of_salient(spread.grad_panel_values);
     for_blocks(tokens, tokens + count, [&](const int32_t* some_tokens, int64_t some, int64_t span) {
       residual.add_backward(u.value, spread.grad_out, some_tokens, some, span, grad_wD + (some_tokens - tokens) * d);
     });

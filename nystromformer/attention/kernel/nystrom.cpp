@@ -187,11 +187,9 @@ void mix_backward(Unit<Element>& u, Norms norms, const float* grad_mixed_MD, flo
 // x[i] += (gradient of the mean that token i, counted from `taken`, is part of) / (size of its segment)
 inline void add_to_segments(const float* grad_means_MD, int64_t taken, int64_t count, int64_t n, int64_t m,
                             int64_t d, float factor, float* x) {
-  const int64_t border = (n % m) * (n / m + 1);  // segments before it are longer by one token
   for (int64_t i = taken; i < taken + count; ++i, x += d) {
-    const bool longer = i < border;
-    const int64_t size = n / m + longer, s = longer ? i / size : n % m + (i - border) / size;
-    const float share = factor / float(size);
+    const int64_t s = segment_of(i, n, m);
+    const float share = factor / float(n / m + (s < n % m));
     for (int64_t c = 0; c < d; c += LANES)
       store(x + c, load(x + c) + share * load(grad_means_MD + s * d + c));
   }

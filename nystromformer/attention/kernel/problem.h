@@ -49,7 +49,7 @@ struct Tensor {  // (B, H, N, D), elements of a token side by side; strides in e
 
 struct Problem {
   int64_t rows, heads, positions, width, landmarks, kernel, iterations, threads;
-  int64_t neighbours;          // w, or 0 for landmarks alone
+  int64_t neighbours, salient;  // w, or 0 for landmarks alone; S, at most N
   int64_t half;                // 1: tensors are bfloat16, else float32
   float scale;                 // 1 / √D
   const uint8_t* padding;      // (B, N), 1 at padding, or null
@@ -59,6 +59,7 @@ struct Problem {
   float *inverse_T, *gathered;             // kept, (B, H, M, M): Zᵀ; (B, H, M, D): Y = B̃ V
   float *log_sums;                         // kept, (B, H, M): of each row of B̃
   float *near_log_sums, *far_log_sums;     // kept with neighbours, (B, H, N) by rank: see neighbours.h
+  int32_t* salient_ranks;                  // kept with neighbours, (B, H, S), ascending
   Tensor grad_out, grad_query, grad_key, grad_value;
   float* grad_conv_weight;  // (B, H, K)
 };
@@ -144,18 +145,26 @@ class Arena {
   float* next_;
 };
 
+inline int64_t whole_vectors(int64_t columns) { return (columns + MULTIPLE - 1) / MULTIPLE * MULTIPLE; }
+
 // What one unit takes at most, see nystrom.cpp.
 inline int64_t floats_needed(const Problem& p) {
   const int64_t m = p.landmarks, d = p.width, w = p.neighbours;
   const int64_t blocks = BLOCK * (3 * d + 2 * m) + 2 * (BLOCK + p.kernel) * d;
   const int64_t matrices = (3 * p.iterations + 8) * m * m + 12 * m * d;
   const int64_t parts = ((p.positions + w) / std::max<int64_t>(w, 1) + 2) * (m * d + 2 * m);
-  const int64_t near = w ? parts + 32 * w * d + 8 * w * m + 16 * w * w + 8 * m * d + 4 * m * m + 32 * (w + m) + 4 * d + 64 * 16 : 0;
+  const int64_t panel = whole_vectors(p.salient), weights = p.salient > 1 ? (p.positions + w) * (m + 1) : 0;
+  const int64_t salient = 6 * panel * d + 2 * w * panel + weights;
+  const int64_t near = w ? parts + salient + 32 * w * d + 8 * w * m + 16 * w * w + 8 * m * d + 4 * m * m + 32 * (w + m) + 4 * d + 64 * 16 : 0;
   return near + blocks + matrices + 8 * m + (p.kernel + 1) * (LANES + 1) + 2 * TILE_ROWS + 40 * 16;  // 16: alignment
 }
 
 // Segment s of n tokens: the first n mod M are longer by one token.
 inline int64_t segment_start(int64_t s, int64_t n, int64_t m) { return s * (n / m) + std::min(s, n % m); }
+inline int64_t segment_of(int64_t token, int64_t n, int64_t m) {
+  const int64_t size = n / m, border = n % m * (size + 1);
+  return token < border ? token / (size + 1) : n % m + (token - border) / size;
+}
 
 template <class Element>
 void segment_means(const Tokens<Element>& x, const Row& row, int64_t m, float* token, float* means_MD) {

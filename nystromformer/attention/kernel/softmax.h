@@ -10,10 +10,10 @@
 
 namespace nystrom {
 
-// One row's scores become exp(score − largest); `beside` is a score that has its place elsewhere.
-inline void exponentials(float* x, int64_t columns, float beside, float& largest, float& total) {
-  vec top = splat(beside);
-  for (int64_t j = 0; j < columns; j += LANES) top = larger(load(x + j), top);
+// One row's scores become exp(score − largest).
+inline void exponentials(float* x, int64_t columns, float& largest, float& total) {
+  vec top = load(x);
+  for (int64_t j = LANES; j < columns; j += LANES) top = larger(load(x + j), top);
   largest = largest_of(top);
   vec sum = {};
   for (int64_t j = 0; j < columns; j += LANES) {

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from nystromformer.errors import UserError
-from nystromformer.model.configuration import NystromformerConfig
+from nystromformer.model.configuration import NystromformerConfig, near_in_words
 from nystromformer.model.conversion.authors import is_authors_file
 from nystromformer.model.conversion.export import export_for_transformers
 from nystromformer.model.conversion.inherit import inherited, written
@@ -85,7 +85,7 @@ def _about(source: Source, config: NystromformerConfig, settings: ConvertSetting
     """What attention the written model computes, in this project and in transformers."""
     if config.attention == "nystrom":
         w = config.neighbours
-        near = "" if w is None else f" and exact neighbours in blocks of {w}"
+        near = near_in_words(w, config.salient_tokens)
         here = (
             f"Nyström with {config.num_landmarks} landmarks{near} (exact for rows of at most "
             f"{max(config.num_landmarks, 2 * (w or 0))} tokens); "

@@ -23,6 +23,7 @@ _OURS_ALONE = (
     "landmarks",
     "pinv_iterations",
     "neighbours",
+    "salient_tokens",
     "short_rows",
     "short_row_segment",
     "linformer_projected",
