@@ -58,9 +58,8 @@ def allow_tf32(allowed: bool) -> None:
     cudnn = torch.backends.cudnn
     cudnn.allow_tf32 = allowed
     for name in ("conv", "rnn"):
-        part = getattr(cudnn, name, None)
-        if not allowed and getattr(part, "fp32_precision", None) == "tf32":
-            part.fp32_precision = "ieee"
+        if hasattr(cudnn, name) and not allowed and getattr(cudnn, name).fp32_precision == "tf32":
+            getattr(cudnn, name).fp32_precision = "ieee"
 
 
 @contextmanager
