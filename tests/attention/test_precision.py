@@ -121,5 +121,5 @@ def test_the_reference_computes_where_its_inputs_are():
     """On a GPU, that is; a meta device shows the same."""
     inputs = [torch.empty(40, 8, device="meta") for _ in range(3)]
     for neighbours in (None, 4):
-        out = _one_head(*inputs, m=8, iterations=6, neighbours=neighbours)
+        out = _one_head(*inputs, m=8, iterations=6, neighbours=neighbours, salient=2)
         assert out.device.type == "meta"
