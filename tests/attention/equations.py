@@ -63,7 +63,7 @@ def _one_head(
         z = 0.25 * z @ (13 * identity - a @ z @ (15 * identity - a @ z @ (7 * identity - a @ z)))
     if neighbours is not None:
         order = torch.argsort(attended(query, key, m)[1:], descending=True, stable=True) + 1
-        chosen = torch.cat([torch.zeros(1, dtype=torch.int64), order[: salient - 1]])
+        chosen = torch.cat([order.new_zeros(1), order[: salient - 1]])
         return _with_neighbours(query, key, value, query_landmarks, key_landmarks, z, neighbours, chosen)
     return f @ z @ b @ value
 
