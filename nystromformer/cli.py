@@ -107,9 +107,9 @@ def run_benchmark(settings: BenchmarkSettings) -> None:
 
 def run_convert(settings: ConvertSettings) -> None:
     """Read one checkpoint and write another."""
-    from nystromformer.model.conversion.convert import convert
+    from nystromformer.training.closer import convert_with_text
 
-    convert(settings)
+    convert_with_text(settings)
 
 
 def run_reproduce(settings: ReproduceSettings) -> None:
@@ -175,6 +175,9 @@ COMMANDS = {
         run_convert,
         (
             "nystromformer convert source=uw-madison/nystromformer-512 target=converted",
+            "nystromformer convert source=google-bert/bert-base-uncased target=mine neighbours=64 data=imdb",
+            "nystromformer convert source=MY_BERT target=mine neighbours=64 data=text 'data.files=[my.txt]' "
+            "transfer=true minutes=10",
             "nystromformer convert source=cp-0099.model target=mine tokenizer_path=FacebookAI/roberta-base",
             "nystromformer convert source=runs/demo/model target=for_transformers layout=transformers",
         ),

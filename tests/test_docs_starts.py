@@ -57,7 +57,7 @@ def filled(words: list[str], **names: Path) -> list[str]:
 
 def test_from_bert(here, smoke, bert, capsys, monkeypatch):
     monkeypatch.chdir(here)
-    pretrain, convert = commands("from_bert.md")
+    pretrain, convert, *with_text = commands("from_bert.md")
     init = [word for word in pretrain[1:] if word.startswith(("init", "data=", "name="))]
     assert main(["pretrain", *smoke, *filled(init, MY_BERT=bert)]) == 0
     out = capsys.readouterr().out
@@ -66,6 +66,18 @@ def test_from_bert(here, smoke, bert, capsys, monkeypatch):
     assert "from bert" in (here / "runs/from_bert/model/README.md").read_text()
     assert main(filled(convert, MY_BERT=bert)) == 0
     assert NystromformerForPreTraining.from_pretrained("converted_bert").config.attention == "nystrom"
+    (here / "my.txt").write_text("A film that one remembers for years. " * 900)
+    for words in with_text:
+        words = [word for word in words if not word.startswith(("minutes", "convolution_rows"))]
+        small = ["convolution_rows=2", *(["steps=1", "batch_size=1"] if "transfer=true" in words else [])]
+        assert main([*filled(words, MY_BERT=bert), *small]) == 0
+        (target,) = [word.removeprefix("target=") for word in words if word.startswith("target=")]
+        model = NystromformerForPreTraining.from_pretrained(target)
+        assert model.config.neighbours == 64
+        fitted = "data" in " ".join(words)
+        assert all(
+            layer.attention.self.conv.weight.any() == fitted for layer in model.nystromformer.encoder.layer
+        )
 
 
 def test_from_transformers(here, trained, monkeypatch):

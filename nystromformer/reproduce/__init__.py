@@ -29,6 +29,7 @@ RESULTS = {
     "glue": "nystromformer.reproduce.glue:glue",
     "lra": "nystromformer.reproduce.lra:lra",
     "starts": "nystromformer.reproduce.starts:starts",
+    "swap": "nystromformer.reproduce.swap:swap",
     "warmstart": "nystromformer.reproduce.warmstart:warmstart",
     "finetune": "nystromformer.reproduce.transfer:finetune",
     "short_rows": "nystromformer.reproduce.transfer:short_rows",

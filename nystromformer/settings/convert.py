@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nystromformer.settings.training import POSITIONS
+from nystromformer.settings.data import DataSettings
+from nystromformer.settings.training import CONVOLUTIONS, POSITIONS
 
 LAYOUTS = ("nystromformer", "transformers")
 CONVERTED = ("nystrom", "softmax")
+TRAINED = ("mechanism", "small", "layers", "all")
 
 
 @dataclass
@@ -49,6 +51,27 @@ class ConvertSettings:
     """layout=transformers: the one length at which its class runs Nyström attention; empty has it run exact
     attention at any length."""
 
+    convolution: str | None = None
+    """Kernels that the source has not: `zero`, `fitted`, `scaled` or `reconstructed`, as `init.convolution`
+    of `pretrain`, on text of `data`. Empty gives `fitted` where `data` names some, else `zero`."""
+    convolution_rows: int | None = None
+    """Rows of text that they are fitted on; empty gives 16, and 128 to `reconstructed`."""
+    data: DataSettings = field(default_factory=lambda: DataSettings(corpus=""))
+    """Text to fit and train on."""
+    transfer: bool = False
+    """Train the new model's hidden states towards those of the source with exact attention, on `data`."""
+    steps: int = 400
+    """Of `transfer`."""
+    minutes: float | None = 10.0
+    """Most time for `transfer`, whose rate falls to zero by then; null for all its steps."""
+    batch_size: int = 4
+    """Rows of a step of `transfer`."""
+    learning_rate: float = 4e-5
+    """Highest rate of `transfer`; one that makes the model worse on held-out rows leaves it as it was."""
+    trained: str = "all"
+    """What `transfer` trains: `mechanism`, the convolution alone; `small`, that, biases and norms; `layers`,
+    all but the embeddings and the projections to queries, keys and values; `all` the layers' weights."""
+
     def complaints(self) -> Iterator[str]:
         if not self.source:
             yield "source is empty: write source=FOLDER, a hub name or an authors' file"
@@ -71,8 +94,42 @@ class ConvertSettings:
                 yield f"{name}={value} is impossible: write at least 1, or null"
         if self.neighbours is not None and self.neighbours < 0:
             yield f"neighbours={self.neighbours} is impossible: write at least 1, 0 for none, or null"
+        yield from self._complaints_about_text()
         width = self.conv_kernel_size
         if width is not None and (width < 1 or width % 2 == 0):
             yield f"conv_kernel_size={width} has no middle: write an odd number"
         if self.nystrom_length is not None and self.layout != "transformers":
             yield f"nystrom_length={self.nystrom_length} is for layout=transformers: write that, or null"
+
+    @property
+    def how(self) -> str:
+        """`convolution` with its default resolved."""
+        return self.convolution or ("fitted" if self.data.corpus else "zero")
+
+    @property
+    def rows(self) -> int:
+        """`convolution_rows` with its default resolved."""
+        return self.convolution_rows or (128 if self.how == "reconstructed" else 16)
+
+    def _complaints_about_text(self) -> Iterator[str]:
+        if self.convolution is not None and self.convolution not in CONVOLUTIONS:
+            yield f"convolution={self.convolution!r} is unknown: write one of {', '.join(CONVOLUTIONS)}"
+        if self.trained not in TRAINED:
+            yield f"trained={self.trained!r} is unknown: write one of {', '.join(TRAINED)}"
+        for name in ("convolution_rows", "steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}={value} is impossible: write at least 1"
+        if self.minutes is not None and self.minutes <= 0:
+            yield f"minutes={self.minutes:g} is impossible: write a number above 0, or null"
+        if self.learning_rate <= 0:
+            yield f"learning_rate={self.learning_rate:g} is impossible: write a rate above 0"
+        if self.data.corpus:
+            yield from self.data.complaints()
+            if self.how == "zero" and not self.transfer:
+                yield f"data={self.data.corpus} is for convolution=fitted or transfer=true: write one"
+        elif self.data.files or self.data.sources:
+            yield "data.files and data.sources need their kind: write data=text or data=mixture too"
+        elif self.how != "zero" or self.transfer:
+            name = "transfer=true" if self.transfer else f"convolution={self.convolution}"
+            yield f"{name} needs text: write data=imdb, or data=text 'data.files=[my.txt]'"

@@ -144,8 +144,8 @@ class TaskModelSettings:
     """Where the checkpoint has no convolution: width of one, odd. Empty gives 33 to what becomes a
     Nyströmformer."""
     convolution: str = "zero"
-    """Kernels of that convolution: `zero`, for training to fill; `fitted` or `scaled`, in closed form on the
-    longest training rows."""
+    """Kernels of that convolution: `zero`, for training to fill; `fitted`, `scaled` or `reconstructed`, in
+    closed form on the longest training rows, as `init.convolution` of `pretrain`."""
     convolution_rows: int = 16
     """Training rows that the kernels are fitted on."""
     short_rows: str | None = None

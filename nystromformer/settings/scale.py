@@ -232,14 +232,45 @@ class StartsScale:
     """table=starts."""
 
     length: int = 512
-    """Tokens of a review."""
+    """Tokens of a review; with neighbours, errors are also measured at half of it."""
     rows: int = 16
     """Reviews to fit on, and as many others to measure on."""
     variants: int = 0
-    """How many of the variants, from the first; 0 takes all."""
+    """How many of the variants with landmarks alone, from the first; 0 takes all."""
+    landmarks: list[int] = field(default_factory=lambda: [32, 64, 128])
+    """Numbers of landmarks beside neighbours; what is fitted and transferred has the middle one."""
+    neighbours: list[int] = field(default_factory=lambda: [32, 64, 128])
+    """Tokens of a block; the middle one as well."""
+    reconstructed_rows: int = 128
+    """Reviews that output projections are fitted on."""
+    transfer_steps: int = 400
+    """Of attention transfer."""
+    transfer_minutes: float = 10.0
+    """Most time for it."""
 
     def complaints(self) -> Iterator[str]:
-        yield from _too_small(self, "scale.starts", length=65, rows=1)
+        yield from _too_small(
+            self, "scale.starts", length=65, rows=1, landmarks=1, neighbours=1, reconstructed_rows=1,
+            transfer_steps=1,
+        )  # fmt: skip
+        if self.transfer_minutes <= 0:
+            yield f"scale.starts.transfer_minutes={self.transfer_minutes:g}: write a number above 0"
+
+
+@dataclass
+class SwapScale:
+    """table=swap: classifiers of exact attention, their attention exchanged without training."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Each the words of one task, its name first."""
+    every: list[str] = field(default_factory=list)
+    """Words of every fine-tuning."""
+    rows: int = 128
+    """Longest training rows that the variants are fitted on."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from _nameless(self.tasks, "scale.swap")
+        yield from _too_small(self, "scale.swap", rows=1)
 
 
 @dataclass
@@ -294,6 +325,7 @@ class ScaleSettings:
     glue: GlueScale = field(default_factory=GlueScale)
     lra: LraScale = field(default_factory=LraScale)
     starts: StartsScale = field(default_factory=StartsScale)
+    swap: SwapScale = field(default_factory=SwapScale)
     warmstart: WarmstartScale = field(default_factory=WarmstartScale)
     finetune: FinetuneScale = field(default_factory=FinetuneScale)
     short_rows: ShortRowsScale = field(default_factory=ShortRowsScale)

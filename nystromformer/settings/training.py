@@ -9,7 +9,7 @@ PRECISIONS = ("auto", "bf16", "float32")
 TRACKERS = ("none", "wandb", "tensorboard")
 FULL_DISK = ("stop", "continue")
 PARALLEL = ("ddp", "fsdp")
-CONVOLUTIONS = ("fitted", "scaled", "zero")
+CONVOLUTIONS = ("fitted", "scaled", "reconstructed", "zero")
 POSITIONS = ("tile", "interpolate")
 
 
@@ -163,8 +163,9 @@ class InitSettings:
     With it the loss begins at the unigram baseline, and no step is spent on learning frequencies."""
     convolution: str = "fitted"
     """Kernels that the source has not: `fitted` to give back what the landmarks blur, in closed form on
-    some training rows; `scaled` fits a factor on each head as well; `zero` leaves them to the training, and
-    up to num_landmarks tokens the model is its BERT."""
+    some training rows; `scaled` fits a factor on each head as well; `reconstructed` the layers' output
+    projections, to the exact model's states; `zero` leaves them to the training, and up to num_landmarks
+    tokens the model is its BERT."""
     convolution_rows: int = 16
     """Training rows that the kernels are fitted on."""
     positions: str = "tile"

@@ -15,7 +15,7 @@ from nystromformer.model import NystromformerForSequenceClassification as Classi
 from nystromformer.model.conversion import Source, inherited, read_source, start_from, written
 from nystromformer.model.conversion.contents import content_of_checkpoint
 from nystromformer.model.conversion.inherit import LARGEST_PADDING
-from nystromformer.model.fitted_convolution import fit_convolutions
+from nystromformer.model.reconstruction import fit_in_closed_form
 from nystromformer.settings.finetune import FinetuneSettings, TaskModelSettings
 from nystromformer.tasks.batches import collate
 from nystromformer.tasks.definitions import Task
@@ -108,12 +108,7 @@ def build_classifier(
     if moved.new_convolution and config.attention == "nystrom" and settings.convolution != "zero":
         longest = np.argsort(-train.lengths, kind="stable")[: settings.convolution_rows].tolist()
         rows = [collate(train, [row], config.pad_token_id or 0) for row in longest]
-        errors = fit_convolutions(model.nystromformer, rows, scale=settings.convolution == "scaled")
-        before, after = (sum(part) / len(errors) for part in zip(*errors, strict=True))
-        report += (
-            f"\n  kernels {settings.convolution} on {len(rows)} training rows: mean error of a "
-            f"layer's attention {before:.3f}, then {after:.3f}"
-        )
+        report += f"\n  {fit_in_closed_form(model.nystromformer, rows, settings.convolution)}"
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model, report

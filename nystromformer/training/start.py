@@ -14,7 +14,7 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model.conversion import Source, inherited, read_source, start_from, written
-from nystromformer.model.fitted_convolution import fit_convolutions
+from nystromformer.model.reconstruction import fit_in_closed_form
 from nystromformer.settings import InitSettings, ModelSettings, PretrainSettings
 from nystromformer.settings.model import configuration_name
 from nystromformer.training.run_folder import RunFolder
@@ -107,12 +107,8 @@ def build_model(
 
 def fit(start: Start, init: InitSettings, rows: Iterable[Batch]) -> None:
     """Fit the kernels of a start on rows of the training split; adds a line to its description."""
-    errors = fit_convolutions(start.model.nystromformer, list(rows), scale=init.convolution == "scaled")
-    before, after = (sum(part) / len(errors) for part in zip(*errors, strict=True))
-    start.description += (
-        f"\n  kernels {init.convolution} in closed form on {init.convolution_rows} training rows: mean error "
-        f"of a layer's attention {before:.3f}, then {after:.3f}"
-    )
+    done = fit_in_closed_form(start.model.nystromformer, list(rows), init.convolution)
+    start.description += f"\n  {done}"
     start.fits_convolution = False
 
 

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 
+from nystromformer import NystromformerConfig, NystromformerModel
 from nystromformer.cli import main
+from nystromformer.reproduce.near_and_far import NearAlone
 
 
 def produced(tmp_path, *words: str) -> dict:
@@ -42,8 +45,36 @@ def test_longer(tmp_path, capsys):
 
 @pytest.mark.slow  # the trained BERT on one core
 def test_starts(tmp_path):
-    errors = produced(tmp_path, "table=starts")["errors"]
-    assert errors["fitted"] < errors["zero"]
+    measured = produced(tmp_path, "table=starts")
+    assert measured["errors"]["fitted"] < measured["errors"]["zero"]
+    errors = measured["near_and_far"]
+    both = "both, m = 16, w = 16"
+    assert errors[both]["160"] < errors["landmarks alone, m = 16"]["160"]
+    assert errors[both]["160"] < errors["neighbours alone, w = 16"]["160"]
+    assert errors[f"{both}, fitted"]["160"] == pytest.approx(errors[both]["160"], rel=0.05)  # on one row
+    assert f"{both}, reconstructed and transferred" in errors
+    assert measured["transfer"]["steps"] == 2
+
+
+@torch.no_grad()
+def test_neighbours_alone_are_attention_to_the_tokens_that_are_near():
+    """Against a loop over the tokens; where everything is near it is exact attention."""
+    torch.manual_seed(0)
+    config = NystromformerConfig(
+        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        neighbours=4, num_landmarks=2, conv_kernel_size=None, initializer_range=0.5,
+    )  # fmt: skip
+    inner = NystromformerModel(config).eval().encoder.layer[0].attention.self
+    hidden = torch.randn(1, 19, 8)
+    q, k, v = (p(hidden)[0].unflatten(-1, (2, 4)) for p in (inner.query, inner.key, inner.value))
+    found = NearAlone(inner, 4)(hidden, None, None)[0].unflatten(-1, (2, 4))
+    for i in range(19):
+        near = [j for j in range(19) if j == 0 or abs(j // 4 - i // 4) <= 1]
+        for head in range(2):
+            share = (k[near, head] @ q[i, head] / 2).softmax(0)
+            torch.testing.assert_close(found[i, head], share @ v[near, head], atol=1e-5, rtol=1e-5)
+    short = hidden[:, :8]
+    torch.testing.assert_close(NearAlone(inner, 4)(short, None, None), inner(short, None, None))
 
 
 @pytest.mark.slow

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
+from nystromformer import NystromformerConfig, NystromformerForSequenceClassification
 from nystromformer.cli import main
+from nystromformer.reproduce.swap import VARIANTS, swapped_classifier
 from nystromformer.settings.finetune import SHORT_ROWS
+from nystromformer.tasks.encoding import Encoded
 from tests.tasks.conftest import make_checkpoint, write_glue
 
 
@@ -42,6 +47,63 @@ def test_a_task_without_data_is_named_and_the_others_compared(words, tmp_path, c
     measured = json.loads((tmp_path / "out/finetune_smoke/result.json").read_text())["measured"]
     assert measured["tasks"].keys() == {"rotten_tomatoes", "cola"}
     assert not measured["absent"]
+
+
+def test_what_is_exchanged_without_training(words, tmp_path, capsys):
+    """Rows below the landmarks' number lose nothing by them; what was fine-tuned is not trained again."""
+    assert main([*words, "table=swap"]) == 0
+    folder = tmp_path / "out/swap_smoke"
+    page = (folder / "README.md").read_text()
+    assert "- cola: absent, " in page
+    assert "| Rotten Tomatoes accuracy |" in page
+    assert str(tmp_path) not in page
+    measured = json.loads((folder / "result.json").read_text())["measured"]
+    found = measured["tasks"]["rotten_tomatoes"]
+    # The checkpoint of the test has a convolution of its own, so that there is nothing to fit.
+    assert found["figures"].keys() == {name for name, changes in VARIANTS.items() if "how" not in changes}
+    assert (found["held_out"], found["seeds"], found["longer"]["64"]) == (4, 1, 0)
+    assert all(figures == found["figures"]["exact"] for figures in found["figures"].values())
+    assert measured["lost"]["rotten_tomatoes"]["neighbours, m = w = 64"] == 0
+    tuned = json.loads((tmp_path / "runs/swap/rotten_tomatoes/model/config.json").read_text())
+    assert tuned["attention"] == "softmax"
+    capsys.readouterr()
+    assert main([*words, "table=swap", "again=true"]) == 0
+    assert "seed 0: step" not in capsys.readouterr().out
+
+
+@torch.no_grad()
+def test_what_is_fitted_to_an_exchanged_classifier(tmp_path):
+    """On the longest rows, in the order of their lengths; what is not fitted is as it was."""
+    torch.manual_seed(3)
+    config = NystromformerConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48,
+        attention="softmax", conv_kernel_size=None, max_position_embeddings=64, initializer_range=0.4,
+    )  # fmt: skip
+    tuned = NystromformerForSequenceClassification(config).eval()
+    tuned.save_pretrained(tmp_path)
+    lengths = np.array([20, 60, 50, 5])
+    rows = [torch.randint(5, 60, (n,)).tolist() for n in lengths]
+    train = Encoded(rows, None, [0.0] * 4, lengths, lengths)
+    nystrom = {"attention": "nystrom", "num_landmarks": 4, "neighbours": 4}
+    plain = swapped_classifier(tmp_path, train, 2, **nystrom)
+    assert plain.config.conv_kernel_size is None
+    found = {
+        how: swapped_classifier(tmp_path, train, 2, how=how, **nystrom) for how in ("fitted", "reconstructed")
+    }
+    batch = {"input_ids": torch.tensor([rows[1]])}
+    wanted = tuned.nystromformer(**batch).last_hidden_state
+
+    def error(model):
+        return float((model.nystromformer(**batch).last_hidden_state - wanted).norm())
+
+    assert error(found["reconstructed"]) < error(plain)
+    for name, tensor in tuned.state_dict().items():
+        assert torch.equal(found["fitted"].state_dict()[name], tensor)
+    alone = swapped_classifier(tmp_path, train, 1, how="fitted", **nystrom)
+    only = Encoded([rows[1]], None, [0.0], lengths[1:2], lengths[1:2])
+    same = swapped_classifier(tmp_path, only, 1, how="fitted", **nystrom)
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(same.state_dict()[name], tensor)
 
 
 def test_a_seed_that_another_command_holds_is_named(words, tmp_path, capsys):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from transformers import AutoTokenizer
 
@@ -16,13 +17,19 @@ from nystromformer.model.conversion.export import export_for_transformers
 from nystromformer.model.conversion.inherit import inherited, written
 from nystromformer.model.conversion.source import Source
 from nystromformer.model.conversion.starts import read_source
-from nystromformer.model.conversion.transfer import transfer
+from nystromformer.model.conversion.transfer import Transfer, transfer
 from nystromformer.model.heads import NystromformerForPreTraining
 from nystromformer.settings.convert import ConvertSettings
 
+Closer: TypeAlias = Callable[[NystromformerForPreTraining, Source, Transfer], list[str]]
+"""Brings a new model closer to what its source computes; says in lines what it did."""
 
-def convert(settings: ConvertSettings) -> None:
+
+def convert(settings: ConvertSettings, closer: Closer | None = None) -> None:
     """Read, write, and print what became of each part.
+
+    Args:
+        closer: called before anything is written.
 
     Raises:
         UserError: a setting is impossible, the source cannot be read or the target not be written.
@@ -36,6 +43,7 @@ def convert(settings: ConvertSettings) -> None:
     )
     model = NystromformerForPreTraining(_configuration(source, settings))
     done = transfer(model, source, positions=settings.positions)
+    lines = closer(model, source, done) if closer else []
     with _whole_or_absent(target) as beside:
         if settings.layout == "transformers":
             done.left_out += export_for_transformers(model, beside, nystrom_length=settings.nystrom_length)
@@ -43,7 +51,7 @@ def convert(settings: ConvertSettings) -> None:
             model.save_pretrained(beside)
         tokenizer = _write_tokenizer(settings, model.config.max_position_embeddings, beside)
     print(f"{source.kind} {source.path} → {target}\n{done}")
-    print(_about(source, model.config, settings))
+    print("\n".join([*lines, _about(source, model.config, settings)]))
     print(f"  tokenizer {tokenizer}")
 
 

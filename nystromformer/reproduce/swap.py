@@ -1,0 +1,189 @@
+"""Classifiers of exact attention, and what they lose when their attention is exchanged without training."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nystromformer.errors import UserError
+from nystromformer.markdown import table
+from nystromformer.model import NystromformerForSequenceClassification as Classifier
+from nystromformer.model.conversion.inherit import NEW_CONVOLUTION
+from nystromformer.model.reconstruction import fit_in_closed_form
+from nystromformer.reproduce.result import Result, trained_bert
+from nystromformer.reproduce.runs import composed_finetune, finetuned, percent, task_of, why_absent
+from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tasks.batches import collate
+from nystromformer.tasks.encoding import Encoded, encode
+from nystromformer.tasks.evaluate import open_classifier
+from nystromformer.tasks.jobs import jobs_of
+from nystromformer.tasks.load import load_splits
+from nystromformer.tasks.metrics import figures_of, figures_of_sets
+from nystromformer.tasks.training import answers, predict
+
+EXACT = "exact"
+_NEIGHBOURS = {"attention": "nystrom", "num_landmarks": 64, "neighbours": 64}
+VARIANTS: dict[str, dict[str, Any]] = {
+    EXACT: {"attention": "softmax"},
+    "Nyström, m = 64": {"attention": "nystrom", "num_landmarks": 64},
+    "Nyström, m = 128": {"attention": "nystrom", "num_landmarks": 128},
+    "Nyström, m = 64, fitted": {"attention": "nystrom", "num_landmarks": 64, "how": "fitted"},
+    "neighbours, m = w = 64": _NEIGHBOURS,
+    "neighbours, fitted": {**_NEIGHBOURS, "how": "fitted"},
+    "neighbours, reconstructed": {**_NEIGHBOURS, "how": "reconstructed"},
+}
+"""Changes of the configuration; `how` is what is fitted in closed form on training rows, no labels read."""
+
+BATCH = 16
+
+
+def swap(settings: ReproduceSettings) -> Result:
+    """Fine-tune every task with exact attention, then measure every variant of its model."""
+    scale = settings.scale.swap
+    measured: dict[str, dict[str, Any]] = {}
+    absent: dict[str, str] = {}
+    for words in scale.tasks:
+        task = task_of(words.split())
+        if reason := why_absent(settings, [*scale.every, *words.split()]):
+            absent[task] = reason
+            print(f"{task} is absent: {reason}", flush=True)
+            continue
+        measured[task] = _measured(settings, [*scale.every, *words.split(), "model.attention=softmax"])
+    if not measured:
+        raise UserError("\n".join(f"{task}: {reason}" for task, reason in absent.items()))
+    swapped = [variant for variant in VARIANTS if variant != EXACT]
+    lost = {
+        task: {
+            variant: _lost(found["figures"], variant, "score")
+            for variant in swapped
+            if variant in found["figures"]
+        }
+        for task, found in measured.items()
+    }
+    lines = [
+        "The trained BERT of the samples (or `checkpoint=`) fine-tuned with exact attention; then its "
+        "attention is exchanged and the held-out examples are predicted again, without training. In per "
+        "cent, the median of the seeds; in brackets points lost. `fitted` and `reconstructed`: in closed "
+        f"form on the {scale.rows} longest training rows, without their labels.",
+        "",
+        *table(
+            ("task and figure", *VARIANTS),
+            [
+                (
+                    f"{found['title']} {name.replace('_', ' ')}",
+                    percent([statistics.median(found["figures"][EXACT][name])]),
+                    *(_entry(found["figures"], variant, name) for variant in swapped),
+                )
+                for found in measured.values()
+                for name in found["figures"][EXACT]
+                if name != "score"
+            ],
+        ),
+        "",
+        *table(
+            ("task", "held out", "median length", "more than 64 tokens", "more than 128", "seeds"),
+            [
+                (
+                    found["title"],
+                    f"{found['held_out']:,}",
+                    f"{found['length']:.0f}",
+                    *(f"{share:.0%}" for share in found["longer"].values()),
+                    found["seeds"],
+                )
+                for found in measured.values()
+            ],
+        ),
+        "",
+        *(f"- {task}: absent, {reason}" for task, reason in absent.items()),
+        *([""] if absent else []),
+        "Rows of at most 64 tokens get exact attention from landmarks alone too, rows of at most 128 with "
+        "neighbours; what a fitted convolution or projection does there is its own doing.",
+    ]
+    best = "neighbours, m = w = 64"
+    return Result(
+        title="Classifiers of exact attention, their attention exchanged without training",
+        measured={"tasks": measured, "lost": lost, "absent": absent},
+        lines=lines,
+        headline="Points lost with neighbours (landmarks alone): "
+        + ", ".join(
+            f"{measured[task]['title']} {100 * points[best]:.1f} ({100 * points['Nyström, m = 64']:.1f})"
+            for task, points in lost.items()
+        ),
+    )
+
+
+def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
+    words = [*words, "keep_models=all"]
+    seeds = finetuned(settings, words, trained_bert(settings), name="swap")
+    run = composed_finetune(settings, [*words, f"checkpoint={trained_bert(settings)}", "name=swap"])
+    splits = load_splits(run.task, run.data)
+    wanted = {(seed["learning_rate"], seed["batch_size"], seed["seed"]) for seed in seeds}
+    jobs = [job for job in jobs_of(run, run.task) if (job.learning_rate, job.batch_size, job.seed) in wanted]
+    # A convolution that was trained with the model stays as it is, and there is nothing to fit.
+    own = Classifier.config_class.from_pretrained(jobs[0].folder / "model").conv_kernel_size is not None
+    variants = {name: changes for name, changes in VARIANTS.items() if not (own and "how" in changes)}
+    figures: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
+    lengths = np.zeros(0)
+    for job in jobs:
+        folder = job.folder / "model"
+        _, tokenizer = open_classifier(folder, splits.task)
+        length = tokenizer.model_max_length
+        train = encode(splits.train, tokenizer, length)
+        dev = {name: encode(part, tokenizer, length) for name, part in splits.dev.items()}
+        lengths = np.concatenate([part.lengths for part in dev.values()])
+        for variant, changes in variants.items():
+            model = swapped_classifier(folder, train, settings.scale.swap.rows, **changes)
+            for name, value in _figures(model, dev, splits.task).items():
+                figures[variant].setdefault(name, []).append(value)
+            print(f"  {splits.task.title}, seed {job.seed}, {variant}: {figures[variant]}", flush=True)
+    return {
+        "title": splits.task.title,
+        "figures": figures,
+        "seeds": len(jobs),
+        "held_out": len(lengths),
+        "length": float(np.median(lengths)),
+        "longer": {str(limit): float((lengths > limit).mean()) for limit in (64, 128)},
+    }
+
+
+def swapped_classifier(
+    folder: Path, train: Encoded, rows: int, *, how: str | None = None, **changes: Any
+) -> Classifier:
+    """A fine-tuned model with another attention; what is fitted is fitted on the longest training rows."""
+    if how:
+        changes["conv_kernel_size"] = NEW_CONVOLUTION
+    model = Classifier.from_pretrained(folder, use_safetensors=True, **changes).eval()
+    if how:
+        longest = np.argsort(-train.lengths, kind="stable")[:rows].tolist()
+        batches = [collate(train, [row], model.config.pad_token_id or 0) for row in longest]
+        print(f"  {fit_in_closed_form(model.nystromformer, batches, how)}", flush=True)
+    return model
+
+
+def _figures(model: Classifier, dev: Mapping[str, Encoded], task: Any) -> dict[str, float]:
+    """The task's figures on its held-out sets, float32."""
+    found = {}
+    for name, part in dev.items():
+        plain = torch.autocast("cpu", enabled=False)
+        logits = predict(model, part, BATCH, model.config.pad_token_id or 0, plain)
+        assert part.labels is not None
+        found[name] = figures_of(task, part.labels, answers(logits, regression=task.regression))
+    return figures_of_sets(found)
+
+
+def _lost(figures: Mapping[str, Mapping[str, list[float]]], variant: str, name: str) -> float:
+    """Median over the seeds of what each seed's model loses."""
+    pairs = zip(figures[EXACT][name], figures[variant][name], strict=True)
+    return statistics.median(exact - found for exact, found in pairs)
+
+
+def _entry(figures: Mapping[str, Mapping[str, list[float]]], variant: str, name: str) -> str:
+    if variant not in figures:
+        return "–"
+    value = statistics.median(figures[variant][name])
+    return f"{100 * value:.1f} ({100 * _lost(figures, variant, name):+.1f})"

@@ -1,0 +1,172 @@
+"""Attention transfer: a model with Nyström attention is trained towards its own exact attention.
+
+The teacher has the same weights and exact attention. Attention's outputs alone, layer by layer with frozen
+projections, are what the convolution is fitted to in closed form already (`model.fitted_convolution`): a
+step of training has nothing left to gain there. What is trained here are the hidden states after every
+layer, which drift further apart from layer to layer:
+
+    loss = mean over layers of ‖h − h*‖² / ‖h*‖²  +  the same of the last layer
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nystromformer.data.layout import Batch
+from nystromformer.errors import UserError
+from nystromformer.model.encoder import NystromformerModel
+from nystromformer.settings import TrainingSettings
+from nystromformer.settings.convert import ConvertSettings
+from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from nystromformer.training.progress import ProgressDisplay
+
+WARMUP = 20
+"""Steps, also where there are fewer: Adam's first ones move every weight by the whole rate."""
+
+FROZEN = {
+    "mechanism": lambda name: not name.endswith("attention.self.conv.weight"),
+    "small": lambda name: not (name.endswith((".conv.weight", ".bias")) or ".LayerNorm." in name),
+    "layers": lambda name: any(f".self.{part}." in name for part in ("query", "key", "value")),
+    "all": lambda name: False,
+}
+"""Of the layers' parameters, which stay as they are; the embeddings and the pooler always do."""
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What a transfer came to."""
+
+    steps: int
+    seconds: float
+    before: float
+    """Error of the last hidden state on the held-out rows, see `error_of_states`."""
+    after: float
+    kept: bool
+    """Whether it was better than before; if not, the weights are as they were."""
+
+
+def transfer_attention(
+    encoder: NystromformerModel,
+    exact: NystromformerModel,
+    rows: Callable[[], Iterator[Batch]],
+    held_out: Sequence[Batch],
+    settings: ConvertSettings,
+) -> Transferred:
+    """Train the encoder's layers; no dropout, float32. What is no better on the held-out rows is undone.
+
+    Args:
+        exact: the teacher.
+        rows: begins a pass over batches of one row; the passes follow each other.
+        held_out: rows that are in none of the passes.
+        settings: steps, minutes, batch_size, learning_rate and trained.
+
+    Raises:
+        UserError: the loss is no number, or `trained` names nothing that this model has.
+    """
+    was_training, required = encoder.training, [p.requires_grad for p in encoder.parameters()]
+    encoder.eval()
+    _thaw(encoder, settings.trained)
+    recipe = TrainingSettings(
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        warmup_steps=WARMUP,
+        weight_decay=0.0,
+        beta2=0.98,
+    )
+    optimizer = build_optimizer(encoder, recipe)
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    weights = [p.detach().clone() for p in trained]
+    before, begun, step = error_of_states(encoder, exact, held_out), time.perf_counter(), 0
+    ahead = _endless(rows)
+    with ProgressDisplay(settings.steps, 0, shown=True) as display:
+        told, losses, tokens = begun, 0.0, 0
+        for step in range(settings.steps):
+            spent = (time.perf_counter() - begun) / (60 * settings.minutes) if settings.minutes else 0.0
+            if spent >= 1:
+                break
+            set_learning_rate(optimizer, rate := learning_rate(step, recipe, spent))
+            batch = [next(ahead) for _ in range(settings.batch_size)]
+            loss = sum(_backward(encoder, exact, row, len(batch)) for row in batch)
+            if not loss < float("inf"):
+                raise UserError(
+                    f"transfer: the loss of step {step + 1} is no number: write a smaller learning_rate"
+                )
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            display.advance(step + 1)
+            losses, tokens = losses + loss, tokens + sum(row["input_ids"].numel() for row in batch)
+            if (step + 1) % _told_every(settings.steps) == 0:
+                now = time.perf_counter()
+                left = (now - begun) / (step + 1) * (settings.steps - step - 1)
+                if settings.minutes:
+                    left = min(left, 60 * settings.minutes - (now - begun))
+                shown = losses / _told_every(settings.steps)
+                display.train(step + 1, shown, rate, tokens / (now - told), left)
+                told, losses, tokens = now, 0.0, 0
+        else:
+            step = settings.steps
+    seconds = time.perf_counter() - begun
+    for parameter, needs in zip(encoder.parameters(), required, strict=True):
+        parameter.requires_grad_(needs)
+    after = error_of_states(encoder, exact, held_out)
+    if not (kept := after < before):
+        with torch.no_grad():
+            for parameter, weight in zip(trained, weights, strict=True):
+                parameter.copy_(weight)
+    encoder.train(was_training)
+    return Transferred(step, seconds, before, after, kept)
+
+
+@torch.no_grad()
+def error_of_states(encoder: NystromformerModel, exact: NystromformerModel, rows: Sequence[Batch]) -> float:
+    """‖h − h*‖ / ‖h*‖ of the last hidden state over all tokens of the rows, which have no padding."""
+    squares = torch.zeros(2, dtype=torch.float64)
+    for row in rows:
+        wanted, found = (model(**_on(model, row)).last_hidden_state for model in (exact, encoder))
+        squares += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).double().cpu()
+    return float((squares[0] / squares[1].clamp(min=1e-30)).sqrt())
+
+
+def _backward(encoder: NystromformerModel, exact: NystromformerModel, row: Batch, rows: int) -> float:
+    """Add the gradient of a row's share of the loss; the share."""
+    with torch.no_grad():
+        wanted = exact(**_on(exact, row), output_hidden_states=True).hidden_states
+    found = encoder(**_on(encoder, row), output_hidden_states=True).hidden_states
+    errors = torch.stack([_relative(h, h_exact) for h, h_exact in zip(found[1:], wanted[1:], strict=True)])
+    loss = (errors.mean() + errors[-1]) / rows
+    loss.backward()
+    return float(loss.detach())
+
+
+def _relative(found: Tensor, wanted: Tensor) -> Tensor:
+    return (found - wanted).square().sum() / wanted.square().sum()
+
+
+def _thaw(encoder: NystromformerModel, trained: str) -> None:
+    frozen = FROZEN[trained]
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(False)
+    found = [p for name, p in encoder.encoder.named_parameters() if not frozen(name)]
+    if not found:
+        raise UserError(f"trained={trained}: this model has none: write conv_kernel_size=33, or trained=all")
+    for parameter in found:
+        parameter.requires_grad_(True)
+
+
+def _endless(rows: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+    while True:
+        yield from rows()
+
+
+def _told_every(steps: int) -> int:
+    return max(steps // 20, 1)
+
+
+def _on(model: NystromformerModel, row: Batch) -> Batch:
+    return {name: tensor.to(model.device) for name, tensor in row.items()}
