@@ -114,7 +114,10 @@ def test_mistyped_option_names_the_nearest_and_lists_all():
         (["training.micro_batch_size=3"], "training.micro_batch_size=3 does not divide"),
         (["training.micro_batch_size=0"], "training.micro_batch_size=0 is impossible"),
         (["training.seed=-1"], "training.seed=-1 is impossible"),
-        (["init.convolution=fit"], "init.convolution='fit' is unknown: write one of fitted, scaled, reconstructed, zero"),
+        (
+            ["init.convolution=fit"],
+            "init.convolution='fit' is unknown: write one of fitted, scaled, reconstructed, zero",
+        ),
         (["init.positions=copy"], "init.positions='copy' is unknown: write one of tile, interpolate"),
         (["init.convolution_rows=0"], "init.convolution_rows=0 is impossible: write at least 1"),
         (["init=checkpoint"], "init.path is empty"),
