@@ -50,6 +50,10 @@ def killed_until_done(
         # A file, not a pipe: loader processes that outlive their parent for a moment hold a pipe open.
         with output.open("w") as file:
             process = subprocess.Popen([*COMMAND, *overrides, workers], stdout=file)
+        # What a kill left beyond `latest` is there already, so the session must have begun to go on.
+        while complete and f"resumed at step {complete}" not in output.read_text():
+            assert process.poll() is None, "ended before it went on"
+            time.sleep(0.02)
         wait_for(checkpoints / f"step-{complete + 1}", process)
         time.sleep(draw.uniform(0, 0.3))
         if kills.writing < writing:
@@ -58,8 +62,6 @@ def killed_until_done(
             time.sleep(draw.uniform(0, 0.01))
         process.kill()
         process.wait()
-        if complete:
-            assert f"resumed at step {complete}" in output.read_text()
         if is_unfinished(checkpoints, keep):
             kills.writing += 1
         else:
