@@ -8,7 +8,7 @@ from nystromformer.errors import UserError
 from nystromformer.training import devices
 from nystromformer.training.computation import note_computation
 from nystromformer.training.guard import check_finite
-from nystromformer.training.run import Run, measure
+from nystromformer.training.loop import Run, measure
 
 
 def check_run(run: Run) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.metrics import Event, MetricsLog
-from nystromformer.training.progress import clock
+from nystromformer.training.display import clock
 from nystromformer.training.run_folder import RunFolder
 
 

@@ -31,16 +31,16 @@ from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from nystromformer.training.parallel import load_weights, shard, whole_weights
 from nystromformer.training.profiling import StepProfiler
-from nystromformer.training.progress import ProgressDisplay
+from nystromformer.training.display import ProgressDisplay
 from nystromformer.training.report import finish_run
-from nystromformer.training.run import Run, approximation_now, checkpoint, judge, log, validate_now
+from nystromformer.training.loop import Run, approximation_now, checkpoint, judge, log, validate_now
 from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.signals import StopRequest
 from nystromformer.training.start import build_model, fit, settled
 from nystromformer.training.step import train_step
 from nystromformer.training.together import Together
 from nystromformer.training.tracking import open_tracker
-from nystromformer.training.validation import unigram_losses
+from nystromformer.training.pretraining import unigram_losses
 
 
 def pretrain(settings: PretrainSettings) -> None:

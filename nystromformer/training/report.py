@@ -21,7 +21,7 @@ from nystromformer.settings import PretrainSettings
 from nystromformer.training.curves import CHANCE_LOSS
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.page import report_page
-from nystromformer.training.progress import clock
+from nystromformer.training.display import clock
 from nystromformer.training.run_folder import RunFolder
 
 FILLED_SENTENCES = 3

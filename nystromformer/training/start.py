@@ -18,7 +18,7 @@ from nystromformer.model.reconstruction import fit_in_closed_form
 from nystromformer.settings import InitSettings, ModelSettings, PretrainSettings
 from nystromformer.settings.model import configuration_name
 from nystromformer.training.run_folder import RunFolder
-from nystromformer.training.validation import unigram_losses
+from nystromformer.training.pretraining import unigram_losses
 
 S = TypeVar("S", bound=PretrainSettings)
 

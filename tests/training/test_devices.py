@@ -19,7 +19,7 @@ from nystromformer.settings import TrainingSettings
 from nystromformer.training import devices
 from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.step import train_step
-from nystromformer.training.validation import validate
+from nystromformer.training.pretraining import validate
 
 LEAKS = {
     "ACCELERATE_MIXED_PRECISION": "bf16",

@@ -19,12 +19,12 @@ from nystromformer.training.curves import draw_curves
 from nystromformer.training.devices import peak_memory
 from nystromformer.training.guard import Guard, check_count, check_finite
 from nystromformer.training.metrics import Event, MetricsLog
-from nystromformer.training.progress import ProgressDisplay
+from nystromformer.training.display import ProgressDisplay
 from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.step import StepFigures
 from nystromformer.training.together import Together
 from nystromformer.training.tracking import Tracker
-from nystromformer.training.validation import ValidationResult, validate
+from nystromformer.training.pretraining import ValidationResult, validate
 
 
 @dataclass

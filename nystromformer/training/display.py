@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nystromformer.training.metrics import Event
-from nystromformer.training.validation import ValidationResult
+from nystromformer.training.pretraining import ValidationResult
 
 
 class ProgressDisplay:
