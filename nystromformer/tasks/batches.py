@@ -20,7 +20,7 @@ class TaskBatches:
     """The training's batches; what step t holds does not depend on where the training was stopped.
 
     Args:
-        micro_batch_size: rows at once; it divides `batch_size`.
+        micro_batch_size: rows at once; it divides a process's share of `batch_size`, which None takes.
         regression: labels are numbers, not class ids.
     """
 
@@ -34,25 +34,39 @@ class TaskBatches:
         steps: int,
         pad_token_id: int,
         regression: bool,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._encoded = encoded
         self._pad = pad_token_id
         self._regression = regression
-        self._micro = micro_batch_size or batch_size
+        self._steps = steps
+        self._mine = slice(rank, None, world_size)
+        self._micro = micro_batch_size or batch_size // world_size
         self._order = GlobalBatches(
             len(encoded),
             global_batch_size=batch_size,
             micro_batch_size=self._micro,
+            world_size=world_size,
             seed=seed,
             num_steps=steps,
             lengths=lambda indices: encoded.lengths[indices],
             length_groups=1,
         )
 
+    def training(self, start_step: int, *, pin_memory: bool) -> Iterator[list[Batch]]:
+        """The micro-batches of each step that is still to do, one step at a time."""
+        for step in range(start_step, self._steps):
+            batches = self.of_step(step)
+            yield (
+                [{name: x.pin_memory() for name, x in b.items()} for b in batches] if pin_memory else batches
+            )
+
     def of_step(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, counted from 0."""
+        """This process's micro-batches of a step, counted from 0."""
         rows = [index for _, index in self.keys_of_step(step)]
-        return [self._batch(rows[start : start + self._micro]) for start in range(0, len(rows), self._micro)]
+        starts = range(0, len(rows), self._micro)[self._mine]
+        return [self._batch(rows[start : start + self._micro]) for start in starts]
 
     def keys_of_step(self, step: int) -> list[Key]:
         """(epoch, index) of every row of a step."""

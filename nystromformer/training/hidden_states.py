@@ -22,8 +22,8 @@ from nystromformer.errors import UserError
 from nystromformer.model.encoder import NystromformerModel
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.convert import ConvertSettings
-from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from nystromformer.training.display import ProgressDisplay
+from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 WARMUP = 20
 """Steps, also where there are fewer: Adam's first ones move every weight by the whole rate."""

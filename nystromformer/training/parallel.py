@@ -16,10 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from nystromformer.model import NystromformerForPreTraining
 
-
-def shard(model: NystromformerForPreTraining, accelerator: Accelerator) -> None:
+def shard(model: nn.Module, accelerator: Accelerator) -> None:
     """Cut every layer's parameters, in place, into one slice a process.
 
     A layer is gathered for its forward and its backward pass and let go after each; its gradients
@@ -27,7 +25,7 @@ def shard(model: NystromformerForPreTraining, accelerator: Accelerator) -> None:
     which then keeps moments of the slices alone.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for layer in model.nystromformer.encoder.layer:
+    for layer in model.get_submodule("nystromformer.encoder.layer").children():
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

@@ -17,8 +17,8 @@ from nystromformer.model.conversion import Source, inherited, read_source, start
 from nystromformer.model.reconstruction import fit_in_closed_form
 from nystromformer.settings import InitSettings, ModelSettings, PretrainSettings
 from nystromformer.settings.model import configuration_name
-from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.pretraining import unigram_losses
+from nystromformer.training.run_folder import RunFolder
 
 S = TypeVar("S", bound=PretrainSettings)
 

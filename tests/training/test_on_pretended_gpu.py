@@ -18,6 +18,7 @@ from nystromformer.tasks.training import classification_step
 from nystromformer.training import devices
 from nystromformer.training.guard import Guard
 from nystromformer.training.optimizer import build_optimizer
+from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
 from tests.pretend.gpu import PRETENDED, pytest_on_it, why_not
 
@@ -107,10 +108,10 @@ def test_a_step_of_pretraining(mechanism, precision):
             if checkpointing:
                 getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
             figures = train_step(
-                model, model.config, optimizer, batches, ALONE, devices.autocast(dtype, DEVICE),
+                model, Pretraining(model.config), optimizer, batches, ALONE, devices.autocast(dtype, DEVICE),
                 gradient_clipping=1.0,
             )  # fmt: skip
-            for figure in (figures.mlm_loss, figures.gradient_norm, figures.fault.number, figures.taken):
+            for figure in (*figures.losses, figures.gradient_norm, figures.fault.number, figures.taken):
                 assert figure.device == DEVICE
     products = [name for name in gpu.operations if "scaled_dot_product" in name or "aten.mm" in name]
     assert products
@@ -130,7 +131,8 @@ def test_a_step_by_the_kernels(monkeypatch):
         optimizer = build_optimizer(model, TrainingSettings())
         for dtype in (torch.bfloat16, torch.float32):
             train_step(
-                model, model.config, optimizer, [pretraining_batch(PADDED), pretraining_batch(FULL)], ALONE,
+                model, Pretraining(model.config), optimizer,
+                [pretraining_batch(PADDED), pretraining_batch(FULL)], ALONE,
                 devices.autocast(dtype, DEVICE), gradient_clipping=1.0,
             )  # fmt: skip
     taken = [name for name in gpu.operations if "nystromformer.nystrom_attention_gpu" in name]
