@@ -17,10 +17,10 @@ from nystromformer.tasks.contents import (
     missing_data,
     short,
 )
-from nystromformer.tasks.encoding import Encoded, describe, encode
-from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.splits import Splits
+from nystromformer.tasks.description import describe
+from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.start import Checkpoint, max_length_of, open_tokenizer
+from nystromformer.tasks.task import Encoded, Splits
 from nystromformer.training.signals import StopRequest
 
 
@@ -57,7 +57,9 @@ def prepare_task(
     max_length = max_length_of(checkpoint, settings.model)
     labelled_test = {name: part for name, part in splits.test.items() if part.labels is not None}
     parts = {"train": splits.train, **splits.dev, **labelled_test}
-    encoded = {name: encode(part, checkpoint.tokenizer, max_length) for name, part in parts.items()}
+    encoded = {
+        name: splits.task.encode(part, checkpoint.tokenizer, max_length) for name, part in parts.items()
+    }
     landmarks = checkpoint.config.num_landmarks if checkpoint.config.attention == "nystrom" else None
     say(splits.task.title, "\n".join([splits.origin, *describe(splits.task, encoded, max_length, landmarks)]))
     if splits.skipped:
