@@ -23,7 +23,7 @@ from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import composed_finetune, composed_run, task_of
 from nystromformer.settings.reproduce import SECTIONS, ReproduceSettings
 from nystromformer.tasks.contents import content_of_tokenizer, contents_of_data, short
-from nystromformer.tasks.load import load_splits
+from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.start import open_tokenizer
 
 Inputs = dict[str, str | None]

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any
 
 from nystromformer.settings.data import MALFORMED
 from nystromformer.settings.model import ATTENTIONS, SHORT_ROWS
-from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
+from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS, TrackingSettings
 
-GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-"""In the order of GLUE's own table."""
-REVIEW_TASKS = ("imdb", "rotten_tomatoes")
-TASK_NAMES = (*GLUE_TASKS, "glue", *REVIEW_TASKS, "custom")
+KINDS = {
+    "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
+}
+"""Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
 DATA_SOURCES = ("auto", "hub", "folder", "samples")
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """What may stand between the columns of a file, by the name that settings give it."""
 KEPT_MODELS = ("best", "all")
+
+
+def kind_named(name: str) -> Any:
+    """The class of a kind, imported when it is asked for; raises KeyError for none of KINDS."""
+    return resolve_name(KINDS[name])
 
 
 @dataclass
@@ -24,6 +31,8 @@ class TaskSettings:
     """What is learned, and the recipe that suits it: `task=sst2 … imdb`, `task=glue`, `task=custom`."""
 
     name: str = "sst2"
+    kind: str = "sequence"
+    """What is predicted: `sequence`, a class or a number for a text or a pair of texts."""
     learning_rates: list[float] = field(default_factory=list)
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = field(default_factory=list)
@@ -37,8 +46,8 @@ class TaskSettings:
     """custom: the label is a number to be predicted, not a class."""
 
     def complaints(self) -> Iterator[str]:
-        if self.name not in TASK_NAMES:
-            yield f"task.name={self.name!r} is unknown: write task={'|'.join(TASK_NAMES)}"
+        if self.kind not in KINDS:
+            yield f"task.kind={self.kind!r} is unknown: write one of {', '.join(KINDS)}"
         if self.name != "glue":
             for name in ("learning_rates", "batch_sizes"):
                 if not getattr(self, name):
@@ -53,12 +62,6 @@ class TaskSettings:
                 yield f"task.batch_sizes holds {size}: write at least 1"
         if self.epochs is not None and self.epochs <= 0:
             yield f"task.epochs={self.epochs} is impossible: write a number above 0"
-        allowed = ("pearson", "spearman") if self.regression else ("accuracy", "f1", "matthews")
-        if self.name == "custom" and self.metric not in allowed:
-            yield (
-                f"task.metric={self.metric!r} does not fit task.regression={str(self.regression).lower()}: "
-                f"write one of {', '.join(allowed)}"
-            )
 
 
 @dataclass
@@ -78,7 +81,7 @@ class TaskDataSettings:
     dev: str | None = None
     """custom: held-out examples to choose the best checkpoint by; empty takes data.dev_fraction of train."""
     test: str | None = None
-    """custom: labelled examples that are looked at once, at the end."""
+    """custom: labelled examples that the model is evaluated on once, at the end."""
     text: str = "text"
     """custom: name of the column with the text."""
     text_pair: str | None = None
@@ -98,7 +101,7 @@ class TaskDataSettings:
     max_dev_examples: int | None = None
     """The same for the held-out examples: results are then not comparable with published ones."""
 
-    def complaints(self, task: str) -> Iterator[str]:
+    def complaints(self) -> Iterator[str]:
         if self.source not in DATA_SOURCES:
             yield f"data.source={self.source!r} is unknown: write one of {', '.join(DATA_SOURCES)}"
         if self.malformed_rows not in MALFORMED:
@@ -106,12 +109,6 @@ class TaskDataSettings:
         yield from _separator_complaints("data.separator", self.separator)
         if self.source == "folder" and not self.root:
             yield "data.root is empty: with data.source=folder write data.root=FOLDER"
-        if task in REVIEW_TASKS and (self.source == "folder" or self.root):
-            yield f"data.root has no place for task={task}: write data.source=samples or data.source=hub"
-        if self.source == "samples" and task not in REVIEW_TASKS:
-            yield f"data.source=samples holds {' and '.join(REVIEW_TASKS)}, not {task}: write hub or folder"
-        if task == "custom" and not self.train:
-            yield "data.train is empty: with task=custom write data.train=FILE (.csv, .tsv or .jsonl)"
         if not 0 < self.dev_fraction < 1:
             yield f"data.dev_fraction={self.dev_fraction} is impossible: write a share between 0 and 1"
         for name in ("max_train_examples", "max_dev_examples"):
@@ -204,11 +201,15 @@ class TaskTrainingSettings:
     """Examples at once where nothing is learned."""
     precision: str = "auto"
     """`float32`, `bf16`, or `auto`: bf16 where the device is fast at it; weights stay float32."""
+    compile: bool = False
+    """Compile the model with torch.compile; rows are then padded to one of at most 8 widths."""
     max_skipped_steps: int = 10
     """Steps with a gradient that is not finite change nothing; after so many the seed stops."""
     evaluations_per_epoch: int = 1
-    """How often the held-out examples are looked at and a checkpoint written."""
+    """How often the model is evaluated on the held-out examples and a checkpoint written."""
     log_every: int = 50
+    profile_steps: int = 0
+    """Trace so many steps of a seed, from the third on, into its folder's `profile/`."""
 
     def complaints(self) -> Iterator[str]:
         if not 0 <= self.warmup_fraction < 1:
@@ -227,8 +228,9 @@ class TaskTrainingSettings:
             yield f"training.epsilon={self.epsilon} is impossible: write a number above 0"
         if self.weight_decay < 0:
             yield f"training.weight_decay={self.weight_decay} is impossible: write 0 or more"
-        if self.max_skipped_steps < 0:
-            yield f"training.max_skipped_steps={self.max_skipped_steps} is impossible: write 0 or more"
+        for name in ("max_skipped_steps", "profile_steps"):
+            if getattr(self, name) < 0:
+                yield f"training.{name}={getattr(self, name)} is impossible: write 0 or more"
         if self.gradient_clipping is not None and self.gradient_clipping <= 0:
             yield (
                 f"training.gradient_clipping={self.gradient_clipping} is impossible: write a norm above 0, "
@@ -255,7 +257,8 @@ class FinetuneSettings:
     """How many times each cell is trained: the table gives median, mean and standard deviation."""
     first_seed: int = 0
     processes: int | None = None
-    """Processes that share the seeds and cells, each on a device of its own; empty is one a GPU, or one."""
+    """Processes that share the seeds and cells, each on a device of its own; empty is one a GPU, or one.
+    Those of a launcher train each seed together instead."""
     keep_models: str = "best"
     """`best` keeps the model with the best held-out score of a task, `all` every seed's."""
     submission: bool = False
@@ -266,6 +269,7 @@ class FinetuneSettings:
     data: TaskDataSettings = field(default_factory=TaskDataSettings)
     model: TaskModelSettings = field(default_factory=TaskModelSettings)
     training: TaskTrainingSettings = field(default_factory=TaskTrainingSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def complaints(self) -> Iterator[str]:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -280,12 +284,13 @@ class FinetuneSettings:
             yield f"processes={self.processes} is impossible: write at least 1, or null"
         if self.keep_models not in KEPT_MODELS:
             yield f"keep_models={self.keep_models!r} is unknown: write best or all"
-        if self.submission and self.task.name not in (*GLUE_TASKS, "glue"):
-            yield f"submission=true is for GLUE, not for task={self.task.name}: write false"
         yield from self.task.complaints()
-        yield from self.data.complaints(self.task.name)
+        if self.task.kind in KINDS:
+            yield from kind_named(self.task.kind).complaints(self)
+        yield from self.data.complaints()
         yield from self.model.complaints()
         yield from self.training.complaints()
+        yield from self.tracking.complaints()
         micro = self.training.micro_batch_size
         for size in self.task.batch_sizes:
             if micro and size % micro:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nystromformer.settings.compose import compose
-from nystromformer.settings.finetune import GLUE_TASKS, FinetuneSettings, TaskSettings
+from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
+from nystromformer.tasks.benchmarks import GLUE_TASKS
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from nystromformer.tasks.contents import (
     missing_data,
     short,
 )
-from nystromformer.tasks.encoding import Encoded, describe, encode
-from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.splits import Splits
+from nystromformer.tasks.description import describe
+from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.start import Checkpoint, max_length_of, open_tokenizer
+from nystromformer.tasks.task import Encoded, Splits
 from nystromformer.training.signals import StopRequest
+from nystromformer.training.together import Together
 
 
 @dataclass
@@ -38,6 +39,7 @@ class TaskSetup:
     contents: Contents
     """What the seeds are trained on and from."""
     accelerator: Accelerator
+    together: Together
     stop: StopRequest
 
     @property
@@ -50,6 +52,7 @@ def prepare_task(
     task: TaskSettings,
     checkpoint: Checkpoint,
     accelerator: Accelerator,
+    together: Together,
     stop: StopRequest,
 ) -> TaskSetup:
     """Load and tokenize a task's data, and print what there is to say about them."""
@@ -57,12 +60,17 @@ def prepare_task(
     max_length = max_length_of(checkpoint, settings.model)
     labelled_test = {name: part for name, part in splits.test.items() if part.labels is not None}
     parts = {"train": splits.train, **splits.dev, **labelled_test}
-    encoded = {name: encode(part, checkpoint.tokenizer, max_length) for name, part in parts.items()}
+    encoded = {
+        name: splits.task.encode(part, checkpoint.tokenizer, max_length) for name, part in parts.items()
+    }
+    tell = say if together.rank == 0 else lambda label, text: None
     landmarks = checkpoint.config.num_landmarks if checkpoint.config.attention == "nystrom" else None
-    say(splits.task.title, "\n".join([splits.origin, *describe(splits.task, encoded, max_length, landmarks)]))
+    tell(
+        splits.task.title, "\n".join([splits.origin, *describe(splits.task, encoded, max_length, landmarks)])
+    )
     if splits.skipped:
         rows = splits.skipped
-        say(splits.task.title, f"{len(rows):,} malformed rows were left out, the first: {rows[0]}")
+        tell(splits.task.title, f"{len(rows):,} malformed rows were left out, the first: {rows[0]}")
     return TaskSetup(
         settings,
         checkpoint,
@@ -76,6 +84,7 @@ def prepare_task(
             **contents_of_data(splits),
         },
         accelerator=accelerator,
+        together=together,
         stop=stop,
     )
 

@@ -21,7 +21,7 @@ from nystromformer.tasks.contents import Contents
 from nystromformer.tasks.identity import compare, compare_counts, identity, note, notes_contents
 from nystromformer.tasks.jobs import Job, run_folder
 from nystromformer.tasks.setup import TaskSetup
-from nystromformer.tasks.splits import Splits
+from nystromformer.tasks.task import Splits
 
 _MOMENTS = 600.0
 """Seconds after which whoever holds a run for a moment is named."""

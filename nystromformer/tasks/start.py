@@ -7,19 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
-from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.model.conversion import Source, inherited, read_source, start_from, written
 from nystromformer.model.conversion.contents import content_of_checkpoint
 from nystromformer.model.conversion.inherit import LARGEST_PADDING
 from nystromformer.model.reconstruction import fit_in_closed_form
 from nystromformer.settings.finetune import FinetuneSettings, TaskModelSettings
-from nystromformer.tasks.batches import collate
-from nystromformer.tasks.definitions import Task
-from nystromformer.tasks.encoding import Encoded
+from nystromformer.tasks.task import Encoded, Task
 
 
 @dataclass
@@ -87,27 +84,25 @@ def max_length_of(checkpoint: Checkpoint, settings: TaskModelSettings) -> int:
 
 def build_classifier(
     checkpoint: Checkpoint, task: Task, settings: TaskModelSettings, train: Encoded, *, seed: int
-) -> tuple[Classifier, str]:
+) -> tuple[PreTrainedModel, str]:
     """The model with its first weights, and what became of the checkpoint's parts; a function of the seed.
 
     Kernels that the checkpoint has not are fitted, if that is asked for, on the longest training rows.
     """
     torch.manual_seed(seed)
     config = copy.deepcopy(checkpoint.config)
-    config.num_labels = task.num_labels
-    if not task.regression:
-        config.id2label = dict(enumerate(task.labels))
-        config.label2id = {name: number for number, name in enumerate(task.labels)}
-    else:
-        config.problem_type = "regression"
+    task.configure(config)
     encoder = NystromformerForPreTraining(checkpoint.config)
     moved = start_from(encoder, checkpoint.source, positions=settings.positions)
-    model = Classifier(config)
-    model.nystromformer.load_state_dict(encoder.nystromformer.state_dict())
+    model = task.head(config)
+    wanted = model.nystromformer.state_dict()  # some heads have no pooler
+    weights = encoder.nystromformer.state_dict()
+    model.nystromformer.load_state_dict({name: weights[name] for name in wanted})
     report = str(moved)
     if moved.new_convolution and config.attention == "nystrom" and settings.convolution != "zero":
         longest = np.argsort(-train.lengths, kind="stable")[: settings.convolution_rows].tolist()
-        rows = [collate(train, [row], config.pad_token_id or 0) for row in longest]
+        batches = [task.collate(train, [row], config.pad_token_id or 0, labelled=False) for row in longest]
+        rows = [{name: ids.flatten(0, -2) for name, ids in batch.items()} for batch in batches]
         report += f"\n  {fit_in_closed_form(model.nystromformer, rows, settings.convolution)}"
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import DistributedDataParallelKwargs
 
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings import TrainingSettings
@@ -54,6 +55,8 @@ class Run:
     objective: Objective
     batches: Batches
     model: torch.nn.Module
+    config: NystromformerConfig
+    """The encoder's."""
     wrapped: torch.nn.Module
     """The model as DDP shares it; otherwise `model` itself."""
     optimizer: torch.optim.Optimizer
@@ -103,6 +106,7 @@ def open_run(
     settings: TrainingSettings,
     folder: Path,
     model: torch.nn.Module,
+    config: NystromformerConfig,
     objective: Objective,
     batches: Batches,
     accelerator: Accelerator,
@@ -130,6 +134,9 @@ def open_run(
     progress = together.on_all(lambda: load_checkpoint(saved, model, optimizer, accelerator))
     if progress.step == 0:
         torch.manual_seed(settings.seed + accelerator.process_index)  # dropout
+    if config.attention == "nystrom" and config.short_rows == "exact_without_convolution":
+        # A batch of short rows leaves the kernels without a gradient, which DDP has to look for.
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     wrapped = model if sharded else accelerator.prepare_model(model)
     if settings.compile:
         devices.compile_in_place(model)
@@ -147,6 +154,7 @@ def open_run(
         objective=objective,
         batches=batches,
         model=model,
+        config=config,
         wrapped=wrapped,
         optimizer=optimizer,
         dtype=dtype,
@@ -161,7 +169,7 @@ def open_run(
     )
 
 
-def train(run: Run, config: NystromformerConfig, stop: StopRequest) -> None:
+def train(run: Run, stop: StopRequest) -> None:
     """Steps, with measurements and checkpoints between them, until the last step or a signal.
 
     Raises:
@@ -172,7 +180,7 @@ def train(run: Run, config: NystromformerConfig, stop: StopRequest) -> None:
     if progress.finished:
         return
     main = accelerator.is_main_process
-    note_computation(progress, config, accelerator, run.dtype, run.say)
+    note_computation(progress, run.config, accelerator, run.dtype, run.say)
     run.wrapped.train()
     clock, forecast = Clock(progress, settings.max_minutes), Forecast(progress, settings)
     agreement = Agreement(accelerator)

@@ -58,7 +58,7 @@ def pretrain(settings: PretrainSettings) -> None:
         try:
             together.on_all(lambda: check(job))
             with StopRequest() as stop:
-                train(job.run, job.model.config, stop)
+                train(job.run, stop)
             finish(job, together)
         finally:
             job.run.close()
@@ -105,6 +105,7 @@ def setup(settings: PretrainSettings, accelerator: Accelerator, together: Togeth
         training,
         folder.path,
         model,
+        model.config,
         Pretraining(model.config),
         batches,
         accelerator,

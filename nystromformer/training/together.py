@@ -30,11 +30,11 @@ class Together:
     A process alone just works.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._rank = accelerator.process_index
-        self._count = accelerator.num_processes
+    def __init__(self, accelerator: Accelerator | None) -> None:
+        self.rank = accelerator.process_index if accelerator else 0
+        self.count = accelerator.num_processes if accelerator else 1
         self._group = None
-        if self._count > 1:
+        if self.count > 1:
             self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
     def on_main(self, work: Callable[[], T]) -> T:
@@ -47,7 +47,7 @@ class Together:
             return work()
         value: T | None = None
         error: Exception | None = None
-        if self._rank == 0:
+        if self.rank == 0:
             value, error = _outcome(work)
         told: list[Any] = [value, _passed_on(error)]
         torch.distributed.broadcast_object_list(told, src=0, group=self._group)
@@ -64,13 +64,19 @@ class Together:
         if self._group is None:
             return work()
         value, error = _outcome(work)
-        errors: list[Any] = [None] * self._count
-        torch.distributed.all_gather_object(errors, _passed_on(error), group=self._group)
+        errors = self.gathered(_passed_on(error))
         if error and not isinstance(error, UserError):
             raise error
         for first in filter(None, errors):
             raise first
         return value  # type: ignore[return-value]
+
+    def gathered(self, value: T) -> list[T]:
+        """Every process's value, in the order of their ranks."""
+        values: list[Any] = [value] * self.count
+        if self._group is not None:
+            torch.distributed.all_gather_object(values, value, group=self._group)
+        return values
 
 
 def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -14,7 +14,8 @@ from nystromformer import (
 from nystromformer.data.layout import Layout
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.settings import TrainingSettings
-from nystromformer.tasks.training import classification_step
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.training import Finetuning
 from nystromformer.training import devices
 from nystromformer.training.guard import Guard
 from nystromformer.training.optimizer import build_optimizer
@@ -146,12 +147,12 @@ def test_a_step_of_finetuning(mechanism):
         for labels, changes in ((torch.tensor([0, 1, 2, 0]), {}), (torch.rand(4), {"num_labels": 1})):
             model = NystromformerForSequenceClassification(config(**MECHANISMS[mechanism], **changes))
             on_gpu(gpu, model)
-            recipe = TrainingSettings()
-            optimizer = build_optimizer(model, recipe)
+            optimizer = build_optimizer(model, TrainingSettings())
             batches = [{**rows(real), "labels": labels} for real in (PADDED, FULL)]
             autocast = devices.autocast(torch.bfloat16, DEVICE)
-            loss, norm, fault = classification_step(model, optimizer, batches, DEVICE, autocast, recipe)
-            assert all(figure.device == DEVICE for figure in (loss, norm, fault.number))
+            objective = Finetuning(TASKS["sst2"], model.config)
+            done = train_step(model, objective, optimizer, batches, ALONE, autocast, gradient_clipping=1.0)
+            assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
 
 
 @pretended

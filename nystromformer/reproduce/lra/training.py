@@ -14,8 +14,10 @@ import hashlib
 import json
 import shutil
 import statistics
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from nystromformer.reproduce.lra.model import LraClassifier, configuration
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
-from nystromformer.tasks.encoding import Encoded
+from nystromformer.tasks.task import Encoded, padded
 from nystromformer.training.checkpoint import whole_checkpoint
 from nystromformer.training.devices import accelerator_of, on_device
 from nystromformer.training.flops import training_flops
@@ -130,6 +132,7 @@ def _train_cell(
         training,
         folder,
         model,
+        config,
         Classification(config),
         _batches(task.train, training),
         accelerator,
@@ -151,7 +154,7 @@ def _train_cell(
 
     run.measurements = [Measurement("validation", every(scale.curve_every), measured)]
     with StopRequest() as stop:
-        train(run, config, stop)
+        train(run, stop)
     result = _measured(cell, model, run.metrics, scale, device)
     write_atomically(folder / "cell.json", json.dumps(result, indent=1) + "\n")
     shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -185,7 +188,7 @@ def accuracy(
     assert examples.labels is not None
     model.eval()
     right = torch.zeros((), device=device)
-    for rows, batch in ordered_batches(examples, scale.batch_size, 0):
+    for rows, batch in ordered_batches(examples, scale.batch_size, partial(padded, pad_token_id=0)):
         labels = torch.tensor([examples.labels[row] for row in rows], device=device)
         batch = on_device(batch, device)
         with autocast:
@@ -214,13 +217,18 @@ def _training_settings(cell: Cell, scale: LraScale, device: torch.device) -> Tra
 def _batches(train: Encoded, training: TrainingSettings) -> TaskBatches:
     return TaskBatches(
         train,
+        _labelled,
         batch_size=training.global_batch_size,
         micro_batch_size=None,
         seed=training.seed,
         steps=training.steps,
-        pad_token_id=0,
-        regression=False,
     )
+
+
+def _labelled(encoded: Encoded, rows: Sequence[int]) -> Batch:
+    assert encoded.labels is not None
+    labels = torch.tensor([encoded.labels[row] for row in rows], dtype=torch.int64)
+    return {**padded(encoded, rows, 0), "labels": labels}
 
 
 def _measured(

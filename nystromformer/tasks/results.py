@@ -14,7 +14,7 @@ from typing import Any
 
 from nystromformer.files import write_atomically
 from nystromformer.markdown import table
-from nystromformer.settings.finetune import TASK_NAMES
+from nystromformer.tasks.benchmarks import TASKS
 
 PAPER: dict[str, dict[tuple[str, str], float]] = {
     "paper: BERT-base": {
@@ -144,7 +144,7 @@ def write_table(run: Path, beside: Sequence[Path]) -> str:
             for name, s in summaries.items()
             for figure in _shown(s)
         },
-        key=lambda column: (TASK_NAMES.index(column[0]), column[1]),
+        key=lambda column: (_place(column[0]), column[1]),
     )
     titles = [_title(name, figure, runs) for name, figure in columns]
     rows: list[list[str]] = []
@@ -192,8 +192,14 @@ def _data_of(summary: dict[str, Any]) -> dict[str, str]:
 
 def _summaries(run: Path) -> dict[str, dict[str, Any]]:
     found = (json.loads(path.read_text(encoding="utf-8")) for path in run.glob("*/summary.json"))
-    ordered = sorted(found, key=lambda summary: TASK_NAMES.index(summary["task"]))
+    ordered = sorted(found, key=lambda summary: _place(summary["task"]))
     return {summary["task"]: summary for summary in ordered}
+
+
+def _place(task: str) -> tuple[int, str]:
+    """Benchmarks in their own order, then the user's tasks."""
+    names = list(TASKS)
+    return (names.index(task) if task in names else len(names), task)
 
 
 def _shown(summary: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from nystromformer.tasks.definitions import Task
+from nystromformer.tasks.task import Task
 
 Numbers = NDArray[np.float64]
 
@@ -48,9 +48,12 @@ METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
 def figures_of(task: Task, labels: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
     """Each of the task's metrics and `score`, the mean of those that GLUE averages."""
     truth, answers = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
-    figures = {name: METRICS[name](truth, answers) for name in task.metrics}
-    figures["score"] = float(np.mean([figures[name] for name in task.score]))
-    return figures
+    return with_score(task, {name: METRICS[name](truth, answers) for name in task.metrics})
+
+
+def with_score(task: Task, figures: dict[str, float]) -> dict[str, float]:
+    """The figures and `score`, the mean of those that the best checkpoint is chosen by."""
+    return {**figures, "score": float(np.mean([figures[name] for name in task.score]))}
 
 
 def figures_of_sets(figures: dict[str, dict[str, float]]) -> dict[str, float]:
