@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from accelerate import Accelerator
 
+from nystromformer.data.layout import best_widths
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes
 from nystromformer.model.conversion.contents import content_of_checkpoint
@@ -63,6 +64,9 @@ def prepare_task(
     encoded = {
         name: splits.task.encode(part, checkpoint.tokenizer, max_length) for name, part in parts.items()
     }
+    if settings.training.compile:
+        widths = best_widths(encoded["train"].lengths, max_length)
+        encoded = {name: replace(part, widths=widths) for name, part in encoded.items()}
     tell = say if together.rank == 0 else lambda label, text: None
     landmarks = checkpoint.config.num_landmarks if checkpoint.config.attention == "nystrom" else None
     tell(

@@ -95,6 +95,8 @@ class Encoded:
     """Tokens of each row after the cut: rows of like length make a batch."""
     full_lengths: NDArray[np.int64]
     """Tokens of each before it."""
+    widths: tuple[int, ...] = field(default=(), kw_only=True)
+    """Ascending; a batch is padded to the next of them, so that shapes repeat; empty pads to the longest."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -284,8 +286,9 @@ def _tuples(value: Any) -> Any:
 
 
 def padded(encoded: Encoded, rows: Sequence[int], pad_token_id: int) -> Batch:
-    """input_ids, attention_mask, (token_type_ids), all (B, N), N the longest row's tokens."""
-    width = max(len(encoded.input_ids[row]) for row in rows)
+    """input_ids, attention_mask, (token_type_ids), all (B, N), N the longest row's tokens or a width."""
+    longest = max(len(encoded.input_ids[row]) for row in rows)
+    width = next((width for width in encoded.widths if width >= longest), longest)
 
     def column(source: list[list[int]], filling: int) -> Tensor:
         return torch.tensor([source[row] + [filling] * (width - len(source[row])) for row in rows])
