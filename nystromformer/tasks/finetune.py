@@ -71,7 +71,8 @@ def finetune(settings: FinetuneSettings) -> None:
                 else:
                     _train_all(settings, waiting)
             except UserError:
-                together.on_main(lambda: [forget_unstarted(settings, task) for task in tasks_of(settings)])
+                for task in tasks_of(settings):
+                    together.on_main(partial(forget_unstarted, settings, task))
                 raise
         together.on_main(lambda: conclude(settings, told))
     finally:

@@ -40,11 +40,11 @@ from nystromformer.tasks.task import Encoded, Examples, Outputs, Task
 from nystromformer.training.checkpoint import saved_steps, whole_checkpoint
 from nystromformer.training.devices import on_device
 from nystromformer.training.flops import training_flops
-from nystromformer.training.loop import Run, open_run, train
+from nystromformer.training.loop import Run, train
+from nystromformer.training.metrics import open_tracker
 from nystromformer.training.objective import Measured, Measurement
 from nystromformer.training.parallel import load_weights
 from nystromformer.training.together import Together
-from nystromformer.training.tracking import open_tracker
 
 
 class Finetuning:
@@ -118,7 +118,7 @@ def open_seed(setup: TaskSetup, job: Job) -> tuple[Run, str]:
     model.to(accelerator.device)
     together.on_main(lambda: job.folder.mkdir(parents=True, exist_ok=True))
     evaluations = evaluation_steps(recipe.steps, job.task.epochs or 1, training.evaluations_per_epoch)
-    run = open_run(
+    run = Run(
         recipe,
         job.folder,
         model,

@@ -8,7 +8,6 @@ What is trained for is handed in, see `objective`; one step is in `step`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,55 +25,86 @@ from nystromformer.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from nystromformer.training.clock import Clock, Forecast, Lap
-from nystromformer.training.computation import note_computation
+from nystromformer.training.clock import Clock, Forecast, Lap, step_profiler
+from nystromformer.training.devices import note_computation
 from nystromformer.training.display import ProgressDisplay
 from nystromformer.training.flops import peak_flops
 from nystromformer.training.guard import Guard, check_count, check_finite
-from nystromformer.training.metrics import Event, MetricsLog
+from nystromformer.training.metrics import Event, MetricsLog, numbers_of
 from nystromformer.training.objective import Batches, Measurement, Objective
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from nystromformer.training.parallel import shard
-from nystromformer.training.profiling import step_profiler
 from nystromformer.training.signals import StopRequest
 from nystromformer.training.step import StepFigures, train_step
 from nystromformer.training.together import Agreement, Together
-from nystromformer.training.tracking import numbers_of
 
 
-@dataclass
 class Run:
-    """What the loop works with, the same on every process but for the process's own batches."""
+    """What the loop works with, the same on every process but for the process's own batches.
 
-    settings: TrainingSettings
-    folder: Path
-    """Holds metrics.jsonl, checkpoints/ and, if asked for, profile/."""
-    label: str
-    """Before every line that is printed, where several trainings share a terminal."""
-    accelerator: Accelerator
-    objective: Objective
-    batches: Batches
-    model: torch.nn.Module
-    config: NystromformerConfig
-    """The encoder's."""
-    wrapped: torch.nn.Module
-    """The model as DDP shares it; otherwise `model` itself."""
-    optimizer: torch.optim.Optimizer
-    dtype: torch.dtype
-    """Number format of the products."""
-    autocast: torch.autocast
-    guard: Guard
-    peak_flops: float | None
-    """Operations a second that all devices together can do; None where the device is not in the table."""
-    metrics: MetricsLog
-    progress: Progress
-    logs_after: Callable[[int], bool]
-    """Whether figures are recorded after a step, counted from 1; after the last one they always are."""
-    saves_after: Callable[[int], bool]
-    remedy: str
-    """What a person can do about numbers that are not finite."""
-    measurements: list[Measurement] = field(default_factory=list)
-    tracker: GeneralTracker | None = None
+    Making one is everything up to the first step, or on a resumed run up to the step it had reached.
+
+    Args:
+        folder: holds metrics.jsonl, checkpoints/ and, if asked for, profile/.
+        model: on its device, with its first weights.
+        config: of its encoder.
+        saved: the checkpoint to go on from; see `whole_checkpoint`.
+        logs_after: whether figures are recorded after a step, counted from 1; after the last they always are.
+        saves_after: the same of checkpoints.
+        label: before every line that is printed, where several trainings share a terminal.
+        remedy: what a person can do about numbers that are not finite.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        folder: Path,
+        model: torch.nn.Module,
+        config: NystromformerConfig,
+        objective: Objective,
+        batches: Batches,
+        accelerator: Accelerator,
+        together: Together,
+        *,
+        saved: Path | None,
+        logs_after: Callable[[int], bool],
+        saves_after: Callable[[int], bool],
+        label: str = "",
+        remedy: str = "write a lower training.learning_rate and name=OTHER for a new run",
+    ) -> None:
+        self.settings, self.folder, self.label, self.remedy = settings, folder, label, remedy
+        self.objective, self.batches, self.accelerator = objective, batches, accelerator
+        self.model, self.config = model, config
+        self.logs_after, self.saves_after = logs_after, saves_after
+        self.measurements: list[Measurement] = []
+        self.tracker: GeneralTracker | None = None
+
+        sharded = settings.parallel == "fsdp" and accelerator.num_processes > 1
+        if sharded:
+            shard(model, accelerator)
+        self.optimizer = build_optimizer(model, settings)
+        self.progress: Progress = together.on_all(
+            lambda: load_checkpoint(saved, model, self.optimizer, accelerator)
+        )
+        if self.progress.step == 0:
+            torch.manual_seed(settings.seed + accelerator.process_index)  # dropout
+        if config.attention == "nystrom" and config.short_rows == "exact_without_convolution":
+            # A batch of short rows leaves the kernels without a gradient, which DDP has to look for.
+            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.wrapped: torch.nn.Module = model if sharded else accelerator.prepare_model(model)
+        if settings.compile:
+            devices.compile_in_place(model)
+        self.dtype = devices.precision(settings, accelerator.device)
+        self.autocast = devices.autocast(self.dtype, accelerator.device)
+        self.guard = Guard(model, batches, self.autocast, objective.means)
+        peak = peak_flops(accelerator.device, self.dtype)  # None where the device is not in the table
+        self.peak_flops = peak and peak * accelerator.num_processes
+        self.metrics = MetricsLog(folder / "metrics.jsonl")
+        if accelerator.is_main_process:
+            self.metrics.rewind(self.progress.step)
 
     @property
     def checkpoints(self) -> Path:
@@ -100,73 +130,6 @@ class Run:
             self.tracker = None
         self.wrapped = self.model
         self.accelerator.free_memory()
-
-
-def open_run(
-    settings: TrainingSettings,
-    folder: Path,
-    model: torch.nn.Module,
-    config: NystromformerConfig,
-    objective: Objective,
-    batches: Batches,
-    accelerator: Accelerator,
-    together: Together,
-    *,
-    saved: Path | None,
-    logs_after: Callable[[int], bool],
-    saves_after: Callable[[int], bool],
-    label: str = "",
-    remedy: str = "write a lower training.learning_rate and name=OTHER for a new run",
-) -> Run:
-    """Everything up to the first step; on a resumed run, up to the step it had reached.
-
-    Args:
-        model: on its device, with its first weights.
-        saved: the checkpoint to go on from; see `whole_checkpoint`.
-
-    Raises:
-        UserError: the checkpoint is of another model.
-    """
-    sharded = settings.parallel == "fsdp" and accelerator.num_processes > 1
-    if sharded:
-        shard(model, accelerator)
-    optimizer = build_optimizer(model, settings)
-    progress = together.on_all(lambda: load_checkpoint(saved, model, optimizer, accelerator))
-    if progress.step == 0:
-        torch.manual_seed(settings.seed + accelerator.process_index)  # dropout
-    if config.attention == "nystrom" and config.short_rows == "exact_without_convolution":
-        # A batch of short rows leaves the kernels without a gradient, which DDP has to look for.
-        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
-    wrapped = model if sharded else accelerator.prepare_model(model)
-    if settings.compile:
-        devices.compile_in_place(model)
-    dtype = devices.precision(settings, accelerator.device)
-    autocast = devices.autocast(dtype, accelerator.device)
-    peak = peak_flops(accelerator.device, dtype)
-    metrics = MetricsLog(folder / "metrics.jsonl")
-    if accelerator.is_main_process:
-        metrics.rewind(progress.step)
-    return Run(
-        settings=settings,
-        folder=folder,
-        label=label,
-        accelerator=accelerator,
-        objective=objective,
-        batches=batches,
-        model=model,
-        config=config,
-        wrapped=wrapped,
-        optimizer=optimizer,
-        dtype=dtype,
-        autocast=autocast,
-        guard=Guard(model, batches, autocast, objective.means),
-        peak_flops=peak and peak * accelerator.num_processes,
-        metrics=metrics,
-        progress=progress,
-        logs_after=logs_after,
-        saves_after=saves_after,
-        remedy=remedy,
-    )
 
 
 def train(run: Run, stop: StopRequest) -> None:

@@ -24,7 +24,8 @@ from nystromformer.training.batches import RunBatches
 from nystromformer.training.checkpoint import whole_checkpoint
 from nystromformer.training.curves import draw_approximation, draw_curves, draw_speed
 from nystromformer.training.guard import check_finite
-from nystromformer.training.loop import Run, open_run, train
+from nystromformer.training.loop import Run, train
+from nystromformer.training.metrics import open_tracker
 from nystromformer.training.objective import Measured, Measurement, every
 from nystromformer.training.parallel import load_weights, whole_weights
 from nystromformer.training.pretraining import (
@@ -39,7 +40,6 @@ from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.signals import StopRequest
 from nystromformer.training.start import build_model, fit, settled
 from nystromformer.training.together import Together
-from nystromformer.training.tracking import open_tracker
 
 
 def pretrain(settings: PretrainSettings) -> None:
@@ -101,7 +101,7 @@ def setup(settings: PretrainSettings, accelerator: Accelerator, together: Togeth
     model.to(accelerator.device)
     if start.fits_convolution and saved is None:
         fit(start, settings.init, batches.some_training_rows(settings.init.convolution_rows))
-    run = open_run(
+    run = Run(
         training,
         folder.path,
         model,

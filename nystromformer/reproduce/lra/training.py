@@ -40,7 +40,7 @@ from nystromformer.tasks.task import Encoded, padded
 from nystromformer.training.checkpoint import whole_checkpoint
 from nystromformer.training.devices import accelerator_of, on_device
 from nystromformer.training.flops import training_flops
-from nystromformer.training.loop import open_run, train
+from nystromformer.training.loop import Run, train
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.objective import Measured, Measurement, every
 from nystromformer.training.signals import StopRequest
@@ -128,7 +128,7 @@ def _train_cell(
     torch.manual_seed(cell.seed)
     model = LraClassifier(configuration(cell.attention, task, scale)).to(device)
     config, steps = model.encoder.config, training.steps
-    run = open_run(
+    run = Run(
         training,
         folder,
         model,
