@@ -1,4 +1,4 @@
-"""Fine-tuning: `finetune` trains, `evaluate` measures on a file. Kinds of task stand in `kinds/`, a file each.
+"""Fine-tuning: `finetune` trains, `evaluate` measures on a file. A kind of task is a file in `kinds/`.
 
 task          what a kind answers; the examples, rows and batches that go between
 kinds/        sequence: a class or a number for a text; benchmarks: GLUE and film reviews, of that kind
