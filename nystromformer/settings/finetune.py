@@ -13,6 +13,7 @@ from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS,
 
 KINDS = {
     "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
+    "multi_label": "nystromformer.tasks.kinds.multi_label:MultiLabelTask",
 }
 """Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
 DATA_SOURCES = ("auto", "hub", "folder", "samples")
@@ -32,7 +33,8 @@ class TaskSettings:
 
     name: str = "sst2"
     kind: str = "sequence"
-    """What is predicted: `sequence`, a class or a number for a text or a pair of texts."""
+    """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
+    number of labels for one."""
     learning_rates: list[float] = field(default_factory=list)
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = field(default_factory=list)
@@ -41,7 +43,7 @@ class TaskSettings:
     """Times that each training example is seen."""
     metric: str = "accuracy"
     """custom: what the best checkpoint is chosen by: `accuracy`, `f1` (macro), `matthews`, or `pearson` with
-    regression."""
+    regression; multi_label: `average_precision`, `f1` (micro) or `f1_macro`."""
     regression: bool = False
     """custom: the label is a number to be predicted, not a class."""
 
@@ -88,6 +90,9 @@ class TaskDataSettings:
     """custom: name of the column with a second text, if there are pairs."""
     label: str = "label"
     """custom: name of the column with the label."""
+    label_separator: str = "comma"
+    """multi_label: what stands between several labels in the cell of a table, `comma`, `semicolon`, `tab` or
+    `pipe`; in JSON lines several labels may also be a list."""
     separator: str | None = None
     """custom: what stands between the columns, `comma`, `semicolon`, `tab` or `pipe`; empty is the comma in
     .csv files and the tab in .tsv files."""
@@ -107,6 +112,8 @@ class TaskDataSettings:
         if self.malformed_rows not in MALFORMED:
             yield f"data.malformed_rows={self.malformed_rows!r} is unknown: write stop or skip"
         yield from _separator_complaints("data.separator", self.separator)
+        if self.label_separator not in SEPARATORS:
+            yield f"data.label_separator={self.label_separator!r} is unknown: write {', '.join(SEPARATORS)}"
         if self.source == "folder" and not self.root:
             yield "data.root is empty: with data.source=folder write data.root=FOLDER"
         if not 0 < self.dev_fraction < 1:

@@ -29,12 +29,11 @@ from nystromformer.machine import machine
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings import TrainingSettings
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
-from nystromformer.tasks.description import facts
 from nystromformer.tasks.export import export
 from nystromformer.tasks.jobs import Job
 from nystromformer.tasks.plots import draw_learning_curve
 from nystromformer.tasks.scores import figures_of_sets
-from nystromformer.tasks.setup import TaskSetup
+from nystromformer.tasks.setup import TaskSetup, facts
 from nystromformer.tasks.start import build_classifier, max_length_of
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Task
 from nystromformer.training.checkpoint import saved_steps, whole_checkpoint
