@@ -1,7 +1,7 @@
 """Attention transfer: a model with Nyström attention is trained towards its own exact attention.
 
 The teacher has the same weights and exact attention. Attention's outputs alone, layer by layer with frozen
-projections, are what the convolution is fitted to in closed form already (`model.fitted_convolution`): a
+projections, are what the convolution is fitted to in closed form already (`model.closed_form`): a
 step of training has nothing left to gain there. What is trained here are the hidden states after every
 layer, which drift further apart from layer to layer:
 
@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from nystromformer.data.corpora import Corpus, read_documents
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model.encoder import NystromformerModel
@@ -24,6 +26,13 @@ from nystromformer.settings import TrainingSettings
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from nystromformer.training.progress import ProgressDisplay
+
+SHARES = (1, 1, 2, 4)
+"""Lengths of the rows, one after the other, as divisors of the longest: what is fitted to text has to serve
+shorter rows too, which get more of exact attention."""
+
+SHORTEST = 8
+"""Tokens, special ones included, below which a corpus holds no row."""
 
 WARMUP = 20
 """Steps, also where there are fewer: Adam's first ones move every weight by the whole rate."""
@@ -170,3 +179,42 @@ def _told_every(steps: int) -> int:
 
 def _on(model: NystromformerModel, row: Batch) -> Batch:
     return {name: tensor.to(model.device) for name, tensor in row.items()}
+
+
+# --- text to be fitted and trained on -----------------------------------------------------------------
+
+
+def text_rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[Batch]:
+    """Batches of one row, without padding, of `length` tokens and of halves and quarters of it.
+
+    A row begins with a document, or with what the row before left of one, and is filled up with the
+    documents that follow; less than a row at a document's end is not used where a row came of it. Goes
+    through the corpus once; a row that the corpus does not fill is given only where it is the first.
+
+    Raises:
+        UserError: there is no text.
+    """
+    filled = 0
+    ids: list[int] = []
+    for document in read_documents(corpus):
+        ids += tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+        before = filled
+        while len(ids) >= (wanted := length_of_row(filled, length) - 2):
+            yield _batch(tokenizer, ids[:wanted])
+            ids, filled = ids[wanted:], filled + 1
+        if filled > before:
+            ids = []
+    if not filled:
+        if len(ids) < SHORTEST:
+            raise UserError("data: the corpus holds less than a row of text: name another")
+        yield _batch(tokenizer, ids)
+
+
+def length_of_row(number: int, longest: int) -> int:
+    """Tokens of the row of that number, special ones included."""
+    return max(longest // SHARES[number % len(SHARES)], SHORTEST)
+
+
+def _batch(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Batch:
+    row = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
+    return {"input_ids": torch.tensor([row])}
