@@ -23,7 +23,7 @@ from nystromformer.tasks.evaluate import open_classifier
 from nystromformer.tasks.jobs import jobs_of
 from nystromformer.tasks.load import load_splits
 from nystromformer.tasks.metrics import figures_of, figures_of_sets
-from nystromformer.tasks.model import fit_on_longest
+from nystromformer.tasks.start import fit_on_longest
 from nystromformer.tasks.training import answers, predict
 
 EXACT = "exact"

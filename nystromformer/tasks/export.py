@@ -15,8 +15,8 @@ from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.tasks.definitions import Task
 from nystromformer.tasks.jobs import Job
-from nystromformer.tasks.model import max_length_of
 from nystromformer.tasks.setup import TaskSetup
+from nystromformer.tasks.start import max_length_of
 
 
 def export(model: Classifier, setup: TaskSetup, job: Job, figures: dict[str, float], folder: Path) -> None:

@@ -26,7 +26,6 @@ from nystromformer.tasks.evaluate import open_classifier
 from nystromformer.tasks.identity import compare, identity
 from nystromformer.tasks.jobs import Job, jobs_of, run_folder, tasks_of
 from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.model import Checkpoint, max_length_of, read_checkpoint
 from nystromformer.tasks.outcome import keep_best, prune_models, summarise, write_table
 from nystromformer.tasks.setup import TaskSetup, contents_there, prepare_task, say
 from nystromformer.tasks.sharing import (
@@ -38,6 +37,7 @@ from nystromformer.tasks.sharing import (
     settle,
     taken,
 )
+from nystromformer.tasks.start import Checkpoint, max_length_of, read_checkpoint
 from nystromformer.tasks.submission import write_predictions, zip_submission
 from nystromformer.tasks.training import answers, predict, train_seed
 from nystromformer.threads import watch_for_other_work

@@ -19,8 +19,8 @@ from nystromformer.tasks.contents import (
 )
 from nystromformer.tasks.encoding import Encoded, describe, encode
 from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.model import Checkpoint, max_length_of
 from nystromformer.tasks.splits import Splits
+from nystromformer.tasks.start import Checkpoint, max_length_of
 from nystromformer.training.signals import StopRequest
 
 

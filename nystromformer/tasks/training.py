@@ -32,9 +32,9 @@ from nystromformer.tasks.encoding import Encoded, facts
 from nystromformer.tasks.export import export
 from nystromformer.tasks.jobs import Job
 from nystromformer.tasks.metrics import figures_of, figures_of_sets
-from nystromformer.tasks.model import build_classifier, max_length_of
 from nystromformer.tasks.plots import draw_confusion, draw_learning_curve
 from nystromformer.tasks.setup import TaskSetup
+from nystromformer.tasks.start import build_classifier, max_length_of
 from nystromformer.training import devices
 from nystromformer.training.checkpoint import load_latest, save_checkpoint, saved_steps
 from nystromformer.training.computation import note_computation
