@@ -154,10 +154,10 @@ class TrainingSettings:
 _LEAST = {
     "convolution_rows": (1, "at least 1"),
     "neighbours": (0, "at least 1, 0 for none, or null"),
-    **dict.fromkeys(
-        ("num_landmarks", "salient_tokens", "num_attention_heads", "nystrom_length"),
-        (1, "at least 1, or null"),
-    ),
+    "num_landmarks": (1, "at least 1, or null"),
+    "salient_tokens": (1, "at least 1, or null"),
+    "num_attention_heads": (1, "at least 1, or null"),
+    "nystrom_length": (1, "at least 1, or null"),
 }
 
 
