@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nystromformer.settings.data import DataSettings
-from nystromformer.settings.training import source_complaints
+from nystromformer.settings.training import CONVOLUTIONS, POSITIONS
 
 LAYOUTS = ("nystromformer", "transformers")
 CONVERTED = ("nystrom", "softmax")
@@ -77,13 +77,27 @@ class ConvertSettings:
             yield "source is empty: write source=FOLDER, a hub name or an authors' file"
         if not self.target:
             yield "target is empty: write target=FOLDER"
-        for name, known in (("attention", CONVERTED), ("layout", LAYOUTS)):
-            if (value := getattr(self, name)) is not None and value not in known:
-                yield f"{name}={value!r} is unknown: write one of {', '.join(known)}"
-        if self.max_length is not None and self.max_length < 1:
-            yield f"max_length={self.max_length} is impossible: write at least 1, or null"
-        yield from source_complaints(self)
+        choices = (("attention", (*CONVERTED, None)), ("positions", POSITIONS), ("layout", LAYOUTS))
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                words = ", ".join(filter(None, known))
+                yield f"{name}={getattr(self, name)!r} is unknown: write one of {words}"
+        for name in (
+            "num_landmarks",
+            "salient_tokens",
+            "num_attention_heads",
+            "max_length",
+            "nystrom_length",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}={value} is impossible: write at least 1, or null"
+        if self.neighbours is not None and self.neighbours < 0:
+            yield f"neighbours={self.neighbours} is impossible: write at least 1, 0 for none, or null"
         yield from self._complaints_about_text()
+        width = self.conv_kernel_size
+        if width is not None and (width < 1 or width % 2 == 0):
+            yield f"conv_kernel_size={width} has no middle: write an odd number"
         if self.nystrom_length is not None and self.layout != "transformers":
             yield f"nystrom_length={self.nystrom_length} is for layout=transformers: write that, or null"
 
@@ -98,10 +112,13 @@ class ConvertSettings:
         return self.convolution_rows or (128 if self.how == "reconstructed" else 16)
 
     def _complaints_about_text(self) -> Iterator[str]:
+        if self.convolution is not None and self.convolution not in CONVOLUTIONS:
+            yield f"convolution={self.convolution!r} is unknown: write one of {', '.join(CONVOLUTIONS)}"
         if self.trained not in TRAINED:
             yield f"trained={self.trained!r} is unknown: write one of {', '.join(TRAINED)}"
-        for name in ("steps", "batch_size"):
-            if (value := getattr(self, name)) < 1:
+        for name in ("convolution_rows", "steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 yield f"{name}={value} is impossible: write at least 1"
         if self.minutes is not None and self.minutes <= 0:
             yield f"minutes={self.minutes:g} is impossible: write a number above 0, or null"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nystromformer.settings.data import MALFORMED
 from nystromformer.settings.model import ATTENTIONS, SHORT_ROWS
-from nystromformer.settings.training import PRECISIONS, source_complaints
+from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 """In the order of GLUE's own table."""
@@ -162,11 +162,24 @@ class TaskModelSettings:
     def complaints(self) -> Iterator[str]:
         if self.attention is not None and self.attention not in ATTENTIONS:
             yield f"model.attention={self.attention!r} is unknown: write one of {', '.join(ATTENTIONS)}"
-        yield from source_complaints(self, "model.")
+        for name, known in (("convolution", CONVOLUTIONS), ("positions", POSITIONS)):
+            if getattr(self, name) not in known:
+                yield f"model.{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
         if self.short_rows is not None and self.short_rows not in SHORT_ROWS:
             yield f"model.short_rows={self.short_rows!r} is unknown: write one of {', '.join(SHORT_ROWS)}"
         if self.max_length is not None and self.max_length < 8:
             yield f"model.max_length={self.max_length} is too short: write at least 8"
+        if self.num_landmarks is not None and self.num_landmarks < 1:
+            yield f"model.num_landmarks={self.num_landmarks} is impossible: write at least 1, or null"
+        if self.neighbours is not None and self.neighbours < 0:
+            yield f"model.neighbours={self.neighbours} is impossible: write at least 1, 0 for none, or null"
+        if self.salient_tokens is not None and self.salient_tokens < 1:
+            yield f"model.salient_tokens={self.salient_tokens} is impossible: write at least 1, or null"
+        if self.convolution_rows < 1:
+            yield f"model.convolution_rows={self.convolution_rows} is impossible: write at least 1"
+        width = self.conv_kernel_size
+        if width is not None and (width < 1 or width % 2 == 0):
+            yield (f"model.conv_kernel_size={width} cannot be centred on a token: write an odd number")
         for name in ("hidden_dropout", "attention_dropout"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 yield f"model.{name}={getattr(self, name)} is impossible: write a share from 0 to below 1"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 PRECISIONS = ("auto", "bf16", "float32")
 TRACKERS = ("none", "wandb", "tensorboard")
@@ -151,29 +150,6 @@ class TrainingSettings:
             )
 
 
-_LEAST = {
-    "convolution_rows": (1, "at least 1"),
-    "neighbours": (0, "at least 1, 0 for none, or null"),
-    "num_landmarks": (1, "at least 1, or null"),
-    "salient_tokens": (1, "at least 1, or null"),
-    "num_attention_heads": (1, "at least 1, or null"),
-    "nystrom_length": (1, "at least 1, or null"),
-}
-
-
-def source_complaints(settings: Any, section: str = "") -> Iterator[str]:
-    """What is impossible among the settings of how a source becomes a model, as far as a command has them."""
-    for name, known in (("convolution", CONVOLUTIONS), ("positions", POSITIONS)):
-        if (value := getattr(settings, name)) is not None and value not in known:
-            yield f"{section}{name}={value!r} is unknown: write one of {', '.join(known)}"
-    for name, (least, fix) in _LEAST.items():
-        if (value := getattr(settings, name, None)) is not None and value < least:
-            yield f"{section}{name}={value} is impossible: write {fix}"
-    width = getattr(settings, "conv_kernel_size", None)
-    if width is not None and (width < 1 or width % 2 == 0):
-        yield f"{section}conv_kernel_size={width} cannot be centred on a token: write an odd number"
-
-
 @dataclass
 class InitSettings:
     """What the weights start from: `init=scratch|bert|checkpoint`."""
@@ -203,7 +179,11 @@ class InitSettings:
             yield f"init.output_bias={self.output_bias!r} is unknown: write zero or unigram"
         elif self.output_bias == "unigram" and self.source != "scratch":
             yield f"init.output_bias=unigram would overwrite that of init={self.source}: write zero"
-        yield from source_complaints(self, "init.")
+        for name, known in (("convolution", CONVOLUTIONS), ("positions", POSITIONS)):
+            if getattr(self, name) not in known:
+                yield f"init.{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
+        if self.convolution_rows < 1:
+            yield f"init.convolution_rows={self.convolution_rows} is impossible: write at least 1"
         if self.source in ("bert", "checkpoint") and not self.path:
             yield f"init.path is empty: with init={self.source} write init.path=FOLDER or a hub name"
 
