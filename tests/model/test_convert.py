@@ -20,9 +20,14 @@ from transformers.models.nystromformer.configuration_nystromformer import (
     NystromformerConfig as TheirConfig,
 )
 
-from nystromformer import NystromformerConfig, NystromformerForPreTraining
+from nystromformer import (
+    NystromformerConfig,
+    NystromformerForPreTraining,
+    NystromformerForSequenceClassification,
+)
 from nystromformer.cli import main
 from nystromformer.errors import UserError
+from nystromformer.model.layouts import load_model
 from nystromformer.model.source import grow_positions, open_source
 from tests.model.test_conversion import SHAPE, bert_folder, nystromformer
 
@@ -325,3 +330,31 @@ def test_a_damaged_source_is_one_line(kind, damage, tmp_path, capsys):
     assert len(said) == 1
     assert f"source={folder}" in said[0]
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["num_attention_heads=5"], ["num_attention_heads=4"]], ids=["heads", "no words"]
+)
+def test_an_authors_file_that_is_no_whole_model_is_one_line(words, tmp_path, capsys):
+    state = {name: tensor for name, tensor in authors_state(1).items() if "conv" not in name}
+    if words == ["num_attention_heads=4"]:
+        del state["model.embeddings.word_embeddings.weight"]
+    torch.save({"model_state_dict": state}, tmp_path / "part.model")
+    assert converted(f"source={tmp_path / 'part.model'}", f"target={tmp_path / 'ours'}", *words) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nystromformer: ")]
+    assert len(said) == 1
+    assert f"source={tmp_path / 'part.model'} is no encoder of the authors' code" in said[0]
+
+
+@pytest.mark.parametrize("damage", [_truncate, _configure(num_labels=7, id2label=None, label2id=None)])
+def test_a_damaged_model_with_a_head_is_one_line(damage, tmp_path):
+    shape = {**SHAPE, "num_landmarks": 16, "conv_kernel_size": 5, "max_position_embeddings": 40}
+    NystromformerForSequenceClassification(NystromformerConfig(**shape)).save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=r"checkpoint=here: cannot load the weights \(.*\): train it again"):
+        load_model(
+            NystromformerForSequenceClassification,
+            str(tmp_path),
+            wrong="checkpoint=here",
+            fix=": train it again",
+        )
