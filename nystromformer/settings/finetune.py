@@ -13,6 +13,7 @@ from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 
 KINDS = {
     "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
+    "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
 }
 """Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
 DATA_SOURCES = ("auto", "hub", "folder", "samples")
@@ -32,7 +33,8 @@ class TaskSettings:
 
     name: str = "sst2"
     kind: str = "sequence"
-    """What is predicted: `sequence`, a class or a number for a text or a pair of texts."""
+    """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `choice`, which of
+    several answers is right."""
     learning_rates: list[float] = field(default_factory=list)
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = field(default_factory=list)
