@@ -1,4 +1,4 @@
-"""Multiple choice: its layouts, what a padded choice changes (nothing), and a planted answer that is learned."""
+"""Multiple choice: its layouts, what batch mates change (nothing), and a planted answer that is learned."""
 
 from __future__ import annotations
 

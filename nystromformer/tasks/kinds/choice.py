@@ -3,8 +3,8 @@
 An example is a row of the head's batch (B, K, N): the document as first text, question and choice as second.
 Files are JSON lines or tables, in one of these layouts:
 
-    context, question, choices, label     a list of choices, and the number of the right one from 0, its letter
-                                          or its text
+    context, question, choices, label     a list of choices, and the number of the right one from 0, its
+                                          letter or its text
     sent1, sent2, ending0 … ending3, label                           SWAG
     article, questions, options, answers: a list each, letters; or article, question, options, answer    RACE
     article, questions: objects of question, options, gold_label, which counts from 1                  QuALITY
@@ -58,7 +58,9 @@ class ChoiceTask(Task):
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         if not settings.data.train:
-            yield f"data.train is empty: with task={settings.task.name} write data.train=FILE (.jsonl or .csv)"
+            yield (
+                f"data.train is empty: with task={settings.task.name} write data.train=FILE (.jsonl or .csv)"
+            )
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
@@ -88,7 +90,7 @@ class ChoiceTask(Task):
     # --- rows and model ------------------------------------------------------------------------------
 
     def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-        """`[CLS] context [SEP] question choice [SEP]` for each choice; what is too long is cut from the context.
+        """`[CLS] context [SEP] question choice [SEP]` for each choice, cut to length at the context's end.
 
         A blank `_` of the question is filled in by the choice.
 
@@ -125,7 +127,7 @@ class ChoiceTask(Task):
         )
 
     def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
-        """input_ids, attention_mask, (token_type_ids) (B, K, N), `choices` (B,): how many are real; labels (B,).
+        """input_ids, attention_mask, (token_type_ids), all (B, K, N); choices, how many are real, labels: (B,).
 
         Rows of fewer choices are filled up with copies of their first.
         """
@@ -199,12 +201,13 @@ class ChoiceTask(Task):
             yield found if label is None else {**found, "label": label}
 
     def usage(self) -> str:
-        return """from transformers import AutoModelForMultipleChoice, AutoTokenizer  # there is no pipeline for it
+        return """from transformers import AutoModelForMultipleChoice, AutoTokenizer  # transformers has no pipeline
 
 folder = "PATH OF THIS FOLDER"
 model, tokenizer = AutoModelForMultipleChoice.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 choices = ["question and one choice", "question and another choice"]
-rows = tokenizer(["a document"] * len(choices), choices, padding=True, truncation="only_first", return_tensors="pt")
+documents = ["a document"] * len(choices)
+rows = tokenizer(documents, choices, padding=True, truncation="only_first", return_tensors="pt")
 print(model(**{name: row[None] for name, row in rows.items()}).logits.softmax(-1))"""
 
 
@@ -303,7 +306,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def _number(value: Any, choices: list[str], *, first: bool) -> int:
-    """The number of the right choice from 0, from such a number (with `first` from 1), a letter, or its text."""
+    """The right choice, counted from 0, by such a number (with `first` from 1), a letter, or its text."""
     text = "" if isinstance(value, bool | list | dict) else clean(str(value))
     if re.fullmatch("[0-9]+", text):
         number = int(text) - first
