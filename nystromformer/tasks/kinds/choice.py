@@ -127,7 +127,7 @@ class ChoiceTask(Task):
         )
 
     def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
-        """input_ids, attention_mask, (token_type_ids), all (B, K, N); choices, how many are real, labels: (B,).
+        """input_ids, attention_mask, (token_type_ids) (B, K, N); `choices`, how many are real, labels (B,).
 
         Rows of fewer choices are filled up with copies of their first.
         """
@@ -201,7 +201,7 @@ class ChoiceTask(Task):
             yield found if label is None else {**found, "label": label}
 
     def usage(self) -> str:
-        return """from transformers import AutoModelForMultipleChoice, AutoTokenizer  # transformers has no pipeline
+        return """from transformers import AutoModelForMultipleChoice, AutoTokenizer  # no pipeline
 
 folder = "PATH OF THIS FOLDER"
 model, tokenizer = AutoModelForMultipleChoice.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
