@@ -13,12 +13,15 @@ from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 
 KINDS = {
     "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
+    "tokens": "nystromformer.tasks.kinds.tokens:TokenTask",
     "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
 }
 """Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
 DATA_SOURCES = ("auto", "hub", "folder", "samples")
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """What may stand between the columns of a file, by the name that settings give it."""
+TAG_SCHEMES = ("auto", "plain", "bio", "iobes")
+UNITS = ("document", "sentence")
 KEPT_MODELS = ("best", "all")
 
 
@@ -33,8 +36,8 @@ class TaskSettings:
 
     name: str = "sst2"
     kind: str = "sequence"
-    """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `choice`, which of
-    several answers is right."""
+    """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `tokens`, a tag for
+    each word; `choice`, which of several answers is right."""
     learning_rates: list[float] = field(default_factory=list)
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = field(default_factory=list)
@@ -96,6 +99,19 @@ class TaskDataSettings:
     quotes: bool | None = None
     """custom: whether cells may stand in double quotes, as pandas and spreadsheets write them; false for
     files like GLUE's own, in which a quote is text. Empty is true, and stops where that is in doubt."""
+    tokens: str = "tokens"
+    """tokens: name of the list of words in JSON lines."""
+    tags: str = "tags"
+    """tokens: name of the list of tags in JSON lines."""
+    scheme: str = "auto"
+    """tokens: `bio` or `iobes` where tags mark spans, `plain` where each stands for itself; `auto` goes by
+    the training file."""
+    repair_tags: bool = False
+    """tokens: mend tags that their scheme does not allow, such as a span that begins with I, rather than
+    stop."""
+    unit: str = "document"
+    """tokens: what a row holds, a `document` (in CoNLL columns, from -DOCSTART- to the next) or a
+    `sentence`."""
     dev_fraction: float = 0.1
     """custom: share of each class that is held out, by the hash of its texts, always the same."""
     max_train_examples: int | None = None
@@ -108,6 +124,9 @@ class TaskDataSettings:
             yield f"data.source={self.source!r} is unknown: write one of {', '.join(DATA_SOURCES)}"
         if self.malformed_rows not in MALFORMED:
             yield f"data.malformed_rows={self.malformed_rows!r} is unknown: write stop or skip"
+        for name, known in (("scheme", TAG_SCHEMES), ("unit", UNITS)):
+            if getattr(self, name) not in known:
+                yield f"data.{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
         yield from _separator_complaints("data.separator", self.separator)
         if self.source == "folder" and not self.root:
             yield "data.root is empty: with data.source=folder write data.root=FOLDER"
