@@ -13,8 +13,10 @@ from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 
 KINDS = {
     "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
+    "multi_label": "nystromformer.tasks.kinds.multi_label:MultiLabelTask",
     "tokens": "nystromformer.tasks.kinds.tokens:TokenTask",
     "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
+    "answers": "nystromformer.tasks.kinds.answers:AnswerTask",
 }
 """Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
 DATA_SOURCES = ("auto", "hub", "folder", "samples")
@@ -36,8 +38,9 @@ class TaskSettings:
 
     name: str = "sst2"
     kind: str = "sequence"
-    """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `tokens`, a tag for
-    each word; `choice`, which of several answers is right."""
+    """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
+    number of labels for one; `tokens`, a tag for each word; `choice`, which of several answers is right;
+    `answers`, where in a text a question's answer stands."""
     learning_rates: list[float] = field(default_factory=list)
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = field(default_factory=list)
@@ -46,7 +49,7 @@ class TaskSettings:
     """Times that each training example is seen."""
     metric: str = "accuracy"
     """custom: what the best checkpoint is chosen by: `accuracy`, `f1` (macro), `matthews`, or `pearson` with
-    regression."""
+    regression; multi_label: `average_precision`, `f1` (micro) or `f1_macro`."""
     regression: bool = False
     """custom: the label is a number to be predicted, not a class."""
 
@@ -93,6 +96,9 @@ class TaskDataSettings:
     """custom: name of the column with a second text, if there are pairs."""
     label: str = "label"
     """custom: name of the column with the label."""
+    label_separator: str = "comma"
+    """multi_label: what stands between several labels in the cell of a table, `comma`, `semicolon`, `tab` or
+    `pipe`; in JSON lines several labels may also be a list."""
     separator: str | None = None
     """custom: what stands between the columns, `comma`, `semicolon`, `tab` or `pipe`; empty is the comma in
     .csv files and the tab in .tsv files."""
@@ -112,6 +118,10 @@ class TaskDataSettings:
     unit: str = "document"
     """tokens: what a row holds, a `document` (in CoNLL columns, from -DOCSTART- to the next) or a
     `sentence`."""
+    stride: int = 128
+    """answers: tokens of a context that each window shares with the next, where it is longer than a row."""
+    max_answer_tokens: int = 30
+    """answers: tokens of the longest answer that is given."""
     dev_fraction: float = 0.1
     """custom: share of each class that is held out, by the hash of its texts, always the same."""
     max_train_examples: int | None = None
@@ -124,10 +134,16 @@ class TaskDataSettings:
             yield f"data.source={self.source!r} is unknown: write one of {', '.join(DATA_SOURCES)}"
         if self.malformed_rows not in MALFORMED:
             yield f"data.malformed_rows={self.malformed_rows!r} is unknown: write stop or skip"
+        if self.stride < 0:
+            yield f"data.stride={self.stride} is impossible: write 0 or more"
+        if self.max_answer_tokens < 1:
+            yield f"data.max_answer_tokens={self.max_answer_tokens} is impossible: write at least 1"
         for name, known in (("scheme", TAG_SCHEMES), ("unit", UNITS)):
             if getattr(self, name) not in known:
                 yield f"data.{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
         yield from _separator_complaints("data.separator", self.separator)
+        if self.label_separator not in SEPARATORS:
+            yield f"data.label_separator={self.label_separator!r} is unknown: write {', '.join(SEPARATORS)}"
         if self.source == "folder" and not self.root:
             yield "data.root is empty: with data.source=folder write data.root=FOLDER"
         if not 0 < self.dev_fraction < 1:

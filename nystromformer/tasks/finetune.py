@@ -4,7 +4,7 @@ checkpoint → for each task: data, what there is to say about them, every seed 
 (submission) → one table
 
 Several processes, of one command or of several of one name, share the seeds: each takes the next one that
-nobody holds (sharing.py).
+nobody holds (jobs.py).
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
 from nystromformer.tasks.evaluate import open_model
 from nystromformer.tasks.identity import compare, identity
-from nystromformer.tasks.jobs import Job, jobs_of, run_folder, tasks_of
-from nystromformer.tasks.kinds.sequence import SequenceTask
-from nystromformer.tasks.reading import load_splits
-from nystromformer.tasks.results import keep_best, prune_models, summarise, write_table
-from nystromformer.tasks.setup import TaskSetup, contents_there, prepare_task, say
-from nystromformer.tasks.sharing import (
+from nystromformer.tasks.jobs import (
+    Job,
     adopt,
     forget_unstarted,
     has_traces,
     holder_of,
+    jobs_of,
+    run_folder,
     run_held,
     settle,
     taken,
+    tasks_of,
 )
+from nystromformer.tasks.kinds.sequence import SequenceTask
+from nystromformer.tasks.reading import load_splits
+from nystromformer.tasks.results import keep_best, prune_models, summarise, write_table
+from nystromformer.tasks.setup import TaskSetup, contents_there, prepare_task, say
 from nystromformer.tasks.start import Checkpoint, max_length_of, read_checkpoint
 from nystromformer.tasks.submission import write_predictions, zip_submission
 from nystromformer.tasks.training import outputs_of, train_seed

@@ -83,7 +83,10 @@ def own_table(path: str, columns: Sequence[str], setting: str, data: TaskDataSet
 
 
 def usable_rows(
-    file: TableFile, texts: Callable[[Row], Texts], label: Callable[[Row], Any] | None, id_column: str | None
+    file: TableFile,
+    texts: Callable[[Row], Texts],
+    label: Callable[[Row], Any] | None,
+    id_column: str | None = None,
 ) -> Iterator[tuple[Texts, Any, str]]:
     """Texts, label and name of each row of a table.
 

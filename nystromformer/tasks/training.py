@@ -26,12 +26,11 @@ from nystromformer.files import write_atomically
 from nystromformer.machine import machine
 from nystromformer.settings import TrainingSettings
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
-from nystromformer.tasks.description import facts
 from nystromformer.tasks.export import export
 from nystromformer.tasks.jobs import Job
 from nystromformer.tasks.plots import draw_learning_curve
 from nystromformer.tasks.scores import figures_of_sets
-from nystromformer.tasks.setup import TaskSetup
+from nystromformer.tasks.setup import TaskSetup, facts
 from nystromformer.tasks.start import build_classifier, max_length_of
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Task
 from nystromformer.training import devices
@@ -270,7 +269,7 @@ def _finish(
     figures, outputs = evaluate(task, model, setup, setup.dev, setup.splits.dev, autocast)
     name, part = next(iter(setup.dev.items()))
     labels = setup.splits.dev[name].labels or []
-    fitted = task.fitted(labels, outputs[name])
+    fitted = task.fitted(part, labels, outputs[name])
     if fitted != task:
         task = fitted
         figures = figures_of_outputs(task, setup.dev, setup.splits.dev, outputs)

@@ -30,6 +30,7 @@ pytest.importorskip("seqeval")
 def read(path: Path, text: str, task: TokenTask = TASK) -> Documents:
     path.write_text(text)
     (documents,) = task.read(EvaluateSettings(file=str(path)), 1000)
+    assert isinstance(documents, Documents)
     return documents
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,17 +134,16 @@ class SequenceTask(Task):
             raise Unusable(f"is malformed (no text in {' and '.join(map(repr, self.texts))})")
         return texts
 
-    def _value(self, row: Row) -> str:
+    def values_in(self, row: Row) -> list[str]:
+        """What a row has in the label's column, the one value of it; raises Unusable for none."""
         if value := row.label(self.label):
-            return value
+            return [value]
         raise Unusable(f"has no label in {self.label!r}")
 
-    def _label(self, row: Row, ids: dict[str, int]) -> float:
-        value = self._value(row)
+    def _label(self, row: Row, ids: dict[str, int]) -> Any:
+        (value,) = self.values_in(row)
         if not self.regression:
-            if value not in ids:
-                raise Unusable(f"has the label {shortened(value)}, which is none of {listed(ids)}")
-            return ids[value]
+            return id_of(value, ids)
         number = number_of(value)
         if number is None:
             raise Unusable(f"has {shortened(value)} in {self.label!r}, which is no number")
@@ -285,7 +284,7 @@ class SequenceTask(Task):
             given = {self.label: shown, **given}
         # The task's columns keep their names, or this could not be read by them again.
         own = (*self.texts, self.label)
-        columns = {_unlike(name, own): cells for name, cells in columns.items()} | given
+        columns = {unlike(name, own): cells for name, cells in columns.items()} | given
         head = [] if first else [list(columns)]
         return written([*head, *zip(*columns.values(), strict=True)])
 
@@ -315,7 +314,7 @@ def custom_splits(task: SequenceTask, data: TaskDataSettings) -> Splits:
     columns = (*task.texts, task.label)
     if not task.regression:
         train = own_table(str(data.train), columns, "data.train", data)
-        task = with_labels(task, tuple(labels_in(train, task, lambda row: [task._value(row)])))
+        task = with_labels(task, tuple(_values_in(train, task)))
     return own_splits(
         task,
         data,
@@ -324,13 +323,13 @@ def custom_splits(task: SequenceTask, data: TaskDataSettings) -> Splits:
     )
 
 
-def labels_in(file: TableFile, task: SequenceTask, values: Callable[[Row], Iterable[str]]) -> list[str]:
+def _values_in(file: TableFile, task: SequenceTask) -> list[str]:
     """The different values of the label column, in order."""
     found: dict[str, None] = {}
     for row in file.rows():
         try:
             task._texts_to_learn(row)  # a row without text shows no class
-            found |= dict.fromkeys(values(row))
+            found |= dict.fromkeys(task.values_in(row))
         except Unusable as error:
             file.reject(row, str(error))
     if len(found) > _MOST_CLASSES:
@@ -354,7 +353,13 @@ def in_order(values: Iterable[str]) -> list[str]:
     return sorted(numbers, key=lambda value: (numbers[value], value))
 
 
-def _unlike(name: str, taken: Collection[str]) -> str:
+def id_of(value: str, ids: dict[str, int]) -> int:
+    if value not in ids:
+        raise Unusable(f"has the label {shortened(value)}, which is none of {listed(ids)}")
+    return ids[value]
+
+
+def unlike(name: str, taken: Collection[str]) -> str:
     while name in taken:
         name += "_"
     return name

@@ -180,8 +180,9 @@ class TokenTask(Task):
         pieces = _pieces(examples.texts, tokenizer)
         first, *last = tokenizer("")["input_ids"]
         room = max_length - 1 - len(last)
+        empty = np.empty(0, np.int64)
         rows = TokenRows(
-            [], None, None if examples.labels is None else [], np.empty(0), np.empty(0),
+            [], None, None if examples.labels is None else [], empty, empty,
             sentences=examples.sentences,
         )  # fmt: skip
         for number, words in enumerate(examples.texts):
