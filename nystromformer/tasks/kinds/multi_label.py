@@ -178,7 +178,7 @@ class MultiLabelTask(SequenceTask):
         for row, chances in enumerate(predictions):
             record = {
                 index: examples.ids[row],
-                prediction: self._named(np.flatnonzero(chances >= self._thresholds)),
+                prediction: self._named(np.flatnonzero(chances >= self._thresholds).tolist()),
                 chance: {name: round(float(p), 6) for name, p in zip(self.labels, chances, strict=True)},
             }
             if examples.labels is not None:
