@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
+from nystromformer.model.layouts import load_model
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import EvaluateSettings
 from nystromformer.tasks.export import taught
-from nystromformer.tasks.start import open_tokenizer
 from nystromformer.tasks.task import Examples, Task
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
@@ -80,13 +81,7 @@ def read_file(settings: EvaluateSettings, task: Task) -> Examples:
 
 def open_model(folder: Path, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a folder; raises UserError where the weights cannot be loaded."""
-    try:
-        model = task.head.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(
-            f"checkpoint={folder}: cannot load the weights ({first_line}): train it again"
-        ) from None
+    model, _ = load_model(task.head, str(folder), wrong=f"checkpoint={folder}", fix=": train it again")
     if model.config.num_labels != task.num_labels:
         raise UserError(
             f"checkpoint={folder} has {model.config.num_labels} labels, its task.json {task.num_labels}"

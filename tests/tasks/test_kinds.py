@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nystromformer.cli import main
 from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerForTokenClassification
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import (
     KINDS,
@@ -30,7 +31,6 @@ from nystromformer.settings.finetune import (
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.reading import gathered, in_parts, own_splits, own_table, usable_rows
 from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.start import open_tokenizer
 from nystromformer.tasks.table_files import Row, TableFile, Unusable
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, from_stored, padded, stored
 from nystromformer.tasks.training import training_step
@@ -106,6 +106,7 @@ class Tagging(Task):
         assert isinstance(encoded, Words)
         batch = padded(encoded, rows, pad_token_id)
         if labelled:
+            assert encoded.labels is not None
             batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
             for number, row in enumerate(rows):
                 batch["labels"][number, encoded.firsts[row]] = torch.tensor(encoded.labels[row])
@@ -207,7 +208,7 @@ def test_its_mistakes_are_one_line(registered, words, tmp_path, capsys):
     assert main([*asked, "task.regression=true"]) == 2
     assert "task.regression=true is not for tags: write false" in capsys.readouterr().err
     assert main([*asked, "task.kind=parsing"]) == 2
-    assert "task.kind='parsing' is unknown: write one of sequence, tagging" in capsys.readouterr().err
+    assert f"task.kind='parsing' is unknown: write one of {', '.join(KINDS)}" in capsys.readouterr().err
 
 
 def test_micro_batches_add_up_where_rows_have_unlike_counts_of_labels(checkpoint, tmp_path):
