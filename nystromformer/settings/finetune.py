@@ -15,11 +15,16 @@ KINDS = {
     "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
     "multi_label": "nystromformer.tasks.kinds.multi_label:MultiLabelTask",
     "numbers": "nystromformer.tasks.kinds.numbers:NumbersTask",
+    "tokens": "nystromformer.tasks.kinds.tokens:TokenTask",
+    "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
+    "answers": "nystromformer.tasks.kinds.answers:AnswerTask",
 }
 """Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
 DATA_SOURCES = ("auto", "hub", "folder", "samples")
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """What may stand between the columns of a file, by the name that settings give it."""
+TAG_SCHEMES = ("auto", "plain", "bio", "iobes")
+UNITS = ("document", "sentence")
 KEPT_MODELS = ("best", "all")
 
 
@@ -35,7 +40,8 @@ class TaskSettings:
     name: str = "sst2"
     kind: str = "sequence"
     """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
-    number of labels for one; `numbers`, several numbers or grades for one."""
+    number of labels for one; `numbers`, several numbers or grades for one; `tokens`, a tag for each word;
+    `choice`, which of several answers is right; `answers`, where in a text a question's answer stands."""
     learning_rates: list[float] = field(default_factory=list)
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = field(default_factory=list)
@@ -103,6 +109,23 @@ class TaskDataSettings:
     quotes: bool | None = None
     """custom: whether cells may stand in double quotes, as pandas and spreadsheets write them; false for
     files like GLUE's own, in which a quote is text. Empty is true, and stops where that is in doubt."""
+    tokens: str = "tokens"
+    """tokens: name of the list of words in JSON lines."""
+    tags: str = "tags"
+    """tokens: name of the list of tags in JSON lines."""
+    scheme: str = "auto"
+    """tokens: `bio` or `iobes` where tags mark spans, `plain` where each stands for itself; `auto` goes by
+    the training file."""
+    repair_tags: bool = False
+    """tokens: mend tags that their scheme does not allow, such as a span that begins with I, rather than
+    stop."""
+    unit: str = "document"
+    """tokens: what a row holds, a `document` (in CoNLL columns, from -DOCSTART- to the next) or a
+    `sentence`."""
+    stride: int = 128
+    """answers: tokens of a context that each window shares with the next, where it is longer than a row."""
+    max_answer_tokens: int = 30
+    """answers: tokens of the longest answer that is given."""
     dev_fraction: float = 0.1
     """custom: share of each class that is held out, by the hash of its texts, always the same."""
     max_train_examples: int | None = None
@@ -115,6 +138,13 @@ class TaskDataSettings:
             yield f"data.source={self.source!r} is unknown: write one of {', '.join(DATA_SOURCES)}"
         if self.malformed_rows not in MALFORMED:
             yield f"data.malformed_rows={self.malformed_rows!r} is unknown: write stop or skip"
+        if self.stride < 0:
+            yield f"data.stride={self.stride} is impossible: write 0 or more"
+        if self.max_answer_tokens < 1:
+            yield f"data.max_answer_tokens={self.max_answer_tokens} is impossible: write at least 1"
+        for name, known in (("scheme", TAG_SCHEMES), ("unit", UNITS)):
+            if getattr(self, name) not in known:
+                yield f"data.{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
         yield from _separator_complaints("data.separator", self.separator)
         if self.label_separator not in SEPARATORS:
             yield f"data.label_separator={self.label_separator!r} is unknown: write {', '.join(SEPARATORS)}"

@@ -69,8 +69,8 @@ def build_classifier(
     report = str(copied)
     if copied.can_be_fitted and settings.convolution != "zero":
         collate = partial(task.collate, labelled=False)
-        told = fit_on_longest(model, train, settings.convolution_rows, settings.convolution, collate)
-        report += f"\n  {told}"
+        rows = settings.convolution_rows
+        report += f"\n  {fit_on_longest(model, train, rows, settings.convolution, collate)}"
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model, report
@@ -86,5 +86,7 @@ def fit_on_longest(
     """Fit what the checkpoint has not on the longest training rows, see `fit_in_closed_form`."""
     longest = np.argsort(-train.lengths, kind="stable")[:rows].tolist()
     batches = [collate(train, [row], model.config.pad_token_id or 0) for row in longest]
-    texts = [{name: ids.flatten(0, -2) for name, ids in batch.items()} for batch in batches]
+    # A row of a choice holds several texts; what a head reads besides is nothing to the encoder.
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    texts = [{name: batch[name].flatten(0, -2) for name in inputs if name in batch} for batch in batches]
     return fit_in_closed_form(model.nystromformer, texts, how)

@@ -229,7 +229,7 @@ def _finish(setup: TaskSetup, job: Job, run: Run) -> None:
     figures, outputs = evaluate(task, model, setup, setup.dev, setup.splits.dev, run.autocast)
     name, part = next(iter(setup.dev.items()))
     labels = setup.splits.dev[name].labels or []
-    fitted = task.fitted(labels, outputs[name])
+    fitted = task.fitted(part, labels, outputs[name])
     if fitted != task:
         task = fitted
         figures = figures_of_outputs(task, setup.dev, setup.splits.dev, outputs)

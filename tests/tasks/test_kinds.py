@@ -108,6 +108,7 @@ class Tagging(Task):
         assert isinstance(encoded, Words)
         batch = padded(encoded, rows, pad_token_id)
         if labelled:
+            assert encoded.labels is not None
             batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
             for number, row in enumerate(rows):
                 batch["labels"][number, encoded.firsts[row]] = torch.tensor(encoded.labels[row])

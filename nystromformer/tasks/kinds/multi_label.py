@@ -161,7 +161,7 @@ class MultiLabelTask(SequenceTask):
             },
         )
 
-    def fitted(self, labels: Sequence[Any], outputs: Outputs) -> MultiLabelTask:
+    def fitted(self, encoded: Encoded, labels: Sequence[Any], outputs: Outputs) -> MultiLabelTask:
         """With the thresholds that give each label its highest F1 on these examples."""
         truth, chances = self._present(labels), expit(np.asarray(outputs, np.float64))
         columns = zip(truth.T, chances.T, strict=True)
@@ -178,7 +178,7 @@ class MultiLabelTask(SequenceTask):
         for row, chances in enumerate(predictions):
             record = {
                 index: examples.ids[row],
-                prediction: self._named(np.flatnonzero(chances >= self._thresholds)),
+                prediction: self._named(np.flatnonzero(chances >= self._thresholds).tolist()),
                 chance: {name: round(float(p), 6) for name, p in zip(self.labels, chances, strict=True)},
             }
             if examples.labels is not None:
