@@ -84,7 +84,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         RuntimeError: a tensor is unknown, missing or of another shape.
     """
     whole_and_all = StateDictOptions(full_state_dict=True, strict=True)
-    set_model_state_dict(model, weights, options=whole_and_all)
+    set_model_state_dict(model, {**weights}, options=whole_and_all)
 
 
 def whole_moments(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:
