@@ -151,7 +151,7 @@ def _bookcorpus(source: SourceSettings, data: DataSettings) -> SourceSettings:
 def _open(source: SourceSettings, setting: str, streaming: bool) -> Reader:
     # Imported on use: only the hub needs the heavy `datasets`.
     if source.kind == "imdb":
-        from nystromformer.data.imdb import Imdb
+        from nystromformer.data.text_files import Imdb
 
         return Imdb()
     if source.kind in ("text", "jsonl"):
@@ -159,7 +159,7 @@ def _open(source: SourceSettings, setting: str, streaming: bool) -> Reader:
 
         return TextFiles(source.files, source.text_field, setting=setting, json_lines=source.kind == "jsonl")
     if source.kind == "wikiextractor":
-        from nystromformer.data.wikiextractor import WikiExtractorFiles
+        from nystromformer.data.text_files import WikiExtractorFiles
 
         return WikiExtractorFiles(source.files, source.text_field, setting=setting)
     from nystromformer.data.tables import ParquetFiles, Table, open_table

@@ -1,15 +1,4 @@
-"""Documents to chunks of whole sentences, the unit that is stored.
-
-The semantics are ALBERT's (`create_pretraining_data.py`), with the masking left to load time:
-
-- A chunk aims at `max_length - 3` tokens, which leaves room for [CLS] A [SEP] B [SEP]. With
-  probability `short_sequence_probability` it aims at a random shorter length instead.
-- A sentence joins the chunk if it fits. If it does not, a chunk of two sentences or more is closed;
-  a chunk of one takes it all the same, because a pair needs two. The overshoot is stored and cut
-  at load time, at another place in each epoch.
-- A sentence too long for any chunk is first cut into pieces, which then count as sentences.
-- A document's last sentence, left alone, has nothing to be paired with: it is dropped and counted.
-"""
+"""Documents to sentences."""
 
 from __future__ import annotations
 
@@ -18,9 +7,29 @@ from dataclasses import dataclass, fields
 from itertools import chain
 
 import numpy as np
+import sentencex
 from numpy.typing import NDArray
 
 from nystromformer.data import stateless_random as random
+
+
+def split_sentences(text: str, language: str = "en") -> list[str]:
+    """Split `text` into sentences, stripped and not empty, in order.
+
+    A line is a paragraph and no sentence crosses its end. Within a paragraph sentencex decides,
+    with the abbreviations of `language` (an ISO 639 code; an unknown one falls back to English).
+    """
+    sentences = []
+    for paragraph in text.splitlines():
+        if paragraph and not paragraph.isspace():
+            for sentence in sentencex.segment(language, paragraph):
+                sentence = sentence.strip()
+                if sentence:
+                    sentences.append(sentence)
+    return sentences
+
+
+# --- chunks ---------------------------------------------------------------------------------------------
 
 SPECIAL_TOKENS_OF_A_PAIR = 3  # [CLS] A [SEP] B [SEP]
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nystromformer.data.documents import Document, Source, SourceGone
-from nystromformer.data.lines import expand
+from nystromformer.data.text_files import expand
 from nystromformer.errors import UserError
 
 _ROWS_AT_ONCE = 256

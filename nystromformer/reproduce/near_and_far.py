@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from nystromformer.data.documents import in_validation, text_hash
-from nystromformer.data.imdb import Imdb
 from nystromformer.data.layout import Batch
+from nystromformer.data.text_files import Imdb
 from nystromformer.markdown import table
 from nystromformer.model import NystromformerForPreTraining, NystromformerModel
 from nystromformer.model.attention import NystromformerSelfAttention

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from nystromformer.data.segmentation import Chunks
-from nystromformer.data.shards import ShardReader, replacing, token_type, write_shard
+from nystromformer.data.storage import ShardReader, replacing, token_type, write_shard
 from nystromformer.errors import UserError
 
 
