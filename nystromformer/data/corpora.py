@@ -162,7 +162,7 @@ def _open(source: SourceSettings, setting: str, streaming: bool) -> Reader:
         from nystromformer.data.text_files import WikiExtractorFiles
 
         return WikiExtractorFiles(source.files, source.text_field, setting=setting)
-    from nystromformer.data.tables import ParquetFiles, Table, open_table
+    from nystromformer.data.parquet import ParquetFiles, Table, open_table
 
     name = source.repository or (source.files[0] if source.files else "")
     table = Table(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nystromformer.data import storage
 from nystromformer.data.corpora import Corpus, open_corpus
 from nystromformer.data.documents import Source, SourceGone
-from nystromformer.data.unfinished import UnfinishedFolder
+from nystromformer.data.storage import say
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes, stamp
 from nystromformer.settings import PrepareSettings
@@ -41,10 +40,6 @@ class Plan:
     identity: dict[str, Any]
     digest: str
     folder: Path
-
-    @property
-    def unfinished(self) -> UnfinishedFolder:
-        return UnfinishedFolder.of(self.folder)
 
     @property
     def out_of_reach(self) -> str:
@@ -234,11 +229,7 @@ class Inputs:
 def _read(paths: list[Path], hashes: ContentHashes) -> list[str]:
     try:
         if (unread := hashes.unread(paths)) > _WORTH_SAYING:
-            print(
-                f"reading {unread / 1e9:.1f} GB once, to know the sources by what they hold",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"reading {unread / 1e9:.1f} GB once, to know the sources by what they hold")
         return hashes.of_all(paths)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): make it readable") from error
@@ -280,11 +271,7 @@ def given(settings: PrepareSettings, *, show: bool = True) -> storage.PreparedDa
             f"model.max_length={settings.max_length}: write model.max_length={length}, or prepare it anew"
         )
     if length < settings.max_length and show:
-        print(
-            f"{folder} holds rows of at most {length} tokens, and model.max_length={settings.max_length}",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{folder} holds rows of at most {length} tokens, and model.max_length={settings.max_length}")
     if settings.tokenizer.path is not None:
         _check_tokenizer(settings.tokenizer.path, prepared)
     return prepared

@@ -19,11 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nystromformer.data.documents import SPLITS
-from nystromformer.data.plan import Plan
-from nystromformer.data.reading import ReadCounts
-from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR, Counts
+from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR
 from nystromformer.data.storage import ShardInfo, ShardReader
-from nystromformer.data.unfinished import Block
+from nystromformer.data.unfinished import Block, Unfinished, totals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,22 +31,15 @@ _LENGTH_CLASSES = 32
 
 
 def make_report(
-    job: Plan,
-    folder: Path,
+    work: Unfinished,
     blocks: list[Block],
     shards: dict[str, list[ShardInfo]],
     tokenizer: PreTrainedTokenizerFast,
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """The report, and how often each token occurs in the training split, (vocabulary,)."""
-    counts = {split: Counts() for split in SPLITS}
-    read = [ReadCounts() for _ in job.corpus.parts]
-    for block in blocks:
-        for split in SPLITS:
-            counts[split].add(block.counts[split])
-        for total, counted in zip(read, block.read, strict=True):
-            total.add(counted)
-    max_length = job.settings.max_length
-    measured = {split: measure(folder, shards[split], len(tokenizer), max_length) for split in SPLITS}
+    counts, read = totals(blocks)
+    max_length = work.plan.settings.max_length
+    measured = {split: measure(work.path, shards[split], len(tokenizer), max_length) for split in SPLITS}
     tokens = sum(counts[split].tokens for split in SPLITS)
     usable = sum(counts[split].documents for split in SPLITS)
     first_dropped: dict[str, str] = {}
@@ -81,7 +72,7 @@ def make_report(
         "padding_share": {split: measured[split].padding_share for split in SPLITS},
         "splits": {split: vars(counts[split]) for split in SPLITS},
         "sources": [
-            source | {"read": vars(counted)} for source, counted in zip(job.sources, read, strict=True)
+            source | {"read": vars(counted)} for source, counted in zip(work.plan.sources, read, strict=True)
         ],
         "documents_by_tokens": np.sum([block.document_sizes for block in blocks], axis=0).tolist(),
         "chunks_by_length": {split: measured[split].lengths.tolist() for split in SPLITS},

@@ -1,4 +1,4 @@
-"""A corpus as a stream of blocks: consecutive documents, cleaned, each text once.
+"""The passes over a corpus: once for what cannot be known before its end, once block by block.
 
     documents of all parts  →  clean  →  empty? duplicate? left out by its weight? counted and dropped
                             →  batches of about a megabyte, for the workers
@@ -8,6 +8,9 @@ Which documents a block holds depends on the corpus and on `shard_megabytes` alo
 block 7, in whatever order, with any number of workers, on any machine, makes the same bytes. The price is
 that everybody reads the corpus from the beginning, at some 130 MB/s: a duplicate is known only to those
 who saw the first.
+
+A tokenizer is trained on a sample spread over the corpus, and a fixed number of validation documents are
+those of the lowest hashes: `survey` finds both before, in memory that does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -17,19 +20,18 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
-from rich.text import Text as RichText
 
 from nystromformer.data import stateless_random as random
 from nystromformer.data.corpora import Corpus
 from nystromformer.data.documents import clean, text_hash, validation_below
 from nystromformer.errors import UserError
 from nystromformer.settings import PrepareSettings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _BATCH_BYTES = 2**20  # what a worker takes at once; the chunks do not depend on it
 _WEIGHT_SALT = 0x57E16877  # apart from what decides the split, which is the hash itself
@@ -85,8 +87,8 @@ class Read(NamedTuple):
     part: int
     size: int
     """Of its cleaned text, in bytes."""
-    dropped: str | None
-    """The name in ReadCounts, or None where `text` is kept."""
+    dropped: str
+    """The name in ReadCounts; empty where `text` is kept."""
     text: Text | None
     place: str
     """The file and line it came from."""
@@ -97,26 +99,21 @@ def read_texts(corpus: Corpus) -> Iterator[Read]:
     seen = HashSet()
     weights = [part.settings.weight for part in corpus.parts]
     for part, document in corpus.documents():
-        place = document.place
-        if document.fault:
-            yield Read(part, 0, "malformed", None, place)
-            continue
-        text = clean(document.text)
-        size = len(text.encode())
+        text = "" if document.fault else clean(document.text)
+        kept = None
         if not text:
-            yield Read(part, size, "empty", None, place)
-            continue
-        document_hash = text_hash(text)
-        if not seen.add(document_hash):
-            yield Read(part, size, "duplicates", None, place)
-        elif copies := copies_of(document_hash, weights[part]):
-            yield Read(part, size, None, Text(text, document_hash, copies), place)
+            dropped = "malformed" if document.fault else "empty"
+        elif not seen.add(document_hash := text_hash(text)):
+            dropped = "duplicates"
+        elif not (copies := copies_of(document_hash, weights[part])):
+            dropped = "left_out"
         else:
-            yield Read(part, size, "left_out", None, place)
+            dropped, kept = "", Text(text, document_hash, copies)
+        yield Read(part, len(text.encode()), dropped, kept, document.place)
 
 
 @dataclass
-class Batch:
+class DocumentBatch:
     """Some documents of one block."""
 
     block: int
@@ -136,7 +133,7 @@ class Blocks:
         self._shard_bytes = shard_bytes
         self.count: int | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[DocumentBatch]:
         batch = self._batch(0)
         in_block = 0  # bytes
         for read in read_texts(self._corpus):
@@ -157,8 +154,8 @@ class Blocks:
             yield batch
         self.count = batch.block + batch.ends_block
 
-    def _batch(self, block: int) -> Batch:
-        return Batch(block, [ReadCounts() for _ in self._corpus.parts])
+    def _batch(self, block: int) -> DocumentBatch:
+        return DocumentBatch(block, [ReadCounts() for _ in self._corpus.parts])
 
 
 def copies_of(document_hash: int, weight: float) -> int:
@@ -167,7 +164,7 @@ def copies_of(document_hash: int, weight: float) -> int:
     whole = int(weight)
     if weight == whole:
         return whole
-    draw = random.uniform(random.mix(np.uint64(document_hash) ^ random.mix(_WEIGHT_SALT)))
+    draw = random.uniform(random.salted(document_hash, _WEIGHT_SALT))
     return whole + int(draw[0] < weight - whole)
 
 
@@ -283,15 +280,15 @@ def survey(
     size_read = 0
     with DocumentProgress("reading", total_bytes=corpus.total_bytes, show=show_progress) as progress:
         for read in read_texts(corpus):
-            size, text = read.size, read.text
-            size_read += size
-            progress.advance(1, size)
-            if text is None:
+            size_read += read.size
+            progress.advance(1, read.size)
+            if read.text is None:
                 continue
-            validation = text.hash < by_share if lowest is None else lowest.add(text.hash)
+            text, document_hash, _ = read.text
+            validation = document_hash < by_share if lowest is None else lowest.add(document_hash)
             if sample:
-                key = int(random.mix(np.uint64(text.hash) ^ random.mix(_SAMPLE_SALT))[0])
-                (validations if validation else training).add(key, size, text.text)
+                key = int(random.salted(document_hash, _SAMPLE_SALT)[0])
+                (validations if validation else training).add(key, read.size, text)
     below = by_share if lowest is None else lowest.threshold()
     return Survey(size_read, below), training.texts() or validations.texts()
 
@@ -322,18 +319,13 @@ class _Lowest:
         return 1 - self._negated[0]
 
 
-# --- how far it is --------------------------------------------------------------------------------------
+# --- how far it is ------------------------------------------------------------------------------------
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class _Figures(ProgressColumn):
-    def render(self, task: Task) -> RichText:
-        return RichText(task.fields["figures"]())
-
-
 class DocumentProgress:
-    """A bar on a terminal, a line every ten seconds elsewhere, nothing when not `show`n.
+    """A bar on a terminal, a line every ten seconds elsewhere, nothing when not `show`n; on stderr.
 
     It shows documents, MB, MB/s, tokens/s and the time left. `total_bytes` is None where the corpus' size
     is unknown (the hub, compressed files); then there is no time left to tell.
@@ -347,19 +339,19 @@ class DocumentProgress:
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if show and sys.stderr.isatty():
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                _Figures(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task(title, total=total_bytes, figures=self._figures)
+            self._bar = _bar()
+            self._task = self._bar.add_task(title, total=total_bytes, figures=self)
 
     def __enter__(self) -> DocumentProgress:
         if self._bar is not None:
             self._bar.start()
         return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._show and kind is None:
+            self._print_line()
 
     def advance(self, documents: int, read: int, tokens: int = 0) -> None:
         """Count `documents` more, of `read` bytes, that became `tokens` tokens."""
@@ -381,18 +373,11 @@ class DocumentProgress:
         elif self._show and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._print_line()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif self._show and kind is None:
-            self._print_line()
+    def _print_line(self) -> None:
+        self._last_line = time.monotonic()
+        print(f"{self._title}: {self}", file=sys.stderr, flush=True)
 
-    def _figures(self) -> str:
+    def __str__(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         parts = [f"{self._documents:,} documents", f"{self._bytes / 1e6:,.1f} MB"]
         parts.append(f"{self._bytes / 1e6 / seconds:.1f} MB/s")
@@ -405,9 +390,14 @@ class DocumentProgress:
             parts.append(f"{self._passed / 1e6:,.1f} MB passed over")
         return ", ".join(parts)
 
-    def _print_line(self) -> None:
-        self._last_line = time.monotonic()
-        print(f"{self._title}: {self._figures()}", file=sys.stderr, flush=True)
+
+def _bar() -> Progress:
+    from rich.console import Console  # not above: every worker imports this module
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn()
+    figures = TextColumn("{task.fields[figures]}", style="", markup=False)
+    return Progress(*columns, figures, console=Console(stderr=True))
 
 
 def duration(seconds: float) -> str:

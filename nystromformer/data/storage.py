@@ -152,9 +152,7 @@ def locked(folder: Path, part: str = "") -> Iterator[None]:
     lock = folder.parent / f".{folder.name}{part}.lock"
     with ExitStack() as stack:
         try:
-            stack.enter_context(
-                held(lock, str(folder), "write data.folder=OTHER", wait=math.inf, tell=_say_that_it_waits)
-            )
+            stack.enter_context(held(lock, str(folder), "write data.folder=OTHER", wait=math.inf, tell=say))
         except OSError as error:
             raise UserError(
                 f"data.folder={str(folder.parent)!r} cannot be written to ({error.strerror}): "
@@ -163,7 +161,8 @@ def locked(folder: Path, part: str = "") -> Iterator[None]:
         yield
 
 
-def _say_that_it_waits(words: str) -> None:
+def say(words: str) -> None:
+    """Tell whoever prepares, on stderr."""
     print(words, file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,6 @@
-"""What happens to a batch of documents in worker processes.
+"""What happens to a batch of documents in worker processes, and how those are fed.
 
-Kept apart from `prepare`, and light to import, because every worker imports this module.
+Light to import, because every worker imports this module.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_context
 from typing import Any, NamedTuple, TypeVar
@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from nystromformer.data import stateless_random as random
 from nystromformer.data.documents import SPLITS, SplitRule
-from nystromformer.data.reading import Batch, ReadCounts
+from nystromformer.data.reading import DocumentBatch, ReadCounts
 from nystromformer.data.segmentation import Chunks, Counts, Segmentation, split_sentences
 from nystromformer.errors import UserError
 
@@ -34,7 +34,6 @@ class Processed(NamedTuple):
     block: int
     ends_block: bool
     read: list[ReadCounts]
-    bytes: int
     chunks: dict[str, Chunks]
     counts: dict[str, Counts]
     first_document: dict[str, int | None]
@@ -53,34 +52,23 @@ class Work:
     split: SplitRule
 
 
-@dataclass
-class _Worker:
-    work: Work
-    tokenizer: Tokenizer = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tokenizer = Tokenizer.from_str(self.work.tokenizer_json)
-        self.tokenizer.encode_special_tokens = True  # "[MASK]" in a document is text, not a mask
-
-
-_worker: _Worker
+_work: Work
+_tokenizer: Tokenizer
 
 
 def start_worker(work: Work) -> None:
     """Once in each process, before `process_batch`."""
-    global _worker
-    _worker = _Worker(work)
+    global _work, _tokenizer
+    _work = work
+    _tokenizer = Tokenizer.from_str(work.tokenizer_json)
+    _tokenizer.encode_special_tokens = True  # "[MASK]" in a document is text, not a mask
 
 
-def process_batch(batch: Batch) -> Processed:
+def process_batch(batch: DocumentBatch) -> Processed:
     """Documents → sentences → token ids → chunks."""
-    work = _worker.work
-    sentences = [split_sentences(document.text, work.language) for document in batch.documents]
-    encodings = iter(
-        _worker.tokenizer.encode_batch_fast(
-            [sentence for document in sentences for sentence in document], add_special_tokens=False
-        )
-    )
+    sentences = [split_sentences(document.text, _work.language) for document in batch.documents]
+    flat = list(chain.from_iterable(sentences))
+    encodings = iter(_tokenizer.encode_batch_fast(flat, add_special_tokens=False))
     parts: dict[str, list[Chunks]] = {split: [] for split in SPLITS}
     counts = {split: Counts() for split in SPLITS}
     first_document: dict[str, int | None] = dict.fromkeys(SPLITS)
@@ -88,9 +76,11 @@ def process_batch(batch: Batch) -> Processed:
     for (_, document_hash, copies), document in zip(batch.documents, sentences, strict=True):
         token_ids = [next(encodings).ids for _ in document]
         document_tokens.append(sum(map(len, token_ids)))
-        split = work.split.of(document_hash)
+        split = _work.split.of(document_hash)
         for copy in range(copies if split == "train" else 1):
-            chunks, document_counts = work.segmentation.chunk(token_ids, _key(document_hash, copy))
+            # Copies of a document are cut at different places.
+            key = int(random.salted(document_hash, copy)[0]) if copy else document_hash
+            chunks, document_counts = _work.segmentation.chunk(token_ids, key)
             counts[split].add(document_counts)
             if len(chunks):
                 parts[split].append(chunks)
@@ -100,17 +90,11 @@ def process_batch(batch: Batch) -> Processed:
         block=batch.block,
         ends_block=batch.ends_block,
         read=batch.read,
-        bytes=batch.bytes,
         chunks={split: Chunks.concatenate(parts[split]) for split in SPLITS},
         counts=counts,
         first_document=first_document,
         document_tokens=np.asarray(document_tokens, np.int64),
     )
-
-
-def _key(document_hash: int, copy: int) -> int:
-    """What a copy's cuts follow: copies of a document are cut at different places."""
-    return document_hash if copy == 0 else int(random.mix(np.uint64(document_hash) ^ random.mix(copy))[0])
 
 
 # --- processes ------------------------------------------------------------------------------------------

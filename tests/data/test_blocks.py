@@ -5,13 +5,13 @@ import pytest
 from nystromformer.data import reading
 from nystromformer.data.corpora import open_corpus
 from nystromformer.data.documents import text_hash
-from nystromformer.data.reading import Batch, Blocks, copies_of
+from nystromformer.data.reading import Blocks, DocumentBatch, copies_of
 from nystromformer.settings.data import DataSettings, SourceSettings
 
 from .conftest import made_up_documents
 
 
-def read(shard_bytes: float, *sources: SourceSettings) -> tuple[list[Batch], int]:
+def read(shard_bytes: float, *sources: SourceSettings) -> tuple[list[DocumentBatch], int]:
     stream = Blocks(open_corpus(DataSettings(corpus="mixture", sources=list(sources))), shard_bytes)
     batches = list(stream)
     assert stream.count is not None
