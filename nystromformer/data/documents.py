@@ -1,4 +1,4 @@
-"""What a document is, where it comes from, its identity, and the split it belongs to."""
+"""What a document is, where it comes from, its text as it is counted, and the split it belongs to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Masked-language-model inputs and labels, a whole batch at once.
+"""Chunks to masked sentence-order pairs, a whole batch at once.
+
+Each chunk is cut at a random sentence boundary into A and B; the longer side loses tokens, at either
+end at random, until the pair fits; with probability 1/2 the two change places. ALBERT's semantics:
+the label is 0 for the order of the text, 1 for swapped.
 
 Of each row's real tokens round(probability * tokens) are chosen, at least one. Of the chosen, 80 %
 become [MASK], 10 % a random token of the vocabulary, 10 % stay. What is chosen:

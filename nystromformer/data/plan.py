@@ -1,4 +1,8 @@
-"""What a preparation will make and where, from its settings: known before any document is read."""
+"""What a preparation will make and where, from its settings: known before any document is read.
+
+It is known by what its inputs hold, not by where files lie or how old they are. Folders that were prepared
+before are taken where the sources are gone, and told apart where they changed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a preparation made, as figures: `report.json`.
+"""What a preparation made: as figures, `report.json`, and as a page with plots, `report.html`.
 
 Padding is told for rows that are each padded to `max_length`, as in a batch that holds any row of full
 length. Rows shorter than that are the short sequences that ALBERT's recipe asks for, the last chunk of
@@ -13,12 +13,13 @@ import html
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nystromformer.data.documents import SPLITS
+from nystromformer.data.reading import ReadCounts
 from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR
 from nystromformer.data.storage import ShardInfo, ShardReader
 from nystromformer.data.unfinished import Block, Unfinished, totals
@@ -42,26 +43,24 @@ def make_report(
     measured = {split: measure(work.path, shards[split], len(tokenizer), max_length) for split in SPLITS}
     tokens = sum(counts[split].tokens for split in SPLITS)
     usable = sum(counts[split].documents for split in SPLITS)
-    first_dropped: dict[str, str] = {}
+    all_read = ReadCounts()
     for part in read:
-        first_dropped = part.first | first_dropped
+        all_read.add(part)
     unknown = tokenizer.unk_token_id
-    unknown_tokens = 0
-    if unknown is not None:
-        unknown_tokens = sum(int(measured[split].unigrams[unknown]) for split in SPLITS)
+    unknown_tokens = 0 if unknown is None else sum(int(measured[s].unigrams[unknown]) for s in SPLITS)
     report = {
         "documents": {
-            "read": sum(part.documents for part in read),
-            "megabytes": sum(part.bytes for part in read) / 1e6,
+            "read": all_read.documents,
+            "megabytes": all_read.bytes / 1e6,
             "usable": usable,
             "dropped": {
-                "empty": sum(part.empty for part in read),
-                "malformed": sum(part.malformed for part in read),
-                "duplicates": sum(part.duplicates for part in read),
-                "left_out_by_weight": sum(part.left_out for part in read),
+                "empty": all_read.empty,
+                "malformed": all_read.malformed,
+                "duplicates": all_read.duplicates,
+                "left_out_by_weight": all_read.left_out,
                 "fewer_than_two_sentences": sum(counts[split].dropped_documents for split in SPLITS),
             },
-            "first_dropped": first_dropped,
+            "first_dropped": all_read.first,
         },
         "sentences": sum(counts[split].sentences for split in SPLITS),
         "tokens": tokens,
@@ -126,35 +125,29 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-class Measured:
-    """Figures of one split, from reading its shards once."""
+class Measured(NamedTuple):
+    """Figures of one split."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self.unigrams = np.zeros(vocab_size, np.int64)
-        self.lengths = np.zeros(_LENGTH_CLASSES, np.int64)
-        """Rows by length, in equal classes up to `max_length`."""
-        self.rows = 0
-        self.filled = 0
-        self.max_length = 0
-
-    @property
-    def padding_share(self) -> float:
-        return 1 - self.filled / max(self.rows * self.max_length, 1)
+    unigrams: NDArray[np.int64]
+    """How often each token occurs, (vocabulary,)."""
+    lengths: NDArray[np.int64]
+    """Rows by length, in equal classes up to `max_length`."""
+    padding_share: float
 
 
 def measure(folder: Path, shards: list[ShardInfo], vocab_size: int, max_length: int) -> Measured:
     """Read the shards of one split once."""
-    measured = Measured(vocab_size)
-    measured.max_length = max_length
+    unigrams = np.zeros(vocab_size, np.int64)
+    lengths = np.zeros(_LENGTH_CLASSES, np.int64)
+    filled = 0
     for shard in shards:  # one reader each, so that only one shard is mapped at a time
         tokens, offsets = ShardReader(folder, [shard]).token_arrays()
-        measured.unigrams += np.bincount(tokens, minlength=vocab_size)
+        unigrams += np.bincount(tokens, minlength=vocab_size)
         rows = np.minimum(np.diff(offsets) + SPECIAL_TOKENS_OF_A_PAIR, max_length)
-        measured.rows += len(rows)
-        measured.filled += int(rows.sum())
-        classes = (rows - 1) * _LENGTH_CLASSES // max_length
-        measured.lengths += np.bincount(classes, minlength=_LENGTH_CLASSES)
-    return measured
+        filled += int(rows.sum())
+        lengths += np.bincount((rows - 1) * _LENGTH_CLASSES // max_length, minlength=_LENGTH_CLASSES)
+    places = sum(shard.chunks for shard in shards) * max_length
+    return Measured(unigrams, lengths, 1 - filled / max(places, 1))
 
 
 # --- the page for people --------------------------------------------------------------------------------

@@ -1,4 +1,15 @@
-"""Documents to sentences."""
+"""Documents to sentences, and sentences to the unit that is stored: chunks of whole ones.
+
+The semantics are ALBERT's (`create_pretraining_data.py`), with the masking left to load time:
+
+- A chunk aims at `max_length - 3` tokens, which leaves room for [CLS] A [SEP] B [SEP]. With
+  probability `short_sequence_probability` it aims at a random shorter length instead.
+- A sentence joins the chunk if it fits. If it does not, a chunk of two sentences or more is closed;
+  a chunk of one takes it all the same, because a pair needs two. The overshoot is stored and cut
+  at load time, at another place in each epoch.
+- A sentence too long for any chunk is first cut into pieces, which then count as sentences.
+- A document's last sentence, left alone, has nothing to be paired with: it is dropped and counted.
+"""
 
 from __future__ import annotations
 

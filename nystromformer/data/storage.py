@@ -4,13 +4,20 @@
       manifest.json             what is here, from what, with which settings
       report.json, report.html  documents, tokens, padding, what was dropped: for programs, for people
       tokenizer/                transformers' layout
-      train/00000.arrow …       see `shards`; the number is that of the block of the corpus, see `blocks`
+      train/00000.arrow …       a shard; the number is that of the block of the corpus, see `reading`
       validation/00000.arrow …
       unigram_counts.npy        int64 of shape (vocabulary,): tokens of the training split
 
 It is written as `.unfinished-NAME` (see `unfinished`) and renamed at the end, under a lock. So a
 preparation that was killed leaves nothing that looks finished, and of two at the same time one waits and
 takes the other's result.
+
+One shard is one Arrow IPC file of one record batch with two columns, a row for each chunk:
+
+    input_ids          list<uint16>, or list<int32> where the vocabulary is beyond 65,536
+    sentence_lengths   list<int32>, whose sum is the row's number of tokens
+
+Any Arrow reader opens it: `pyarrow.ipc.open_file(path).read_all()`.
 """
 
 from __future__ import annotations

