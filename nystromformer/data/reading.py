@@ -199,16 +199,12 @@ class HashSet:
             return False
         self._recent.add(document_hash)
         if len(self._recent) >= _RECENT:
-            self._merge()
+            recent = np.sort(np.fromiter(self._recent, np.uint64, len(self._recent)))
+            self._recent.clear()
+            # numpy's stable sort merges two sorted runs in one pass.
+            self._sorted = np.concatenate([self._sorted, recent])
+            self._sorted.sort(kind="stable")
         return True
-
-    def _merge(self) -> None:
-        recent = np.fromiter(self._recent, np.uint64, len(self._recent))
-        recent.sort()
-        self._recent.clear()
-        # numpy's stable sort merges two sorted runs in one pass.
-        self._sorted = np.concatenate([self._sorted, recent])
-        self._sorted.sort(kind="stable")
 
 
 # --- a first reading of the whole corpus ----------------------------------------------------------------
@@ -332,9 +328,7 @@ class DocumentProgress:
     """
 
     def __init__(self, title: str, *, total_bytes: int | None = None, show: bool = True) -> None:
-        self._title = title
-        self._show = show
-        self._total = total_bytes
+        self._title, self._total, self._show = title, total_bytes, show
         self._documents = self._bytes = self._tokens = self._passed = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
@@ -379,8 +373,8 @@ class DocumentProgress:
 
     def __str__(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
-        parts = [f"{self._documents:,} documents", f"{self._bytes / 1e6:,.1f} MB"]
-        parts.append(f"{self._bytes / 1e6 / seconds:.1f} MB/s")
+        megabytes = self._bytes / 1e6
+        parts = [f"{self._documents:,} documents", f"{megabytes:,.1f} MB", f"{megabytes / seconds:.1f} MB/s"]
         if self._tokens:
             parts.append(f"{self._tokens / seconds:,.0f} tokens/s")
         left = (self._total or 0) - self._bytes - self._passed
