@@ -7,10 +7,8 @@
 Which documents a block holds depends on the corpus and on `shard_megabytes` alone. So whoever makes
 block 7, in whatever order, with any number of workers, on any machine, makes the same bytes. The price is
 that everybody reads the corpus from the beginning, at some 130 MB/s: a duplicate is known only to those
-who saw the first.
-
-A tokenizer is trained on a sample spread over the corpus, and a fixed number of validation documents are
-those of the lowest hashes: `survey` finds both before, in memory that does not grow with the corpus.
+who saw the first. Before it, `survey` finds the sample that a tokenizer is trained on, and the lowest
+hashes where so many documents are validation's, in memory that does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -285,8 +283,8 @@ def survey(
             if sample:
                 key = int(random.salted(document_hash, _SAMPLE_SALT)[0])
                 (validations if validation else training).add(key, read.size, text)
-    below = by_share if lowest is None else lowest.threshold()
-    return Survey(size_read, below), training.texts() or validations.texts()
+    found = Survey(size_read, lowest.threshold() if lowest else by_share)
+    return found, training.texts() or validations.texts()
 
 
 class _Lowest:

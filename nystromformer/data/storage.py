@@ -26,13 +26,12 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +40,7 @@ from numpy.typing import NDArray
 from nystromformer.data.documents import SPLITS
 from nystromformer.data.segmentation import Chunks
 from nystromformer.errors import UserError
-from nystromformer.files import held, sha256_of_file
+from nystromformer.files import held, replacing, sha256_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -192,7 +191,6 @@ def write_manifest(folder: Path, content: dict[str, Any], shards: list[ShardInfo
 
 # --- chunks in Arrow files ------------------------------------------------------------------------------
 
-PARTIAL = ".partial"
 REBUILD = (
     "`nystromformer prepare repair={folder}`, in the folder where it was prepared, makes anew what is "
     "damaged and nothing else"
@@ -226,28 +224,10 @@ def write_shard(folder: Path, name: str, chunks: Chunks, dtype: np.dtype[Any]) -
         }
     )
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     with replacing(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
     return ShardInfo(name, len(chunks), path.stat().st_size, sha256_of_file(path))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write that takes the place of `path` if the block ends without an error.
-
-    Its content is on the disk before its name is; of writers at the same time the last one wins.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
-    path.parent.mkdir(exist_ok=True)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class ShardReader:

@@ -39,9 +39,10 @@ from nystromformer.data.reading import (
     survey,
 )
 from nystromformer.data.segmentation import Chunks, Counts, Segmentation
-from nystromformer.data.storage import TOKENIZER, ShardInfo, replacing, token_type, write_shard
+from nystromformer.data.storage import TOKENIZER, ShardInfo, token_type, write_shard
 from nystromformer.data.workers import Processed, Work, ordered_map, process_batch, start_worker
 from nystromformer.errors import UserError
+from nystromformer.files import replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
