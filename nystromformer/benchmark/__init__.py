@@ -16,8 +16,8 @@ __all__ = ["BENCHMARKS", "benchmark"]
 BENCHMARKS = {
     "attention": "nystromformer.benchmark.attention:benchmark_attention",
     "step": "nystromformer.benchmark.step:benchmark_step",
-    "prepare": "nystromformer.benchmark.data:benchmark_prepare",
-    "loader": "nystromformer.benchmark.data:benchmark_loader",
+    "prepare": "nystromformer.benchmark.prepare:benchmark_prepare",
+    "loader": "nystromformer.benchmark.loader:benchmark_loader",
 }
 """What measures each `what`, imported when it is asked for: a loader needs no contenders of attention."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nystromformer.benchmark import benchmark
-from nystromformer.benchmark.data import padding_shares
+from nystromformer.benchmark.text import padding_shares
 from nystromformer.cli import main
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.storage import PreparedData

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from nystromformer.benchmark import benchmark
-from nystromformer.benchmark.data import ENCODE, OURS, encode, preparation, saved_tokenizer, texts
 from nystromformer.benchmark.memory import PeakMemory
+from nystromformer.benchmark.prepare import ENCODE, OURS, encode
+from nystromformer.benchmark.text import preparation, saved_tokenizer, texts
 from nystromformer.errors import UserError
 from nystromformer.settings.benchmark import BenchmarkSettings
 
