@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any
 
 from nystromformer.settings.data import MALFORMED
 from nystromformer.settings.model import ATTENTIONS, SHORT_ROWS
 from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 
-GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-"""In the order of GLUE's own table."""
-REVIEW_TASKS = ("imdb", "rotten_tomatoes")
-TASK_NAMES = (*GLUE_TASKS, "glue", *REVIEW_TASKS, "custom")
+KINDS = {
+    "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
+    "multi_label": "nystromformer.tasks.kinds.multi_label:MultiLabelTask",
+    "numbers": "nystromformer.tasks.kinds.numbers:NumbersTask",
+    "tokens": "nystromformer.tasks.kinds.tokens:TokenTask",
+    "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
+    "answers": "nystromformer.tasks.kinds.answers:AnswerTask",
+}
+"""Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
 DATA_SOURCES = ("auto", "hub", "folder", "samples")
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """What may stand between the columns of a file, by the name that settings give it."""
+TAG_SCHEMES = ("auto", "plain", "bio", "iobes")
+UNITS = ("document", "sentence")
 KEPT_MODELS = ("best", "all")
+
+
+def kind_named(name: str) -> Any:
+    """The class of a kind, imported when it is asked for; raises KeyError for none of KINDS."""
+    return resolve_name(KINDS[name])
 
 
 @dataclass
@@ -24,6 +38,10 @@ class TaskSettings:
     """What is learned, and the recipe that suits it: `task=sst2 … imdb`, `task=glue`, `task=custom`."""
 
     name: str = "sst2"
+    kind: str = "sequence"
+    """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
+    number of labels for one; `numbers`, several numbers or grades for one; `tokens`, a tag for each word;
+    `choice`, which of several answers is right; `answers`, where in a text a question's answer stands."""
     learning_rates: list[float] = field(default_factory=list)
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = field(default_factory=list)
@@ -32,13 +50,14 @@ class TaskSettings:
     """Times that each training example is seen."""
     metric: str = "accuracy"
     """custom: what the best checkpoint is chosen by: `accuracy`, `f1` (macro), `matthews`, or `pearson` with
-    regression."""
+    regression; multi_label: `average_precision`, `f1` (micro) or `f1_macro`; numbers: `pearson`,
+    `spearman`, or `kappa` for grades."""
     regression: bool = False
     """custom: the label is a number to be predicted, not a class."""
 
     def complaints(self) -> Iterator[str]:
-        if self.name not in TASK_NAMES:
-            yield f"task.name={self.name!r} is unknown: write task={'|'.join(TASK_NAMES)}"
+        if self.kind not in KINDS:
+            yield f"task.kind={self.kind!r} is unknown: write one of {', '.join(KINDS)}"
         if self.name != "glue":
             for name in ("learning_rates", "batch_sizes"):
                 if not getattr(self, name):
@@ -53,12 +72,6 @@ class TaskSettings:
                 yield f"task.batch_sizes holds {size}: write at least 1"
         if self.epochs is not None and self.epochs <= 0:
             yield f"task.epochs={self.epochs} is impossible: write a number above 0"
-        allowed = ("pearson", "spearman") if self.regression else ("accuracy", "f1", "matthews")
-        if self.name == "custom" and self.metric not in allowed:
-            yield (
-                f"task.metric={self.metric!r} does not fit task.regression={str(self.regression).lower()}: "
-                f"write one of {', '.join(allowed)}"
-            )
 
 
 @dataclass
@@ -78,19 +91,41 @@ class TaskDataSettings:
     dev: str | None = None
     """custom: held-out examples to choose the best checkpoint by; empty takes data.dev_fraction of train."""
     test: str | None = None
-    """custom: labelled examples that are looked at once, at the end."""
+    """custom: labelled examples that the model is evaluated on once, at the end."""
     text: str = "text"
     """custom: name of the column with the text."""
     text_pair: str | None = None
     """custom: name of the column with a second text, if there are pairs."""
     label: str = "label"
     """custom: name of the column with the label."""
+    labels: list[str] = field(default_factory=list)
+    """numbers: names of the columns with a number each."""
+    label_separator: str = "comma"
+    """multi_label: what stands between several labels in the cell of a table, `comma`, `semicolon`, `tab` or
+    `pipe`; in JSON lines several labels may also be a list."""
     separator: str | None = None
     """custom: what stands between the columns, `comma`, `semicolon`, `tab` or `pipe`; empty is the comma in
     .csv files and the tab in .tsv files."""
     quotes: bool | None = None
     """custom: whether cells may stand in double quotes, as pandas and spreadsheets write them; false for
     files like GLUE's own, in which a quote is text. Empty is true, and stops where that is in doubt."""
+    tokens: str = "tokens"
+    """tokens: name of the list of words in JSON lines."""
+    tags: str = "tags"
+    """tokens: name of the list of tags in JSON lines."""
+    scheme: str = "auto"
+    """tokens: `bio` or `iobes` where tags mark spans, `plain` where each stands for itself; `auto` goes by
+    the training file."""
+    repair_tags: bool = False
+    """tokens: mend tags that their scheme does not allow, such as a span that begins with I, rather than
+    stop."""
+    unit: str = "document"
+    """tokens: what a row holds, a `document` (in CoNLL columns, from -DOCSTART- to the next) or a
+    `sentence`."""
+    stride: int = 128
+    """answers: tokens of a context that each window shares with the next, where it is longer than a row."""
+    max_answer_tokens: int = 30
+    """answers: tokens of the longest answer that is given."""
     dev_fraction: float = 0.1
     """custom: share of each class that is held out, by the hash of its texts, always the same."""
     max_train_examples: int | None = None
@@ -98,20 +133,23 @@ class TaskDataSettings:
     max_dev_examples: int | None = None
     """The same for the held-out examples: results are then not comparable with published ones."""
 
-    def complaints(self, task: str) -> Iterator[str]:
+    def complaints(self) -> Iterator[str]:
         if self.source not in DATA_SOURCES:
             yield f"data.source={self.source!r} is unknown: write one of {', '.join(DATA_SOURCES)}"
         if self.malformed_rows not in MALFORMED:
             yield f"data.malformed_rows={self.malformed_rows!r} is unknown: write stop or skip"
+        if self.stride < 0:
+            yield f"data.stride={self.stride} is impossible: write 0 or more"
+        if self.max_answer_tokens < 1:
+            yield f"data.max_answer_tokens={self.max_answer_tokens} is impossible: write at least 1"
+        for name, known in (("scheme", TAG_SCHEMES), ("unit", UNITS)):
+            if getattr(self, name) not in known:
+                yield f"data.{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
         yield from _separator_complaints("data.separator", self.separator)
+        if self.label_separator not in SEPARATORS:
+            yield f"data.label_separator={self.label_separator!r} is unknown: write {', '.join(SEPARATORS)}"
         if self.source == "folder" and not self.root:
             yield "data.root is empty: with data.source=folder write data.root=FOLDER"
-        if task in REVIEW_TASKS and (self.source == "folder" or self.root):
-            yield f"data.root has no place for task={task}: write data.source=samples or data.source=hub"
-        if self.source == "samples" and task not in REVIEW_TASKS:
-            yield f"data.source=samples holds {' and '.join(REVIEW_TASKS)}, not {task}: write hub or folder"
-        if task == "custom" and not self.train:
-            yield "data.train is empty: with task=custom write data.train=FILE (.csv, .tsv or .jsonl)"
         if not 0 < self.dev_fraction < 1:
             yield f"data.dev_fraction={self.dev_fraction} is impossible: write a share between 0 and 1"
         for name in ("max_train_examples", "max_dev_examples"):
@@ -207,7 +245,7 @@ class TaskTrainingSettings:
     max_skipped_steps: int = 10
     """Steps with a gradient that is not finite change nothing; after so many the seed stops."""
     evaluations_per_epoch: int = 1
-    """How often the held-out examples are looked at and a checkpoint written."""
+    """How often the model is evaluated on the held-out examples and a checkpoint written."""
     log_every: int = 50
 
     def complaints(self) -> Iterator[str]:
@@ -280,10 +318,10 @@ class FinetuneSettings:
             yield f"processes={self.processes} is impossible: write at least 1, or null"
         if self.keep_models not in KEPT_MODELS:
             yield f"keep_models={self.keep_models!r} is unknown: write best or all"
-        if self.submission and self.task.name not in (*GLUE_TASKS, "glue"):
-            yield f"submission=true is for GLUE, not for task={self.task.name}: write false"
         yield from self.task.complaints()
-        yield from self.data.complaints(self.task.name)
+        if self.task.kind in KINDS:
+            yield from kind_named(self.task.kind).complaints(self)
+        yield from self.data.complaints()
         yield from self.model.complaints()
         yield from self.training.complaints()
         micro = self.training.micro_batch_size

@@ -19,8 +19,8 @@ from nystromformer.files import write_atomically
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
 from nystromformer.settings.mistakes import as_written
 from nystromformer.settings.stored import RENAMED
-from nystromformer.tasks.contents import Contents, classes_in
-from nystromformer.tasks.splits import Splits
+from nystromformer.tasks.contents import Contents
+from nystromformer.tasks.task import Splits
 
 _FREE = frozenset(
     {
@@ -60,6 +60,7 @@ def identity(settings: FinetuneSettings, task: TaskSettings) -> dict[str, Any]:
     found: dict[str, Any] = {
         "checkpoint": settings.checkpoint,
         "tokenizer_path": settings.tokenizer_path,
+        "task.kind": task.kind,
         "task.epochs": task.epochs,
         "task.metric": task.metric,
         "task.regression": task.regression,
@@ -109,7 +110,7 @@ def compare_counts(task_folder: Path, splits: Splits) -> None:
     for path in sorted(task_folder.glob("rate*/seed-*.json")):
         data = json.loads(path.read_text(encoding="utf-8")).get("data", {})
         for name, part in parts.items():
-            then, classes = data.get(name), classes_in(part, splits.task)
+            then, classes = data.get(name), splits.task.counts(part.labels)
             if then and (then["examples"], then["classes"]) != (len(part), classes):
                 raise OtherResults(
                     f"{path} is of other data: {_title(name)}: {then['examples']:,} {then['classes']} then, "
