@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.data.layout import Batch
-from nystromformer.data.lines import expand, kind_of, lines
+from nystromformer.data.text_files import expand, kind_of, lines
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForQuestionAnswering
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
