@@ -33,7 +33,11 @@ def digest(content: Any) -> str:
     ("words", "folder", "settings"),
     [
         (TEXT, "5e979425320a4a08", "695ed6381a1b5201"),
-        ([*TEXT, "data.workers=3", "data.verify=true", *AT_LOAD_TIME], "5e979425320a4a08", "695ed6381a1b5201"),
+        (
+            [*TEXT, "data.workers=3", "data.verify=true", *AT_LOAD_TIME],
+            "5e979425320a4a08",
+            "695ed6381a1b5201",
+        ),
         (
             [*TEXT, "data.validation_documents=3", "data.max_documents=9", "model.max_length=64",
              "data.short_sequence_probability=0.5", "training.seed=7"],
