@@ -88,9 +88,8 @@ def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path):
     with files.replacing_folder(place) as beside:
         (beside / "a").write_text("one")
         assert not place.exists()
-    with pytest.raises(RuntimeError), files.replacing_folder(place) as beside:
-        (beside / "a").write_text("two")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), files.replacing_folder(place) as beside:
+        (beside / "nowhere" / "a").write_text("two")
     assert (place / "a").read_text() == "one"
     assert list(tmp_path.iterdir()) == [place]
     with files.replacing_folder(place) as beside:
