@@ -24,7 +24,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from nystromformer.data.imdb import Imdb, clean_review
+from nystromformer.data.text_files import Imdb, clean_review
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings
 from nystromformer.tasks.kinds.sequence import SequenceTask

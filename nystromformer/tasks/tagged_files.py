@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nystromformer.data.lines import expand, kind_of, lines
+from nystromformer.data.text_files import expand, kind_of, lines
 from nystromformer.errors import UserError
 from nystromformer.tasks.table_files import Malformed, Unusable, shortened
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.data.layout import Batch
-from nystromformer.data.lines import expand, kind_of, lines
+from nystromformer.data.text_files import expand, kind_of, lines
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForQuestionAnswering
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
@@ -440,8 +440,8 @@ def _question(content: Any, numbers: Iterator[int], *, labelled: bool) -> tuple[
             raise Unusable(f"is malformed (no text in {name!r})")
     question, context = content["question"].strip(), content["context"]
     answers = _answers(content, context) if labelled else None
-    name = content.get("id")
-    return (question, context), answers, str(next(numbers)) if name is None else str(name)
+    given = content.get("id")
+    return (question, context), answers, str(next(numbers) if given is None else given)
 
 
 def _answers(content: dict[str, Any], context: str) -> list[tuple[int, str]]:

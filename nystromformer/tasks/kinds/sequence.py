@@ -15,7 +15,7 @@ from scipy.special import softmax
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nystromformer.data.cleaning import clean
+from nystromformer.data.documents import clean
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForSequenceClassification
