@@ -47,7 +47,7 @@ def test_option_composes(command, group, option):
     assert isinstance(settings, PretrainSettings)
 
 
-OWN_DATA = ("custom", "multi_label", "numbers")
+OWN_DATA = ("choice", "custom", "multi_label", "ner", "numbers", "qa", "squad", "tokens")
 """Tasks that are nothing without a file."""
 
 
