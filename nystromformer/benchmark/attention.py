@@ -22,11 +22,11 @@ from nystromformer.benchmark.contenders import (
     contenders,
 )
 from nystromformer.benchmark.measure import Measurement, measure
-from nystromformer.benchmark.results import described, device_of, results_folder, write_results
+from nystromformer.benchmark.results import described, results_folder, write_results
 from nystromformer.errors import UserError
-from nystromformer.machine import machine
-from nystromformer.markdown import table
+from nystromformer.machine import device_of, machine
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import table
 
 SCALING = (2048, 16384)
 """At one sequence each, how much longer the second takes: linear would be 8 times."""

@@ -22,8 +22,8 @@ from nystromformer.data.loader import start_server, training_loader
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
 from nystromformer.machine import machine
-from nystromformer.markdown import table
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import table
 
 
 def benchmark_loader(settings: BenchmarkSettings) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
 from nystromformer.machine import machine
-from nystromformer.markdown import table
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.pretrain import PrepareSettings
+from nystromformer.tables import table
 
 OURS, ENCODE = "preparation", "encode_batch"
 _BATCH_CHARACTERS = 2**23  # of encode_batch: large enough to keep all threads busy, small enough for memory

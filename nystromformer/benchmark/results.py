@@ -8,23 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nystromformer.errors import UserError
 from nystromformer.settings.benchmark import BenchmarkSettings
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a setting: `auto` is the GPU where there is one.
-
-    Raises:
-        UserError: a GPU is asked for and there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: PyTorch finds no GPU here: write device=cpu")
-    return torch.device(name)
 
 
 def results_folder(name: str) -> Path:

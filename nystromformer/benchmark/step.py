@@ -39,16 +39,16 @@ from nystromformer.benchmark.models import (
     transformers_modernbert,
     transformers_nystromformer,
 )
-from nystromformer.benchmark.results import described, device_of, results_folder, write_results
+from nystromformer.benchmark.results import described, results_folder, write_results
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.errors import UserError
-from nystromformer.machine import machine
-from nystromformer.markdown import table
+from nystromformer.machine import device_of, machine
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.heads import IGNORED
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import table
 from nystromformer.training import devices
 from nystromformer.training.flops import peak_flops, training_flops
 from nystromformer.training.optimizer import build_optimizer

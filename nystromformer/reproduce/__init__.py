@@ -48,7 +48,7 @@ def reproduce(settings: ReproduceSettings) -> None:
     if not settings.all:
         print(produce(settings, settings.result))
         return
-    from nystromformer.reproduce.page import write_report
+    from nystromformer.reproduce.pages import write_report
 
     absent: dict[str, str] = {}
     for name in ALL:
@@ -89,8 +89,7 @@ def produce(settings: ReproduceSettings, name: str) -> Path:
 
 
 def _produce(settings: ReproduceSettings, name: str, folder: Path) -> None:
-    from nystromformer.benchmark.results import device_of
-    from nystromformer.machine import machine
+    from nystromformer.machine import device_of, machine
     from nystromformer.reproduce.index import write_index
     from nystromformer.reproduce.inputs import changed_inputs, inputs_of, measured_on
     from nystromformer.reproduce.result import command_of, configuration_of, read_finished, write_result

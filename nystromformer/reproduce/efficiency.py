@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from nystromformer.benchmark.contenders import Contender
 from nystromformer.benchmark.live import CPU_METHOD, GPU_METHOD, peak_of
 from nystromformer.benchmark.measure import seconds_of
-from nystromformer.benchmark.results import device_of
-from nystromformer.markdown import table
+from nystromformer.machine import device_of
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.attention import NystromformerSelfAttention
-from nystromformer.reproduce.plotting import STYLES, figure, save
+from nystromformer.pictures import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import EfficiencyScale
+from nystromformer.tables import table
 
 STORED = "Transformer"
 FUSED = "exact, fused"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nystromformer.errors import UserError
-from nystromformer.markdown import table
 from nystromformer.reproduce.result import Result, trained_bert
 from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 from nystromformer.tasks.definitions import TASKS
 from nystromformer.tasks.outcome import PAPER
 from nystromformer.training.run_folder import RunFolder

@@ -16,11 +16,11 @@ from torch import Tensor
 from nystromformer.attention.composed import landmark_attention, landmarks_of
 from nystromformer.attention.diagnostics import attention_error
 from nystromformer.attention.pseudoinverse import iterate
-from nystromformer.markdown import table
-from nystromformer.reproduce.plotting import STYLES, figure, save
+from nystromformer.pictures import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.reproduce.trained_heads import TrainedHeads, trained_heads
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 
 WITHIN = 1.25
 """Segment-means count as close to k-means up to this ratio of their errors."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.files import write_atomically
-from nystromformer.markdown import table
 from nystromformer.reproduce.result import read_result
 from nystromformer.settings.reproduce import ALL, OWN
+from nystromformer.tables import table
 
 BENCHMARKS = {
     "attention": "Speed and memory of the attention function beside the peers",

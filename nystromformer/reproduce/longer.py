@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nystromformer.markdown import table
-from nystromformer.reproduce.plotting import STYLES, figure, save
+from nystromformer.pictures import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.reproduce.runs import at_chance, finished_run, validations
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 
 PUBLISHED = "the paper reports the same MLM accuracy at both lengths, and SOP accuracy about 2 points higher"
 

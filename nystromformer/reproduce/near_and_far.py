@@ -15,7 +15,6 @@ from transformers import AutoTokenizer
 from nystromformer.data.documents import in_validation, text_hash
 from nystromformer.data.imdb import Imdb
 from nystromformer.data.layout import Batch
-from nystromformer.markdown import table
 from nystromformer.model import NystromformerForPreTraining, NystromformerModel
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.conversion import Source, inherited, read_source, start_from
@@ -23,6 +22,7 @@ from nystromformer.model.conversion.inherit import NEW_CONVOLUTION
 from nystromformer.model.reconstruction import fit_in_closed_form
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.scale import StartsScale
+from nystromformer.tables import table
 from nystromformer.training.hidden_states import error_of_states, transfer_attention
 from nystromformer.training.text_rows import length_of_row
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nystromformer.markdown import table
-from nystromformer.reproduce.plotting import STYLES, figure, save
+from nystromformer.pictures import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 
 SMALLEST = 1e-10
 """Singular values below this share of the largest count as zero: they are rounding where m > d."""

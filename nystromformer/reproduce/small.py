@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
-from nystromformer.markdown import table
-from nystromformer.reproduce.plotting import STYLES, figure, save
+from nystromformer.pictures import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.reproduce.runs import at_chance, composed_run, finished_run, validations
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 
 FIGURES = {
     "mlm_loss": "MLM loss, nats",

@@ -13,7 +13,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from nystromformer.markdown import table
 from nystromformer.model.conversion import read_source
 from nystromformer.model.fitted_convolution import RIDGE, fit_convolutions
 from nystromformer.reproduce.near_and_far import encoder_of, near_and_far, reviews_of
@@ -21,6 +20,7 @@ from nystromformer.reproduce.result import Result
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 from nystromformer.training.hidden_states import error_of_states
 
 VARIANTS: tuple[tuple[str, dict], ...] = (

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from nystromformer.errors import UserError
-from nystromformer.markdown import table
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.model.conversion.inherit import NEW_CONVOLUTION
 from nystromformer.model.reconstruction import fit_in_closed_form
 from nystromformer.reproduce.result import Result, trained_bert
 from nystromformer.reproduce.runs import composed_finetune, finetuned, percent, task_of, why_absent
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 from nystromformer.tasks.batches import collate
 from nystromformer.tasks.encoding import Encoded, encode
 from nystromformer.tasks.evaluate import open_classifier

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
-from nystromformer.markdown import table
-from nystromformer.reproduce.plotting import STYLES, figure, save
+from nystromformer.pictures import STYLES, figure, save
 from nystromformer.reproduce.result import Result, trained_bert
 from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent
 from nystromformer.settings.model import SHORT_ROWS
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 from nystromformer.training.run_folder import RunFolder
 
 ATTENTIONS = {"Nyström": "nystrom", "exact": "softmax"}

@@ -11,13 +11,13 @@ from typing import Any
 
 from transformers import AutoTokenizer, pipeline
 
-from nystromformer.markdown import table
 from nystromformer.model import NystromformerForMaskedLM
-from nystromformer.reproduce.plotting import STYLES, figure, save
+from nystromformer.pictures import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.reproduce.runs import finished_run, validations
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 from nystromformer.training.run_folder import RunFolder
 
 SENTENCES = (

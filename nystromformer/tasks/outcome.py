@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.files import write_atomically
-from nystromformer.markdown import table
 from nystromformer.settings.finetune import TASK_NAMES
+from nystromformer.tables import table
 
 PAPER: dict[str, dict[tuple[str, str], float]] = {
     "paper: BERT-base": {

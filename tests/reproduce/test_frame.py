@@ -14,7 +14,7 @@ from nystromformer.errors import UserError
 from nystromformer.files import Held
 from nystromformer.reproduce import RESULTS
 from nystromformer.reproduce.index import write_index
-from nystromformer.reproduce.page import write_report
+from nystromformer.reproduce.pages import write_report
 from nystromformer.reproduce.result import Result, command_of, configuration_of, read_result, write_result
 from nystromformer.settings.compose import compose
 from nystromformer.settings.reproduce import ALL, FIGURES, TABLES

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nystromformer.benchmark.results import device_of
-from nystromformer.markdown import table
+from nystromformer.machine import device_of
+from nystromformer.pictures import STYLES, figure, save
 from nystromformer.reproduce.lra.examples import LraTask, content_of, load_task
 from nystromformer.reproduce.lra.training import Cell, finished, forget_cell, train_cell
-from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import LraScale
+from nystromformer.tables import table
 
 COLUMNS = ("listops", "text", "retrieval", "image", "pathfinder")
 PUBLISHED: dict[str, tuple[float, ...]] = {
