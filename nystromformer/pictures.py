@@ -1,19 +1,17 @@
-"""How every picture of a result looks: made for a column or a page of a paper, read without colour.
+"""How every picture looks, and how it is written: whole or absent.
 
-with figure(1, 2, width="page", height=2.2) as (fig, (left, right)):
+with picture(path, 1, 2, width="page", height=2.2) as (figure, (left, right)):
     left.plot(x, y, **STYLES[0], label="Nyströmformer")
-    save(fig, path)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-WIDTHS = {"column": 3.25, "page": 6.75}
-"""Inches of a two-column paper."""
 STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     {"color": "#D55E00", "marker": "s", "linestyle": "--"},
@@ -33,7 +31,6 @@ _PAPER = {
     "legend.fontsize": 7,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
-    "figure.dpi": 100,
     "savefig.dpi": 300,
     "lines.linewidth": 1.2,
     "lines.markersize": 3.5,
@@ -44,26 +41,91 @@ _PAPER = {
     "legend.framealpha": 0.9,
     "legend.handlelength": 3,
 }
+_SCREEN = {
+    "savefig.dpi": 120,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.fontsize": 8,
+    "lines.markersize": 3,
+}
+_WIDTHS = {
+    "column": (3.25, _PAPER),
+    "page": (6.75, _PAPER),
+    "half screen": (9, _SCREEN),
+    "screen": (12, _SCREEN),
+}
+"""Inches, and the style: of a two-column paper, and of a report that is read on a screen."""
 
 
 @contextmanager
-def figure(
-    rows: int = 1, columns: int = 1, *, width: str = "column", height: float = 2.2, **options: Any
+def picture(
+    path: Path,
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    width: str | float = "column",
+    height: float = 2.2,
+    title: str = "",
+    legends: bool = False,
+    **options: Any,
 ) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes as `subplots(rows, columns, **options)` gives them, in the style of all.
+    """A figure and its axes as `subplots(rows, columns, **options)` gives them; at the end it is a PNG.
+
+    The file is replaced at once, never half, and is the same for the same picture. It needs no display.
 
     Args:
-        width: `column` (3.25 in) or `page` (6.75 in).
+        width: `column` (3.25 in) or `page` (6.75 in) of a paper at 300 dpi, `half screen` (9 in) or `screen`
+            (12 in) at 120 dpi; or the inches of a picture for the screen.
         height: of the whole figure, in inches.
+        title: above everything.
+        legends: whether all axes get a legend of what has a label in them.
+
+    Raises:
+        OSError: it cannot be written; what was there before is left.
     """
-    import matplotlib
-    from matplotlib.figure import Figure  # draws into files, opens no window
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # takes a second to import, and without pyplot opens no window
 
-    with matplotlib.rc_context(_PAPER):
-        drawn = Figure(figsize=(WIDTHS[width], height), layout="constrained")
-        yield drawn, drawn.subplots(rows, columns, **options)
+    inches, style = (width, _SCREEN) if isinstance(width, (int, float)) else _WIDTHS[width]
+    beside = path.with_name(f".{path.stem}.tmp.png")
+    with rc_context(style):
+        figure = Figure(figsize=(inches, height), layout="constrained")
+        if title:
+            figure.suptitle(title)
+        yield figure, figure.subplots(rows, columns, **options)
+        for axes in figure.axes if legends else ():
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend()
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # it draws a box instead
+                figure.savefig(beside, metadata={"Software": None})
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
-def save(fig: Any, path: Path) -> None:
-    """Write the picture as PNG at 300 dpi."""
-    fig.savefig(path, metadata={"Software": None})
+def plot_events(
+    axes: Any,
+    events: Sequence[Mapping[str, Any]],
+    key: str,
+    *,
+    after: int = 0,
+    factor: float = 1,
+    **style: Any,
+) -> None:
+    """A line of one figure by step, of the events that have it; `after` so many steps of another run."""
+    known = [event for event in events if event.get(key) is not None]
+    axes.plot([after + e["step"] for e in known], [factor * e[key] for e in known], **style)
+
+
+def legend_below(figure: Any, axes: Any, columns: int) -> None:
+    """One legend for the whole figure, below it, of what `axes` shows."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def log_log(axes: Any, lengths: Sequence[int]) -> None:
+    """Both axes logarithmic, the horizontal one to base 2 with a tick at each length."""
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(lengths, [str(length) for length in lengths])

@@ -10,11 +10,21 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from nystromformer.errors import UserError
-from nystromformer.reproduce.result import Result, trained_bert
-from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent
+from nystromformer.reproduce.result import trained_bert
+from nystromformer.reproduce.runs import finetuned, finished_run
+from nystromformer.reproduce.tasks import (
+    absent_lines,
+    cells_of_examples,
+    cells_of_recipe,
+    examples_of,
+    figures_of_seeds,
+    on_every_task,
+    recipe_of,
+    seconds_of_seeds,
+)
+from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.tables import table
+from nystromformer.tables import percent, table
 from nystromformer.tasks.definitions import TASKS
 from nystromformer.tasks.outcome import PAPER
 from nystromformer.training.run_folder import RunFolder
@@ -36,48 +46,30 @@ class Model:
 
 def glue(settings: ReproduceSettings) -> Result:
     """Fine-tune every model on every task that has data; the table with the paper's rows."""
-    scale = settings.scale.glue
     models = models_of(settings)
-    measured: dict[str, dict[str, Any]] = {}
-    absent: dict[str, str] = {}
-    for text in scale.tasks:
-        words = text.split()
-        task = task_of(words)
-        if reason := why_absent(settings, [*scale.every, *words]):
-            absent[task] = reason
-            print(f"{task} is absent: {reason}", flush=True)
-            continue
+
+    def measure(task: str, words: list[str]) -> dict[str, Any]:
+        found = {}
         for model in models:
             print(f"\n== {task}, {model.title}", flush=True)
             name = f"glue_{settings.scale.name}_{model.run}"
-            seeds = finetuned(settings, [*scale.every, *words, *model.words], model.checkpoint, name=name)
-            measured.setdefault(task, {})[model.title] = _told(seeds)
-    if not measured:
-        raise UserError("\n".join(f"{task}: {reason}" for task, reason in absent.items()))
+            seeds = finetuned(settings, [*words, *model.words], model.checkpoint, name=name)
+            found[model.title] = {
+                "figures": figures_of_seeds(seeds),
+                "seconds": seconds_of_seeds(seeds),
+                "examples": examples_of(seeds),
+                "cut": seeds[0]["data"]["train"]["truncated"],
+                "recipe": recipe_of(seeds),
+            }
+        return found
+
+    measured, absent = on_every_task(settings, settings.scale.glue, measure)
     return Result(
         title="GLUE and IMDB, fine-tuned",
         measured={"tasks": measured, "absent": absent, "models": {m.title: m.origin for m in models}},
         lines=_lines(models, measured, absent),
         headline=_headline(models, measured, absent),
     )
-
-
-def _told(seeds: Seeds) -> dict[str, Any]:
-    """What the page and JSON hold of a model's seeds on a task."""
-    first = seeds[0]
-    return {
-        "figures": {
-            figure: [result["dev"][figure] for result in seeds]
-            for figure in first["dev"]
-            if figure not in ("loss", "score")
-        },
-        "seconds": sum(result["seconds"] for result in seeds),
-        "examples": {
-            part: facts["examples"] for part, facts in first["data"].items() if isinstance(facts, dict)
-        },
-        "cut": first["data"]["train"]["truncated"],
-        "recipe": {key: first[key] for key in ("learning_rate", "batch_size", "epochs")},
-    }
 
 
 def models_of(settings: ReproduceSettings) -> list[Model]:
@@ -133,8 +125,7 @@ def _lines(models: list[Model], measured: dict[str, Any], absent: dict[str, str]
         "",
         *table(("model", *titles), rows),
         "",
-        *(f"- {TASKS[task].title}: absent, {reason}" for task, reason in absent.items()),
-        *([""] if absent else []),
+        *absent_lines({TASKS[task].title: reason for task, reason in absent.items()}),
         *(f"- {model.title}: {model.origin}." for model in models),
         "",
         *table(
@@ -144,10 +135,8 @@ def _lines(models: list[Model], measured: dict[str, Any], absent: dict[str, str]
             ),
             [
                 (
-                    TASKS[task].title, f"{facts['examples']['train']:,}",
-                    " + ".join(f"{n:,}" for part, n in facts["examples"].items() if part != "train"),
-                    f"{facts['recipe']['learning_rate']:g}", facts["recipe"]["batch_size"],
-                    f"{facts['recipe']['epochs']:g}",
+                    TASKS[task].title, *cells_of_examples(facts["examples"]),
+                    *cells_of_recipe(facts["recipe"]),
                     *(f"{measured[task][model.title]['seconds'] / 60:.1f}" for model in models),
                 )
                 for task, facts in first.items()

@@ -21,7 +21,7 @@ from nystromformer.model.conversion.contents import content_of_checkpoint
 from nystromformer.reproduce.lra.examples import content_of, load_task
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import composed_finetune, composed_run, task_of
-from nystromformer.settings.reproduce import SECTIONS, ReproduceSettings
+from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
 from nystromformer.tasks.contents import content_of_tokenizer, contents_of_data, short
 from nystromformer.tasks.load import load_splits
 from nystromformer.tasks.start import open_tokenizer
@@ -51,7 +51,7 @@ def measured_on(before: Inputs, after: Inputs) -> Inputs:
 
 
 def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    heads = SECTIONS.get(name) == "heads"
+    heads = RESULTS[name].section == "heads"
     if heads or name in ("glue", "swap", "finetune", "short_rows"):
         yield "weights", partial(_weights, settings)
         yield "tokenizer", partial(_tokenizer, settings)

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.model.conversion.inherit import NEW_CONVOLUTION
 from nystromformer.model.reconstruction import fit_in_closed_form
-from nystromformer.reproduce.result import Result, trained_bert
-from nystromformer.reproduce.runs import composed_finetune, finetuned, percent, task_of, why_absent
+from nystromformer.reproduce.result import trained_bert
+from nystromformer.reproduce.runs import composed_finetune, finetuned
+from nystromformer.reproduce.tasks import absent_lines, on_every_task
+from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.tables import table
+from nystromformer.tables import percent, table
 from nystromformer.tasks.batches import collate
 from nystromformer.tasks.encoding import Encoded, encode
 from nystromformer.tasks.evaluate import open_classifier
@@ -45,17 +46,9 @@ BATCH = 16
 def swap(settings: ReproduceSettings) -> Result:
     """Fine-tune every task with exact attention, then measure every variant of its model."""
     scale = settings.scale.swap
-    measured: dict[str, dict[str, Any]] = {}
-    absent: dict[str, str] = {}
-    for words in scale.tasks:
-        task = task_of(words.split())
-        if reason := why_absent(settings, [*scale.every, *words.split()]):
-            absent[task] = reason
-            print(f"{task} is absent: {reason}", flush=True)
-            continue
-        measured[task] = _measured(settings, [*scale.every, *words.split(), "model.attention=softmax"])
-    if not measured:
-        raise UserError("\n".join(f"{task}: {reason}" for task, reason in absent.items()))
+    measured, absent = on_every_task(
+        settings, scale, lambda _, words: _measured(settings, [*words, "model.attention=softmax"])
+    )
     swapped = [variant for variant in VARIANTS if variant != EXACT]
     lost = {
         task: {
@@ -99,8 +92,7 @@ def swap(settings: ReproduceSettings) -> Result:
             ],
         ),
         "",
-        *(f"- {task}: absent, {reason}" for task, reason in absent.items()),
-        *([""] if absent else []),
+        *absent_lines(absent),
         "Rows of at most 64 tokens get exact attention from landmarks alone too, rows of at most 128 with "
         "neighbours; what a fitted convolution or projection does there is its own doing.",
     ]

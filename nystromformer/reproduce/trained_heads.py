@@ -19,8 +19,8 @@ from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.conversion import read_source, start_from
-from nystromformer.reproduce.near_and_far import reviews_of
 from nystromformer.reproduce.result import trained_bert
+from nystromformer.reproduce.starts import reviews_of
 from nystromformer.settings.reproduce import ReproduceSettings
 
 

@@ -11,13 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nystromformer.errors import UserError
-from nystromformer.pictures import STYLES, figure, save
-from nystromformer.reproduce.result import Result, trained_bert
-from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent
+from nystromformer.pictures import STYLES, legend_below, picture
+from nystromformer.reproduce.result import trained_bert
+from nystromformer.reproduce.runs import Seeds, finetuned, finished_run
+from nystromformer.reproduce.tasks import (
+    absent_lines,
+    cells_of_examples,
+    cells_of_recipe,
+    examples_of,
+    figures_of_seeds,
+    on_every_task,
+    recipe_of,
+    seconds_of_seeds,
+)
+from nystromformer.results import Result
 from nystromformer.settings.model import SHORT_ROWS
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.tables import table
+from nystromformer.tables import percent, table
 from nystromformer.training.run_folder import RunFolder
 
 ATTENTIONS = {"Nyström": "nystrom", "exact": "softmax"}
@@ -31,36 +41,29 @@ _TOLD = {
 
 def finetune(settings: ReproduceSettings) -> Result:
     """The trained BERT as it is and as a Nyströmformer, on every task of the scale."""
-    scale = settings.scale.finetune
-    measured: dict[str, dict[str, Any]] = {}
-    absent: dict[str, str] = {}
-    for words in scale.tasks:
-        task = task_of(words.split())
-        if reason := why_absent(settings, [*scale.every, *words.split()]):
-            absent[task] = reason
-            print(f"{task} is absent: {reason}", flush=True)
-            continue
+
+    def measure(task: str, words: list[str]) -> dict[str, Any]:
         sides = {
             side: finetuned(
                 settings,
-                [*scale.every, *words.split(), f"model.attention={attention}"],
+                [*words, f"model.attention={attention}"],
                 trained_bert(settings),
                 name=f"finetune_{attention}",
             )
             for side, attention in ATTENTIONS.items()
         }
-        measured[task] = {side: _told(seeds) for side, seeds in sides.items()}
-        first = sides["Nyström"][0]
-        measured[task] |= {
-            "title": first["title"],
-            "gap": _median(sides["exact"]) - _median(sides["Nyström"]),
-            "recipe": {name: first[name] for name in ("learning_rate", "batch_size", "epochs", "steps")},
-            "examples": {part: facts["examples"] for part, facts in _sets(first).items()},
-            "cut": first["data"]["train"]["truncated"],
-            "tokens": first["model"]["max_length"],
+        first = sides["Nyström"]
+        return {
+            **{side: _told(seeds) for side, seeds in sides.items()},
+            "title": first[0]["title"],
+            "gap": _median(sides["exact"]) - _median(first),
+            "recipe": recipe_of(first, "steps"),
+            "examples": examples_of(first),
+            "cut": first[0]["data"]["train"]["truncated"],
+            "tokens": first[0]["model"]["max_length"],
         }
-    if not measured:
-        raise UserError("\n".join(f"{task}: {reason}" for task, reason in absent.items()))
+
+    measured, absent = on_every_task(settings, settings.scale.finetune, measure)
     gaps = ", ".join(f"{found['title']} {100 * found['gap']:+.1f}" for found in measured.values())
     lines = [
         "The trained BERT of the samples (or `checkpoint=`), fine-tuned as it is and as a Nyströmformer, "
@@ -83,40 +86,25 @@ def finetune(settings: ReproduceSettings) -> Result:
         "",
         *table(
             (
-                "task",
-                "training",
-                "held out",
-                "tokens",
-                "cut",
-                "rate",
-                "batch",
-                "epochs",
-                "minutes, Nyström",
-                "exact",
+                "task", "training", "held out", "tokens", "cut", "rate", "batch", "epochs",
+                "minutes, Nyström", "exact",
             ),
             [
                 (
-                    found["title"],
-                    f"{found['examples']['train']:,}",
-                    " + ".join(f"{n:,}" for part, n in found["examples"].items() if part != "train"),
-                    found["tokens"],
-                    f"{found['cut']:.1%}",
-                    f"{found['recipe']['learning_rate']:g}",
-                    found["recipe"]["batch_size"],
-                    f"{found['recipe']['epochs']:g}",
+                    found["title"], *cells_of_examples(found["examples"]), found["tokens"],
+                    f"{found['cut']:.1%}", *cells_of_recipe(found["recipe"]),
                     *(f"{found[side]['seconds'] / 60:.1f}" for side in ATTENTIONS),
                 )
                 for found in measured.values()
             ],
         ),
         "",
-        *(f"- {task}: absent, {reason}" for task, reason in absent.items()),
-        *([""] if absent else []),
+        *absent_lines(absent),
         "Rows of at most 64 tokens, the number of landmarks, get exact attention in both, so that on GLUE's "
         "short sentences Nyström attention differs by its convolution; IMDB's reviews are what landmarks "
         "work on. "
         f"{_origin(measured)}",
-    ]
+    ]  # fmt: skip
     return Result(
         title="Fine-tuned from a trained BERT, Nyström beside exact attention",
         measured={"tasks": measured, "absent": absent},
@@ -140,9 +128,8 @@ def short_rows(settings: ReproduceSettings) -> Result:
                 more = [f"model.short_rows={choice}", "model.attention=nystrom"]
                 name = f"short_rows_{start.lower()}_{choice}"
                 seeds = finetuned(settings, [*scale.every, *words.split(), *more], checkpoint, name=name)
-                sizes[seeds[0]["title"]] = sum(
-                    part["examples"] for name, part in _sets(seeds[0]).items() if name != "train"
-                )
+                examples = examples_of(seeds)
+                sizes[seeds[0]["title"]] = sum(examples.values()) - examples["train"]
                 count_of_seeds = len(seeds)
                 found.setdefault(seeds[0]["title"], {}).setdefault(choice, {})[start] = _told(seeds)
     best = {start: _best(found, start) for start in starts}
@@ -192,12 +179,11 @@ def _best(found: Mapping[str, Mapping[str, Mapping[str, Any]]], start: str) -> t
 
 def _told(seeds: Seeds) -> dict[str, Any]:
     """The figures of the seeds as the page and JSON hold them."""
-    names = [name for name in seeds[0]["dev"] if name not in ("loss", "score")]
     return {
         "seeds": [result["seed"] for result in seeds],
-        "figures": {name: [result["dev"][name] for result in seeds] for name in names},
+        "figures": figures_of_seeds(seeds),
         "score": [result["dev"]["score"] for result in seeds],
-        "seconds": sum(result["seconds"] for result in seeds),
+        "seconds": seconds_of_seeds(seeds),
         "commit": seeds[0]["machine"]["commit"],
         "threads": seeds[0]["machine"].get("threads"),
     }
@@ -215,10 +201,6 @@ def _origin(measured: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _sets(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: part for name, part in result["data"].items() if isinstance(part, dict)}
-
-
 def _values(told: Mapping[str, Any], name: str) -> list[float]:
     return told["score"] if name == "score" else told["figures"][name]
 
@@ -233,16 +215,15 @@ def _median(seeds: Seeds) -> float:
 
 def _draw(measured: dict[str, Any], path: Path) -> None:
     """Each task's score, every seed a point, Nyström beside exact."""
-    with figure(width="column", height=2.6) as (fig, axis):
+    tasks = measured["tasks"].values()
+    with picture(path, height=2.6) as (figure, axis):
         for number, (side, shift) in enumerate(zip(ATTENTIONS, (-0.12, 0.12), strict=True)):
             style = {**STYLES[number], "linestyle": "none"}
-            for place, task in enumerate(measured["tasks"].values()):
+            for place, task in enumerate(tasks):
                 scores = [100 * score for score in task[side]["score"]]
-                axis.plot([place + shift] * len(scores), scores, **style, label=side if place == 0 else None)
-                axis.hlines(
-                    statistics.median(scores), place + shift - 0.1, place + shift + 0.1, color=style["color"]
-                )
-        axis.set_xticks(range(len(measured["tasks"])), [task["title"] for task in measured["tasks"].values()])
-        axis.set(ylabel="held-out score, per cent", xlim=(-0.5, len(measured["tasks"]) - 0.5))
-        fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        save(fig, path)
+                axis.plot([place + shift] * len(scores), scores, **style, label=None if place else side)
+                middle = statistics.median(scores)
+                axis.hlines(middle, place + shift - 0.1, place + shift + 0.1, color=style["color"])
+        axis.set_xticks(range(len(tasks)), [task["title"] for task in tasks])
+        axis.set(ylabel="held-out score, per cent", xlim=(-0.5, len(tasks) - 0.5))
+        legend_below(figure, axis, columns=2)

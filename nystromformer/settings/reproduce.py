@@ -7,24 +7,43 @@ from dataclasses import dataclass, field
 
 from nystromformer.settings.scale import ScaleSettings
 
-FIGURES = ("landmarks", "num_landmarks", "pseudoinverse", "longer", "small", "nystrom_tutorial")
-TABLES = ("efficiency", "glue", "lra", "starts", "swap", "warmstart", "finetune", "short_rows")
-OWN = ("starts", "swap", "warmstart", "finetune", "short_rows")
-"""Results about the BERT of the samples, which the paper does not have: there is no larger scale of them."""
-ALL = tuple(name for name in ("efficiency", *FIGURES, "glue", "lra") if name not in OWN)
-"""What `nystromformer reproduce all` makes, in this order."""
-SECTIONS = {"landmarks": "heads", "num_landmarks": "heads", "pseudoinverse": "heads"}
-"""The section of the scale that a result reads, where it is not named as the result."""
-USES = {
-    "landmarks": ("checkpoint",),
-    "num_landmarks": ("checkpoint",),
-    "pseudoinverse": ("checkpoint",),
-    "glue": ("checkpoint", "glue_root"),
-    "swap": ("checkpoint", "glue_root"),
-    "finetune": ("checkpoint", "glue_root"),
-    "short_rows": ("checkpoint", "glue_root"),
+
+@dataclass(frozen=True)
+class Entry:
+    """One table or figure."""
+
+    kind: str
+    """`table` or `figure`, as the command names it."""
+    function: str
+    """What measures it from the settings, a `MODULE:FUNCTION` of `nystromformer.reproduce` that returns a
+    `Result`; imported when it is asked for."""
+    section: str = ""
+    """The section of the scale that it reads, where that is not named as the result."""
+    uses: tuple[str, ...] = ()
+    """Settings beside the scale that its figures depend on."""
+    own: bool = False
+    """Whether the paper does not have it: it is about the BERT of the samples, and has no larger scale."""
+
+
+RESULTS = {
+    "efficiency": Entry("table", "efficiency:efficiency"),
+    "landmarks": Entry("figure", "heads:landmarks", section="heads", uses=("checkpoint",)),
+    "num_landmarks": Entry("figure", "heads:num_landmarks", section="heads", uses=("checkpoint",)),
+    "pseudoinverse": Entry("figure", "heads:pseudoinverse", section="heads", uses=("checkpoint",)),
+    "longer": Entry("figure", "pretraining:longer"),
+    "small": Entry("figure", "pretraining:small"),
+    "nystrom_tutorial": Entry("figure", "nystrom_tutorial:nystrom_tutorial"),
+    "glue": Entry("table", "glue:glue", uses=("checkpoint", "glue_root")),
+    "lra": Entry("table", "lra:lra"),
+    "starts": Entry("table", "starts:starts", own=True),
+    "swap": Entry("table", "swap:swap", uses=("checkpoint", "glue_root"), own=True),
+    "warmstart": Entry("table", "pretraining:warmstart", own=True),
+    "finetune": Entry("table", "transfer:finetune", uses=("checkpoint", "glue_root"), own=True),
+    "short_rows": Entry("table", "transfer:short_rows", uses=("checkpoint", "glue_root"), own=True),
 }
-"""Settings beside the scale that a result's figures depend on."""
+"""Every table and figure, in the order of the pages that list them."""
+ALL = tuple(name for name, entry in RESULTS.items() if not entry.own)
+"""What `nystromformer reproduce all` makes, in this order."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -71,13 +90,18 @@ class ReproduceSettings:
         return str(self.figure or self.table)
 
     def complaints(self) -> Iterator[str]:
+        named = {
+            kind: [name for name, entry in RESULTS.items() if entry.kind == kind]
+            for kind in ("figure", "table")
+        }
         if (self.figure is not None) + (self.table is not None) + self.all != 1:
-            yield f"write one of all, figure={'|'.join(FIGURES)} and table={'|'.join(TABLES)}"
-        for name, known in (("figure", FIGURES), ("table", TABLES), ("device", DEVICES)):
+            each = " and ".join(f"{kind}={'|'.join(names)}" for kind, names in named.items())
+            yield f"write one of all, {each}"
+        for name, known in (*named.items(), ("device", DEVICES)):
             value = getattr(self, name)
             if value is not None and value not in known:
                 yield f"{name}={value!r} is unknown: write one of {', '.join(known)}"
-        if self.result in OWN and self.scale.name == "paper":
+        if self.result in RESULTS and RESULTS[self.result].own and self.scale.name == "paper":
             yield f"{self.result} is not of the paper: write scale=cpu or scale=smoke"
         for name in ("folder", "runs_folder", "prepared_folder"):
             if not getattr(self, name):

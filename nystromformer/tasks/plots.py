@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any
 
 from sklearn.metrics import confusion_matrix
 
+from nystromformer.pictures import picture, plot_events
 from nystromformer.tasks.definitions import Task
 from nystromformer.training.metrics import MetricsLog
 
@@ -18,20 +17,17 @@ _MOST_NAMED = 30
 def draw_learning_curve(metrics: MetricsLog, path: Path, title: str) -> None:
     """Training and held-out loss, and the metrics, by step."""
     train, validation = metrics.events("train"), metrics.events("validation")
-    figure, (loss, quality) = _pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    loss.plot([e["step"] for e in train], [e["loss"] for e in train], color="0.6", label="training")
-    steps = [event["step"] for event in validation]
-    loss.plot(steps, [event["loss"] for event in validation], color="C0", marker="o", label="held out")
-    loss.set(title="Loss", xlabel="step")
-    for name in validation[-1] if validation else ():
-        if name not in ("kind", "step", "loss", "score"):
-            quality.plot(steps, [event[name] for event in validation], marker="o", label=name)
-    quality.set(title="Held-out examples", xlabel="step")
-    for axes in (loss, quality):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.suptitle(title)
-    _write(figure, path)
+    with picture(path, 1, 2, width="half screen", height=3.6, title=title, legends=True) as (
+        _,
+        (loss, quality),
+    ):
+        plot_events(loss, train, "loss", color="0.6", label="training")
+        plot_events(loss, validation, "loss", color="C0", marker="o", label="held out")
+        loss.set(title="Loss", xlabel="step")
+        for name in validation[-1] if validation else ():
+            if name not in ("kind", "step", "loss", "score"):
+                plot_events(quality, validation, name, marker="o", label=name)
+        quality.set(title="Held-out examples", xlabel="step")
 
 
 def draw_confusion(
@@ -39,39 +35,19 @@ def draw_confusion(
 ) -> list[list[int]]:
     """Draw the confusion matrix and return it: a row a true class, a column a predicted one."""
     names = [name.replace("$", r"\$") for name in task.labels]  # or matplotlib reads formulas in them
-    counts = confusion_matrix(labels, predictions, labels=range(task.num_labels))
+    classes = range(task.num_labels)
+    counts = confusion_matrix(labels, predictions, labels=classes)
     size = max(3.2, min(0.6 * task.num_labels + 2.4, 12))
-    figure, axes = _pyplot().subplots(figsize=(size, size), layout="constrained")
-    axes.imshow(counts, cmap="Blues")
-    if task.num_labels <= _MOST_NAMED:
-        for row in range(task.num_labels):
-            for column in range(task.num_labels):
-                dark = counts[row, column] > counts.max() / 2
-                axes.text(
-                    column, row, counts[row, column], ha="center", va="center", color="w" if dark else "k"
-                )
-        axes.set_xticks(range(task.num_labels), names, rotation=45, ha="right")
-        axes.set_yticks(range(task.num_labels), names)
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(title, fontsize=9)
-    _write(figure, path)
+    with picture(path, width=size, height=size) as (_, axes):
+        axes.grid(False)
+        axes.imshow(counts, cmap="Blues")
+        if task.num_labels <= _MOST_NAMED:
+            for row in classes:
+                for column in classes:
+                    color = "w" if counts[row, column] > counts.max() / 2 else "k"
+                    axes.text(column, row, counts[row, column], ha="center", va="center", color=color)
+            axes.set_xticks(classes, names, rotation=45, ha="right")
+            axes.set_yticks(classes, names)
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.set_title(title, fontsize=9)
     return counts.tolist()
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")  # a picture in a file; no display needed
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _write(figure: Any, path: Path) -> None:
-    """At once, never half."""
-    beside = path.with_name(f".{path.stem}.tmp.png")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # it draws a box instead
-        figure.savefig(beside, dpi=120)
-    beside.replace(path)
-    _pyplot().close(figure)

@@ -10,7 +10,7 @@ import pytest
 from nystromformer.cli import main
 from nystromformer.errors import UserError
 from nystromformer.reproduce.glue import models_of
-from nystromformer.reproduce.small import check_same_batches
+from nystromformer.reproduce.pretraining import check_same_batches
 from nystromformer.settings.compose import compose
 from nystromformer.tasks.definitions import TASKS
 from tests.tasks.conftest import make_checkpoint, write_glue

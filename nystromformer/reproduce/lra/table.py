@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.machine import device_of
-from nystromformer.pictures import STYLES, figure, save
+from nystromformer.pictures import STYLES, legend_below, picture, plot_events
 from nystromformer.reproduce.lra.examples import LraTask, content_of, load_task
 from nystromformer.reproduce.lra.training import Cell, finished, forget_cell, train_cell
-from nystromformer.reproduce.result import Result
+from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import LraScale
 from nystromformer.tables import table
@@ -226,16 +226,13 @@ def _headline(measured: dict[str, Any]) -> str:
 def _draw(measured: dict[str, Any], path: Path, *, task: str) -> None:
     """Training loss and accuracy by step; of several seeds the first one's."""
     rows = [row for row in measured["rows"] if row["task"] == task]
-    with figure(1, 2, width="page", height=2.7) as (fig, (loss, quality)):
+    with picture(path, 1, 2, width="page", height=2.7) as (figure, (loss, quality)):
         for row, style in zip(rows, STYLES, strict=False):
-            curve = row["curves"][0]
-            steps = [point["step"] for point in curve]
-            name = NAMES[row["attention"]]
-            loss.plot(steps, [point["loss"] for point in curve], **style, label=name)
-            quality.plot(steps, [100 * point["accuracy"] for point in curve], **style, label=name)
+            curve, name = row["curves"][0], NAMES[row["attention"]]
+            plot_events(loss, curve, "loss", **style, label=name)
+            plot_events(quality, curve, "accuracy", factor=100, **style, label=name)
         chance = 100 * measured["tasks"][task]["chance"]
         quality.axhline(chance, color="0.4", linewidth=0.8, label="commonest class")
         loss.set(title=f"{TITLES[task]}, training", xlabel="step", ylabel="loss (nats)")
         quality.set(title=f"{TITLES[task]}, test examples", xlabel="step", ylabel="accuracy (%)")
-        fig.legend(*quality.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        save(fig, path)
+        legend_below(figure, quality, columns=3)
