@@ -13,9 +13,9 @@ import torch
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.model.conversion.inherit import NEW_CONVOLUTION
 from nystromformer.model.reconstruction import fit_in_closed_form
+from nystromformer.reproduce.finetuning import absent_lines, on_every_task
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import composed_finetune, finetuned
-from nystromformer.reproduce.tasks import absent_lines, on_every_task
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tables import percent, table

@@ -33,13 +33,12 @@ RESULTS = {
     "longer": Entry("figure", "pretraining:longer"),
     "small": Entry("figure", "pretraining:small"),
     "nystrom_tutorial": Entry("figure", "nystrom_tutorial:nystrom_tutorial"),
-    "glue": Entry("table", "glue:glue", uses=("checkpoint", "glue_root")),
+    "glue": Entry("table", "finetuning:glue", uses=("checkpoint", "glue_root")),
     "lra": Entry("table", "lra:lra"),
     "starts": Entry("table", "starts:starts", own=True),
     "swap": Entry("table", "swap:swap", uses=("checkpoint", "glue_root"), own=True),
     "warmstart": Entry("table", "pretraining:warmstart", own=True),
-    "finetune": Entry("table", "transfer:finetune", uses=("checkpoint", "glue_root"), own=True),
-    "short_rows": Entry("table", "transfer:short_rows", uses=("checkpoint", "glue_root"), own=True),
+    "finetune": Entry("table", "finetuning:finetune", uses=("checkpoint", "glue_root"), own=True),
 }
 """Every table and figure, in the order of the pages that list them."""
 ALL = tuple(name for name, entry in RESULTS.items() if not entry.own)
@@ -62,7 +61,7 @@ class ReproduceSettings:
     Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from;
     `swap`, what classifiers of exact attention lose when it is exchanged without training;
     `warmstart`, that BERT trained on film reviews with Nyström and with exact attention; `finetune`, the
-    same comparison on classification tasks; `short_rows`, what rows shorter than the landmarks should get."""
+    same comparison on classification tasks."""
     all: bool = False
     """Every result of the paper, one after the other, and one page with all; also as the word `all`."""
     scale: ScaleSettings = field(default_factory=ScaleSettings)
