@@ -46,7 +46,7 @@ _SCREEN = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "legend.fontsize": 8,
-    "lines.markersize": 3,
+    "lines.markersize": 4,
 }
 _WIDTHS = {
     "column": (3.25, _PAPER),
