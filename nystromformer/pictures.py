@@ -57,6 +57,12 @@ _WIDTHS = {
 """Inches, and the style: of a two-column paper, and of a report that is read on a screen."""
 
 
+def style_of(number: int) -> dict[str, Any]:
+    """The style of a line by its place; of more than there are STYLES the later ones have hollow markers."""
+    hollow = {"markerfacecolor": "white"} if number >= len(STYLES) else {}
+    return {**STYLES[number % len(STYLES)], **hollow}
+
+
 @contextmanager
 def picture(
     path: Path,

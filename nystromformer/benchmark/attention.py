@@ -29,7 +29,7 @@ from nystromformer.benchmark.contenders import (
 from nystromformer.benchmark.lengths import figures_by_length, mechanism_of, ratios_by_length
 from nystromformer.benchmark.measure import in_turn, kept_bytes, peak_of
 from nystromformer.errors import UserError
-from nystromformer.pictures import STYLES, legend_below, log_log, picture
+from nystromformer.pictures import legend_below, log_log, picture, style_of
 from nystromformer.settings.benchmark import BenchmarkSettings
 
 SCALING = (2048, 16384)
@@ -242,7 +242,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for number, name in enumerate(names):
             lengths = [length for length, row in rows.items() if name in row]
             times = [1e3 * rows[n][name]["training_median"] for n in lengths]
-            axes.plot(lengths, times, **STYLES[number % len(STYLES)], label=name)
+            axes.plot(lengths, times, **style_of(number), label=name)
         log_log(axes, list(rows))
         axes.set(
             title=title,

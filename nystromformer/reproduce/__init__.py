@@ -20,13 +20,18 @@ __all__ = ["produce", "reproduce"]
 
 
 def reproduce(settings: ReproduceSettings) -> None:
-    """Produce one result, or all of them and the page that shows them; the path is printed last.
+    """Produce one result, all of them and the page that shows them, or compare two; the path is printed last.
 
     Raises:
         UserError: a setting is impossible, or a result cannot be produced; with `all` after the others.
     """
     if complaints := list(settings.complaints()):
         raise UserError("\n".join(complaints))
+    if settings.compare:
+        from nystromformer.reproduce.compare import compare
+
+        print(compare(settings))
+        return
     if not settings.all:
         print(produce(settings, settings.result))
         return

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
+from nystromformer.intervals import in_percent, proportion_interval
 from nystromformer.pictures import STYLES, legend_below, picture
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, task_of, why_absent
@@ -100,7 +101,7 @@ def _lines(models: list[Model], measured: dict[str, Any], absent: dict[str, str]
         [
             model.title,
             *(
-                percent(measured[task][model.title]["figures"][figure]) if task in measured else "absent"
+                _cell(measured[task][model.title], figure) if task in measured else "absent"
                 for task, figure in columns
             ),
         ]
@@ -112,7 +113,8 @@ def _lines(models: list[Model], measured: dict[str, Any], absent: dict[str, str]
     first = {task: next(iter(found.values())) for task, found in measured.items()}
     return [
         "Held-out figures in per cent, median of the seeds (mean ± standard deviation where there are "
-        "several). The paper's are of its own pretraining on BookCorpus and Wikipedia.",
+        "several), of an accuracy with its 95 % interval over the examples (Wilson's). The paper's are of "
+        "its own pretraining on BookCorpus and Wikipedia.",
         "",
         *table(("model", *titles), rows),
         "",
@@ -177,14 +179,15 @@ def finetune(settings: ReproduceSettings) -> Result:
     lines = [
         "The trained BERT of the samples (or `checkpoint=`), fine-tuned as it is and as a Nyströmformer, "
         "with the same recipe, seeds and batches. Held-out figures in per cent, the median of the seeds "
-        "(mean ± standard deviation); a seed's checkpoint is chosen by the same held-out examples.",
+        "(mean ± standard deviation), of an accuracy with its 95 % interval over the examples (Wilson's); a "
+        "seed's checkpoint is chosen by the same held-out examples.",
         "",
         *table(
             ("task and figure", "Nyström", "exact", "exact − Nyström", "seeds"),
             [
                 (
                     f"{found['title']} {name.replace('_', ' ')}",
-                    *(percent(found[side]["figures"][name]) for side in ATTENTIONS),
+                    *(_cell(found[side], name) for side in ATTENTIONS),
                     f"{100 * (_median(found['exact'], name) - _median(found['Nyström'], name)):+.1f}",
                     len(found["exact"]["seeds"]),
                 )
@@ -254,12 +257,28 @@ def absent_lines(absent: Mapping[str, str]) -> list[str]:
 
 
 def _figures(seeds: Seeds) -> dict[str, Any]:
-    """Each held-out figure, one value a seed, and the time of all."""
+    """Each held-out figure, one value a seed, the intervals of accuracies, and the time of all."""
     names = [name for name in seeds[0]["dev"] if name not in ("loss", "score")]
+    figures = {name: [result["dev"][name] for result in seeds] for name in names}
+    examples = _about(seeds)["examples"]
+    held_out = sum(count for part, count in examples.items() if part != "train")
     return {
-        "figures": {name: [result["dev"][name] for result in seeds] for name in names},
+        "figures": figures,
+        "intervals": {
+            name: proportion_interval(
+                statistics.median(values), examples.get(name.removeprefix("accuracy_"), held_out)
+            )
+            for name, values in figures.items()
+            if name.startswith("accuracy")
+        },
         "seconds": sum(result["seconds"] for result in seeds),
     }
+
+
+def _cell(found: Mapping[str, Any], name: str) -> str:
+    """A figure of the seeds; of an accuracy with the interval of its median over the held-out examples."""
+    interval = found["intervals"].get(name)
+    return percent(found["figures"][name]) + (f" {in_percent(interval)}" if interval else "")
 
 
 def _about(seeds: Seeds, *more: str) -> dict[str, Any]:

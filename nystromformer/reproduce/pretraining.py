@@ -12,12 +12,14 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from nystromformer.errors import UserError
+from nystromformer.intervals import Interval, proportion_interval
 from nystromformer.pictures import STYLES, picture, plot_events
 from nystromformer.reproduce.runs import at_chance, composed_run, finished_run, validations
 from nystromformer.results import Result
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tables import table
+from nystromformer.training.metrics import Event
 from nystromformer.training.report import fill_masks
 from nystromformer.training.run_folder import RunFolder
 
@@ -27,6 +29,9 @@ FIGURES = {
     "sop_loss": "SOP loss, nats",
     "sop_accuracy": "SOP accuracy",
 }
+_COUNTED = {"mlm_accuracy": "tokens", "sop_accuracy": "rows"}
+"""What each accuracy is a share of."""
+_BRACKETS = "In brackets 95 % intervals (Wilson's, as if each prediction were independent of the others)."
 SENTENCES = (
     "The weather in the mountains was [MASK] and we walked all day.",
     "She opened the door and looked at her [MASK].",
@@ -59,13 +64,14 @@ def small(settings: ReproduceSettings) -> Result:
         *table(
             ("model", *FIGURES.values(), "minutes"),
             [
-                (model, *(f"{event[name]:.3f}" for name in FIGURES), f"{event['seconds'] / 60:.1f}")
+                (model, *(_cell(event, name) for name in FIGURES), f"{event['seconds'] / 60:.1f}")
                 for model, event in last.items()
             ],
         ),
         "",
-        f"BERT took {faster:.2f} times the time of Nyströmformer, validations included. The paper "
-        "compares models of 4 layers after 0.1 M steps each, in curves, without figures to put beside these.",
+        f"{_BRACKETS} BERT took {faster:.2f} times the time of Nyströmformer, validations included. The "
+        "paper compares models of 4 layers after 0.1 M steps each, in curves, without figures to put "
+        "beside these.",
         *at_chance([event["sop_accuracy"] for event in last.values()], rows=last["BERT"]["rows"]),
     ]
     accuracies = {model: event["mlm_accuracy"] for model, event in last.items()}
@@ -73,7 +79,12 @@ def small(settings: ReproduceSettings) -> Result:
     shown = " and ".join(f"{accuracy:.3f} ({model})" for model, accuracy in accuracies.items())
     return Result(
         title="BERT-small and Nyströmformer-small on the same batches",
-        measured={"validations": curves, "time_ratio": faster, "mlm_accuracy_gap": gap},
+        measured={
+            "validations": curves,
+            "time_ratio": faster,
+            "mlm_accuracy_gap": gap,
+            "intervals": _intervals(last),
+        },
         lines=lines,
         headline=f"MLM accuracy {shown}; BERT took {faster:.2f} times the time",
         plots={"small": partial(_draw, titles=("MLM accuracy", "SOP accuracy"))},
@@ -117,20 +128,20 @@ def longer(settings: ReproduceSettings) -> Result:
             ("length", "MLM accuracy", "SOP accuracy", "MLM loss, nats", "predicted tokens", "rows"),
             [
                 (
-                    length, f"{event['mlm_accuracy']:.3f}", f"{event['sop_accuracy']:.3f}",
+                    length, _cell(event, "mlm_accuracy"), _cell(event, "sop_accuracy"),
                     f"{event['mlm_loss']:.3f}", f"{event['tokens']:,}", f"{event['rows']:,}",
                 )
                 for length, event in last.items()
             ],
         ),
         "",
-        f"Measured: {told}; the paper reports the same MLM accuracy at both lengths, and SOP accuracy about "
-        "2 points higher (supplement, figure 5).",
+        f"{_BRACKETS} Measured: {told}; the paper reports the same MLM accuracy at both lengths, and SOP "
+        "accuracy about 2 points higher (supplement, figure 5).",
         *at_chance([event["sop_accuracy"] for event in last.values()], rows=short["rows"]),
     ]  # fmt: skip
     return Result(
         title="Longer documents: before and after the extension",
-        measured={"validations": curves, "gain": gain},
+        measured={"validations": curves, "gain": gain, "intervals": _intervals(last)},
         lines=lines,
         headline=f"From {first.model.max_length} to {second.model.max_length} tokens: {told}",
         plots={"longer": partial(_draw, titles=("MLM", "SOP"), label="{} tokens", one_after_the_other=True)},
@@ -161,16 +172,16 @@ def warmstart(settings: ReproduceSettings) -> Result:
             ("attention", "MLM accuracy", "MLM loss, nats", "SOP accuracy", "steps", "minutes"),
             [
                 (
-                    attention, f"{event['mlm_accuracy']:.3f}", f"{event['mlm_loss']:.3f}",
-                    f"{event['sop_accuracy']:.3f}", f"{event['step']:,}", f"{event['seconds'] / 60:.1f}",
+                    attention, _cell(event, "mlm_accuracy"), f"{event['mlm_loss']:.3f}",
+                    _cell(event, "sop_accuracy"), f"{event['step']:,}", f"{event['seconds'] / 60:.1f}",
                 )
                 for attention, event in last.items()
             ],
         ),
         "",
-        f"Exact attention is {gap:+.4f} above Nyström attention in MLM accuracy, on {held_out:,} held-out "
-        f"predictions (one standard error of each figure is about {standard_error:.3f}). Chance for SOP is "
-        "0.500.",
+        f"{_BRACKETS} Exact attention is {gap:+.4f} above Nyström attention in MLM accuracy, on "
+        f"{held_out:,} held-out predictions (one standard error of each figure is about "
+        f"{standard_error:.3f}). Chance for SOP is 0.500.",
         "",
         "Sentences that are not of the corpus:",
         "",
@@ -185,11 +196,32 @@ def warmstart(settings: ReproduceSettings) -> Result:
     shown = ", ".join(f"{accuracies[name]:.3f} with {name} attention" for name in ("Nyström", "exact"))
     return Result(
         title="A trained BERT becomes a Nyströmformer",
-        measured={"validations": curves, "filled": filled, "exact_minus_nystrom": gap},
+        measured={
+            "validations": curves,
+            "filled": filled,
+            "exact_minus_nystrom": gap,
+            "intervals": _intervals(last),
+        },
         lines=lines,
         headline=f"MLM accuracy {shown}",
         plots={"warmstart": partial(_draw, titles=("masked tokens", "sentence order"), held_out="reviews")},
     )
+
+
+def _intervals(last: Mapping[str, Event]) -> dict[str, dict[str, Interval]]:
+    """Of both accuracies of each run, by what they are shares of."""
+    return {
+        name: {key: proportion_interval(event[key], event[count]) for key, count in _COUNTED.items()}
+        for name, event in last.items()
+    }
+
+
+def _cell(event: Event, figure: str) -> str:
+    shown = f"{event[figure]:.3f}"
+    if figure not in _COUNTED:
+        return shown
+    low, high = proportion_interval(event[figure], event[_COUNTED[figure]])
+    return f"{shown} [{low:.3f}, {high:.3f}]"
 
 
 def _finished(settings: ReproduceSettings, words: Mapping[str, Sequence[str]]) -> dict[str, PretrainSettings]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nystromformer.intervals import mcnemar
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.model.conversion.inherit import NEW_CONVOLUTION
 from nystromformer.model.reconstruction import fit_in_closed_form
@@ -95,6 +96,7 @@ def swap(settings: ReproduceSettings) -> Result:
         *absent_lines(absent),
         "Rows of at most 64 tokens get exact attention from landmarks alone too, rows of at most 128 with "
         "neighbours; what a fitted convolution or projection does there is its own doing.",
+        *_tests(measured, swapped),
     ]
     best = "neighbours, m = w = 64"
     return Result(
@@ -120,7 +122,8 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
     own = Classifier.config_class.from_pretrained(jobs[0].folder / "model").conv_kernel_size is not None
     variants = {name: changes for name, changes in VARIANTS.items() if not (own and "how" in changes)}
     figures: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
-    lengths = np.zeros(0)
+    p_values: dict[str, list[float]] = {}
+    lengths = right_of_exact = np.zeros(0)
     for job in jobs:
         folder = job.folder / "model"
         _, tokenizer = open_classifier(folder, splits.task)
@@ -130,12 +133,18 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
         lengths = np.concatenate([part.lengths for part in dev.values()])
         for variant, changes in variants.items():
             model = swapped_classifier(folder, train, settings.scale.swap.rows, **changes)
-            for name, value in _figures(model, dev, splits.task).items():
+            found, right = _figures(model, dev, splits.task)
+            for name, value in found.items():
                 figures[variant].setdefault(name, []).append(value)
+            if variant == EXACT:
+                right_of_exact = right
+            elif not splits.task.regression:
+                p_values.setdefault(variant, []).append(mcnemar(right_of_exact, right))
             print(f"  {splits.task.title}, seed {job.seed}, {variant}: {figures[variant]}", flush=True)
     return {
         "title": splits.task.title,
         "figures": figures,
+        "mcnemar": p_values,
         "seeds": len(jobs),
         "held_out": len(lengths),
         "length": float(np.median(lengths)),
@@ -157,15 +166,39 @@ def swapped_classifier(
     return model
 
 
-def _figures(model: Classifier, dev: Mapping[str, Encoded], task: Any) -> dict[str, float]:
-    """The task's figures on its held-out sets, float32."""
-    found = {}
+def _tests(measured: Mapping[str, Mapping[str, Any]], variants: list[str]) -> list[str]:
+    """Of each variant, whether it is right as often as exact attention on the same examples."""
+    tested = [found for found in measured.values() if found["mcnemar"]]
+    if not tested:
+        return []
+    rows = [
+        (
+            found["title"],
+            *(
+                f"{statistics.median(found['mcnemar'][name]):.2g}" if name in found["mcnemar"] else "–"
+                for name in variants
+            ),
+        )
+        for found in tested
+    ]
+    told = (
+        "Whether the answers are right as often as exact attention's on the same examples: McNemar's exact "
+        "p, the median of the seeds. Below 0.05 the difference is more than chance in the examples."
+    )
+    return ["", told, "", *table(("task", *variants), rows)]
+
+
+def _figures(model: Classifier, dev: Mapping[str, Encoded], task: Any) -> tuple[dict[str, float], np.ndarray]:
+    """The task's figures on its held-out sets, float32, and which examples are right."""
+    found, right = {}, []
     for name, part in dev.items():
         plain = torch.autocast("cpu", enabled=False)
         logits = predict(model, part, BATCH, model.config.pad_token_id or 0, plain)
         assert part.labels is not None
-        found[name] = figures_of(task, part.labels, answers(logits, regression=task.regression))
-    return figures_of_sets(found)
+        predicted = answers(logits, regression=task.regression)
+        found[name] = figures_of(task, part.labels, predicted)
+        right.append(np.equal(part.labels, predicted))
+    return figures_of_sets(found), np.concatenate(right)
 
 
 def _lost(figures: Mapping[str, Mapping[str, list[float]]], variant: str, name: str) -> float:

@@ -64,6 +64,9 @@ class ReproduceSettings:
     same comparison on classification tasks."""
     all: bool = False
     """Every result of the paper, one after the other, and one page with all; also as the word `all`."""
+    compare: list[str] = field(default_factory=list)
+    """Two folders of one table or figure, e.g. compare=[old/glue_cpu,new/glue_cpu]: their figures side by
+    side on one page in `folder`, with the differences; nothing is measured."""
     scale: ScaleSettings = field(default_factory=ScaleSettings)
     folder: str = "reproduced"
     """Each result is a folder NAME_SCALE in it; README.md lists them, report.html shows all."""
@@ -93,9 +96,11 @@ class ReproduceSettings:
             kind: [name for name, entry in RESULTS.items() if entry.kind == kind]
             for kind in ("figure", "table")
         }
-        if (self.figure is not None) + (self.table is not None) + self.all != 1:
-            each = " and ".join(f"{kind}={'|'.join(names)}" for kind, names in named.items())
-            yield f"write one of all, {each}"
+        if (self.figure is not None) + (self.table is not None) + self.all + bool(self.compare) != 1:
+            each = ", ".join(f"{kind}={'|'.join(names)}" for kind, names in named.items())
+            yield f"write one of all, {each} and compare=[A,B]"
+        if self.compare and len(self.compare) != 2:
+            yield f"compare has {len(self.compare)} folders: write two, compare=[A,B]"
         for name, known in (*named.items(), ("device", DEVICES)):
             value = getattr(self, name)
             if value is not None and value not in known:

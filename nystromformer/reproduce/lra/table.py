@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nystromformer.intervals import in_percent, proportion_interval
 from nystromformer.machine import device_of
 from nystromformer.pictures import STYLES, legend_below, picture, plot_events
 from nystromformer.reproduce.lra.examples import LraTask, content_of, load_task
@@ -62,7 +63,12 @@ def lra(settings: ReproduceSettings) -> Result:
     measured = {
         "tasks": {name: _about(task) for name, task in tasks.items()},
         "rows": [
-            _row(task, attention, [c for c in found if (c["task"], c["attention"]) == (task, attention)])
+            _row(
+                task,
+                attention,
+                [c for c in found if (c["task"], c["attention"]) == (task, attention)],
+                len(tasks[task].test),
+            )
             for task in scale.tasks
             for attention in scale.attentions
         ],
@@ -90,15 +96,18 @@ def _about(task: LraTask) -> dict[str, Any]:
     }
 
 
-def _row(task: str, attention: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(task: str, attention: str, cells: list[dict[str, Any]], examples: int) -> dict[str, Any]:
     """One attention on one task, over the seeds."""
     scores = [cell["accuracy"] for cell in cells]
+    middle = statistics.median(scores)
     return {
         "task": task,
         "attention": attention,
-        "accuracy": statistics.median(scores),
+        "accuracy": middle,
+        "interval": proportion_interval(middle, examples),
         "lowest": min(scores),
         "highest": max(scores),
+        "accuracies": scores,
         "seeds": [cell["seed"] for cell in cells],
         "steps": cells[0]["steps"],
         "milliseconds_per_step": statistics.median(cell["milliseconds_per_step"] for cell in cells),
@@ -112,8 +121,9 @@ def _lines(measured: dict[str, Any], scale: LraScale) -> list[str]:
     count = len(scale.seeds)
     told = f"the median of {count} seeds, in brackets the lowest and highest" if count > 1 else "of one seed"
     lines = [
-        f"Accuracy in percent after the last step ({told}; no step is chosen by the test examples), beside "
-        "the paper's. Two layers of width 64, feed-forward 128, 2 heads, mean pooling over the real tokens.",
+        f"Accuracy in percent after the last step ({told}; no step is chosen by the test examples), in "
+        "square brackets its 95 % interval over test examples (Wilson's), beside the paper's. Two layers of "
+        "width 64, feed-forward 128, 2 heads, mean pooling over the real tokens.",
         "",
         *_accuracies(measured),
         "",
@@ -173,7 +183,7 @@ def _at_chance(measured: dict[str, Any], task: str) -> list[str]:
 
 def _percent(row: dict[str, Any]) -> str:
     spread = f" ({100 * row['lowest']:.1f}–{100 * row['highest']:.1f})" if len(row["seeds"]) > 1 else ""
-    return f"{100 * row['accuracy']:.1f}{spread}"
+    return f"{100 * row['accuracy']:.1f}{spread} {in_percent(row['interval'])}"
 
 
 def _times(measured: dict[str, Any], task: str) -> list[str]:
