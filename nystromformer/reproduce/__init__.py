@@ -32,7 +32,6 @@ RESULTS = {
     "swap": "nystromformer.reproduce.swap:swap",
     "warmstart": "nystromformer.reproduce.warmstart:warmstart",
     "finetune": "nystromformer.reproduce.transfer:finetune",
-    "short_rows": "nystromformer.reproduce.transfer:short_rows",
 }
 """What produces each figure and table, imported when it is asked for."""
 

@@ -52,7 +52,7 @@ def measured_on(before: Inputs, after: Inputs) -> Inputs:
 
 def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
     heads = SECTIONS.get(name) == "heads"
-    if heads or name in ("glue", "swap", "finetune", "short_rows"):
+    if heads or name in ("glue", "swap", "finetune"):
         yield "weights", partial(_weights, settings)
         yield "tokenizer", partial(_tokenizer, settings)
     if heads or name == "starts":
@@ -79,7 +79,6 @@ def _pretrainings(settings: ReproduceSettings, name: str) -> list[list[str]]:
         "small": [scale.small.bert, scale.small.nystromformer],
         "warmstart": [scale.warmstart.nystrom, scale.warmstart.exact],
         "starts": [["experiment=warmstart"]],
-        "short_rows": [scale.warmstart.nystrom],
         "glue": [scale.glue.bert, scale.glue.nystromformer, scale.glue.longer],
     }.get(name, [])
     runs = [list(words) for words in found if words]

@@ -1,4 +1,4 @@
-"""Fine-tuning from a trained BERT: Nyström attention beside exact attention, and what to do with short rows.
+"""Fine-tuning from a trained BERT: Nyström attention beside exact attention.
 
 Every seed is a run of `nystromformer finetune` that goes on where it was stopped; both sides of a comparison
 have the same recipe, seeds and batches.
@@ -15,18 +15,10 @@ from nystromformer.errors import UserError
 from nystromformer.markdown import table
 from nystromformer.reproduce.plotting import STYLES, figure, save
 from nystromformer.reproduce.result import Result, trained_bert
-from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent
-from nystromformer.settings.model import SHORT_ROWS
+from nystromformer.reproduce.runs import Seeds, finetuned, percent, task_of, why_absent
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.training.run_folder import RunFolder
 
 ATTENTIONS = {"Nyström": "nystrom", "exact": "softmax"}
-_TOLD = {
-    "exact": "exact attention and the convolution",
-    "exact_without_convolution": "exact attention alone",
-    "landmark_per_token": "the approximation, one landmark a token",
-    "segments": "landmarks of as many tokens as at full length",
-}
 
 
 def finetune(settings: ReproduceSettings) -> Result:
@@ -124,70 +116,6 @@ def finetune(settings: ReproduceSettings) -> Result:
         headline=f"Exact attention above Nyström attention, points: {gaps}",
         plots={"finetune": _draw},
     )
-
-
-def short_rows(settings: ReproduceSettings) -> Result:
-    """Each way to compute rows of at most m tokens, from BERT and from a model pretrained at full length."""
-    scale = settings.scale.short_rows
-    pretrained = finished_run(settings, settings.scale.warmstart.nystrom)
-    starts = {"BERT": trained_bert(settings), "pretrained": str(RunFolder(pretrained).model)}
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    sizes: dict[str, int] = {}
-    count_of_seeds = 0
-    for words in scale.tasks:
-        for start, checkpoint in starts.items():
-            for choice in SHORT_ROWS:
-                more = [f"model.short_rows={choice}", "model.attention=nystrom"]
-                name = f"short_rows_{start.lower()}_{choice}"
-                seeds = finetuned(settings, [*scale.every, *words.split(), *more], checkpoint, name=name)
-                sizes[seeds[0]["title"]] = sum(
-                    part["examples"] for name, part in _sets(seeds[0]).items() if name != "train"
-                )
-                count_of_seeds = len(seeds)
-                found.setdefault(seeds[0]["title"], {}).setdefault(choice, {})[start] = _told(seeds)
-    best = {start: _best(found, start) for start in starts}
-    lines = [
-        "Rows of at most 64 tokens, the number of landmarks, computed in four ways while fine-tuning and "
-        "after: from the trained BERT of the samples, its new convolution starting at zero, and from the "
-        "Nyströmformer that the warm start made of it at 512 tokens, where a landmark is the mean of 8 and "
-        "the convolution is trained. Score in per cent, median of the seeds (mean ± standard deviation):",
-        "",
-        *table(
-            ("task", "short rows get", *(f"from {start}" for start in starts)),
-            [
-                (
-                    title,
-                    f"`{choice}`: {_TOLD[choice]}",
-                    *(percent(_values(sides[start], "score")) for start in starts),
-                )
-                for title, choices in found.items()
-                for choice, sides in choices.items()
-            ],
-        ),
-        "",
-        "Highest mean of the medians: "
-        + "; ".join(
-            f"from {start}: `{choice}` ({100 * score:.1f})" for start, (choice, score) in best.items()
-        )
-        + ". The default is `exact`. One standard error of an accuracy of 80 per cent is "
-        + ", ".join(f"{40 / count**0.5:.1f} points on {title}" for title, count in sizes.items())
-        + f" for each of the {count_of_seeds} seed(s).",
-    ]
-    return Result(
-        title="What short rows should get",
-        measured={"tasks": found, "best": best},
-        lines=lines,
-        headline="; ".join(f"from {start}: {choice}" for start, (choice, _) in best.items()),
-    )
-
-
-def _best(found: Mapping[str, Mapping[str, Mapping[str, Any]]], start: str) -> tuple[str, float]:
-    """The choice with the highest mean over the tasks of its median score."""
-    means = {
-        choice: statistics.fmean(_middle(choices[choice][start], "score") for choices in found.values())
-        for choice in SHORT_ROWS
-    }
-    return max(means.items(), key=lambda item: item[1])
 
 
 def _told(seeds: Seeds) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nystromformer.settings.data import MALFORMED
-from nystromformer.settings.model import ATTENTIONS, SHORT_ROWS
+from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
@@ -148,10 +148,6 @@ class TaskModelSettings:
     closed form on the longest training rows, as `init.convolution` of `pretrain`."""
     convolution_rows: int = 16
     """Training rows that the kernels are fitted on."""
-    short_rows: str | None = None
-    """What Nyström attention does with rows of at most num_landmarks tokens: `exact`, with the convolution;
-    `exact_without_convolution`; `landmark_per_token`; or `segments` of as many tokens as at full length.
-    Empty takes the checkpoint's, which is `exact` unless it says otherwise."""
     hidden_dropout: float | None = None
     """Empty takes the checkpoint's."""
     attention_dropout: float | None = None
@@ -165,8 +161,6 @@ class TaskModelSettings:
         for name, known in (("convolution", CONVOLUTIONS), ("positions", POSITIONS)):
             if getattr(self, name) not in known:
                 yield f"model.{name}={getattr(self, name)!r} is unknown: write one of {', '.join(known)}"
-        if self.short_rows is not None and self.short_rows not in SHORT_ROWS:
-            yield f"model.short_rows={self.short_rows!r} is unknown: write one of {', '.join(SHORT_ROWS)}"
         if self.max_length is not None and self.max_length < 8:
             yield f"model.max_length={self.max_length} is too short: write at least 8"
         if self.num_landmarks is not None and self.num_landmarks < 1:

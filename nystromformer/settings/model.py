@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-ATTENTIONS = ("nystrom", "softmax", "linformer", "longformer", "performer")
-LANDMARKS = ("segment_means", "uniform", "kmeans")
-SHORT_ROWS = ("exact", "exact_without_convolution", "landmark_per_token", "segments")
+from nystromformer.settings import mechanisms
+from nystromformer.settings.mechanisms import MECHANISMS, all_declared
+
+ATTENTIONS = tuple(MECHANISMS)
 _OTHER_NAMES = {"hidden_dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
 
 
@@ -17,9 +19,7 @@ def configuration_name(setting: str) -> str:
 
 
 @dataclass
-class ModelSettings:
-    """The encoder's shape and its attention; the vocabulary comes from the tokenizer."""
-
+class _Shape:
     attention: str = "nystrom"
     """`nystrom`, `softmax` (exact attention, BERT's), `linformer`, `longformer` or `performer`."""
     hidden_size: int = 768
@@ -30,31 +30,23 @@ class ModelSettings:
     """Tokens of one example, special tokens included; also what the position table holds."""
     max_position_embeddings: int | None = None
     """Positions in the table; empty means max_length."""
-    num_landmarks: int = 64
-    """Landmarks of each head; `nystrom` only."""
-    landmarks: str = "segment_means"
-    """How landmarks are chosen: `segment_means`, `uniform` (random tokens) or `kmeans`; `nystrom` only."""
-    pinv_iterations: int | None = 6
-    """Iterations of the pseudoinverse, empty for the exact one; `nystrom` only."""
-    neighbours: int | None = None
-    """Tokens of a block: each attends exactly to its own block, the two beside it and the salient tokens, and
-    through landmarks to the rest; empty for landmarks alone, the paper's attention; `nystrom` only."""
-    salient_tokens: int = 1
-    """With neighbours: tokens that all attend to exactly, of each row and head: the first, and the others
-    that the landmarks attend to most."""
-    short_rows: str = "exact"
-    """What `nystrom` does with rows of at most num_landmarks tokens: `exact` attention with the convolution,
-    `exact_without_convolution`, `landmark_per_token`, or `segments` of short_row_segment tokens."""
-    short_row_segment: int = 8
-    """Tokens of a landmark in short rows, for short_rows=segments."""
-    linformer_projected: int = 256
-    """Mixtures of tokens that Linformer attends to."""
-    linformer_share_heads: bool = True
-    """One projection a layer for all of Linformer's heads, or one a head."""
-    longformer_window: int = 257
-    """Positions that a token of Longformer sees, itself in the middle, odd."""
-    performer_features: int = 256
-    """Random features of Performer."""
+
+
+if TYPE_CHECKING:
+
+    class _Declared:
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    # Fields of bases come first, those of the last base before all.
+    _Declared = type("_Declared", (*reversed(all_declared()), _Shape), {})
+
+
+@dataclass
+class ModelSettings(_Declared):
+    """The encoder's shape and its attention, with what each mechanism declares in its own file; the
+    vocabulary comes from the tokenizer."""
+
     conv_kernel_size: int | None = 33
     """Width of the residual convolution over the values, odd; empty for none."""
     hidden_dropout: float = 0.1
@@ -78,15 +70,8 @@ class ModelSettings:
             "num_hidden_layers",
             "num_attention_heads",
             "intermediate_size",
-            "num_landmarks",
-            "pinv_iterations",
-            "neighbours",
-            "salient_tokens",
-            "short_row_segment",
-            "linformer_projected",
-            "performer_features",
         ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
+            if getattr(self, name) < 1:
                 yield f"model.{name}={getattr(self, name)} is impossible: write at least 1"
         shape_is_known = self.is_known("hidden_size", "num_attention_heads")
         if shape_is_known and self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
@@ -113,12 +98,7 @@ class ModelSettings:
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"model.{name}={getattr(self, name)} is impossible: write a share from 0 to below 1"
-        if self.landmarks not in LANDMARKS:
-            yield f"model.landmarks={self.landmarks!r} is unknown: write one of {', '.join(LANDMARKS)}"
-        if self.short_rows not in SHORT_ROWS:
-            yield f"model.short_rows={self.short_rows!r} is unknown: write one of {', '.join(SHORT_ROWS)}"
-        if self.longformer_window < 1 or self.longformer_window % 2 == 0:
-            yield f"model.longformer_window={self.longformer_window} has no middle: write an odd number"
+        yield from mechanisms.complaints(self)
         can_drop = self.attention == "softmax" or not self.is_known("attention", "attention_dropout")
         if not can_drop and self.attention_dropout > 0:
             yield (

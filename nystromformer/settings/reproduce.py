@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from nystromformer.settings.scale import ScaleSettings
 
 FIGURES = ("landmarks", "num_landmarks", "pseudoinverse", "longer", "small", "nystrom_tutorial")
-TABLES = ("efficiency", "glue", "lra", "starts", "swap", "warmstart", "finetune", "short_rows")
-OWN = ("starts", "swap", "warmstart", "finetune", "short_rows")
+TABLES = ("efficiency", "glue", "lra", "starts", "swap", "warmstart", "finetune")
+OWN = ("starts", "swap", "warmstart", "finetune")
 """Results about the BERT of the samples, which the paper does not have: there is no larger scale of them."""
 ALL = tuple(name for name in ("efficiency", *FIGURES, "glue", "lra") if name not in OWN)
 """What `nystromformer reproduce all` makes, in this order."""
@@ -22,7 +22,6 @@ USES = {
     "glue": ("checkpoint", "glue_root"),
     "swap": ("checkpoint", "glue_root"),
     "finetune": ("checkpoint", "glue_root"),
-    "short_rows": ("checkpoint", "glue_root"),
 }
 """Settings beside the scale that a result's figures depend on."""
 DEVICES = ("auto", "cpu", "cuda")
@@ -43,7 +42,7 @@ class ReproduceSettings:
     Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from;
     `swap`, what classifiers of exact attention lose when it is exchanged without training;
     `warmstart`, that BERT trained on film reviews with Nyström and with exact attention; `finetune`, the
-    same comparison on classification tasks; `short_rows`, what rows shorter than the landmarks should get."""
+    same comparison on classification tasks."""
     all: bool = False
     """Every result of the paper, one after the other, and one page with all; also as the word `all`."""
     scale: ScaleSettings = field(default_factory=ScaleSettings)

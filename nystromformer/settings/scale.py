@@ -297,19 +297,6 @@ class FinetuneScale:
 
 
 @dataclass
-class ShortRowsScale:
-    """table=short_rows: ways to compute rows of at most m tokens."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Each the words of one task, its name first."""
-    every: list[str] = field(default_factory=list)
-    """Words of every fine-tuning."""
-
-    def complaints(self) -> Iterator[str]:
-        yield from _nameless(self.tasks, "scale.short_rows")
-
-
-@dataclass
 class ScaleSettings:
     """How large every result is: `scale=paper|gpu|cpu|smoke`."""
 
@@ -328,7 +315,6 @@ class ScaleSettings:
     swap: SwapScale = field(default_factory=SwapScale)
     warmstart: WarmstartScale = field(default_factory=WarmstartScale)
     finetune: FinetuneScale = field(default_factory=FinetuneScale)
-    short_rows: ShortRowsScale = field(default_factory=ShortRowsScale)
 
     def complaints(self) -> Iterator[str]:
         if not self.name or "/" in self.name or self.name.startswith("."):

@@ -72,7 +72,8 @@ def _sentences(schema: type) -> dict[str, str]:
 
 
 def _own_sentences(schema: type) -> dict[str, str]:
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    source = schema.__dict__.get("SOURCE") or inspect.getsource(schema)  # a mechanism's is read elsewhere
+    (definition,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(definition, ast.ClassDef)
     found = {}
     for field, below in zip(definition.body, definition.body[1:], strict=False):

@@ -22,6 +22,22 @@ S = TypeVar("S")
 RENAMED: dict[str, str] = {}
 """Former names of settings, dotted, and what they are called now: whoever renames one writes a line here."""
 
+REMOVED: dict[str, tuple[Any, ...]] = {
+    "model.short_rows": (None, "exact"),
+    "model.short_row_segment": (),  # said nothing beside short_rows=exact
+}
+"""Former settings, and the values that mean what is computed today; none for any value."""
+
+
+def known_today(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings under today's names, without the removed ones that say what is computed today."""
+    named = {RENAMED.get(key, key): value for key, value in flat.items()}
+    return {
+        key: value
+        for key, value in named.items()
+        if key not in REMOVED or (REMOVED[key] and value not in REMOVED[key])
+    }
+
 
 def read_stored(schema: type[S], content: Mapping[str, Any], place: str, otherwise: str) -> S:
     """The settings of `content`, over today's defaults.
@@ -34,7 +50,7 @@ def read_stored(schema: type[S], content: Mapping[str, Any], place: str, otherwi
         UserError: a setting is none any more, or its value is none that it can have today.
     """
     known = {setting.key: setting for setting in settings_of(schema)}
-    flat = {RENAMED.get(key, key): value for key, value in flattened(content)}
+    flat = known_today(dict(flattened(content)))
     for key, value in flat.items():
         if key not in known:
             raise UserError(_removed(key, value, known, place, otherwise))

@@ -18,7 +18,7 @@ from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
 from nystromformer.settings.mistakes import as_written
-from nystromformer.settings.stored import RENAMED
+from nystromformer.settings.stored import known_today
 from nystromformer.tasks.contents import Contents, classes_in
 from nystromformer.tasks.splits import Splits
 
@@ -136,8 +136,7 @@ def _compare_settings(
     noted: Contents,
     contents: Contents | None,
 ) -> None:
-    saved = {RENAMED.get(key, key): value for key, value in saved.items()}
-    before = {**identity(FinetuneSettings(), TaskSettings()), **saved}
+    before = {**identity(FinetuneSettings(), TaskSettings()), **known_today(saved)}
     for key in sorted(before.keys() - now.keys()):
         raise OtherResults(
             f"{task_folder} holds results with {key}={as_written(before[key])}, a setting that this version "

@@ -115,6 +115,6 @@ def test_the_words_of_every_run_compose(scale):
     ):
         if words:
             compose("pretrain", words)  # raises where they do not fit together
-    for part in (section.glue, section.finetune, section.short_rows):
+    for part in (section.glue, section.finetune):
         for words in part.tasks:
             compose("finetune", [*part.every, *words.split(), "checkpoint=any"])

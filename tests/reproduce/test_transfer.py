@@ -12,7 +12,6 @@ from filelock import FileLock
 from nystromformer import NystromformerConfig, NystromformerForSequenceClassification
 from nystromformer.cli import main
 from nystromformer.reproduce.swap import VARIANTS, swapped_classifier
-from nystromformer.settings.finetune import SHORT_ROWS
 from nystromformer.tasks.encoding import Encoded
 from tests.tasks.conftest import make_checkpoint, write_glue
 
@@ -112,12 +111,3 @@ def test_a_seed_that_another_command_holds_is_named(words, tmp_path, capsys):
     with FileLock(cell / "seed-0.lock"):
         assert main([*words, "table=finetune", "scale.finetune.tasks=['task=rotten_tomatoes']"]) == 2
     assert "another command still trains rotten_tomatoes rate3e-05_batch4 seed 0" in capsys.readouterr().err
-
-
-@pytest.mark.slow  # the warm start's run, in a few steps
-def test_short_rows(words, tmp_path):
-    assert main([*words, "table=short_rows"]) == 0
-    measured = json.loads((tmp_path / "out/short_rows_smoke/result.json").read_text())["measured"]
-    (choices,) = measured["tasks"].values()
-    assert choices.keys() == set(SHORT_ROWS)
-    assert all(sides.keys() == {"BERT", "pretrained"} for sides in choices.values())
