@@ -1,23 +1,25 @@
 """The residual connection of Nyström attention: a depthwise convolution over the values.
 
 Shapes: B rows, H heads, N positions, D head width, K kernel width; C blocks of T positions, each with
-its window of W = T + K − 1 positions.
+its window of W = T + K − 1 positions, which are the block's own T and K − 1 of the next, once the positions
+have moved by half a kernel.
 
-It is written as one product with a banded matrix for each block of positions, because a depthwise
-convolution on a CPU takes about as long as the attention itself:
+It is written as products of a banded matrix with all windows of a head, because a depthwise convolution on a
+CPU takes about as long as the attention itself:
 
     out[block] (T × D) = band (T × W) · window (W × D),    band[t, t + j] = weight[j]
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nystromformer.attention.recording import is_recorded
 
-BLOCK = 16
-"""T. A block costs T + K − 1 products a position, and wider blocks make fewer, larger products."""
+BLOCK = 32
+"""T, at least K − 1. A block costs T + K − 1 products a position; wider ones make fewer, larger products."""
 
 
 def residual_convolution(value_BHND: Tensor, weight_H1K1: Tensor) -> Tensor:
@@ -41,12 +43,17 @@ def residual_convolution(value_BHND: Tensor, weight_H1K1: Tensor) -> Tensor:
         weight_H1K1 = weight_H1K1.to(value_BHND.dtype)
         return F.conv2d(value_BHND, weight_H1K1, padding=(weight_H1K1.shape[2] // 2, 0), groups=h)
     kernel_HK = weight_H1K1.view(h, -1).to(value_BHND.dtype)
-    # Other devices than a CPU like their products large.
-    block = BLOCK if value_BHND.device.type == "cpu" else 4 * BLOCK
-    windows_BHCWD = _padded(value_BHND, kernel_HK.shape[1], block).unfold(
-        2, block + kernel_HK.shape[1] - 1, block
-    )
-    out_BHCTD = banded(kernel_HK, block)[None, :, None] @ windows_BHCWD.mT
+    k = kernel_HK.shape[1]
+    block = max(BLOCK, k - 1)
+    c = -(-n // block)
+    # Half a kernel of zeros before, and behind the last block one more.
+    padded_HPBD = F.pad(value_BHND.permute(1, 2, 0, 3), (0, 0, 0, 0, k // 2, (c + 1) * block - n - k // 2))
+    blocks_HTCBD = padded_HPBD.unflatten(1, (c + 1, block)).transpose(1, 2)
+    own_HTL = blocks_HTCBD[:, :, :c].reshape(h, block, c * b * d)
+    next_HTL = blocks_HTCBD[:, : k - 1, 1:].reshape(h, k - 1, c * b * d)
+    own_HTT, next_HTT = _banded(kernel_HK, block).split([block, k - 1], dim=2)
+    out_HTL = torch.baddbmm(torch.bmm(own_HTT, own_HTL), next_HTT, next_HTL)
+    out_BHCTD = out_HTL.view(h, block, c, b, d).permute(3, 0, 2, 1, 4)
     return out_BHCTD.flatten(2, 3)[:, :, :n]
 
 
@@ -57,16 +64,10 @@ def check_weight(weight_H1K1: Tensor, num_heads: int) -> None:
         raise ValueError(f"conv_weight must have shape ({num_heads}, 1, odd width, 1), got {shape}")
 
 
-def banded(kernel_HK: Tensor, block: int = BLOCK) -> Tensor:
+def _banded(kernel_HK: Tensor, block: int) -> Tensor:
     """(H, T, W): row t holds the kernel from column t on."""
     h, k = kernel_HK.shape
     width = block + k - 1
     # Rows of one more than the width, laid end to end and read at the width, move right by one each.
     rows_HTW = F.pad(kernel_HK[:, None], (0, block)).expand(h, block, width + 1)
     return rows_HTW.reshape(h, -1)[:, : block * width].view(h, block, width)
-
-
-def _padded(x: Tensor, kernel: int, block: int) -> Tensor:
-    """Zeros around the positions: half a kernel before, half after the last whole block."""
-    n, half = x.shape[-2], kernel // 2
-    return F.pad(x, (0, 0, half, half + -n % block))
