@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from nystromformer.attention.mechanism import Mechanism
 from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
-from nystromformer.settings.mechanisms import setting
+from nystromformer.settings.schema import result
 
 
 @dataclass
 class Settings:
-    linformer_projected: int = setting(256, least=1)
+    linformer_projected: int = result(256, at_least=1)
     """Mixtures of tokens that Linformer attends to."""
-    linformer_share_heads: bool = True
+    linformer_share_heads: bool = result(True)
     """One projection a layer for all of Linformer's heads, or one a head."""
 
 

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from nystromformer.attention.mechanism import Mechanism
 from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
-from nystromformer.settings.mechanisms import setting
+from nystromformer.settings.schema import result
 
 SMALLEST_BLOCK = 32
 
 
 @dataclass
 class Settings:
-    longformer_window: int = setting(257, odd=True)
+    longformer_window: int = result(257, odd=True)
     """Positions that a token of Longformer sees, itself in the middle, odd."""
 
 

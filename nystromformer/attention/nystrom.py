@@ -36,7 +36,7 @@ from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.mechanism import Mechanism, exact_flops
 from nystromformer.attention.projections import check_projections
 from nystromformer.attention.recording import is_recorded
-from nystromformer.settings.mechanisms import setting
+from nystromformer.settings.schema import result
 
 LANDMARKS = ("segment_means", "uniform", "kmeans")
 IMPLEMENTATIONS = ("auto", "operator", "composed")
@@ -46,16 +46,16 @@ DEFAULT_IMPLEMENTATION = os.environ.get("NYSTROMFORMER_ATTENTION")
 
 @dataclass
 class Settings:
-    num_landmarks: int = setting(64, least=1)
+    num_landmarks: int = result(64, at_least=1)
     """Landmarks of each head; `nystrom` only."""
-    landmarks: str = setting("segment_means", choices=("segment_means", "uniform", "kmeans"))
+    landmarks: str = result("segment_means", choices=("segment_means", "uniform", "kmeans"))
     """How landmarks are chosen: `segment_means`, `uniform` (random tokens) or `kmeans`; `nystrom` only."""
-    pinv_iterations: int | None = setting(6, least=1)
+    pinv_iterations: int | None = result(6, at_least=1)
     """Iterations of the pseudoinverse, empty for the exact one; `nystrom` only."""
-    neighbours: int | None = setting(None, least=1, none=0, hint=", or None or 0 for landmarks alone")
+    neighbours: int | None = result(None, at_least=1)
     """Tokens of a block: each attends exactly to its own block, the two beside it and the salient tokens, and
     through landmarks to the rest; empty for landmarks alone, the paper's attention; `nystrom` only."""
-    salient_tokens: int = setting(1, least=1, hint=", the row's first token")
+    salient_tokens: int = result(1, at_least=1)
     """With neighbours: tokens that all attend to exactly, of each row and head: the first, and the others
     that the landmarks attend to most."""
 

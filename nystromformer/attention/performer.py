@@ -23,7 +23,7 @@ from torch import Tensor
 from nystromformer.attention.mechanism import Mechanism
 from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
-from nystromformer.settings.mechanisms import setting
+from nystromformer.settings.schema import result
 
 EPSILON = 1e-4
 """Added to every feature, as by the authors, so that no quotient is 0 / 0."""
@@ -31,7 +31,7 @@ EPSILON = 1e-4
 
 @dataclass
 class Settings:
-    performer_features: int = setting(256, least=1)
+    performer_features: int = result(256, at_least=1)
     """Random features of Performer."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import MISSING
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -68,7 +67,8 @@ class NystromformerConfig(PreTrainedConfig):
         declared = {}
         for one in declared_fields():
             value = kwargs.pop(one.name, one.default)
-            declared[one.name] = None if value == one.metadata.get("none", MISSING) else value
+            # Where None is the default, 0 is a way to write it.
+            declared[one.name] = value or None if one.default is None else value
         check(attention, declared)
         if hidden_size % num_attention_heads:
             raise ValueError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from nystromformer.settings import mechanisms
 from nystromformer.settings.mechanisms import MECHANISMS, all_declared
+from nystromformer.settings.schema import Section, record, result, speed
 
 ATTENTIONS = tuple(MECHANISMS)
 _OTHER_NAMES = {"hidden_dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
@@ -19,22 +19,22 @@ def configuration_name(setting: str) -> str:
 
 
 @dataclass
-class _Shape:
-    attention: str = "nystrom"
+class _Shape(Section):
+    attention: str = result("nystrom", choices=ATTENTIONS)
     """`nystrom`, `softmax` (exact attention, BERT's), `linformer`, `longformer` or `performer`."""
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_length: int = 512
+    hidden_size: int = result(768, at_least=1)
+    num_hidden_layers: int = result(12, at_least=1)
+    num_attention_heads: int = result(12, at_least=1)
+    intermediate_size: int = result(3072, at_least=1)
+    max_length: int = result(512, at_least=8, fault="too short")
     """Tokens of one example, special tokens included; also what the position table holds."""
-    max_position_embeddings: int | None = None
+    max_position_embeddings: int | None = result(None)
     """Positions in the table; empty means max_length."""
 
 
 if TYPE_CHECKING:
 
-    class _Declared:
+    class _Declared(_Shape):
         def __getattr__(self, name: str) -> Any: ...
 
 else:
@@ -43,18 +43,18 @@ else:
 
 
 @dataclass
-class ModelSettings(_Declared):
+class ModelSettings(_Declared, at="model"):
     """The encoder's shape and its attention, with what each mechanism declares in its own file; the
     vocabulary comes from the tokenizer."""
 
-    conv_kernel_size: int | None = 33
+    conv_kernel_size: int | None = result(33, odd=True, write="an odd number, or null for no convolution")
     """Width of the residual convolution over the values, odd; empty for none."""
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.0
+    hidden_dropout: float = result(0.1, noun="share", at_least=0, below=1)
+    attention_dropout: float = result(0.0, noun="share", at_least=0, below=1)
     """Dropout on the attention matrix; only exact attention has one."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = speed(False)
     """Keep only each layer's input for the backward pass and compute the rest again."""
-    from_source: list[str] = field(default_factory=list)
+    from_source: list[str] = record([])
     """With init=bert or init=checkpoint: the settings above that are init.path's and not what stands here;
     the command line lists those that nobody wrote."""
 
@@ -62,17 +62,7 @@ class ModelSettings(_Declared):
         """Whether the settings are what stands here."""
         return not set(names) & set(self.from_source)
 
-    def complaints(self) -> Iterator[str]:
-        if self.attention not in ATTENTIONS:
-            yield f"model.attention={self.attention!r} is unknown: write one of {', '.join(ATTENTIONS)}"
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-        ):
-            if getattr(self, name) < 1:
-                yield f"model.{name}={getattr(self, name)} is impossible: write at least 1"
+    def complaints_together(self) -> Iterator[str]:
         shape_is_known = self.is_known("hidden_size", "num_attention_heads")
         if shape_is_known and self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
             yield (
@@ -80,8 +70,6 @@ class ModelSettings(_Declared):
                 f"model.hidden_size={self.hidden_size}: write a divisor, e.g. "
                 f"{_divisor_near(self.hidden_size, self.num_attention_heads)}"
             )
-        if self.max_length < 8:
-            yield f"model.max_length={self.max_length} is too short: write at least 8"
         positions = self.max_position_embeddings
         if positions is not None and positions < self.max_length and self.is_known("max_length"):
             yield (
@@ -89,16 +77,6 @@ class ModelSettings(_Declared):
                 f"model.max_position_embeddings={positions}: write max_length <= {positions}, or raise "
                 "or remove max_position_embeddings"
             )
-        kernel = self.conv_kernel_size
-        if kernel is not None and (kernel < 1 or kernel % 2 == 0):
-            yield (
-                f"model.conv_kernel_size={kernel} cannot be centred on a token: write an odd number, "
-                "or null for no convolution"
-            )
-        for name in ("hidden_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"model.{name}={getattr(self, name)} is impossible: write a share from 0 to below 1"
-        yield from mechanisms.complaints(self)
         can_drop = self.attention == "softmax" or not self.is_known("attention", "attention_dropout")
         if not can_drop and self.attention_dropout > 0:
             yield (
