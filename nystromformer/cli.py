@@ -15,11 +15,10 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from nystromformer.errors import UserError
-from nystromformer.settings import PretrainSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
-from nystromformer.settings.prepare import PrepareCommandSettings, ShardOf
+from nystromformer.settings.pretrain import PrepareCommandSettings, PretrainSettings, ShardOf
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.threads import watch_for_other_work
 
@@ -67,8 +66,8 @@ def _run_repair(folder: str) -> None:
 
     from nystromformer.data.repair import repair
     from nystromformer.data.storage import MANIFEST, read_manifest
+    from nystromformer.settings.identity import read_stored
     from nystromformer.settings.pretrain import PrepareSettings
-    from nystromformer.settings.stored import read_stored
 
     manifest = Path(folder) / MANIFEST
     content = read_manifest(Path(folder))["settings"]

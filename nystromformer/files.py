@@ -126,6 +126,11 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_json(content: object) -> str:
+    """The SHA-256 of what JSON can say, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 class ContentHashes:
     """What files hold, as SHA-256; a file is read again only where its size or time has changed.
 

@@ -139,7 +139,7 @@ def _by_kernels(
     salient: Salient,
 ) -> Tensor:
     # Here, because it imports Triton, which only GPUs need.
-    from nystromformer.attention.gpu.near_operator import near_and_far_on_gpu
+    from nystromformer.attention.gpu.neighbours import near_and_far_on_gpu
 
     width = value_BHND.shape[-1]
     with without_autocast(query_BHND):

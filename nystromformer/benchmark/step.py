@@ -167,7 +167,7 @@ def _ours(
     model = NystromformerForPreTraining(config).to(device).train()
     layers = [module for module in model.modules() if isinstance(module, NystromformerSelfAttention)]
     for layer in layers:
-        layer.implementation = settings.implementation
+        layer.attend.implementation = settings.implementation
     optimizer = build_optimizer(model, TrainingSettings())
     accelerator = devices.accelerator_of(cpu=device.type == "cpu")
     dtype = getattr(torch, settings.dtype)

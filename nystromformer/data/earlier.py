@@ -10,7 +10,7 @@ from nystromformer.data import storage
 from nystromformer.data.plan import settings_that_matter
 from nystromformer.errors import UserError
 from nystromformer.settings import PrepareSettings
-from nystromformer.settings.stored import read_stored
+from nystromformer.settings.identity import read_stored
 
 
 def given(settings: PrepareSettings, *, show: bool = True) -> storage.PreparedData:

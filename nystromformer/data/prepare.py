@@ -25,7 +25,7 @@ from nystromformer.data.plan import Plan, plan
 from nystromformer.data.storage import PreparedData
 from nystromformer.data.unfinished import Block, UnfinishedFolder
 from nystromformer.settings import PrepareSettings
-from nystromformer.settings.prepare import ShardOf
+from nystromformer.settings.pretrain import ShardOf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,7 +15,6 @@ takes the other's result.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 from nystromformer.data.shards import REBUILD, ShardInfo, ShardReader, replacing
 from nystromformer.data.splits import SPLITS
 from nystromformer.errors import UserError
-from nystromformer.files import held, sha256_of_file
+from nystromformer.files import held, sha256_of_file, sha256_of_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -103,7 +102,7 @@ class PreparedData:
         """
         shards = {split: [shard["sha256"] for shard in self.manifest["shards"][split]] for split in SPLITS}
         read = {"tokenizer": self.manifest["tokenizer_sha256"], **shards}
-        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(read)
 
     @property
     def unigram_counts(self) -> NDArray[np.int64]:

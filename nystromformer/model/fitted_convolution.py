@@ -70,7 +70,7 @@ def fit_convolutions(
         attention: NystromformerSelfAttention = layer.get_submodule("attention.self")  # type: ignore[assignment]
         output: torch.nn.Linear = layer.get_submodule("attention.output.dense")  # type: ignore[assignment]
         errors.append(_fit_layer(attention, output, states, ridge, scale))
-        states = [(layer(hidden, pads, attention.segments(pads)), pads) for hidden, pads in states]
+        states = [(layer(hidden, pads, attention.attend.shared(pads)), pads) for hidden, pads in states]
     encoder.train(was_training)
     return errors
 
@@ -119,12 +119,7 @@ def _add_row(
         query,
         key,
         value,
-        attention.num_landmarks,
-        None,
-        attention.pinv_iterations,
-        attention.landmarks,
-        neighbours=attention.neighbours,
-        salient_tokens=attention.salient_tokens,
+        **(attention.attend.approximation(hidden_1NE.shape[1]) or {}),
     )
     for head in range(h):
         columns = [_shifted(value[0, head].float(), k)]

@@ -10,7 +10,10 @@ from typing import Any
 
 from nystromformer.results import read_result, recover_result
 from nystromformer.settings.compose import compose, package_folder
+from nystromformer.settings.identity import DECIDES, identity
 from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
+from nystromformer.settings.scale import ScaleSettings
+from nystromformer.settings.schema import Role, Section
 
 
 def trained_bert(settings: ReproduceSettings) -> str:
@@ -65,15 +68,29 @@ def read_finished(folder: Path, configuration: Mapping[str, Any]) -> dict[str, A
     """The result in the folder, where it was made by the same configuration."""
     recover_result(folder)
     found = read_result(folder)
-    return found if found is not None and _settings_of(found) == configuration else None
+    if found is None:
+        return None
+    name = str(found.get("result"))
+    same = _deciding(name, found["configuration"]) == _deciding(name, configuration)
+    return found if same else None
 
 
-def _settings_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration in today's form: before there were inputs it held a hash of what a folder holds."""
-    return {
+def _deciding(name: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a result, in today's form: before there were inputs it held a hash of what a folder holds.
+
+    A setting of the section that did not exist then has its default.
+    """
+    settings = {
         key: {"name": value["name"]} if isinstance(value, dict) and "sha256" in value else value
-        for key, value in result["configuration"].items()
+        for key, value in configuration.items()
     }
+    entry = RESULTS.get(name)  # None of one that is no longer made
+    section = getattr(ScaleSettings(), (entry and entry.section) or name, None)
+    if not isinstance(section, Section):
+        return settings
+    decisive = identity(section, roles={*DECIDES, Role.GRID})
+    free = asdict(section).keys() - decisive.keys()
+    return {**decisive, **{key: value for key, value in settings.items() if key not in free}}
 
 
 def _without_folder(word: str) -> str:

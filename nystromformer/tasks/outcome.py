@@ -240,8 +240,8 @@ def _details(folder: Path, summaries: dict[str, dict[str, Any]]) -> list[str]:
     model, machine = first["model"], first["machine"]
     lines += [
         f"`{'/'.join(Path(model['checkpoint']).parts[-2:])}` ({model['kind']}), "
-        f"{model['attention']} attention, {model['num_landmarks']} landmarks, short rows: "
-        f"{model['short_rows']}. The best checkpoint of a seed is chosen by the held-out examples that the "
+        f"{model['attention']} attention, {model['num_landmarks']} landmarks. "
+        "The best checkpoint of a seed is chosen by the held-out examples that the "
         "figures are of.",
         "",
         *table(head, rows),

@@ -124,7 +124,7 @@ def test_the_implementation_is_chosen_and_told():
         settings = BenchmarkSettings(**{**TINY, "implementation": way})
         ours = contenders(settings, 32, torch.device("cpu"))[0]
         layers = [m for m in ours.model.modules() if isinstance(m, NystromformerSelfAttention)]
-        assert [layer.implementation for layer in layers] == [way, way]
+        assert [layer.attend.implementation for layer in layers] == [way, way]
         assert ours.attention.startswith(words)
         assert ("composed" in ours.attention) == (way == "composed")
 

@@ -114,13 +114,6 @@ def test_so_does_an_export_of_the_composed_operators(monkeypatch):
     check(exported.module(), model)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("choice", ["exact_without_convolution", "landmark_per_token", "segments"])
-def test_short_rows_that_go_by_length_are_refused(choice):
-    with pytest.raises(ValueError, match="set short_rows='exact'"):
-        torch.jit.trace(build(short_rows=choice), batch(2, 40, padding=False))
-
-
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="exporting to ONNX needs the packages onnx, onnxscript and onnxruntime",

@@ -10,8 +10,9 @@ from typing import TypeAlias
 
 from transformers import AutoTokenizer
 
+from nystromformer.attention.nystrom import near_in_words
 from nystromformer.errors import UserError
-from nystromformer.model.configuration import NystromformerConfig, near_in_words
+from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.conversion.authors import is_authors_file
 from nystromformer.model.conversion.export import export_for_transformers
 from nystromformer.model.conversion.inherit import inherited, written

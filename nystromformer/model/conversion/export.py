@@ -14,24 +14,13 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nystromformer.attention.mechanism import mechanism_of
 from nystromformer.errors import UserError
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.heads import NystromformerForPreTraining
+from nystromformer.settings.mechanisms import declared_fields
 
-_OURS_ALONE = (
-    "attention",
-    "landmarks",
-    "pinv_iterations",
-    "neighbours",
-    "salient_tokens",
-    "short_rows",
-    "short_row_segment",
-    "linformer_projected",
-    "linformer_share_heads",
-    "longformer_window",
-    "performer_features",
-    "auto_map",
-)
+_OURS_ALONE = {"attention", "auto_map", *(one.name for one in declared_fields())} - {"num_landmarks"}
 _NO_PLACE = ("nystromformer.pooler.", "cls.seq_relationship.")
 _ALIASES = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
 
@@ -52,7 +41,7 @@ def export_for_transformers(
         UserError: attention that transformers' class does not know, or a length it cannot run.
     """
     config: NystromformerConfig = model.config
-    if config.attention not in ("nystrom", "softmax"):
+    if not mechanism_of(config.attention).in_transformers:
         raise UserError(f"transformers' Nystromformer has no {config.attention} attention: nothing to write")
     if nystrom_length is not None:
         _check_length(config, nystrom_length)
