@@ -11,14 +11,13 @@ import base64
 import html
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
-from nystromformer.files import write_atomically
+from nystromformer.files import replacing_folder, write_atomically
 
 Draw = Callable[[dict[str, Any], Path], None]
 """Draws what was measured into a file."""
@@ -85,22 +84,14 @@ def write_result(folder: Path, result: Result, about: Mapping[str, Any]) -> None
         UserError: something cannot be written.
     """
     content = {**about, "title": result.title, "headline": result.headline, "measured": result.measured}
-    beside, before = _beside(folder), _before(folder)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        (beside / "result.json").write_text(text + "\n", encoding="utf-8")
-        (beside / "README.md").write_text(_page(result, about), encoding="utf-8")
-        for name, draw in result.plots.items():
-            draw(result.measured, beside / f"{name}.png")
-        shutil.rmtree(before, ignore_errors=True)
-        if folder.exists():
-            folder.rename(before)
-        beside.rename(folder)
-        shutil.rmtree(before, ignore_errors=True)
+        with replacing_folder(folder) as beside:
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            (beside / "result.json").write_text(text + "\n", encoding="utf-8")
+            (beside / "README.md").write_text(_page(result, about), encoding="utf-8")
+            for name, draw in result.plots.items():
+                draw(result.measured, beside / f"{name}.png")
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
@@ -115,15 +106,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
             f"{folder / 'result.json'} is no JSON: delete the folder, or write again=true"
         ) from error
     return found if isinstance(found, dict) and "configuration" in found else None
-
-
-def recover_result(folder: Path) -> None:
-    """Clear up what a killed run left: between two renames the earlier result is out of its place."""
-    shutil.rmtree(_beside(folder), ignore_errors=True)
-    before = _before(folder)
-    if before.exists() and not folder.exists():
-        before.rename(folder)
-    shutil.rmtree(before, ignore_errors=True)
 
 
 def _page(result: Result, about: Mapping[str, Any]) -> str:
@@ -143,14 +125,6 @@ def _page(result: Result, about: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _beside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.unfinished")
-
-
-def _before(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.before")
 
 
 def html_page(title: str, body: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from nystromformer.results import read_result, recover_result
+from nystromformer.files import recover_folder
+from nystromformer.results import read_result
 from nystromformer.settings.compose import compose, package_folder
 from nystromformer.settings.identity import DECIDES, identity
 from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
@@ -66,7 +67,7 @@ def command_of(settings: ReproduceSettings, name: str) -> str:
 
 def read_finished(folder: Path, configuration: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result in the folder, where it was made by the same configuration."""
-    recover_result(folder)
+    recover_folder(folder)
     found = read_result(folder)
     if found is None:
         return None
