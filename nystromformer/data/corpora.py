@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 from nystromformer.data.documents import Document, Reader, Source
 from nystromformer.errors import UserError
@@ -49,12 +48,6 @@ class Part:
             yield document
         if first_fault and not sound:  # a wrong setting, not a few wrong rows
             raise UserError(f"{first_fault}; every row of its file is like that")
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What its documents depend on besides what its inputs hold, as JSON."""
-        names = ("kind", "text_field", "rows_per_document", "weight", "max_documents", "max_megabytes")
-        return {name: getattr(self.settings, name) for name in names}
 
 
 @dataclass(frozen=True)

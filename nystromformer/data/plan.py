@@ -6,9 +6,7 @@ before are taken where the sources are gone, and told apart where they changed.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,9 +16,10 @@ from nystromformer.data.corpora import Corpus, open_corpus
 from nystromformer.data.documents import Source, SourceGone
 from nystromformer.data.storage import say
 from nystromformer.errors import UserError
-from nystromformer.files import ContentHashes, stamp
+from nystromformer.files import ContentHashes, sha256_of_json, stamp
 from nystromformer.settings import PrepareSettings
-from nystromformer.settings.stored import read_stored
+from nystromformer.settings.identity import identity, nested, read_stored
+from nystromformer.settings.schema import Role
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
 IDENTITY_VERSION = 3
 """1 and 2 knew files by their size and modification time."""
+PREPARATION = "preparation"
+"""What a setting is of that decides what is on disk, and not only what training makes of it."""
 _HASHES = ".content_hashes.json"
 
 
@@ -82,10 +83,10 @@ def plan(settings: PrepareSettings) -> Plan:
     corpus = open_corpus(settings.data)
     tokenizer = None if settings.tokenizer.path is None else _given_tokenizer(settings.tokenizer.path)
     inputs = Inputs(corpus, ContentHashes(Path(settings.data.folder) / _HASHES))
-    identity = _identity(settings, corpus, inputs, tokenizer)
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    found = _identity(settings, corpus, inputs, tokenizer)
+    digest = sha256_of_json(found)
     folder = Path(settings.data.folder) / f"{settings.data.corpus}-{digest[:12]}"
-    return Plan(settings, corpus, inputs, tokenizer, identity, digest, folder)
+    return Plan(settings, corpus, inputs, tokenizer, found, digest, folder)
 
 
 def _given_tokenizer(path: str) -> PreTrainedTokenizerFast:
@@ -103,33 +104,29 @@ def _identity(
     settings: PrepareSettings, corpus: Corpus, inputs: Inputs, tokenizer: PreTrainedTokenizerFast | None
 ) -> dict[str, Any]:
     """All that the examples on disk depend on, as JSON. What matters at load time only is not in it."""
-    data = settings.data
-    identity: dict[str, Any] = {
+    data = identity(settings.data, of=PREPARATION, roles={Role.RESULT})
+    exactly, share = data.pop("validation_documents"), data.pop("validation_fraction")
+    found: dict[str, Any] = {
         "format_version": storage.FORMAT_VERSION,
         "identity_version": IDENTITY_VERSION,
-        "parts": [part.identity for part in corpus.parts],
+        "parts": [identity(part.settings, roles={Role.RESULT}) for part in corpus.parts],
         "inputs": inputs.identity,
-        "max_documents": data.max_documents,
-        "language": data.language,
-        "validation": data.validation_documents or data.validation_fraction,
-        "short_sequence_probability": data.short_sequence_probability,
-        "shard_megabytes": data.shard_megabytes,
+        **data,
+        "validation": exactly or share,
         "max_length": settings.max_length,
         "seed": settings.seed,
     }
     packages = ["sentencex", "tokenizers"]  # the splitter of sentences, and what encodes them
     if tokenizer is None:
-        training = asdict(settings.tokenizer)
-        training.pop("path")
-        identity["tokenizer"] = training
+        found["tokenizer"] = identity(settings.tokenizer, roles={Role.RESULT})
         if settings.tokenizer.kind == "unigram":
             packages.append("sentencepiece")
     else:
         from nystromformer.data.tokenizer import content_hash
 
-        identity["tokenizer"] = content_hash(tokenizer)
-    identity["packages"] = {name: _version(name) for name in packages}
-    return identity
+        found["tokenizer"] = content_hash(tokenizer)
+    found["packages"] = {name: _version(name) for name in packages}
+    return found
 
 
 def _version(package: str) -> str:
@@ -141,22 +138,7 @@ def _version(package: str) -> str:
 
 def settings_that_matter(settings: PrepareSettings) -> dict[str, Any]:
     """The settings without those that the files do not depend on: equal data, equal manifest."""
-    content = asdict(settings)
-    for name in _WITHOUT_EFFECT:
-        del content["data"][name]
-    return content
-
-
-_WITHOUT_EFFECT = (
-    "prepared",
-    "folder",
-    "workers",
-    "streaming",
-    "verify",
-    "malformed_rows",  # it decides whether there are files, not what they hold
-    "masking",
-    "masking_probability",
-)
+    return nested(identity(settings, of=PREPARATION))
 
 
 # --- what the inputs hold -------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from nystromformer.data.unfinished import Block, Unfinished, make_blocks, make_t
 from nystromformer.errors import UserError
 from nystromformer.files import sha256_of_file
 from nystromformer.settings import PrepareSettings
-from nystromformer.settings.prepare import ShardOf
+from nystromformer.settings.pretrain import ShardOf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

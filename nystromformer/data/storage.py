@@ -22,7 +22,6 @@ Any Arrow reader opens it: `pyarrow.ipc.open_file(path).read_all()`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -40,7 +39,7 @@ from numpy.typing import NDArray
 from nystromformer.data.documents import SPLITS
 from nystromformer.data.segmentation import Chunks
 from nystromformer.errors import UserError
-from nystromformer.files import held, replacing, sha256_of_file
+from nystromformer.files import held, replacing, sha256_of_file, sha256_of_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -112,7 +111,7 @@ class PreparedData:
         """
         shards = {split: [shard["sha256"] for shard in self.manifest["shards"][split]] for split in SPLITS}
         read = {"tokenizer": self.manifest["tokenizer_sha256"], **shards}
-        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(read)
 
     @property
     def unigram_counts(self) -> NDArray[np.int64]:

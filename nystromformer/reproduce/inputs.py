@@ -6,8 +6,6 @@ are not there now is left as it is.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 from nystromformer.data.plan import plan
 from nystromformer.data.text_files import Imdb
 from nystromformer.errors import UserError
-from nystromformer.files import sha256_of_file
+from nystromformer.files import sha256_of_file, sha256_of_json
 from nystromformer.model.conversion.contents import content_of_checkpoint
 from nystromformer.reproduce.lra.examples import content_of, load_task
 from nystromformer.reproduce.result import trained_bert
@@ -123,7 +121,7 @@ def _start(settings: ReproduceSettings, words: Sequence[str]) -> str | None:
 def _task_data(settings: ReproduceSettings, words: Sequence[str]) -> str:
     run = composed_finetune(settings, [*words, "checkpoint=any"])
     contents = contents_of_data(load_splits(run.task, run.data))
-    return short(hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest())
+    return short(sha256_of_json(contents))
 
 
 def _read(read: Callable[[], str | None]) -> str | None:

@@ -19,7 +19,7 @@ from nystromformer.data.prepare import prepare, prepare_shard
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
 from nystromformer.settings import PrepareSettings
-from nystromformer.settings.prepare import ShardOf
+from nystromformer.settings.pretrain import ShardOf
 
 from .conftest import text_settings
 from .test_prepare import files_of

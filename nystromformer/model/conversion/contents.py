@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from nystromformer.files import ContentHashes
+from nystromformer.files import ContentHashes, sha256_of_json
 
 _SAYS_NOTHING = ("transformers_version", "_name_or_path")
 """Entries of config.json that change when the same model is saved again."""
@@ -38,7 +37,7 @@ def content_of_checkpoint(path: str, hashes: ContentHashes | None = None) -> str
         found[config.name] = _configuration(config, hashes)
     if not found:
         return None
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(found)
 
 
 def _place(path: str) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TypeAlias
 from transformers import AutoTokenizer
 
 from nystromformer.errors import UserError
+from nystromformer.files import replacing_folder
 from nystromformer.model.configuration import NystromformerConfig, near_in_words
 from nystromformer.model.conversion.authors import is_authors_file
 from nystromformer.model.conversion.export import export_for_transformers
@@ -69,17 +69,11 @@ def _check_target(target: Path) -> None:
 @contextmanager
 def _whole_or_absent(target: Path) -> Iterator[Path]:
     """A folder to write to, which becomes the target at the end; after a mistake nothing is left."""
-    place = target.resolve()
-    beside = place.with_name(f".{place.name}.unfinished")
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        beside.rename(place)
+        with replacing_folder(target.resolve()) as beside:
+            yield beside
     except OSError as error:
         raise UserError(f"target={target} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _configuration(source: Source, settings: ConvertSettings) -> NystromformerConfig:
