@@ -61,7 +61,7 @@ def _run_repair(folder: str) -> None:
     """Make anew what is damaged in a prepared folder, by the settings in its manifest."""
     from pathlib import Path
 
-    from nystromformer.data.repair import repair
+    from nystromformer.data.prepare import repair
     from nystromformer.data.storage import MANIFEST, read_manifest
     from nystromformer.settings.identity import read_stored
 

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nystromformer.data.imdb import Imdb
 from nystromformer.data.plan import plan
+from nystromformer.data.text_files import Imdb
 from nystromformer.errors import UserError
 from nystromformer.files import sha256_of_file, sha256_of_json
 from nystromformer.model.conversion.contents import content_of_checkpoint

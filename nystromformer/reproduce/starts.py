@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from nystromformer.data.documents import in_validation, text_hash
-from nystromformer.data.imdb import Imdb
 from nystromformer.data.layout import Batch
+from nystromformer.data.text_files import Imdb
 from nystromformer.model import NystromformerForPreTraining, NystromformerModel
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.conversion import Source, inherited, read_source, start_from

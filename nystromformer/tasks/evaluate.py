@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
-from nystromformer.data.cleaning import clean
+from nystromformer.data.documents import clean
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForSequenceClassification as Classifier

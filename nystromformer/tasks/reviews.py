@@ -14,7 +14,7 @@ import csv
 import html
 from pathlib import Path
 
-from nystromformer.data.imdb import Imdb, clean_review
+from nystromformer.data.text_files import Imdb, clean_review
 from nystromformer.tasks.definitions import Task
 from nystromformer.tasks.glue import examples_of, load_from_hub
 from nystromformer.tasks.splits import Examples, Splits, divide

@@ -2,16 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from nystromformer.data import blocks
-from nystromformer.data.blocks import Batch, Blocks, copies_of
+from nystromformer.data import reading
 from nystromformer.data.corpora import open_corpus
 from nystromformer.data.documents import text_hash
+from nystromformer.data.reading import Blocks, DocumentBatch, copies_of
 from nystromformer.settings.data import DataSettings, SourceSettings
 
 from .conftest import made_up_documents
 
 
-def read(shard_bytes: float, *sources: SourceSettings) -> tuple[list[Batch], int]:
+def read(shard_bytes: float, *sources: SourceSettings) -> tuple[list[DocumentBatch], int]:
     stream = Blocks(open_corpus(DataSettings(corpus="mixture", sources=list(sources))), shard_bytes)
     batches = list(stream)
     assert stream.count is not None
@@ -36,7 +36,7 @@ def test_blocks_do_not_depend_on_batches(tmp_path: Path, monkeypatch: pytest.Mon
         return found
 
     large = contents()
-    monkeypatch.setattr(blocks, "_BATCH_BYTES", 3_000)
+    monkeypatch.setattr(reading, "_BATCH_BYTES", 3_000)
     assert contents() == large
     assert [text for texts in large.values() for text in texts] == made_up_documents(100)
     sizes = [sum(len(text) for text in texts) for texts in large.values()]
@@ -56,7 +56,7 @@ def test_everything_read_is_counted_once(tmp_path: Path):
         '{"text": " \\u0000"}\n{"text": "New."}\n{"text": "' + documents[0].replace("\n", "\\n") + '"}\n'
     )
     batches, _ = read(10_000, first, second)
-    totals = [blocks.ReadCounts(), blocks.ReadCounts()]
+    totals = [reading.ReadCounts(), reading.ReadCounts()]
     for batch in batches:
         for total, counts in zip(totals, batch.read, strict=True):
             total.add(counts)

@@ -6,9 +6,9 @@ import pytest
 
 from nystromformer.data.corpora import open_corpus, read_documents
 from nystromformer.data.documents import Document
+from nystromformer.data.parquet import group_rows
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
-from nystromformer.data.tables import group_rows
 from nystromformer.errors import UserError
 from nystromformer.settings import DataSettings, PrepareSettings, TokenizerSettings
 
@@ -122,7 +122,7 @@ def test_rows_of_the_hub_are_those_of_the_commit_that_is_recorded(
 
     commit: str | None = "c" * 40
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("nystromformer.data.tables.commit_of", lambda name, revision: commit)
+    monkeypatch.setattr("nystromformer.data.parquet.commit_of", lambda name, revision: commit)
 
     def prepared() -> PreparedData:
         data = settings(bookcorpus=None, folder=str(tmp_path), workers=1, validation_fraction=0.2)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nystromformer.cli import main
-from nystromformer.data.cleaning import clean
+from nystromformer.data.documents import clean
 from nystromformer.model import NystromformerConfig
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.settings.finetune import EvaluateSettings

@@ -1,7 +1,8 @@
 """Documents from tables: local Parquet files, and repositories of the hub.
 
 A row is a document, or `rows_per_document` consecutive rows are one: BookCorpus has single sentences in
-its rows and no borders of documents. Both are read row by row.
+its rows and no borders of documents. Both are read row by row. `setting` is where the user named them, for
+messages.
 """
 
 from __future__ import annotations
@@ -10,51 +11,40 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nystromformer.data.documents import Document, Source, SourceGone
-from nystromformer.data.lines import expand
+from nystromformer.data.text_files import expand
 from nystromformer.errors import UserError
+from nystromformer.settings.data import SourceSettings
 
 _ROWS_AT_ONCE = 256
-
-
-class Table(NamedTuple):
-    """Where rows are and what a document is in them."""
-
-    setting: str
-    """The setting that names it, for messages."""
-    name: str
-    """A folder of Parquet files, or a repository of the hub."""
-    config: str | None = None
-    revision: str | None = None
-    column: str = "text"
-    rows_per_document: int = 1
 
 
 class ParquetFiles:
     """Parquet files by path, glob or folder, as one source."""
 
-    def __init__(self, table: Table, patterns: Sequence[str]) -> None:
+    def __init__(self, table: SourceSettings, patterns: Sequence[str], setting: str) -> None:
         self._table = table
-        self._paths: list[Path] = []
+        self._name = Path(patterns[0]).name
+        paths: list[Path] = []
         for pattern in patterns:
-            folder = Path(pattern)
-            found = parquet_in(folder, table.setting) if folder.is_dir() else expand(
-                [pattern], table.setting, (".parquet",), "write .parquet files or a folder of them"
-            )  # fmt: skip
-            self._paths.extend(path for path in found if path not in self._paths)
+            if Path(pattern).is_dir():
+                paths += _parquet_in(Path(pattern), setting)
+            else:
+                paths += expand([pattern], setting, (".parquet",), "write .parquet files or a folder of them")
+        self._paths = tuple(dict.fromkeys(paths))
 
     @property
     def sources(self) -> list[Source]:
-        return [Source(Path(self._table.name).name, None, tuple(self._paths), format=".parquet")]
+        return [Source(self._name, None, self._paths, format=".parquet")]
 
     def documents(self, source: int) -> Iterator[Document]:
         """Raises UserError when a file is no Parquet or has no such column of strings."""
-        return group_rows(_parquet_rows(self._paths, self._table.column), self._table.rows_per_document)
+        rows = _parquet_rows(self._paths, self._table.text_field)
+        return group_rows(rows, self._table.rows_per_document or 1)
 
 
 class HubRepository:
@@ -63,24 +53,46 @@ class HubRepository:
     Out of the hub's reach the revision stays as it is written.
     """
 
-    def __init__(self, table: Table, *, streaming: bool) -> None:
+    def __init__(self, table: SourceSettings, name: str, setting: str, *, streaming: bool) -> None:
         self._table = table
+        self._name = name
+        self._setting = setting
         self._streaming = streaming
 
     @cached_property
     def commit(self) -> str | None:
         """The hash of the commit, or None where the hub does not tell."""
-        return commit_of(self._table.name, self._table.revision)
+        return commit_of(self._name, self._table.revision)
 
     @property
     def sources(self) -> list[Source]:
         version = f"{self._table.config}@{self.commit or self._table.revision}"
-        return [Source(self._table.name, None, version=version, certain=self.commit is not None)]
+        return [Source(self._name, None, version=version, certain=self.commit is not None)]
 
     def documents(self, source: int) -> Iterator[Document]:
         """Raises UserError when the hub is out of reach or has no such column."""
-        table = self._table._replace(revision=self.commit or self._table.revision)
-        return group_rows(_hub_rows(table, self._streaming), self._table.rows_per_document)
+        return group_rows(self._rows(), self._table.rows_per_document or 1)
+
+    def _rows(self) -> Iterator[Document]:
+        from datasets import load_dataset  # heavy, and needed for the hub only
+
+        column, config = self._table.text_field, self._table.config
+        revision = self.commit or self._table.revision
+        try:
+            rows = load_dataset(
+                self._name, config, revision=revision, split="train", streaming=self._streaming
+            )
+            for number, row in enumerate(rows.select_columns([column]), start=1):
+                yield _row(row[column], column, f"{self._name}:{number}")
+        except UserError:
+            raise
+        except Exception as error:  # datasets, the hub's client and fsspec each raise their own
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{self._setting}={self._name!r} (config {config}, revision {revision}) cannot be read from "
+                f"the hub ({reason}): download its Parquet files where there is a network and write "
+                f"{self._setting}=FOLDER, or use data=imdb or data=text"
+            ) from error
 
 
 def commit_of(repository: str, revision: str | None) -> str | None:
@@ -95,17 +107,18 @@ def commit_of(repository: str, revision: str | None) -> str | None:
         return None
 
 
-def open_table(table: Table, *, streaming: bool) -> ParquetFiles | HubRepository:
-    """What `table.name` means: a local folder of Parquet files, else a repository of the hub."""
-    folder = Path(table.name)
+def open_repository(table: SourceSettings, setting: str, *, streaming: bool) -> ParquetFiles | HubRepository:
+    """What `table.repository` means: a local folder of Parquet files, else a repository of the hub."""
+    name = table.repository or next(iter(table.files), "")
+    folder = Path(name)
     if folder.is_dir():
-        return ParquetFiles(table, [table.name])
-    if folder.exists() or table.name.count("/") != 1 or table.name.startswith((".", "/", "~")):
+        return ParquetFiles(table, [name], setting)
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise (UserError if folder.exists() else SourceGone)(
-            f"{table.setting}={table.name!r} is neither a folder of Parquet files nor a repository of the "
-            "hub: write FOLDER or OWNER/NAME"
+            f"{setting}={name!r} is neither a folder of Parquet files nor a repository of the hub: write "
+            "FOLDER or OWNER/NAME"
         )
-    return HubRepository(table, streaming=streaming)
+    return HubRepository(table, name, setting, streaming=streaming)
 
 
 def group_rows(rows: Iterable[Document], rows_per_document: int) -> Iterator[Document]:
@@ -119,6 +132,10 @@ def group_rows(rows: Iterable[Document], rows_per_document: int) -> Iterator[Doc
         return
     group: list[Document] = []
     before: str | None = None
+
+    def joined() -> Document:
+        return Document("\n".join(row.text for row in group), group[0].place)
+
     for row in rows:
         if row.fault or not row.text.strip():
             yield row
@@ -126,26 +143,21 @@ def group_rows(rows: Iterable[Document], rows_per_document: int) -> Iterator[Doc
             before = row.text
             group.append(row)
         if len(group) == rows_per_document:
-            yield _joined(group)
+            yield joined()
             group = []
     if group:
-        yield _joined(group)
+        yield joined()
 
 
-def _joined(group: list[Document]) -> Document:
-    return Document("\n".join(row.text for row in group), group[0].place)
-
-
-def parquet_in(folder: Path, setting: str) -> list[Path]:
+def _parquet_in(folder: Path, setting: str) -> list[Path]:
     """The Parquet files of a folder and those below it."""
-    if files := sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() == ".parquet" and path.is_file()
-    ):
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".parquet" and path.is_file())
+    if files:
         return files
     raise SourceGone(f"{setting}: the folder {str(folder)!r} holds no .parquet file: correct the path")
 
 
-def _parquet_rows(files: list[Path], column: str) -> Iterator[Document]:
+def _parquet_rows(files: Sequence[Path], column: str) -> Iterator[Document]:
     for path in files:
         try:
             with pq.ParquetFile(path) as parquet:
@@ -165,26 +177,6 @@ def _parquet_rows(files: list[Path], column: str) -> Iterator[Document]:
             raise UserError(
                 f"{path} is no complete Parquet file ({first_line}): download it again"
             ) from error
-
-
-def _hub_rows(table: Table, streaming: bool) -> Iterator[Document]:
-    from datasets import load_dataset  # heavy, and needed for the hub only
-
-    try:
-        rows = load_dataset(
-            table.name, table.config, revision=table.revision, split="train", streaming=streaming
-        )
-        for number, row in enumerate(rows.select_columns([table.column]), start=1):
-            yield _row(row[table.column], table.column, f"{table.name}:{number}")
-    except UserError:
-        raise
-    except Exception as error:  # datasets, the hub's client and fsspec each raise their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{table.setting}={table.name!r} (config {table.config}, revision {table.revision}) cannot be "
-            f"read from the hub ({reason}): download its Parquet files where there is a network and write "
-            f"{table.setting}=FOLDER, or use data=imdb or data=text"
-        ) from error
 
 
 def _row(text: object, column: str, place: str) -> Document:
