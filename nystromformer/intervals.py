@@ -29,7 +29,7 @@ def difference_of_means(first: Sequence[float], second: Sequence[float]) -> Inte
     return float(found.low), float(found.high)
 
 
-def mcnemar(first_right: Sequence[bool], second_right: Sequence[bool]) -> float:
+def mcnemar(first_right: Sequence[bool] | np.ndarray, second_right: Sequence[bool] | np.ndarray) -> float:
     """The exact p-value of two models being right equally often on the same examples."""
     from scipy.stats import binomtest
 

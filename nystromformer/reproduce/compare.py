@@ -68,7 +68,7 @@ def _read(folder: Path) -> dict[str, Any]:
 def _lines(names: list[str], first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     one, other = (dict(figures_of(result["measured"])) for result in (first, second))
     rows = []
-    for name in one.keys() & other.keys():
+    for name in (name for name in one if name in other):
         before, after = (_values(found[name]) for found in (one, other))
         interval = difference_of_means(before, after)
         rows.append(
@@ -79,7 +79,6 @@ def _lines(names: list[str], first: Mapping[str, Any], second: Mapping[str, Any]
                 f"[{interval[0]:+.3g}, {interval[1]:+.3g}]" if interval else "",
             )
         )
-    place = {name: number for number, name in enumerate(one)}
     alone = [
         line
         for name, mine, others in ((names[0], one, other), (names[1], other, one))
@@ -99,9 +98,7 @@ def _lines(names: list[str], first: Mapping[str, Any], second: Mapping[str, Any]
         "Means where there are several seeds or repetitions, and then the 95 % interval of the difference "
         "(Welch's).",
         "",
-        *table(
-            ("figure", *names, "difference", "95 % interval"), sorted(rows, key=lambda row: place[row[0]])
-        ),
+        *table(("figure", *names, "difference", "95 % interval"), rows),
         *alone,
         "",
     ]

@@ -15,9 +15,9 @@ from nystromformer.training.metrics import MetricsLog
 CHANCE_LOSS = math.log(2)
 """Loss of sentence order without looking: two orders, equally likely."""
 
-_TRAINING = {"color": "0.6", "linewidth": 1, "label": "training"}
-_VALIDATION = {"color": "C0", "marker": "o", "label": "validation"}
-_BASELINE = {"color": "C3", "linestyle": "--"}
+_TRAINING: dict[str, Any] = {"color": "0.6", "linewidth": 1, "label": "training"}
+_VALIDATION: dict[str, Any] = {"color": "C0", "marker": "o", "label": "validation"}
+_BASELINE: dict[str, Any] = {"color": "C3", "linestyle": "--"}
 
 
 def draw_curves(metrics: MetricsLog, path: Path, title: str) -> None:
@@ -67,7 +67,10 @@ def draw_approximation(metrics: MetricsLog, path: Path, title: str) -> None:
     last = events[-1]["heads"]
     with _plots(path, title, columns=2, width="half screen") as (layers, heads):
         for layer, errors in enumerate(last):
-            style = {"color": colormaps["viridis"](layer / max(len(last) - 1, 1)), "marker": "o"}
+            style: dict[str, Any] = {
+                "color": colormaps["viridis"](layer / max(len(last) - 1, 1)),
+                "marker": "o",
+            }
             plot_events(layers, events, f"layer_{layer}", **style, label=f"layer {layer}")
             heads.plot([layer] * len(errors), errors, **style, linestyle="none", markersize=4)
         plot_events(layers, events, "mean", color="0.3", linestyle="--", label="mean")
