@@ -1,4 +1,4 @@
-"""The mechanism of docs/adding_a_mechanism.md, added from outside: one file, one line, and every command has it."""
+"""The mechanism of docs/adding_a_mechanism.md, added from outside: one file and one line."""
 
 import json
 import os
@@ -33,8 +33,9 @@ alone = model(ids[1:, :11]).logits[0]
 n = np.array([20, 11])
 flops = [forward_flops(model.config.__class__(**{**model.config.to_dict(), "gated_mean_reach": reach}), n, 0)
          for reach in (3, 4)]
-assert mine.main(["benchmark", "what=attention", "mechanisms=[gated_mean]", "lengths=[32]", "tokens=64", "heads=2",
-                  "head_dim=16", "landmarks=16", "neighbours=16", "repeats=1", "device=cpu", "folder=measured"]) == 0
+assert mine.main(["benchmark", "what=attention", "mechanisms=[gated_mean]", "lengths=[32]", "tokens=64",
+                  "heads=2", "head_dim=16", "landmarks=16", "neighbours=16", "repeats=1", "device=cpu",
+                  "folder=measured"]) == 0
 for word in ("model.gated_mean_reach=0", "model.gated_means_reach=4"):
     assert mine.main(["pretrain", "model.attention=gated_mean", word]) == 2
 print(json.dumps({

@@ -97,7 +97,7 @@ def nystrom_attention(
             tokens, the two blocks beside it and the row's first token, and through the landmarks to what
             is far; see `neighbours.py`. A row of at most 2 w real tokens is then exact too.
         salient_tokens: with neighbours, how many tokens of each row and head every token attends to exactly:
-            the first, and the others that the landmarks attend to most; see `salient.py`.
+            the first, and the others that the landmarks attend to most; see `neighbours.py`.
         implementation: `operator` for the device's hand-written one, `composed` for that of PyTorch's
             operators, `auto` for the former where it can run. None takes the environment variable
             NYSTROMFORMER_ATTENTION as it was at the import; where that is not set, `auto` on a CPU and

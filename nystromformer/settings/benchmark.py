@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from nystromformer.settings.mechanisms import MECHANISMS
+from nystromformer.mechanisms import MECHANISMS
 from nystromformer.settings.schema import Section, grid, path, place, result, settings_of
 
 WHATS = ("attention", "step", "prepare", "loader")

@@ -18,7 +18,7 @@ from nystromformer.attention.mechanism import mechanism_of
 from nystromformer.errors import UserError
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.heads import NystromformerForPreTraining
-from nystromformer.settings.mechanisms import declared_fields
+from nystromformer.settings.model import declared_fields
 
 _OURS_ALONE = {"attention", "auto_map", *(one.name for one in declared_fields())} - {"num_landmarks"}
 _NO_PLACE = ("nystromformer.pooler.", "cls.seq_relationship.")
