@@ -25,8 +25,8 @@ class NystromformerConfig(PreTrainedConfig):
     Args:
         attention: the mechanism, one of nystromformer/mechanisms.py: `nystrom`; `softmax` for exact
             attention (BERT's); or `linformer`, `longformer`, `performer`, the other rows of the paper's
-            efficiency table. Fields that a mechanism declares in its file (`Settings`) are fields here by the same
-            names, e.g. `num_landmarks`; what those ask for is checked for the mechanism that is used.
+            efficiency table. Fields that a mechanism declares in its file (`Settings`), e.g.
+            `num_landmarks`, are fields here; their values are checked for the mechanism that is used.
         conv_kernel_size: width of the residual convolution over the values, odd; None for none.
         max_position_embeddings: longest input, special tokens included.
         attention_probs_dropout_prob: dropout on the attention matrix; exact attention only.

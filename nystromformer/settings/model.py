@@ -1,8 +1,8 @@
 """Settings of the model, with those that each attention mechanism declares in its own file.
 
 A mechanism's file imports torch, which the command line's help and checks must not wait for: so of the file
-only its class `Settings` is run here. It may use literals, builtins, `dataclass` and `result`, which says what
-a value may be.
+only its class `Settings` is run here. It may use literals, builtins, `dataclass` and `result`, which says
+what a value may be.
 """
 
 from __future__ import annotations
