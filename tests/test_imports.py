@@ -14,7 +14,7 @@ import nystromformer
 
 PACKAGE = Path(nystromformer.__file__).parent
 LAYERS = (
-    ("errors", "files", "intervals", "machine", "pictures", "results", "tables", "threads"),
+    ("errors", "files", "intervals", "machine", "mechanisms", "pictures", "results", "tables", "threads"),
     ("settings",),
     ("attention",),
     ("model",),

@@ -7,12 +7,14 @@ The kernel takes each row alone, at its own length, without its padding. Where i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nystromformer.attention import native
 from nystromformer.attention.composed import composed_nystrom_attention
+from nystromformer.attention.native import Problem
 from nystromformer.attention.operator import define, empty_like_projections
 
 
@@ -53,127 +55,77 @@ def why_not_on_cpu(
     )
 
 
-def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None,
-    conv_weight: Tensor | None,
-    num_landmarks: int,
-    iterations: int,
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
-) -> Sequence[Tensor]:
-    tensors, numbers = (query, key, value, key_padding_mask), (num_landmarks, iterations)
-    near = (neighbours, salient_tokens)
-    out_BHND = empty_like_projections(query, zeros=key_padding_mask is not None)
-    kept = _kept(query, num_landmarks, *near, zeros=True)
-    if composed := _otherwise(*tensors, conv_weight, *numbers, *near):
-        out_BHND.copy_(composed(*tensors, conv_weight, *numbers, *near))
+def _forward(*inputs: Any) -> Sequence[Tensor]:
+    problem = Problem(*inputs)
+    kept = _kept(problem, zeros=True)
+    out_BHND = empty_like_projections(problem.query, zeros=problem.mask is not None)
+    if _otherwise(*inputs):
+        out_BHND.copy_(_composed(*inputs))
     else:
-        call = native.Call(*tensors, _kernels_of(conv_weight), *numbers, kept, *near)
-        call.forward(out_BHND)
+        native.Call(problem, kept).forward(out_BHND)
     return out_BHND, *kept
 
 
-def _backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None,
-    conv_weight: Tensor | None,
-    kept: Sequence[Tensor],
-    num_landmarks: int,
-    iterations: int,
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
-) -> Sequence[Tensor | None]:
-    grads = [empty_like_projections(query, zeros=key_padding_mask is not None) for _ in range(3)]
-    inputs = (query, key, value, key_padding_mask, _kernels_of(conv_weight), num_landmarks, iterations)
-    grad_HK = native.Call(*inputs, kept, neighbours, salient_tokens).backward(grad_out, grads)
-    if conv_weight is None or grad_HK is None:
-        return *grads, None
-    return *grads, grad_HK.view_as(conv_weight).to(conv_weight.dtype)
+def _backward(grad_out: Tensor, *inputs: Any) -> Sequence[Tensor | None]:
+    *tensors, kept = inputs[:6]
+    problem = Problem(*tensors, *inputs[6:])
+    grads = [empty_like_projections(problem.query, zeros=problem.mask is not None) for _ in range(3)]
+    grad_HK = native.Call(problem, kept).backward(grad_out, grads)
+    weight = problem.conv_weight
+    return *grads, None if grad_HK is None or weight is None else grad_HK.view_as(weight).to(weight.dtype)
 
 
-def _empty(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None,
-    conv_weight: Tensor | None,
-    num_landmarks: int,
-    iterations: int,
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
-) -> Sequence[Tensor]:
-    kept = _kept(query, num_landmarks, neighbours, salient_tokens, zeros=False)
-    return empty_like_projections(query), *kept
+def _empty(*inputs: Any) -> Sequence[Tensor]:
+    problem = Problem(*inputs)
+    return empty_like_projections(problem.query), *_kept(problem, zeros=False)
 
 
-def _kept(
-    query_BHND: Tensor, num_landmarks: int, neighbours: int | None, salient_tokens: int, zeros: bool
-) -> list[Tensor]:
+def _kept(problem: Problem, zeros: bool) -> list[Tensor]:
     """Room for what `native.Call` keeps, see there: 0 in a short row.
 
     With neighbours there is none if every row is exact. Without, its shape does not depend on the length, so
     that an export serves every length; where every row is short nobody writes or reads it: not filled, it is
     an address and no memory.
     """
-    b, h, n, d = query_BHND.shape
-    m = num_landmarks
-    dtype = torch.float64 if query_BHND.dtype == torch.float64 else torch.float32
+    b, h, n, d = problem.query.shape
+    m, w = problem.num_landmarks, problem.neighbours
     shapes = [(m, d), (m, d), (m, m), (m, d), (m,)]
-    if neighbours is not None:
-        b = b if n > max(m, 2 * neighbours) else 0
+    if w is not None:
+        b = b if n > max(m, 2 * w) else 0
         shapes = [(m, d), (m, d), (m, m), (m,), (n,), (n,)]
     elif zeros:
         zeros = n > m
-    make = query_BHND.new_zeros if zeros else query_BHND.new_empty
-    kept = [make((b, h, *shape), dtype=dtype) for shape in shapes]
-    if neighbours is not None:
-        kept.append(make((b, h, salient_tokens), dtype=torch.int32))
+    make = problem.query.new_zeros if zeros else problem.query.new_empty
+    kept = [make((b, h, *shape), dtype=_computed_in(problem.query)) for shape in shapes]
+    if w is not None:
+        kept.append(make((b, h, problem.salient_tokens), dtype=torch.int32))
     return kept
 
 
-def _kernels_of(conv_weight_H1K1: Tensor | None) -> Tensor | None:
-    """The heads' kernels of the convolution, (H, K), float32."""
-    if conv_weight_H1K1 is None:
-        return None
-    return conv_weight_H1K1.reshape(len(conv_weight_H1K1), -1).float().contiguous()
+def _computed_in(query: Tensor) -> torch.dtype:
+    return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
-def _otherwise(query: Tensor, *inputs: object) -> Callable[..., Tensor] | None:
+def _otherwise(*inputs: Any) -> Callable[..., Tensor] | None:
     """What computes a call without the kernel; None where that is here."""
-    num_landmarks, neighbours = inputs[4], inputs[6] if len(inputs) > 6 else None
-    assert isinstance(num_landmarks, int)
-    assert neighbours is None or isinstance(neighbours, int)
-    return None if native.suits(query, num_landmarks, neighbours) else _composed
+    problem = Problem(*inputs)
+    suits = native.suits(problem.query, problem.num_landmarks, problem.neighbours)
+    return None if suits else _composed
 
 
-def _composed(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None,
-    conv_weight: Tensor | None,
-    num_landmarks: int,
-    iterations: int,
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
-) -> Tensor:
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+def _composed(*inputs: Any) -> Tensor:
+    problem = Problem(*inputs)
+    dtype = _computed_in(problem.query)
     out_BHND = composed_nystrom_attention(
-        *(x.to(dtype) for x in (query, key, value)),
-        num_landmarks,
-        key_padding_mask,
-        iterations,
-        conv_weight_H1K1=conv_weight,
-        neighbours=neighbours,
-        salient_tokens=salient_tokens,
+        *(x.to(dtype) for x in (problem.query, problem.key, problem.value)),
+        problem.num_landmarks,
+        problem.mask,
+        problem.iterations,
+        conv_weight_H1K1=problem.conv_weight,
+        neighbours=problem.neighbours,
+        salient_tokens=problem.salient_tokens,
     )
-    return out_BHND.to(query.dtype)
+    return out_BHND.to(problem.query.dtype)
 
 
 def _define(name: str, *more_numbers: str, outputs: int) -> Callable[..., Sequence[Tensor]]:

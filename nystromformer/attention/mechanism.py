@@ -1,4 +1,4 @@
-"""What a layer asks of an attention mechanism; `settings/mechanisms.py` lists them.
+"""What a layer asks of an attention mechanism; `nystromformer/mechanisms.py` lists them.
 
 Shapes: B rows, H heads, N positions, n real tokens of a row, D head width, M landmarks.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nystromformer.settings.mechanisms import MECHANISMS
+from nystromformer.mechanisms import MECHANISMS
 
 
 class Mechanism(nn.Module):

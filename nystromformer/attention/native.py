@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -67,57 +68,65 @@ class _Problem(ctypes.Structure):
     ]
 
 
+@dataclass(frozen=True)
+class Problem:
+    """The inputs of one call."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    """(B, H, N, D) each."""
+    mask: Tensor | None
+    """(B, N) bool, True at padding."""
+    conv_weight: Tensor | None
+    """(H, 1, K, 1)."""
+    num_landmarks: int
+    iterations: int
+    neighbours: int | None = None
+    salient_tokens: int = 1
+    """S, at most N."""
+
+
 class Call:
-    """One problem, and references that keep its memory alive until it has run.
+    """One problem in C, and references that keep its memory alive until it has run.
 
     Args:
-        conv_weight_HK: float32, contiguous.
         kept: float32, contiguous: Q̃ and K̃ (B, H, M, D), Zᵀ (B, H, M, M), B̃ V (B, H, M, D) and the
             logarithms of the sums of B̃'s rows before they were divided by them (B, H, M). With
             `neighbours` without B̃ V, but with three more: the logarithms of each real token's sums over
             near keys and over K̃, (B, H, N) in the order of the tokens, and the salient tokens' places in
             that order, int32, (B, H, S).
-        salient_tokens: S, at most N.
     """
 
-    def __init__(
-        self,
-        query_BHND: Tensor,
-        key_BHND: Tensor,
-        value_BHND: Tensor,
-        key_padding_mask_BN: Tensor | None,
-        conv_weight_HK: Tensor | None,
-        num_landmarks: int,
-        iterations: int,
-        kept: Sequence[Tensor],
-        neighbours: int | None,
-        salient_tokens: int,
-    ) -> None:
-        b, h, n, d = query_BHND.shape
+    def __init__(self, problem: Problem, kept: Sequence[Tensor]) -> None:
+        b, h, n, d = problem.query.shape
+        self._weight_HK: Tensor | None = None
+        if problem.conv_weight is not None:
+            self._weight_HK = problem.conv_weight.reshape(h, -1).float().contiguous()
         self._problem = _Problem(
             rows=b,
             heads=h,
             positions=n,
             width=d,
-            landmarks=num_landmarks,
-            kernel=0 if conv_weight_HK is None else conv_weight_HK.shape[1],
-            iterations=iterations,
+            landmarks=problem.num_landmarks,
+            kernel=0 if self._weight_HK is None else self._weight_HK.shape[1],
+            iterations=problem.iterations,
             threads=torch.get_num_threads(),
-            neighbours=neighbours or 0,
-            salient=salient_tokens,
-            half=query_BHND.dtype == torch.bfloat16,
+            neighbours=problem.neighbours or 0,
+            salient=problem.salient_tokens,
+            half=problem.query.dtype == torch.bfloat16,
             scale=d**-0.5,
         )
         self._alive: list[Tensor] = []
-        self._weight_HK = conv_weight_HK
-        if key_padding_mask_BN is not None:
-            self._problem.padding = self._address(key_padding_mask_BN.contiguous())
-        if conv_weight_HK is not None:
-            self._problem.conv_weight = self._address(conv_weight_HK)
-        names = _KEPT if neighbours is None else (*(name for name in _KEPT if name != "gathered"), *_NEAR)
+        if problem.mask is not None:
+            self._problem.padding = self._address(problem.mask.contiguous())
+        if self._weight_HK is not None:
+            self._problem.conv_weight = self._address(self._weight_HK)
+        near = problem.neighbours is not None
+        names = (*(name for name in _KEPT if name != "gathered"), *_NEAR) if near else _KEPT
         for name, tensor in zip(names, kept, strict=True):
             setattr(self._problem, name, self._address(tensor))
-        self._set(query=query_BHND, key=key_BHND, value=value_BHND)
+        self._set(query=problem.query, key=problem.key, value=problem.value)
 
     def forward(self, out_BHND: Tensor) -> None:
         """Write the output at real tokens, and of rows of more than M tokens what `backward` reads."""

@@ -97,7 +97,7 @@ def nystrom_attention(
             tokens, the two blocks beside it and the row's first token, and through the landmarks to what
             is far; see `neighbours.py`. A row of at most 2 w real tokens is then exact too.
         salient_tokens: with neighbours, how many tokens of each row and head every token attends to exactly:
-            the first, and the others that the landmarks attend to most; see `salient.py`.
+            the first, and the others that the landmarks attend to most; see `neighbours.py`.
         implementation: `operator` for the device's hand-written one, `composed` for that of PyTorch's
             operators, `auto` for the former where it can run. None takes the environment variable
             NYSTROMFORMER_ATTENTION as it was at the import; where that is not set, `auto` on a CPU and
@@ -109,8 +109,12 @@ def nystrom_attention(
     Raises:
         ValueError: a shape, the mask's dtype or an option is impossible.
     """
-    _check(query, key, value, num_landmarks, key_padding_mask, pinv_iterations, landmarks, conv_weight)
-    check_neighbours(neighbours, salient_tokens)
+    check_projections(query, key, value, key_padding_mask)
+    check_choices(num_landmarks, pinv_iterations, neighbours, salient_tokens)
+    if landmarks not in LANDMARKS:
+        raise ValueError(f"landmarks={landmarks!r} is unknown: use one of {', '.join(LANDMARKS)}")
+    if conv_weight is not None:
+        check_weight(conv_weight, query.shape[1])
     implementation = _known(implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device))
     if implementation != "composed":
         choices = (num_landmarks, pinv_iterations, landmarks, neighbours, salient_tokens)
@@ -136,8 +140,14 @@ def nystrom_attention(
     )
 
 
-def check_neighbours(neighbours: int | None, salient_tokens: int) -> None:
+def check_choices(
+    num_landmarks: int, pinv_iterations: int | None, neighbours: int | None, salient_tokens: int
+) -> None:
     """Raise a ValueError where an option is impossible."""
+    if num_landmarks < 1:
+        raise ValueError(f"num_landmarks={num_landmarks}: use at least 1")
+    if pinv_iterations is not None and pinv_iterations < 1:
+        raise ValueError(f"pinv_iterations={pinv_iterations}: use at least 1, or None for the exact inverse")
     if neighbours is not None and neighbours < 1:
         raise ValueError(f"neighbours={neighbours}: use at least 1, or None for landmarks alone")
     if salient_tokens < 1:
@@ -244,27 +254,6 @@ def _known(implementation: str) -> str:
             "also in the environment variable NYSTROMFORMER_ATTENTION"
         )
     return implementation
-
-
-def _check(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_landmarks: int,
-    key_padding_mask: Tensor | None,
-    pinv_iterations: int | None,
-    landmarks: str,
-    conv_weight: Tensor | None,
-) -> None:
-    check_projections(query, key, value, key_padding_mask)
-    if num_landmarks < 1:
-        raise ValueError(f"num_landmarks={num_landmarks}: use at least 1")
-    if pinv_iterations is not None and pinv_iterations < 1:
-        raise ValueError(f"pinv_iterations={pinv_iterations}: use at least 1, or None for the exact inverse")
-    if landmarks not in LANDMARKS:
-        raise ValueError(f"landmarks={landmarks!r} is unknown: use one of {', '.join(LANDMARKS)}")
-    if conv_weight is not None:
-        check_weight(conv_weight, query.shape[1])
 
 
 def near_in_words(neighbours: int | None, salient_tokens: int) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from nystromformer.settings.mechanisms import MECHANISMS, check, declared_fields
+from nystromformer.mechanisms import MECHANISMS
+from nystromformer.settings.model import check, declared_fields
 
 _REMOVED = {"short_rows": "exact"}
 """Fields of earlier versions, and the one value of each that means what is computed today."""
@@ -22,10 +23,10 @@ class NystromformerConfig(PreTrainedConfig):
     (it then computes exact attention plus the convolution).
 
     Args:
-        attention: the mechanism, one of settings/mechanisms.py: `nystrom`; `softmax` for exact attention
-            (BERT's); or `linformer`, `longformer`, `performer`, the other rows of the paper's efficiency
-            table. Fields that a mechanism declares in its file (`Settings`) are fields here by the same
-            names, e.g. `num_landmarks`; what those ask for is checked for the mechanism that is used.
+        attention: the mechanism, one of nystromformer/mechanisms.py: `nystrom`; `softmax` for exact
+            attention (BERT's); or `linformer`, `longformer`, `performer`, the other rows of the paper's
+            efficiency table. Fields that a mechanism declares in its file (`Settings`), e.g.
+            `num_landmarks`, are fields here; their values are checked for the mechanism that is used.
         conv_kernel_size: width of the residual convolution over the values, odd; None for none.
         max_position_embeddings: longest input, special tokens included.
         attention_probs_dropout_prob: dropout on the attention matrix; exact attention only.

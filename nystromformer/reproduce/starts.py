@@ -14,17 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from nystromformer.data.documents import in_validation, text_hash
 from nystromformer.data.layout import Batch
 from nystromformer.data.text_files import Imdb
-from nystromformer.model import NystromformerForPreTraining, NystromformerModel
+from nystromformer.model import NystromformerModel
 from nystromformer.model.attention import NystromformerSelfAttention
-from nystromformer.model.conversion import Source, inherited, read_source, start_from
-from nystromformer.model.conversion.inherit import NEW_CONVOLUTION
-from nystromformer.model.fitted_convolution import RIDGE, fit_convolutions
-from nystromformer.model.reconstruction import fit_in_closed_form
+from nystromformer.model.closed_form import RIDGE, fit_convolutions, fit_in_closed_form
+from nystromformer.model.source import NEW_CONVOLUTION, Source, open_source, open_tokenizer
 from nystromformer.results import Result
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
@@ -32,8 +29,7 @@ from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import StartsScale
 from nystromformer.tables import table
-from nystromformer.training.hidden_states import error_of_states, transfer_attention
-from nystromformer.training.text_rows import length_of_row
+from nystromformer.training.attention_transfer import error_of_states, length_of_row, transfer_attention
 
 _HELD_OUT = 0.02  # the share of the documents that the pretraining on reviews holds out
 VARIANTS: tuple[tuple[str, dict], ...] = (
@@ -120,7 +116,7 @@ def error_of_start(
     scale: bool = False,
 ) -> float:
     """‖h − h_BERT‖ / ‖h_BERT‖ over all tokens of the rows; kernels are zero without calibration rows."""
-    source = read_source(bert, "bert")
+    source = open_source(bert, "bert")
     nystrom = _nystrom(source, landmarks, None, conv_kernel_size=kernel, pinv_iterations=iterations)
     if calibration:
         fit_convolutions(nystrom, _batches(calibration), ridge=ridge, scale=scale)
@@ -129,7 +125,7 @@ def error_of_start(
 
 def _with_neighbours(bert: str, scale: StartsScale) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """The error of each row of the second table at half the length and at it; the transfer's facts."""
-    source = read_source(bert, "bert")
+    source = open_source(bert, "bert")
     exact = _exact(source)
     held_out = {
         n: _batches([torch.tensor([ids]) for ids in islice(reviews_of(bert, n, held_out=True), scale.rows)])
@@ -215,7 +211,7 @@ def mixed_rows(tokenizer: str, longest: int) -> Iterator[Batch]:
 
 def reviews_of(tokenizer: str, length: int, *, held_out: bool = False) -> Iterator[list[int]]:
     """Token ids of the reviews that fill `length`, cut to it, special tokens included."""
-    tokenize = AutoTokenizer.from_pretrained(tokenizer)
+    tokenize = open_tokenizer(None, tokenizer)
     for document in Imdb().documents():
         if in_validation(text_hash(document.text), _HELD_OUT) != held_out or len(document.text) < 3 * length:
             continue
@@ -226,9 +222,7 @@ def reviews_of(tokenizer: str, length: int, *, held_out: bool = False) -> Iterat
 
 def encoder_of(source: Source, **changes: object) -> NystromformerModel:
     """The source's encoder with another configuration."""
-    model = NystromformerForPreTraining(inherited(source, changes, setting="checkpoint"))
-    start_from(model, source)
-    return model.nystromformer.eval()
+    return source.model(source.configuration(changes))[0].nystromformer.eval()
 
 
 def _nystrom(source: Source, landmarks: int, neighbours: int | None, **changes: object) -> NystromformerModel:

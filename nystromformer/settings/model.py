@@ -1,12 +1,21 @@
-"""Settings of the model."""
+"""Settings of the model, with those that each attention mechanism declares in its own file.
+
+A mechanism's file imports torch, which the command line's help and checks must not wait for: so of the file
+only its class `Settings` is run here. It may use literals, builtins, `dataclass` and `result`, which says
+what a value may be.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+import ast
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nystromformer.settings.mechanisms import MECHANISMS, all_declared
+from nystromformer.mechanisms import MECHANISMS
 from nystromformer.settings.schema import Section, record, result, speed
 
 ATTENTIONS = tuple(MECHANISMS)
@@ -16,6 +25,42 @@ _OTHER_NAMES = {"hidden_dropout": "hidden_dropout_prob", "attention_dropout": "a
 def configuration_name(setting: str) -> str:
     """What a model setting is called in the model's own configuration, if that has it."""
     return _OTHER_NAMES.get(setting, setting)
+
+
+@functools.cache
+def declared(attention: str) -> type:
+    """The class `Settings` of a mechanism's module, which is not imported; an empty one where it has none.
+
+    Raises:
+        ModuleNotFoundError: there is no such module.
+    """
+    module = MECHANISMS[attention].partition(":")[0]
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no module named {module!r}", name=module)
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.ClassDef) and statement.name == "Settings":
+            only = ast.Module([statement], [])
+            names: dict[str, Any] = {"dataclass": dataclass, "result": result, "__name__": __name__}
+            exec(compile(only, spec.origin, "exec"), names)
+            names["Settings"].SOURCE = ast.get_source_segment(source, statement)
+            found: type = names["Settings"]
+            return found
+    return dataclass(type("Settings", (), {"SOURCE": "class Settings: pass"}))
+
+
+def declared_fields(attention: str | None = None) -> tuple[Field, ...]:
+    """The fields of one mechanism, or of all."""
+    names = MECHANISMS if attention is None else (attention,)
+    return tuple(one for name in names for one in fields(declared(name)))
+
+
+def check(attention: str, values: Mapping[str, Any]) -> None:
+    """Raise ValueError where a configuration's value is none that its mechanism can have."""
+    for one in declared_fields(attention):
+        if wrong := one.metadata["limits"].mistake(values[one.name]):
+            raise ValueError(f"{one.name}={values[one.name]!r} {wrong[0]}: use {wrong[1]}")
 
 
 @dataclass
@@ -39,7 +84,7 @@ if TYPE_CHECKING:
 
 else:
     # Fields of bases come first, those of the last base before all.
-    _Declared = type("_Declared", (*reversed(all_declared()), _Shape), {})
+    _Declared = type("_Declared", (*reversed([declared(attention) for attention in MECHANISMS]), _Shape), {})
 
 
 @dataclass

@@ -114,6 +114,13 @@ def test_so_does_an_export_of_the_composed_operators(monkeypatch):
     check(exported.module(), model)
 
 
+def test_what_cannot_follow_the_length_is_refused_in_words():
+    with pytest.raises(ValueError, match="longformer attention cannot be exported with a dynamic length"):
+        torch.export.export(
+            build(attention="longformer"), batch(2, 40, padding=False), dynamic_shapes=dynamic_shapes()
+        )
+
+
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="exporting to ONNX needs the packages onnx, onnxscript and onnxruntime",

@@ -83,7 +83,8 @@ def test_prepared_folders(tmp_path, monkeypatch, words, folder, settings):
 )  # fmt: skip
 def test_finetuned_folders(words, settings):
     composed = compose("finetune", [*words, "checkpoint=c"])
-    assert digest(identity(composed, composed.task)) == settings
+    then = {"model.short_rows": None}  # removed since
+    assert digest({**identity(composed, composed.task), **then}) == settings
 
 
 @pytest.mark.parametrize(

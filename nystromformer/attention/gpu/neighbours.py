@@ -259,41 +259,6 @@ def near_backward_key_kernel(
     store_tile(grad_value + start_of_head, H * D, index_W, inside_W, grad_value_WD, D, D_PAD)
 
 
-def near_and_far_on_gpu(
-    query_BHND: Tensor,
-    key_BHND: Tensor,
-    value_BHND: Tensor,
-    count_B: Tensor,
-    key_BHMD: Tensor,
-    mixed_BHCMD: Tensor,
-    mixed_sums_BHCM: Tensor,
-    far_BCM: Tensor,
-    log_scale_BH: Tensor,
-    neighbours: int,
-) -> Tensor:
-    """The output of `neighbours.attention_with_neighbours` from what the blocks share; 0 at padding.
-
-    Args:
-        query_BHND, key_BHND, value_BHND: real tokens first.
-        count_B: each row's real tokens, int32, at least 1.
-        key_BHMD, mixed_BHCMD, mixed_sums_BHCM, far_BCM, log_scale_BH: float32; no gradient goes to the last
-            two.
-    """
-    out_BHND, *_ = _near_and_far(
-        query_BHND,
-        key_BHND,
-        value_BHND,
-        count_B,
-        key_BHMD,
-        mixed_BHCMD,
-        mixed_sums_BHCM,
-        far_BCM,
-        log_scale_BH,
-        neighbours,
-    )
-    return out_BHND
-
-
 def _constants(query: Tensor, neighbours: int) -> dict[str, Any]:
     d = query.shape[3]
     _, precision, _ = precision_of(query.dtype)
@@ -319,7 +284,15 @@ def forward(
     log_scale: Tensor,
     neighbours: int,
 ) -> tuple[Tensor, ...]:
-    """The output and the logarithms of both sums, (B, H, N)."""
+    """The output of `neighbours.attention_with_neighbours` from what the blocks share, 0 at padding, and the
+    logarithms of both sums, (B, H, N).
+
+    Args:
+        query, key, value: (B, H, N, D), real tokens first.
+        count: each row's real tokens, (B,), int32, at least 1.
+        key_means, mixed, mixed_sums, far_counts, log_scale: (B, H, M, D), (B, H, C, M, D), (B, H, C, M),
+            (B, C, M) and (B, H), float32; no gradient goes to the last two.
+    """
     b, h, n, d = query.shape
     c = mixed.shape[2]
     query, key, value = (rowwise(x) for x in (query, key, value))
@@ -377,7 +350,7 @@ def backward(
     return grad_query, grad_key, grad_value, grad_means.sum(dim=2), grad_mixed, grad_sums
 
 
-_near_and_far = define(
+near_and_far_on_gpu = define(
     "near_and_far_gpu",
     ("query", "key", "value", "count", "key_means", "mixed", "mixed_sums", "far_counts", "log_scale"),
     ("neighbours",),
