@@ -40,11 +40,7 @@ def compare(settings: ReproduceSettings) -> Path:
             f"compare: {folders[0]} is of {first['result']} and {folders[1]} of {second['result']}: write "
             "two folders of one table or figure"
         )
-    names = [folder.resolve().name for folder in folders]
-    if names[0] == names[1]:
-        names = [
-            f"{folder.resolve().parent.name}/{name}" for folder, name in zip(folders, names, strict=True)
-        ]
+    names = _names(*(folder.resolve() for folder in folders))
     page = "\n".join(_lines(names, first, second))
     print(page)
     path = results_folder(settings.folder) / f"compare_{'_'.join(names).replace('/', '_')}.md"
@@ -53,6 +49,17 @@ def compare(settings: ReproduceSettings) -> Path:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path
+
+
+def _names(first: Path, second: Path) -> list[str]:
+    """The last parts of both paths, as many as tell them apart."""
+    if first == second:
+        raise UserError(f"compare: both folders are {first.name}: write two different ones")
+    for depth in range(1, max(len(first.parts), len(second.parts)) + 1):
+        names = ["/".join(folder.parts[-depth:]) for folder in (first, second)]
+        if names[0] != names[1]:
+            break
+    return names
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -62,12 +62,19 @@ def test_one_page_of_both(tmp_path, capsys):
     assert str(tmp_path) not in page
 
 
+def test_folders_are_told_apart_by_as_much_as_that_takes(tmp_path, capsys):
+    folders = [write(tmp_path / f"{name}/out/finetune_cpu", {"gap": 1.0}) for name in ("old", "new")]
+    assert main(["reproduce", f"compare=[{folders[0]},{folders[1]}]", f"folder={tmp_path}"]) == 0
+    assert "| figure | old/out/finetune_cpu | new/out/finetune_cpu | difference |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         ("[{one}]", "compare has 1 folders: write two"),
         ("[{one},{none}]", "none holds no result: write the folder of a table or figure"),
         ("[{one},{lra}]", "is of finetune and"),
+        ("[{one},{one}/]", "both folders are finetune_cpu"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(words, line, tmp_path, capsys):
