@@ -21,8 +21,8 @@ from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import FinetuneScale, GlueScale, SwapScale
 from nystromformer.tables import percent, table
-from nystromformer.tasks.definitions import TASKS
-from nystromformer.tasks.outcome import PAPER
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.results import PAPER
 from nystromformer.training.run_folder import RunFolder
 
 ATTENTIONS = {"Nyström": "nystrom", "exact": "softmax"}

@@ -20,13 +20,13 @@ from nystromformer.reproduce.runs import composed_finetune, finetuned
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tables import percent, table
-from nystromformer.tasks.encoding import Encoded, encode
-from nystromformer.tasks.evaluate import open_classifier
+from nystromformer.tasks.evaluate import open_model
 from nystromformer.tasks.jobs import jobs_of
-from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.metrics import figures_of, figures_of_sets
+from nystromformer.tasks.reading import load_splits
+from nystromformer.tasks.scores import figures_of_sets
 from nystromformer.tasks.start import fit_on_longest
-from nystromformer.tasks.training import answers, predict
+from nystromformer.tasks.task import Encoded, Task
+from nystromformer.tasks.training import outputs_of
 
 EXACT = "exact"
 _NEIGHBOURS = {"attention": "nystrom", "num_landmarks": 64, "neighbours": 64}
@@ -123,13 +123,13 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
     variants = {name: changes for name, changes in VARIANTS.items() if not (own and "how" in changes)}
     figures: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
     p_values: dict[str, list[float]] = {}
-    lengths = right_of_exact = np.zeros(0)
+    lengths, right_of_exact = np.zeros(0), list[bool]()
     for job in jobs:
         folder = job.folder / "model"
-        _, tokenizer = open_classifier(folder, splits.task)
+        _, tokenizer = open_model(folder, splits.task)
         length = tokenizer.model_max_length
-        train = encode(splits.train, tokenizer, length)
-        dev = {name: encode(part, tokenizer, length) for name, part in splits.dev.items()}
+        train = splits.task.encode(splits.train, tokenizer, length)
+        dev = {name: splits.task.encode(part, tokenizer, length) for name, part in splits.dev.items()}
         lengths = np.concatenate([part.lengths for part in dev.values()])
         for variant, changes in variants.items():
             model = swapped_classifier(folder, train, settings.scale.swap.rows, **changes)
@@ -138,7 +138,7 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
                 figures[variant].setdefault(name, []).append(value)
             if variant == EXACT:
                 right_of_exact = right
-            elif not splits.task.regression:
+            elif not getattr(splits.task, "regression", False):
                 p_values.setdefault(variant, []).append(mcnemar(right_of_exact, right))
             print(f"  {splits.task.title}, seed {job.seed}, {variant}: {figures[variant]}", flush=True)
     return {
@@ -187,17 +187,20 @@ def _tests(measured: Mapping[str, Mapping[str, Any]], variants: list[str]) -> li
     return ["", told, "", *table(("task", *variants), rows)]
 
 
-def _figures(model: Classifier, dev: Mapping[str, Encoded], task: Any) -> tuple[dict[str, float], np.ndarray]:
+def _figures(
+    model: Classifier, dev: Mapping[str, Encoded], task: Task
+) -> tuple[dict[str, float], list[bool]]:
     """The task's figures on its held-out sets, float32, and which examples are right."""
-    found, right = {}, []
+    found: dict[str, dict[str, float]] = {}
+    right: list[bool] = []
     for name, part in dev.items():
         plain = torch.autocast("cpu", enabled=False)
-        logits = predict(model, part, BATCH, model.config.pad_token_id or 0, plain)
+        outputs = outputs_of(task, model, part, BATCH, model.config.pad_token_id or 0, plain)
         assert part.labels is not None
-        predicted = answers(logits, regression=task.regression)
-        found[name] = figures_of(task, part.labels, predicted)
-        right.append(np.equal(part.labels, predicted))
-    return figures_of_sets(found), np.concatenate(right)
+        predicted = task.predict(part, outputs)
+        found[name] = task.figures(part.labels, predicted)
+        right += [bool(np.all(np.equal(*pair))) for pair in zip(part.labels, predicted, strict=True)]
+    return figures_of_sets(found), right
 
 
 def _lost(figures: Mapping[str, Mapping[str, list[float]]], variant: str, name: str) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sklearn.metrics import confusion_matrix
 
 from nystromformer.pictures import picture, plot_events
-from nystromformer.tasks.definitions import Task
 from nystromformer.training.metrics import MetricsLog
 
 _MOST_NAMED = 30
@@ -31,23 +31,23 @@ def draw_learning_curve(metrics: MetricsLog, path: Path, title: str) -> None:
 
 
 def draw_confusion(
-    task: Task, labels: list[float], predictions: list[float], path: Path, title: str
+    classes: Sequence[str], labels: Sequence[float], predictions: Sequence[float], path: Path, title: str
 ) -> list[list[int]]:
     """Draw the confusion matrix and return it: a row a true class, a column a predicted one."""
-    names = [name.replace("$", r"\$") for name in task.labels]  # or matplotlib reads formulas in them
-    classes = range(task.num_labels)
-    counts = confusion_matrix(labels, predictions, labels=classes)
-    size = max(3.2, min(0.6 * task.num_labels + 2.4, 12))
+    names = [name.replace("$", r"\$") for name in classes]  # or matplotlib reads formulas in them
+    numbers = range(len(classes))
+    counts = confusion_matrix(labels, predictions, labels=numbers)
+    size = max(3.2, min(0.6 * len(classes) + 2.4, 12))
     with picture(path, width=size, height=size) as (_, axes):
         axes.grid(False)
         axes.imshow(counts, cmap="Blues")
-        if task.num_labels <= _MOST_NAMED:
-            for row in classes:
-                for column in classes:
+        if len(classes) <= _MOST_NAMED:
+            for row in numbers:
+                for column in numbers:
                     color = "w" if counts[row, column] > counts.max() / 2 else "k"
                     axes.text(column, row, counts[row, column], ha="center", va="center", color=color)
-            axes.set_xticks(classes, names, rotation=45, ha="right")
-            axes.set_yticks(classes, names)
+            axes.set_xticks(numbers, names, rotation=45, ha="right")
+            axes.set_yticks(numbers, names)
         axes.set(xlabel="predicted", ylabel="true")
         axes.set_title(title, fontsize=9)
     return counts.tolist()
