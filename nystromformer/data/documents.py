@@ -69,7 +69,7 @@ def in_validation(document_hash: int, validation_fraction: float) -> bool:
     return document_hash < validation_below(validation_fraction)
 
 
-# --- the text as it is counted, hashed and split --------------------------------------------------------
+# --- the text as it is counted, hashed and split ------------------------------------------------------
 
 _ODD_BYTES = bytes(sorted({*range(0x20), 0x7F} - {ord("\t"), ord("\n")}))
 _LINE_BREAK = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
@@ -110,7 +110,7 @@ def without_surrogates(text: str) -> str:
     return text
 
 
-# --- the training and the validation split --------------------------------------------------------------
+# --- the training and the validation split ------------------------------------------------------------
 
 SPLITS = ("train", "validation")
 

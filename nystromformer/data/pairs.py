@@ -164,7 +164,7 @@ def _choose_units(
     return chosen
 
 
-# --- sentence-order pairs -------------------------------------------------------------------------------
+# --- sentence-order pairs -----------------------------------------------------------------------------
 
 
 class SpecialIds(NamedTuple):

@@ -141,7 +141,7 @@ def settings_that_matter(settings: PrepareSettings) -> dict[str, Any]:
     return nested(identity(settings, of=PREPARATION))
 
 
-# --- what the inputs hold -------------------------------------------------------------------------------
+# --- what the inputs hold -----------------------------------------------------------------------------
 
 _WORTH_SAYING = 4 * 10**9  # bytes; fewer are read in seconds
 
@@ -230,7 +230,9 @@ def _stamp(path: Path) -> list[int | str]:
         ) from error
 
 
-# --- folders that were prepared before ------------------------------------------------------------------
+# --- folders that were prepared before ----------------------------------------------------------------
+
+_FILES_NAMED = 5
 
 
 def given(settings: PrepareSettings, *, show: bool = True) -> storage.PreparedData:
@@ -292,16 +294,10 @@ def made_by(settings: PrepareSettings) -> tuple[Path, dict[str, Any]] | None:
                 found.append((path.stat().st_mtime_ns, path.parent, manifest))
         except (UserError, OSError, KeyError, TypeError, ValueError):
             continue  # damaged, or of a version with other settings
-    if not found:
-        return None
-    _, folder, manifest = max(found, key=lambda each: each[0])
-    return folder, manifest
+    return max(found, key=lambda each: each[0])[1:] if found else None
 
 
-def differences(
-    before: dict[str, Any],
-    now: dict[str, Any],
-) -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What made two preparations two, in words, the files by name.
 
     Args:
@@ -340,9 +336,5 @@ def _changed_inputs(before: dict[str, list[str]], now: dict[str, list[str]]) -> 
     words = [f"{name} has changed" for name in now if name in before and before[name] != now[name]]
     words += [f"{name} is new" for name in now if name not in before and not known.issuperset(now[name])]
     words += [f"{name} is gone" for name in before if name not in now and not kept.issuperset(before[name])]
-    return (
-        words if len(words) <= _FILES_NAMED else [*words[:_FILES_NAMED], f"{len(words) - _FILES_NAMED} more"]
-    )
-
-
-_FILES_NAMED = 5
+    more = len(words) - _FILES_NAMED
+    return [*words[:_FILES_NAMED], f"{more} more"] if more > 0 else words

@@ -150,7 +150,7 @@ def measure(folder: Path, shards: list[ShardInfo], vocab_size: int, max_length: 
     return Measured(unigrams, lengths, 1 - filled / max(places, 1))
 
 
-# --- the page for people --------------------------------------------------------------------------------
+# --- the page for people ------------------------------------------------------------------------------
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem}"

@@ -60,23 +60,23 @@ def _prepared(settings: PrepareSettings, merge: bool, show_progress: bool) -> Pr
     if settings.data.prepared is not None:
         return given(settings, show=show_progress)
     try:
-        wanted = plan(settings)
+        job = plan(settings)
     except SourceGone as gone:
         if (found := made_by(settings)) is None:
             raise
         return _stand_in(found[0], str(gone))
-    if not wanted.folder.exists():
-        if (out_of_reach := wanted.out_of_reach) and (found := made_by(settings)) is not None:
+    if not job.folder.exists():
+        if (out_of_reach := job.out_of_reach) and (found := made_by(settings)) is not None:
             return _stand_in(found[0], f"the hub does not tell what {out_of_reach} is now")
-        with storage.locked(wanted.folder):
-            if not wanted.folder.exists():  # another process may have finished while this one waited
-                work = Unfinished.of(wanted, show_progress)
+        with storage.locked(job.folder):
+            if not job.folder.exists():  # another process may have finished while this one waited
+                work = Unfinished.of(job, show_progress)
                 _tell_of_earlier(work)
                 _make(work, merge)
         if show_progress:
-            for note in storage.read_manifest(wanted.folder)["report"]["notes"]:
+            for note in storage.read_manifest(job.folder)["report"]["notes"]:
                 say(note)
-    return PreparedData.open(wanted.folder)
+    return PreparedData.open(job.folder)
 
 
 def _stand_in(folder: Path, why: str) -> PreparedData:
@@ -103,14 +103,14 @@ def prepare_shard(settings: PrepareSettings, shard: ShardOf, *, show_progress: b
     document that comes again in another machine's block is a duplicate here too, and the shards are those
     of a single machine. The machines need one `data.folder` that all of them see.
     """
-    wanted = plan(settings)
-    if wanted.folder.exists():
+    job = plan(settings)
+    if job.folder.exists():
         return []
-    work = Unfinished.of(wanted, show_progress)
+    work = Unfinished.of(job, show_progress)
     with work.writing():
-        with storage.locked(wanted.folder):
+        with storage.locked(job.folder):
             tokenizer = make_tokenizer(work)
-        with storage.locked(wanted.folder, f".shard-{shard.number}-of-{shard.of}"):
+        with storage.locked(job.folder, f".shard-{shard.number}-of-{shard.of}"):
             work.announce_shard(shard.number, shard.of)
             mine = _make_missing(work, tokenizer, shard.has, work.blocks())
     return [work.path / info.file for block in mine for info in block.shards.values() if info is not None]
@@ -250,16 +250,16 @@ def repair(folder: Path, settings: PrepareSettings, *, show_progress: bool = Tru
     if settings.tokenizer.path is not None and (folder / storage.TOKENIZER).is_dir():
         settings.tokenizer.path = str(folder / storage.TOKENIZER)  # the one given then may be gone
     settings.data.malformed_rows = "skip"  # no manifest keeps it, and the rows are the same
-    wanted = plan(settings)
+    job = plan(settings)
     with storage.locked(folder):
         damaged = storage.damaged_files(folder, manifest)
-        if damaged and _made_from_other(manifest["identity"], wanted.identity):
-            why = "; ".join(differences(manifest, wanted.record))
+        if damaged and _made_from_other(manifest["identity"], job.identity):
+            why = "; ".join(differences(manifest, job.record))
             raise UserError(
                 f"{folder} cannot be repaired: {why}; bring back what it was made from, or delete the folder "
                 "and prepare it again with `nystromformer prepare`"
             )
-        work = Unfinished(wanted, folder.with_name(f".repair-{folder.name}"), show_progress)
+        work = Unfinished(job, folder.with_name(f".repair-{folder.name}"), show_progress)
         work.discard()
         try:
             with work.writing():

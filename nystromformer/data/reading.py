@@ -166,7 +166,7 @@ def copies_of(document_hash: int, weight: float) -> int:
     return whole + int(draw[0] < weight - whole)
 
 
-# --- which documents were seen before -------------------------------------------------------------------
+# --- which documents were seen before -----------------------------------------------------------------
 
 _RECENT = 2**17
 """Hashes that are kept in a Python set, 10 MB of it, before they join the sorted array."""
@@ -205,7 +205,7 @@ class HashSet:
         return True
 
 
-# --- a first reading of the whole corpus ----------------------------------------------------------------
+# --- a first reading of the whole corpus --------------------------------------------------------------
 
 _MEGABYTE = 10**6
 _SAMPLE_SALT = 0x5A3F1E  # apart from what decides the split

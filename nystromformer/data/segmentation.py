@@ -40,7 +40,7 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
     return sentences
 
 
-# --- chunks ---------------------------------------------------------------------------------------------
+# --- chunks -------------------------------------------------------------------------------------------
 
 SPECIAL_TOKENS_OF_A_PAIR = 3  # [CLS] A [SEP] B [SEP]
 

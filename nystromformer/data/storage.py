@@ -188,7 +188,7 @@ def write_manifest(folder: Path, content: dict[str, Any], shards: list[ShardInfo
         file.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-# --- chunks in Arrow files ------------------------------------------------------------------------------
+# --- chunks in Arrow files ----------------------------------------------------------------------------
 
 REBUILD = (
     "`nystromformer prepare repair={folder}`, in the folder where it was prepared, makes anew what is "

@@ -125,7 +125,7 @@ def _text_documents(path: Path) -> Iterator[Document]:
         yield Document("\n".join(paragraphs), f"{path}:{first_line}")
 
 
-# --- lines, plain or compressed -------------------------------------------------------------------------
+# --- lines, plain or compressed -----------------------------------------------------------------------
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Endings in lower case; `compression_of` reads a name's in either."""
@@ -238,7 +238,7 @@ def _decode(line: bytes, path: Path, offset: int, errors: str, *, first: bool) -
     return text.rstrip("\r\n")
 
 
-# --- WikiExtractor --------------------------------------------------------------------------------------
+# --- WikiExtractor ------------------------------------------------------------------------------------
 
 _OPENING = re.compile(r'<doc id="[^"]*".* title="(?P<title>.*)">\s*')
 
@@ -315,7 +315,7 @@ def _without_title(body: list[str], title: str) -> list[str]:
     return body[1:] if body and html.unescape(body[0]).strip() == title.strip() else body
 
 
-# --- film reviews ---------------------------------------------------------------------------------------
+# --- film reviews -------------------------------------------------------------------------------------
 
 _BREAK = re.compile(r"\s*(?:<br\s*/?>\s*)+", re.IGNORECASE)
 

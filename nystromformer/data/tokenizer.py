@@ -112,7 +112,7 @@ def _is_inside_word(token: str) -> bool:
     return bool(token) and (token[0].isalnum() or not token[0].isascii())
 
 
-# --- training one ---------------------------------------------------------------------------------------
+# --- training one -------------------------------------------------------------------------------------
 
 BERT_TOKENS = {
     "pad_token": "[PAD]",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sklearn.metrics import confusion_matrix
@@ -51,3 +51,20 @@ def draw_confusion(
         axes.set(xlabel="predicted", ylabel="true")
         axes.set_title(title, fontsize=9)
     return counts.tolist()
+
+
+def draw_class_scores(classes: Mapping[str, Mapping[str, float]], path: Path, title: str) -> None:
+    """Precision, recall and F1 of each class as bars; of many, the commonest."""
+    shown = list(classes)[:_MOST_NAMED]
+    few = "" if len(shown) == len(classes) else f", the {len(shown)} commonest of {len(classes)} classes"
+    with picture(path, width=6.5, height=0.32 * len(shown) + 1.6) as (figure, axes):
+        for number, name in enumerate(("precision", "recall", "f1")):
+            places = [place + 0.27 * (number - 1) for place in range(len(shown))]
+            axes.barh(places, [classes[label][name] for label in shown], 0.27, color=f"C{number}", label=name)
+        ticks = [f"{label} ({classes[label]['support']:,.0f})".replace("$", r"\$") for label in shown]
+        axes.set_yticks(range(len(shown)), ticks)
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 1))
+        axes.grid(False, axis="y")
+        axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1))
+        figure.suptitle(f"{title}{few}", fontsize=9)
