@@ -440,8 +440,8 @@ def _question(content: Any, numbers: Iterator[int], *, labelled: bool) -> tuple[
             raise Unusable(f"is malformed (no text in {name!r})")
     question, context = content["question"].strip(), content["context"]
     answers = _answers(content, context) if labelled else None
-    name = content.get("id")
-    return (question, context), answers, str(next(numbers)) if name is None else str(name)
+    given = content.get("id")
+    return (question, context), answers, str(next(numbers) if given is None else given)
 
 
 def _answers(content: dict[str, Any], context: str) -> list[tuple[int, str]]:
