@@ -318,7 +318,7 @@ def test_pytorchs_own_check_of_the_operators(given):
         out, *kept = operators.nystrom_attention_gpu(*arguments, 4, 2)
     torch.library.opcheck(
         operators.nystrom_attention_gpu_backward.default,
-        (torch.randn_like(out), *(None if x is None else x.detach() for x in arguments), *kept, 2),
+        (torch.randn_like(out), *(None if x is None else x.detach() for x in arguments), kept, 4, 2),
         test_utils=checks,
     )
 
