@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -36,6 +37,42 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:  # a full disk: leave no half behind
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing_folder(place: Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of `place` if the block ends without an error.
+
+    Raises OSError where it cannot be written; what was there before is left.
+    """
+    recover_folder(place)
+    beside, before = _unfinished(place), _before(place)
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if place.exists():
+            place.rename(before)
+        beside.rename(place)
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def recover_folder(place: Path) -> None:
+    """Clear up what a kill left; between two renames the earlier folder is out of its place."""
+    shutil.rmtree(_unfinished(place), ignore_errors=True)
+    before = _before(place)
+    if before.exists() and not place.exists():
+        before.rename(place)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _unfinished(place: Path) -> Path:
+    return place.with_name(f".{place.name}.unfinished")
+
+
+def _before(place: Path) -> Path:
+    return place.with_name(f".{place.name}.before")
 
 
 # --- who holds a folder -------------------------------------------------------------------------------

@@ -174,6 +174,7 @@ class Setting:
         return KINDS[self.kind] + (" or null" if self.optional else "")
 
 
+@dataclass
 class Section:
     """A dataclass of settings and of further sections.
 
@@ -193,12 +194,13 @@ class Section:
             at: what stands before the keys, where that is not the section's own place.
         """
         at, unread = self.AT if at is None else at, self.unread()
-        for setting in _own_settings(type(self)):
+        schema: type = type(self)
+        for setting in _own_settings(schema):
             value = getattr(self, setting.key)
             if setting.key not in unread:
                 yield from setting.limits.complaints(at + setting.key, value, setting.optional)
         yield from self.complaints_together()
-        for one in dataclasses.fields(self):  # type: ignore[arg-type]
+        for one in dataclasses.fields(self):
             if isinstance(section := getattr(self, one.name), Section) and one.name not in unread:
                 yield from section.complaints()
 

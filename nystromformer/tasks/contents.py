@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.data.tokenizer import content_hash
+from nystromformer.files import sha256_of_json
 from nystromformer.settings.finetune import TaskDataSettings
 from nystromformer.tasks.definitions import Task
 from nystromformer.tasks.splits import Examples, Splits
@@ -36,10 +37,8 @@ def content_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """All that decides how text becomes token ids."""
     if tokenizer.is_fast:
         return short(content_hash(tokenizer))
-    words = json.dumps(
-        [sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_tokens))]
-    )
-    return short(hashlib.sha256(words.encode()).hexdigest())
+    words = [sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_tokens))]
+    return short(sha256_of_json(words))
 
 
 def short(digest: str) -> str:

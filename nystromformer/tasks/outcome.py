@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nystromformer.files import write_atomically
+from nystromformer.files import replacing_folder, write_atomically
 from nystromformer.markdown import table
 from nystromformer.settings.finetune import TASK_NAMES
 
@@ -120,11 +120,8 @@ def keep_best(task_folder: Path, *, keep_all: bool) -> Path:
     source = _seed_folder(task_folder, _best_of(results))
     place = task_folder / "model"
     if (source / "model").exists():
-        beside = task_folder / ".model.tmp"
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(source / "model", beside)
-        shutil.rmtree(place, ignore_errors=True)
-        beside.rename(place)
+        with replacing_folder(place) as beside:
+            shutil.copytree(source / "model", beside, dirs_exist_ok=True)
         for name in ("curve.png", "confusion.png"):
             if (source / name).exists():
                 shutil.copyfile(source / name, task_folder / name)

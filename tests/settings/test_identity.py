@@ -56,13 +56,14 @@ def all_sections(schema: type) -> Iterator[type]:
     yield schema
     for hint in typing.get_type_hints(schema).values():
         if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
             yield from all_sections(hint)
 
 
 SECTIONS = {each for schema in (*SCHEMAS.values(), PrepareSettings) for each in all_sections(schema)}
 
 
-@pytest.mark.parametrize("section", sorted([*SECTIONS, SourceSettings], key=lambda each: each.__name__))
+@pytest.mark.parametrize("section", sorted([*SECTIONS, SourceSettings], key=str))
 def test_every_setting_says_what_changes_with_it(section):
     assert issubclass(section, Section)
     settings = list(settings_of(section))
