@@ -125,7 +125,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "Other checkpoints to this project's, and to the layout of transformers' own class.",
-        "nystromformer.training.closer:convert_with_text",
+        "nystromformer.training.convert:convert",
         (
             "nystromformer convert source=uw-madison/nystromformer-512 target=converted",
             "nystromformer convert source=google-bert/bert-base-uncased target=mine neighbours=64 data=imdb",

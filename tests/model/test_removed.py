@@ -1,13 +1,19 @@
 """What config.json may still say of choices that this version no longer has."""
 
 import json
+from typing import Any
 
 import pytest
 
 from nystromformer import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.cli import main
 
-SHAPE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 def saved(folder, **written) -> None:
