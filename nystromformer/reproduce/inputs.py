@@ -21,7 +21,7 @@ from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import composed_finetune, composed_run, task_of
 from nystromformer.settings.reproduce import SECTIONS, ReproduceSettings
 from nystromformer.tasks.contents import content_of_tokenizer, contents_of_data, short
-from nystromformer.tasks.load import load_splits
+from nystromformer.tasks.reading import load_splits
 
 Inputs = dict[str, str | None]
 """What it is, for people → its content, None where it is not there or cannot be read."""

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any
 
 from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.schema import Section, grid, path, place, record, result, speed
 from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 
-GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-"""In the order of GLUE's own table."""
-REVIEW_TASKS = ("imdb", "rotten_tomatoes")
-TASK_NAMES = (*GLUE_TASKS, "glue", *REVIEW_TASKS, "custom")
+KINDS = {
+    "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
+    "multi_label": "nystromformer.tasks.kinds.multi_label:MultiLabelTask",
+    "numbers": "nystromformer.tasks.kinds.numbers:NumbersTask",
+}
+"""Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """What may stand between the columns of a file, by the name that settings give it."""
+
+
+def kind_named(name: str) -> Any:
+    """The class of a kind, imported when it is asked for; raises KeyError for none of KINDS."""
+    return resolve_name(KINDS[name])
 
 
 @dataclass
@@ -22,6 +31,9 @@ class TaskSettings(Section, at="task"):
     """What is learned, and the recipe that suits it: `task=sst2 … imdb`, `task=glue`, `task=custom`."""
 
     name: str = grid("sst2")
+    kind: str = result("sequence", choices=KINDS)
+    """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
+    number of labels for one; `numbers`, several numbers or grades for one."""
     learning_rates: list[float] = grid([], above=0, below=1, write="rates above 0 and below 1")
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = grid([], at_least=1)
@@ -30,25 +42,18 @@ class TaskSettings(Section, at="task"):
     """Times that each training example is seen."""
     metric: str = result("accuracy")
     """custom: what the best checkpoint is chosen by: `accuracy`, `f1` (macro), `matthews`, or `pearson` with
-    regression."""
+    regression; multi_label: `average_precision`, `f1` (micro) or `f1_macro`; numbers: `pearson`,
+    `spearman`, or `kappa` for grades."""
     regression: bool = result(False)
     """custom: the label is a number to be predicted, not a class."""
 
     def complaints_together(self) -> Iterator[str]:
-        if self.name not in TASK_NAMES:
-            yield f"task.name={self.name!r} is unknown: write task={'|'.join(TASK_NAMES)}"
         if self.name != "glue":
             for name in ("learning_rates", "batch_sizes"):
                 if not getattr(self, name):
                     yield f"task.{name} is empty: write task={self.name}, or task.{name}=[VALUE,…]"
             if self.epochs is None:
                 yield f"task.epochs is empty: write task={self.name}, or task.epochs=4"
-        allowed = ("pearson", "spearman") if self.regression else ("accuracy", "f1", "matthews")
-        if self.name == "custom" and self.metric not in allowed:
-            yield (
-                f"task.metric={self.metric!r} does not fit task.regression={str(self.regression).lower()}: "
-                f"write one of {', '.join(allowed)}"
-            )
 
 
 @dataclass
@@ -68,13 +73,18 @@ class TaskDataSettings(Section, at="data"):
     dev: str | None = path(None, content="dev")
     """custom: held-out examples to choose the best checkpoint by; empty takes data.dev_fraction of train."""
     test: str | None = path(None, content="test")
-    """custom: labelled examples that are looked at once, at the end."""
+    """custom: labelled examples that the model is evaluated on once, at the end."""
     text: str = result("text")
     """custom: name of the column with the text."""
     text_pair: str | None = result(None)
     """custom: name of the column with a second text, if there are pairs."""
     label: str = result("label")
     """custom: name of the column with the label."""
+    labels: list[str] = result([])
+    """numbers: names of the columns with a number each."""
+    label_separator: str = result("comma", choices=SEPARATORS, write=", ".join(SEPARATORS))
+    """multi_label: what stands between several labels in the cell of a table, `comma`, `semicolon`, `tab` or
+    `pipe`; in JSON lines several labels may also be a list."""
     separator: str | None = result(None, choices=SEPARATORS, write=f"{', '.join(SEPARATORS)}, or null")
     """custom: what stands between the columns, `comma`, `semicolon`, `tab` or `pipe`; empty is the comma in
     .csv files and the tab in .tsv files."""
@@ -88,15 +98,9 @@ class TaskDataSettings(Section, at="data"):
     max_dev_examples: int | None = result(None, at_least=2)
     """The same for the held-out examples: results are then not comparable with published ones."""
 
-    def complaints_for(self, task: str) -> Iterator[str]:
+    def complaints_together(self) -> Iterator[str]:
         if self.source == "folder" and not self.root:
             yield "data.root is empty: with data.source=folder write data.root=FOLDER"
-        if task in REVIEW_TASKS and (self.source == "folder" or self.root):
-            yield f"data.root has no place for task={task}: write data.source=samples or data.source=hub"
-        if self.source == "samples" and task not in REVIEW_TASKS:
-            yield f"data.source=samples holds {' and '.join(REVIEW_TASKS)}, not {task}: write hub or folder"
-        if task == "custom" and not self.train:
-            yield "data.train is empty: with task=custom write data.train=FILE (.csv, .tsv or .jsonl)"
 
 
 @dataclass
@@ -157,7 +161,7 @@ class TaskTrainingSettings(Section, at="training"):
     max_skipped_steps: int = record(10, at_least=0)
     """Steps with a gradient that is not finite change nothing; after so many the seed stops."""
     evaluations_per_epoch: int = result(1, at_least=1)
-    """How often the held-out examples are looked at and a checkpoint written."""
+    """How often the model is evaluated on the held-out examples and a checkpoint written."""
     log_every: int = record(50, at_least=1)
 
 
@@ -193,9 +197,8 @@ class FinetuneSettings(Section):
     def complaints_together(self) -> Iterator[str]:
         if not self.checkpoint:
             yield "checkpoint is empty: write checkpoint=FOLDER, e.g. checkpoint=runs/demo/model"
-        if self.submission and self.task.name not in (*GLUE_TASKS, "glue"):
-            yield f"submission=true is for GLUE, not for task={self.task.name}: write false"
-        yield from self.data.complaints_for(self.task.name)
+        if self.task.kind in KINDS:
+            yield from kind_named(self.task.kind).complaints(self)
         micro = self.training.micro_batch_size
         for size in self.task.batch_sizes:
             if micro and size % micro:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -15,8 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nystromformer.data.tokenizer import content_hash
 from nystromformer.files import sha256_of_json
 from nystromformer.settings.finetune import TaskDataSettings
-from nystromformer.tasks.definitions import Task
-from nystromformer.tasks.splits import Examples, Splits
+from nystromformer.tasks.task import Examples, Splits, Task
 
 Contents = dict[str, str]
 """`checkpoint`, `tokenizer`, `train` and each labelled set → what it holds, in a few letters."""
@@ -54,18 +52,11 @@ def missing_data(data: TaskDataSettings) -> list[str]:
     ]
 
 
-def classes_in(part: Examples, task: Task) -> dict[str, int]:
-    """How many examples each class has; empty for numbers."""
-    if task.regression or part.labels is None:
-        return {}
-    counts = Counter(part.labels)
-    return {name: counts[number] for number, name in enumerate(task.labels)}
-
-
 def _content(part: Examples, task: Task) -> str:
     """Texts and labels in their order, which the batches follow; names of classes and their ids."""
     digest = hashlib.sha256(json.dumps(task.labels).encode())
     labels = part.labels or []
     for texts, label in zip(part.texts, labels, strict=True):
-        digest.update(json.dumps([*texts, float(label)]).encode() + b"\n")
+        held = float(label) if isinstance(label, int) else label
+        digest.update(json.dumps([*texts, held]).encode() + b"\n")
     return f"{len(part):,} examples {short(digest.hexdigest())}"

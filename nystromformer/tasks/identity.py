@@ -19,8 +19,8 @@ from nystromformer.files import write_atomically
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
 from nystromformer.settings.identity import difference, paths_of, read_stored
 from nystromformer.settings.identity import identity as decisive
-from nystromformer.tasks.contents import Contents, classes_in
-from nystromformer.tasks.splits import Splits
+from nystromformer.tasks.contents import Contents
+from nystromformer.tasks.task import Splits
 
 _PATHS = paths_of(FinetuneSettings)
 _CONTENTS = "contents"
@@ -79,7 +79,7 @@ def compare_counts(task_folder: Path, splits: Splits) -> None:
     for path in sorted(task_folder.glob("rate*/seed-*.json")):
         data = json.loads(path.read_text(encoding="utf-8")).get("data", {})
         for name, part in parts.items():
-            then, classes = data.get(name), classes_in(part, splits.task)
+            then, classes = data.get(name), splits.task.counts(part.labels)
             if then and (then["examples"], then["classes"]) != (len(part), classes):
                 raise OtherResults(
                     f"{path} is of other data: {_title(name)}: {then['examples']:,} {then['classes']} then, "

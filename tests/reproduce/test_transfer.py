@@ -12,7 +12,7 @@ from filelock import FileLock
 from nystromformer import NystromformerConfig, NystromformerForSequenceClassification
 from nystromformer.cli import main
 from nystromformer.reproduce.swap import VARIANTS, swapped_classifier
-from nystromformer.tasks.encoding import Encoded
+from nystromformer.tasks.task import Encoded
 from tests.tasks.conftest import make_checkpoint, write_glue
 
 
@@ -37,7 +37,7 @@ def test_a_task_without_data_is_named_and_the_others_compared(words, tmp_path, c
     config = json.loads((tmp_path / "runs/finetune_softmax/rotten_tomatoes/model/config.json").read_text())
     assert config["attention"] == "softmax"
 
-    from nystromformer.tasks.definitions import TASKS
+    from nystromformer.tasks.benchmarks import TASKS
 
     root = write_glue(tmp_path / "glue", TASKS["cola"])
     capsys.readouterr()

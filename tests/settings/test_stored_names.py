@@ -23,6 +23,8 @@ from nystromformer.tasks.identity import identity
 TEXT = ["data=text", "data.files=[a.txt]"]
 TWO = "data.sources=[{files:[a.txt],weight:2},{kind:text,files:[a.txt],max_documents:5}]"
 AT_LOAD_TIME = ["data.masking=ngram", "data.masking_probability=0.2", "data.malformed_rows=skip"]
+NEWER = {"task.kind": "sequence", "data.labels": [], "data.label_separator": "comma"}
+"""Settings of fine-tuning that did not exist then, each with what was computed then."""
 
 
 def digest(content: Any) -> str:
@@ -83,8 +85,10 @@ def test_prepared_folders(tmp_path, monkeypatch, words, folder, settings):
 )  # fmt: skip
 def test_finetuned_folders(words, settings):
     composed = compose("finetune", [*words, "checkpoint=c"])
+    now = identity(composed, composed.task)
+    assert {key: now.pop(key) for key in NEWER} == NEWER
     then = {"model.short_rows": None}  # removed since
-    assert digest({**identity(composed, composed.task), **then}) == settings
+    assert digest({**now, **then}) == settings
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
-from nystromformer.tasks.definitions import TASKS
-from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.splits import Examples, divide
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.reading import divide, load_splits
+from nystromformer.tasks.task import Examples
 
 
 def load(name: str, **data):

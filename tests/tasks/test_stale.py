@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nystromformer.cli import main
 from nystromformer.tasks import finetune as finetune_module
-from nystromformer.tasks.definitions import TASKS
+from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.training.signals import StopRequest
 
 from .conftest import make_checkpoint, planted, write_glue

@@ -15,6 +15,7 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.files import held, write_atomically
 from nystromformer.reproduce.lra.examples import LraTask
@@ -33,7 +35,7 @@ from nystromformer.settings import TrainingSettings
 from nystromformer.settings.identity import identity
 from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
-from nystromformer.tasks.encoding import Encoded
+from nystromformer.tasks.task import Encoded, padded
 from nystromformer.training.checkpoint import load_latest, save_checkpoint
 from nystromformer.training.computation import note_computation
 from nystromformer.training.devices import accelerator_of, autocast, on_device, precision
@@ -161,7 +163,7 @@ def accuracy(
     assert examples.labels is not None
     model.eval()
     right = torch.zeros((), device=device)
-    for rows, batch in ordered_batches(examples, scale.batch_size, 0):
+    for rows, batch in ordered_batches(examples, scale.batch_size, partial(padded, pad_token_id=0)):
         labels = torch.tensor([examples.labels[row] for row in rows], device=device)
         batch = on_device(batch, device)
         with autocast(dtype, device):
@@ -186,13 +188,18 @@ def _training_settings(cell: Cell, scale: LraScale) -> TrainingSettings:
 def _batches(train: Encoded, training: TrainingSettings) -> TaskBatches:
     return TaskBatches(
         train,
+        _labelled,
         batch_size=training.global_batch_size,
         micro_batch_size=None,
         seed=training.seed,
         steps=training.steps,
-        pad_token_id=0,
-        regression=False,
     )
+
+
+def _labelled(encoded: Encoded, rows: Sequence[int]) -> Batch:
+    assert encoded.labels is not None
+    labels = torch.tensor([encoded.labels[row] for row in rows], dtype=torch.int64)
+    return {**padded(encoded, rows, 0), "labels": labels}
 
 
 def _step(

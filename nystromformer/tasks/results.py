@@ -14,7 +14,8 @@ from typing import Any
 
 from nystromformer.files import replacing_folder, write_atomically
 from nystromformer.markdown import table
-from nystromformer.settings.finetune import TASK_NAMES
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.scores import shown
 
 PAPER: dict[str, dict[tuple[str, str], float]] = {
     "paper: BERT-base": {
@@ -141,7 +142,7 @@ def write_table(run: Path, beside: Sequence[Path]) -> str:
             for name, s in summaries.items()
             for figure in _shown(s)
         },
-        key=lambda column: (TASK_NAMES.index(column[0]), column[1]),
+        key=lambda column: (_place(column[0]), column[1]),
     )
     titles = [_title(name, figure, runs) for name, figure in columns]
     rows: list[list[str]] = []
@@ -189,8 +190,14 @@ def _data_of(summary: dict[str, Any]) -> dict[str, str]:
 
 def _summaries(run: Path) -> dict[str, dict[str, Any]]:
     found = (json.loads(path.read_text(encoding="utf-8")) for path in run.glob("*/summary.json"))
-    ordered = sorted(found, key=lambda summary: TASK_NAMES.index(summary["task"]))
+    ordered = sorted(found, key=lambda summary: _place(summary["task"]))
     return {summary["task"]: summary for summary in ordered}
+
+
+def _place(task: str) -> tuple[int, str]:
+    """Benchmarks in their own order, then the user's tasks."""
+    names = list(TASKS)
+    return (names.index(task) if task in names else len(names), task)
 
 
 def _shown(summary: dict[str, Any]) -> list[str]:
@@ -212,8 +219,9 @@ def _entry(summaries: dict[str, dict[str, Any]], name: str, figure: str) -> str:
     if found is None:
         return ""
     if found["sd"] is None:
-        return f"{100 * found['median']:.1f}"
-    return f"{100 * found['median']:.1f} ({100 * found['mean']:.1f} ± {100 * found['sd']:.1f})"
+        return shown(figure, found["median"])
+    median, mean, deviation = (shown(figure, found[name]) for name in ("median", "mean", "sd"))
+    return f"{median} ({mean} ± {deviation})"
 
 
 def _details(folder: Path, summaries: dict[str, dict[str, Any]]) -> list[str]:
@@ -251,12 +259,13 @@ def _details(folder: Path, summaries: dict[str, dict[str, Any]]) -> list[str]:
             lines += _grid(summary)
         if summary["best"]["test"]:
             test = summary["best"]["test"]
-            shown = ", ".join(
-                f"{name} {100 * test[name]['median']:.1f}" for name in test if name not in ("loss", "score")
+            told = ", ".join(
+                f"{name} {shown(name, test[name]['median'])}"
+                for name in test
+                if name not in ("loss", "score")
             )
             lines += [
-                f"{summary['title']}, test set, looked at once with each seed's checkpoint: "
-                f"{shown} (median).",
+                f"{summary['title']}, test set, looked at once with each seed's checkpoint: {told} (median).",
                 "",
             ]
     return lines

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
-from nystromformer.tasks.definitions import TASKS
-from nystromformer.tasks.metrics import METRICS, figures_of, figures_of_sets
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.scores import METRICS, figures_of, figures_of_sets
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 2, 400)
