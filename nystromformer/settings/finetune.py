@@ -15,6 +15,9 @@ KINDS = {
     "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
     "multi_label": "nystromformer.tasks.kinds.multi_label:MultiLabelTask",
     "numbers": "nystromformer.tasks.kinds.numbers:NumbersTask",
+    "tokens": "nystromformer.tasks.kinds.tokens:TokenTask",
+    "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
+    "answers": "nystromformer.tasks.kinds.answers:AnswerTask",
 }
 """Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
@@ -33,7 +36,8 @@ class TaskSettings(Section, at="task"):
     name: str = grid("sst2")
     kind: str = result("sequence", choices=KINDS)
     """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
-    number of labels for one; `numbers`, several numbers or grades for one."""
+    number of labels for one; `numbers`, several numbers or grades for one; `tokens`, a tag for each word;
+    `choice`, which of several answers is right; `answers`, where in a text a question's answer stands."""
     learning_rates: list[float] = grid([], above=0, below=1, write="rates above 0 and below 1")
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = grid([], at_least=1)
@@ -91,6 +95,23 @@ class TaskDataSettings(Section, at="data"):
     quotes: bool | None = result(None)
     """custom: whether cells may stand in double quotes, as pandas and spreadsheets write them; false for
     files like GLUE's own, in which a quote is text. Empty is true, and stops where that is in doubt."""
+    tokens: str = result("tokens")
+    """tokens: name of the list of words in JSON lines."""
+    tags: str = result("tags")
+    """tokens: name of the list of tags in JSON lines."""
+    scheme: str = result("auto", choices=("auto", "plain", "bio", "iobes"))
+    """tokens: `bio` or `iobes` where tags mark spans, `plain` where each stands for itself; `auto` goes by
+    the training file."""
+    repair_tags: bool = result(False)
+    """tokens: mend tags that their scheme does not allow, such as a span that begins with I, rather than
+    stop."""
+    unit: str = result("document", choices=("document", "sentence"))
+    """tokens: what a row holds, a `document` (in CoNLL columns, from -DOCSTART- to the next) or a
+    `sentence`."""
+    stride: int = result(128, at_least=0)
+    """answers: tokens of a context that each window shares with the next, where it is longer than a row."""
+    max_answer_tokens: int = result(30, at_least=1)
+    """answers: tokens of the longest answer that is given."""
     dev_fraction: float = result(0.1, above=0, below=1, write="a share between 0 and 1")
     """custom: share of each class that is held out, by the hash of its texts, always the same."""
     max_train_examples: int | None = result(None, at_least=2)

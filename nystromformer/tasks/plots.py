@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,24 @@ def draw_confusion(
     axes.set_title(title, fontsize=9)
     _write(figure, path)
     return counts.tolist()
+
+
+def draw_class_scores(classes: Mapping[str, Mapping[str, float]], path: Path, title: str) -> None:
+    """Precision, recall and F1 of each class as bars; of many, the commonest."""
+    shown = list(classes)[:_MOST_NAMED]
+    figure, axes = _pyplot().subplots(figsize=(6.5, 0.32 * len(shown) + 1.6), layout="constrained")
+    for number, (name, colour) in enumerate((("precision", "C0"), ("recall", "C1"), ("f1", "C2"))):
+        places = [place + 0.27 * (number - 1) for place in range(len(shown))]
+        axes.barh(places, [classes[label][name] for label in shown], 0.27, color=colour, label=name)
+    ticks = [f"{label} ({classes[label]['support']:,.0f})".replace("$", r"\$") for label in shown]
+    axes.set_yticks(range(len(shown)), ticks)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1))
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(fontsize=8, loc="lower left", ncols=3, bbox_to_anchor=(0, 1))
+    few = "" if len(shown) == len(classes) else f", the {len(shown)} commonest of {len(classes)} classes"
+    figure.suptitle(f"{title}{few}", fontsize=9)
+    _write(figure, path)
 
 
 def _pyplot() -> Any:

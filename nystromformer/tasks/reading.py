@@ -63,9 +63,10 @@ def own_splits(
                 place = file.path
     train = parts.pop("train")
     if "dev" not in parts:
-        if len(train) < 2 * max(task.num_labels, 1):
+        strata = task.strata(train.labels or [])
+        if len(train) < 2 * max(len(set(strata)), 1):
             raise UserError(f"{place} has {len(train)} rows, too few to hold some back: write data.dev=FILE")
-        parts["dev"], train = divide(train, data.dev_fraction, task.strata(train.labels or []))
+        parts["dev"], train = divide(train, data.dev_fraction, strata)
     return Splits(task, train, {"dev": parts.pop("dev")}, parts, str(data.train), skipped)
 
 

@@ -86,6 +86,7 @@ def fit_on_longest(
     """Fit what the checkpoint has not on the longest training rows, see `fit_in_closed_form`."""
     longest = np.argsort(-train.lengths, kind="stable")[:rows].tolist()
     batches = [collate(train, [row], model.config.pad_token_id or 0) for row in longest]
-    # A row of a choice holds several texts.
-    texts = [{name: ids.flatten(0, -2) for name, ids in batch.items()} for batch in batches]
+    # A row of a choice holds several texts; what a head reads besides is nothing to the encoder.
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    texts = [{name: batch[name].flatten(0, -2) for name in inputs if name in batch} for batch in batches]
     return fit_in_closed_form(model.nystromformer, texts, how)

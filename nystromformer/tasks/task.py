@@ -238,7 +238,7 @@ class Task(ABC):
     def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """Each of the task's metrics, and `score`: examples' labels against their predictions."""
 
-    def fitted(self, labels: Sequence[Any], outputs: Outputs) -> Task:
+    def fitted(self, encoded: Encoded, labels: Sequence[Any], outputs: Outputs) -> Task:
         """The task with what is chosen on the held-out examples once the model is trained: thresholds."""
         return self
 

@@ -269,7 +269,7 @@ def _finish(
     figures, outputs = evaluate(task, model, setup, setup.dev, setup.splits.dev, autocast)
     name, part = next(iter(setup.dev.items()))
     labels = setup.splits.dev[name].labels or []
-    fitted = task.fitted(labels, outputs[name])
+    fitted = task.fitted(part, labels, outputs[name])
     if fitted != task:
         task = fitted
         figures = figures_of_outputs(task, setup.dev, setup.splits.dev, outputs)

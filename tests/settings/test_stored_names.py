@@ -23,7 +23,11 @@ from nystromformer.tasks.identity import identity
 TEXT = ["data=text", "data.files=[a.txt]"]
 TWO = "data.sources=[{files:[a.txt],weight:2},{kind:text,files:[a.txt],max_documents:5}]"
 AT_LOAD_TIME = ["data.masking=ngram", "data.masking_probability=0.2", "data.malformed_rows=skip"]
-NEWER = {"task.kind": "sequence", "data.labels": [], "data.label_separator": "comma"}
+NEWER = {
+    "task.kind": "sequence", "data.labels": [], "data.label_separator": "comma", "data.tokens": "tokens",
+    "data.tags": "tags", "data.scheme": "auto", "data.repair_tags": False, "data.unit": "document",
+    "data.stride": 128, "data.max_answer_tokens": 30,
+}  # fmt: skip
 """Settings of fine-tuning that did not exist then, each with what was computed then."""
 
 

@@ -153,7 +153,8 @@ def test_figures_by_hand():
     assert found["score"] == found["f1"]
     # F1 of a is highest with all but the lowest, of b with the two highest.
     logits = np.log(chances / (1 - chances)).astype(np.float32)
-    fitted = TASK.fitted(labels, list(logits))
+    rows = Encoded([[5]] * 4, None, labels, np.ones(4, np.int64), np.ones(4, np.int64))
+    fitted = TASK.fitted(rows, labels, list(logits))
     assert fitted.thresholds == pytest.approx((0.3, 0.65, 0.5), abs=1e-5)
     assert fitted.figures(labels, list(chances))["f1"] > found["f1"]
 

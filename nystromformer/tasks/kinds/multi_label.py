@@ -161,7 +161,7 @@ class MultiLabelTask(SequenceTask):
             },
         )
 
-    def fitted(self, labels: Sequence[Any], outputs: Outputs) -> MultiLabelTask:
+    def fitted(self, encoded: Encoded, labels: Sequence[Any], outputs: Outputs) -> MultiLabelTask:
         """With the thresholds that give each label its highest F1 on these examples."""
         truth, chances = self._present(labels), expit(np.asarray(outputs, np.float64))
         columns = zip(truth.T, chances.T, strict=True)
