@@ -117,7 +117,9 @@ def _composed(*inputs: Any) -> Tensor:
     problem = Problem(*inputs)
     dtype = _computed_in(problem.query)
     out_BHND = composed_nystrom_attention(
-        *(x.to(dtype) for x in (problem.query, problem.key, problem.value)),
+        problem.query.to(dtype),
+        problem.key.to(dtype),
+        problem.value.to(dtype),
         problem.num_landmarks,
         problem.mask,
         problem.iterations,

@@ -124,11 +124,16 @@ def attention_error(
                     apart_nn = torch.addmm(exact_nn, f_nM @ z_MM, b_Mn, alpha=-1)
                 else:
                     values_11nn = torch.eye(query_11nD.shape[2], dtype=dtype, device=query.device)[None, None]
-                    near = {"neighbours": neighbours, "salient_tokens": salient_tokens}
-                    tensors = (query_11nD, key_11nD, values_11nn)
-                    apart_nn = (
-                        exact_nn
-                        - composed_nystrom_attention(*tensors, num_landmarks, None, *choices, **near)[0, 0]
+                    approximation_11nn = composed_nystrom_attention(
+                        query_11nD,
+                        key_11nD,
+                        values_11nn,
+                        num_landmarks,
+                        None,
+                        *choices,
+                        neighbours=neighbours,
+                        salient_tokens=salient_tokens,
                     )
+                    apart_nn = exact_nn - approximation_11nn[0, 0]
                 error_BH[row, head] = apart_nn.norm() / exact_nn.norm()
     return error_BH

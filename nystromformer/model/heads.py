@@ -76,7 +76,7 @@ class _WithHead(NystromformerPreTrainedModel):
 
     accepts_loss_kwargs = True
     # A pretraining checkpoint also holds its own heads.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^cls\.", r"pooler\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [r"^cls\.", r"pooler\."]
     output: ClassVar[type[ModelOutput]]
 
     @model_forward
@@ -247,7 +247,7 @@ class NystromformerForMaskedLM(_TiedDecoder):
     where no token is predicted."""
 
     # A pretraining checkpoint also holds what sentence order needs.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"pooler\.", r"cls\.seq_relationship\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [r"pooler\.", r"cls\.seq_relationship\."]
     output = MaskedLMOutput
 
     def __init__(self, config: NystromformerConfig) -> None:
@@ -269,7 +269,7 @@ class NystromformerForSequenceClassification(_Classifier):
     """Classes or numbers of a whole text from pooled [CLS], as BERT's: logits (B, C), and the loss of
     `config.problem_type`; see `classification_loss` for the labels."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^cls\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [r"^cls\."]
     output = SequenceClassifierOutput
 
     def __init__(self, config: NystromformerConfig) -> None:

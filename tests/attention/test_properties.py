@@ -118,9 +118,17 @@ def attention(way: str, case: dict) -> Tensor:
     if way == "compiled":
         return nystrom_attention(**case)
     if way == "operator":
-        names = ("query", "key", "value", "key_padding_mask", "conv_weight", "num_landmarks")
-        near = case["neighbours"], case["salient_tokens"]
-        return nystrom_attention_on_cpu(*(case[name] for name in names), 6, *near)
+        return nystrom_attention_on_cpu(
+            case["query"],
+            case["key"],
+            case["value"],
+            case["key_padding_mask"],
+            case["conv_weight"],
+            case["num_landmarks"],
+            6,
+            case["neighbours"],
+            case["salient_tokens"],
+        )
     return composed_nystrom_attention(
         case["query"],
         case["key"],
