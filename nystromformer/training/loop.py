@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import DistributedDataParallelKwargs
 
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings import TrainingSettings
@@ -91,9 +90,6 @@ class Run:
         )
         if self.progress.step == 0:
             torch.manual_seed(settings.seed + accelerator.process_index)  # dropout
-        if config.attention == "nystrom" and config.short_rows == "exact_without_convolution":
-            # A batch of short rows leaves the kernels without a gradient, which DDP has to look for.
-            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.wrapped: torch.nn.Module = model if sharded else accelerator.prepare_model(model)
         if settings.compile:
             devices.compile_in_place(model)

@@ -43,11 +43,9 @@ def figures(run: Path, seed: int) -> list[list]:
 
 @pytest.mark.slow
 def test_two_processes_train_seeds_as_one_and_go_on_with_what_one_began(own, words, tmp_path, monkeypatch):
-    """With kernels that a batch of short rows leaves without a gradient."""
     task = [
         "task=custom",
         f"data.train={own}",
-        "model.short_rows=exact_without_convolution",
         *CALM,
         "seeds=2",
     ]
