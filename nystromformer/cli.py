@@ -18,6 +18,7 @@ from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
+from nystromformer.settings.export import ExportSettings
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
 from nystromformer.settings.prepare import PrepareCommandSettings, ShardOf
 from nystromformer.settings.reproduce import ReproduceSettings
@@ -112,6 +113,13 @@ def run_convert(settings: ConvertSettings) -> None:
     convert_with_text(settings)
 
 
+def run_export(settings: ExportSettings) -> None:
+    """Write a model for other programs."""
+    from nystromformer.export import export
+
+    export(settings)
+
+
 def run_reproduce(settings: ReproduceSettings) -> None:
     """Produce one table or figure, or all of them."""
     from nystromformer.reproduce import reproduce
@@ -168,6 +176,7 @@ COMMANDS = {
             "nystromformer benchmark device=cuda dtype=bfloat16 tokens=65536",
             "nystromformer benchmark what=prepare 'files=[corpus/*.txt]' workers=2",
             "nystromformer benchmark what=loader 'loader_workers=[0,1,2,4]'",
+            "nystromformer benchmark what=inference 'lengths=[512,4096]'",
         ),
     ),
     "convert": Command(
@@ -180,6 +189,15 @@ COMMANDS = {
             "transfer=true minutes=10",
             "nystromformer convert source=cp-0099.model target=mine tokenizer_path=FacebookAI/roberta-base",
             "nystromformer convert source=runs/demo/model target=for_transformers layout=transformers",
+        ),
+    ),
+    "export": Command(
+        "A model as ONNX or torch.export, for every length and padding, checked against PyTorch.",
+        run_export,
+        (
+            "nystromformer export checkpoint=runs/demo/model target=exported",
+            "nystromformer export checkpoint=runs/finetune/sst2/model target=small int8=true",
+            "nystromformer export checkpoint=runs/demo/model target=hidden head=encoder format=torch",
         ),
     ),
     "reproduce": Command(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -36,6 +37,33 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:  # a full disk: leave no half behind
         beside.unlink(missing_ok=True)
         raise
+
+
+def check_new_folder(target: Path) -> None:
+    """Raise UserError where something is there: what another model left would be taken for this one's."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"target={target} is a file: write a folder")
+    there = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if "config.json" in there:
+        raise UserError(f"target={target} holds a model already: write another folder, or remove it")
+    if there:
+        raise UserError(f"target={target} holds {there[0]} already: write another folder, or empty it")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes the target at the end; after a mistake nothing is left."""
+    place = target.resolve()
+    beside = place.with_name(f".{place.name}.unfinished")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        beside.rename(place)
+    except OSError as error:
+        raise UserError(f"target={target} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 # --- who holds a folder -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nystromformer.attention import native
 from nystromformer.attention.cpu import empty_like_projections, kernels_of
+from nystromformer.attention.recording import is_recorded
 
 
 def neighbours_attention_on_cpu(
@@ -59,9 +60,9 @@ def why_not_neighbours_on_cpu(
 
 
 def _kept(query_BHND: Tensor, num_landmarks: int, neighbours: int, salient_tokens: int) -> list[Tensor]:
-    """Room for what `native.forward` keeps; none if every row is exact."""
+    """Room for what `native.forward` keeps; none if every row is exact, which a record cannot know."""
     b, h, n, d = query_BHND.shape
-    m, rows = num_landmarks, b if n > max(num_landmarks, 2 * neighbours) else 0
+    m, rows = num_landmarks, b if is_recorded() or n > max(num_landmarks, 2 * neighbours) else 0
     shapes = [(m, d), (m, d), (m, m), (m,), (n,), (n,)]
     kept = [query_BHND.new_zeros((rows, h, *shape), dtype=torch.float32) for shape in shapes]
     return [*kept, query_BHND.new_zeros((rows, h, salient_tokens), dtype=torch.int32)]

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nystromformer.attention.precision import without_autocast
+from nystromformer.attention.recording import is_recorded
 from nystromformer.attention.salient import Blocks, Salient, most_salient
 
 SMALLEST = -60.0
@@ -221,9 +222,9 @@ def _mixed(
     log_scale_BH11 = log_ratio_BHM1.amax(dim=2, keepdim=True).detach()
     # The values have a column of ones beside them, whose sums are the softmax's.
     value_BHCwE = F.pad(value_BHCwD.to(exact), (0, 1), value=1.0)
-    salient_BHCw = salient.marks(factor_BHMN.shape[-1]).unflatten(-1, key_BHCwD.shape[2:4])
+    salient_BHCw = salient.marks(factor_BHMN.shape[-1]).unflatten(-1, (-1, key_BHCwD.shape[3]))
     value_BHCwE = value_BHCwE.masked_fill(salient_BHCw[..., None], 0)
-    part_BHCME = factor_BHMN.unflatten(-1, key_BHCwD.shape[2:4]).transpose(2, 3) @ value_BHCwE
+    part_BHCME = factor_BHMN.unflatten(-1, (-1, key_BHCwD.shape[3])).transpose(2, 3) @ value_BHCwE
     before, own, after = _three(part_BHCME)
     far_BHCME = part_BHCME.sum(dim=2, keepdim=True) - (before + own + after)
     far_BHCME = torch.where(salient.far_BHC[..., None, None], far_BHCME, 0)
@@ -266,26 +267,40 @@ def _three(x_BHCXY: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class RealTokensFirst:
-    """The rows' real tokens in front, in order; what follows them is padding."""
+    """The rows' real tokens in front, in order; what follows them is padding.
 
-    order_BN: Tensor
-    """The position that each token comes from."""
+    P places: N, but in a record whole blocks, one more than there need be. A number of blocks that follows
+    from N by rounding, or that can be 1, would tie the record to the lengths that round alike.
+    """
+
+    order_BP: Tensor
+    """The position that each place's token comes from."""
     back_BN: Tensor
-    """Where it went."""
-    padding_BN: Tensor
+    """The place that each position's token went to."""
+    padding_BP: Tensor
     """True at padding, of the new order."""
 
     @classmethod
-    def of(cls, key_padding_mask_BN: Tensor) -> RealTokensFirst:
-        order_BN = torch.argsort(key_padding_mask_BN.to(torch.uint8), dim=1, stable=True)
-        return cls(order_BN, order_BN.argsort(dim=1), key_padding_mask_BN.gather(1, order_BN))
+    def of(cls, key_padding_mask_BN: Tensor, neighbours: int) -> RealTokensFirst:
+        b, n = key_padding_mask_BN.shape
+        real_BN = (~key_padding_mask_BN).long()
+        count_B1 = real_BN.sum(dim=1, keepdim=True)
+        after_BN = count_B1 + key_padding_mask_BN.long().cumsum(dim=1) - 1
+        back_BN = torch.where(key_padding_mask_BN, after_BN, real_BN.cumsum(dim=1) - 1)
+        places = ((n - 1) // neighbours + 2) * neighbours if is_recorded() else n
+        every_N = torch.arange(n, device=back_BN.device)
+        order_BP = back_BN.new_zeros(b, places).scatter(1, back_BN, every_N.expand_as(back_BN))
+        padding_BP = torch.arange(places, device=back_BN.device) >= count_B1
+        return cls(order_BP, back_BN, padding_BP)
 
     def pack(self, x_BHND: Tensor) -> Tensor:
-        return _taken(x_BHND, self.order_BN)
+        """(B, H, P, D), 0 at padding as before."""
+        packed_BHPD = _taken(x_BHND, self.order_BP)
+        return packed_BHPD.masked_fill(self.padding_BP[:, None, :, None], 0) if is_recorded() else packed_BHPD
 
-    def unpack(self, x_BHND: Tensor) -> Tensor:
-        return _taken(x_BHND, self.back_BN)
+    def unpack(self, x_BHPD: Tensor) -> Tensor:
+        return _taken(x_BHPD, self.back_BN)
 
 
-def _taken(x_BHND: Tensor, position_BN: Tensor) -> Tensor:
-    return x_BHND.gather(2, position_BN[:, None, :, None].expand_as(x_BHND))
+def _taken(x: Tensor, places: Tensor) -> Tensor:
+    return x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

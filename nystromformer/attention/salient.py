@@ -12,7 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from nystromformer.attention.recording import is_recorded
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Salient:
     def marks(self, positions: int) -> Tensor:
         """(B, H, N) bool, True at salient tokens."""
         marks_BHN = self.rank_BHS.new_zeros(*self.rank_BHS.shape[:2], positions, dtype=torch.bool)
-        return marks_BHN.scatter(2, self.rank_BHS, True)
+        return marks_BHN.scatter(2, self.rank_BHS, torch.ones_like(self.rank_BHS, dtype=torch.bool))
 
 
 def most_salient(attention_BHN: Tensor, blocks: Blocks, salient_tokens: int) -> Tensor:
@@ -95,5 +98,10 @@ def most_salient(attention_BHN: Tensor, blocks: Blocks, salient_tokens: int) -> 
     place_N = torch.arange(attention_BHN.shape[2], device=attention_BHN.device)
     attention_BHN = attention_BHN.masked_fill(~blocks.real_BN[:, None], float("-inf"))
     attention_BHN = attention_BHN.masked_fill(place_N == 0, float("inf"))
+    if is_recorded():  # there may be fewer places than S, and the last holds no token
+        places = attention_BHN.shape[2]
+        padded = F.pad(attention_BHN, (0, salient_tokens), value=float("-inf"))
+        chosen_BHS = padded.topk(salient_tokens, dim=-1).indices
+        return chosen_BHS.clamp(max=places - 1).sort(dim=-1).values
     order_BHN = attention_BHN.argsort(dim=-1, descending=True, stable=True)
     return order_BHN[..., :salient_tokens].sort(dim=-1).values

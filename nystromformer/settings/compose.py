@@ -29,6 +29,7 @@ from nystromformer.errors import UserError
 from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
+from nystromformer.settings.export import ExportSettings
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
 from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.prepare import PrepareCommandSettings
@@ -42,6 +43,7 @@ Settings: TypeAlias = (
     | EvaluateSettings
     | BenchmarkSettings
     | ConvertSettings
+    | ExportSettings
     | ReproduceSettings
 )
 """What a command takes."""
@@ -53,6 +55,7 @@ SCHEMAS: dict[str, type[Settings]] = {
     "evaluate": EvaluateSettings,
     "benchmark": BenchmarkSettings,
     "convert": ConvertSettings,
+    "export": ExportSettings,
     "reproduce": ReproduceSettings,
 }
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
 from transformers import AutoTokenizer
 
 from nystromformer.errors import UserError
+from nystromformer.files import check_new_folder, new_folder
 from nystromformer.model.configuration import NystromformerConfig, near_in_words
 from nystromformer.model.conversion.authors import is_authors_file
 from nystromformer.model.conversion.export import export_for_transformers
@@ -37,14 +36,14 @@ def convert(settings: ConvertSettings, closer: Closer | None = None) -> None:
     if complaints := list(settings.complaints()):
         raise UserError("\n".join(complaints))
     target = Path(str(settings.target)).expanduser()
-    _check_target(target)
+    check_new_folder(target)
     source = read_source(
         str(settings.source), setting="source", num_attention_heads=settings.num_attention_heads
     )
     model = NystromformerForPreTraining(_configuration(source, settings))
     done = transfer(model, source, positions=settings.positions)
     lines = closer(model, source, done) if closer else []
-    with _whole_or_absent(target) as beside:
+    with new_folder(target) as beside:
         if settings.layout == "transformers":
             done.left_out += export_for_transformers(model, beside, nystrom_length=settings.nystrom_length)
         else:
@@ -53,33 +52,6 @@ def convert(settings: ConvertSettings, closer: Closer | None = None) -> None:
     print(f"{source.kind} {source.path} → {target}\n{done}")
     print("\n".join([*lines, _about(source, model.config, settings)]))
     print(f"  tokenizer {tokenizer}")
-
-
-def _check_target(target: Path) -> None:
-    """Raise UserError where something is there: what another model left would be taken for this one's."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"target={target} is a file: write a folder")
-    there = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
-    if "config.json" in there:
-        raise UserError(f"target={target} holds a model already: write another folder, or remove it")
-    if there:
-        raise UserError(f"target={target} holds {there[0]} already: write another folder, or empty it")
-
-
-@contextmanager
-def _whole_or_absent(target: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes the target at the end; after a mistake nothing is left."""
-    place = target.resolve()
-    beside = place.with_name(f".{place.name}.unfinished")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        beside.rename(place)
-    except OSError as error:
-        raise UserError(f"target={target} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _configuration(source: Source, settings: ConvertSettings) -> NystromformerConfig:
