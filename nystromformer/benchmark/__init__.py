@@ -16,6 +16,7 @@ __all__ = ["BENCHMARKS", "benchmark"]
 BENCHMARKS = {
     "attention": "nystromformer.benchmark.attention:benchmark_attention",
     "step": "nystromformer.benchmark.step:benchmark_step",
+    "inference": "nystromformer.benchmark.inference:benchmark_inference",
     "prepare": "nystromformer.benchmark.prepare:benchmark_prepare",
     "loader": "nystromformer.benchmark.loader:benchmark_loader",
 }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from nystromformer import model as models
 from nystromformer.errors import UserError
@@ -164,6 +165,8 @@ def open_recordable(settings: ExportSettings) -> Recordable:
         raise UserError(f"checkpoint={name}: {obstacle}")
     head = settings.head or _head_of(config, name)
     model_class, outputs = _MODELS[head]
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report on the weights of other heads
     try:
         model, report = model_class.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, dtype=torch.float32
@@ -171,6 +174,8 @@ def open_recordable(settings: ExportSettings) -> Recordable:
     except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"checkpoint={name}: cannot load the weights ({first_line})") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     missing = sorted(report["missing_keys"])
     if head == "encoder" and missing and all(key.startswith("pooler.") for key in missing):
         model.pooler, outputs, missing = None, outputs[:1], []
@@ -179,6 +184,7 @@ def open_recordable(settings: ExportSettings) -> Recordable:
             f"checkpoint={name} has no weights for head={head} ({missing[0]}): write head="
             f"{_head_of(config, name)} or encoder, or train it first"
         )
+    model.config.architectures = [model_class.__name__]
     return Recordable(head, model.eval(), outputs)
 
 

