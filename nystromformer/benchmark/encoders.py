@@ -18,12 +18,9 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 from nystromformer.errors import UserError
 from nystromformer.export import onnx_file
 from nystromformer.export.heads import record
-from nystromformer.model import NystromformerForPreTraining
 from nystromformer.model.attention import NystromformerSelfAttention
-from nystromformer.model.conversion.inherit import inherited
-from nystromformer.model.conversion.starts import read_source
-from nystromformer.model.conversion.transfer import transfer
 from nystromformer.model.encoder import POSITION_OFFSET
+from nystromformer.model.source import open_source
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.compose import package_folder
 
@@ -98,15 +95,14 @@ class _LastState(nn.Module):
 
 def _model(name: str, settings: BenchmarkSettings, length: int) -> PreTrainedModel:
     path = trained_bert(settings)
-    source = read_source(path, "bert", setting="bert")
+    source = open_source(path, setting="bert")
     if source.kind != "BERT":
         raise UserError(f"bert={path} holds a {source.kind}: write a BERT")
     changes = {"num_landmarks": settings.landmarks, "max_position_embeddings": length}
     if name in (NEAR, NEAR_BF16):
         changes |= {"neighbours": settings.neighbours, "salient_tokens": settings.salient_tokens}
-    config = inherited(source, {**changes, "conv_kernel_size": settings.kernel}, setting="bert")
-    ours = NystromformerForPreTraining(config)
-    transfer(ours, source, positions="tile")
+    config = source.configuration({**changes, "conv_kernel_size": settings.kernel})
+    ours, _ = source.model(config)
     weights = ours.nystromformer.state_dict()
     if name == PEER:
         model = _peer(config, length)

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from nystromformer import model as models
 from nystromformer.errors import UserError
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.configuration import NystromformerConfig
-from nystromformer.model.conversion.folders import read_config
+from nystromformer.model.layouts import folder_layout, load_model
 from nystromformer.settings.export import HEADS, ExportSettings
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -155,27 +154,19 @@ def open_recordable(settings: ExportSettings) -> Recordable:
             that no record can hold.
     """
     name = str(settings.checkpoint)
-    config = read_config(name, setting="checkpoint")
-    if not isinstance(config, NystromformerConfig):
+    kind, config, _ = folder_layout(name, "checkpoint")
+    if kind != "Nyströmformer":
         raise UserError(
-            f"checkpoint={name} holds a {config.model_type}: make it a Nyströmformer first, by nystromformer "
-            f"convert source={name} target=FOLDER"
+            f"checkpoint={name} holds a {kind}: make it a Nyströmformer first, by nystromformer convert "
+            f"source={name} target=FOLDER"
         )
     if obstacle := why_not_recorded(config, settings.format):
         raise UserError(f"checkpoint={name}: {obstacle}")
     head = settings.head or _head_of(config, name)
     model_class, outputs = _MODELS[head]
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report on the weights of other heads
-    try:
-        model, report = model_class.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"checkpoint={name}: cannot load the weights ({first_line})") from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    model, report = load_model(
+        model_class, name, wrong=f"checkpoint={name}", fix=": write another", dtype=torch.float32
+    )
     missing = sorted(report["missing_keys"])
     if head == "encoder" and missing and all(key.startswith("pooler.") for key in missing):
         model.pooler, outputs, missing = None, outputs[:1], []

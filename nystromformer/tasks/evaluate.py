@@ -16,6 +16,8 @@ from nystromformer.data.cleaning import clean
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
+from nystromformer.model.layouts import load_model
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import EvaluateSettings
 from nystromformer.tasks.definitions import Task
@@ -26,7 +28,6 @@ from nystromformer.tasks.glue import in_glues_layout
 from nystromformer.tasks.metrics import figures_of
 from nystromformer.tasks.plots import draw_confusion
 from nystromformer.tasks.splits import Examples, read_examples
-from nystromformer.tasks.start import open_tokenizer
 from nystromformer.tasks.table_files import PREDICTIONS, TableFile
 from nystromformer.tasks.training import Logits, answers, predict
 from nystromformer.training import devices
@@ -125,13 +126,7 @@ def read_file(settings: EvaluateSettings, task: Task) -> Examples:
 
 def open_classifier(folder: Path, task: Task) -> tuple[Classifier, PreTrainedTokenizerBase]:
     """Model and tokenizer of a folder; raises UserError where the weights cannot be loaded."""
-    try:
-        model = Classifier.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(
-            f"checkpoint={folder}: cannot load the weights ({first_line}): train it again"
-        ) from None
+    model, _ = load_model(Classifier, str(folder), wrong=f"checkpoint={folder}", fix=": train it again")
     if model.config.num_labels != task.num_labels:
         raise UserError(
             f"checkpoint={folder} has {model.config.num_labels} labels, its task.json {task.num_labels}"

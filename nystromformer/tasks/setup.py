@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes
-from nystromformer.model.conversion.contents import content_of_checkpoint
+from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
 from nystromformer.tasks.contents import (
     Contents,
@@ -20,7 +20,7 @@ from nystromformer.tasks.contents import (
 from nystromformer.tasks.encoding import Encoded, describe, encode
 from nystromformer.tasks.load import load_splits
 from nystromformer.tasks.splits import Splits
-from nystromformer.tasks.start import Checkpoint, max_length_of, open_tokenizer
+from nystromformer.tasks.start import Checkpoint, max_length_of
 from nystromformer.training.signals import StopRequest
 
 

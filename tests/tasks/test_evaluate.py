@@ -16,11 +16,11 @@ from nystromformer.cli import main
 from nystromformer.data.cleaning import clean
 from nystromformer.model import NystromformerConfig
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import EvaluateSettings
 from nystromformer.tasks.definitions import TASKS, Task, with_labels
 from nystromformer.tasks.evaluate import _write_predictions, read_file
 from nystromformer.tasks.splits import Examples
-from nystromformer.tasks.start import open_tokenizer
 
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text(
     "\"'\\,;\t|\n\r =$x", max_size=6

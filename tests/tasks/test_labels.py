@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nystromformer.errors import UserError
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
 from nystromformer.tasks.batches import collate, ordered_batches
 from nystromformer.tasks.custom import custom_splits, in_order
 from nystromformer.tasks.definitions import custom_task
 from nystromformer.tasks.encoding import encode
 from nystromformer.tasks.splits import Splits, number_of
-from nystromformer.tasks.start import open_tokenizer
 
 
 def read(path, *, regression: bool = False, **more) -> Splits:
