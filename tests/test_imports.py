@@ -1,4 +1,4 @@
-"""The one-way street: settings → attention → model → data → training → tasks → export → benchmark, … → cli."""
+"""The one-way street: settings → attention → model → data → training → tasks → export → benchmark … cli."""
 
 from __future__ import annotations
 

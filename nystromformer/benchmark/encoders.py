@@ -98,10 +98,14 @@ def _model(name: str, settings: BenchmarkSettings, length: int) -> PreTrainedMod
     source = open_source(path, setting="bert")
     if source.kind != "BERT":
         raise UserError(f"bert={path} holds a {source.kind}: write a BERT")
-    changes = {"num_landmarks": settings.landmarks, "max_position_embeddings": length}
+    changes: dict[str, int | None] = {
+        "num_landmarks": settings.landmarks,
+        "max_position_embeddings": length,
+        "conv_kernel_size": settings.kernel,
+    }
     if name in (NEAR, NEAR_BF16):
         changes |= {"neighbours": settings.neighbours, "salient_tokens": settings.salient_tokens}
-    config = source.configuration({**changes, "conv_kernel_size": settings.kernel})
+    config = source.configuration(changes)
     ours, _ = source.model(config)
     weights = ours.nystromformer.state_dict()
     if name == PEER:

@@ -7,6 +7,7 @@ closed form, then, if asked for, by training. The source with exact attention is
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 

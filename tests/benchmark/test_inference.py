@@ -99,7 +99,7 @@ def test_ratios_take_the_fastest_of_the_others():
 
 def test_the_page_leaves_a_gap_where_something_did_not_fit():
     row = {
-        "documents_per_second": 9.0, "best_batch": 1, "latency": 0.1, "peak_bytes": 10**8, "seconds": {1: [0.1]}
+        "documents_per_second": 9.0, "best_batch": 1, "latency": 0.1, "peak_bytes": 10**8
     }  # fmt: skip
     rows = {512: {OURS: row, BERT: row}, 8192: {OURS: row}}
     page = as_markdown(
