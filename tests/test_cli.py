@@ -38,7 +38,7 @@ def test_help_shows_groups_settings_and_examples(command, capsys):
     out = capsys.readouterr().out
     assert cli.COMMANDS[command].summary in out
     lone = {"benchmark": "repeats=5"}
-    lone["evaluate"] = "folder=evaluated"
+    lone |= {"evaluate": "folder=evaluated", "export": "format=onnx"}
     if command in lone:
         assert "groups" not in out
         assert lone[command] in out
