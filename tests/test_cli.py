@@ -112,7 +112,7 @@ def test_answers_at_once_without_the_heavy_libraries(words):
         (
             ["dance"],
             "nystromformer: 'dance' is no command: write one of prepare, pretrain, finetune, "
-            "evaluate, benchmark, convert, reproduce",
+            "evaluate, benchmark, convert, export, reproduce",
         ),
         (
             ["pretrain", "training.stepz=5"],

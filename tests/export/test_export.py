@@ -44,7 +44,11 @@ def test_every_head_gives_pytorchs_numbers_in_onnx_runtime(head, make_model, tmp
 
 
 @NEEDED
-@pytest.mark.parametrize("changes", [{"neighbours": 4}, {"attention": "softmax"}], ids=["near", "exact"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({"neighbours": 4}, marks=pytest.mark.slow), {"attention": "softmax"}],
+    ids=["near", "exact"],
+)
 def test_so_do_the_mechanisms(changes, make_model, tmp_path):
     folder = make_model("encoder", **changes)
     exported(folder, tmp_path / "out")
@@ -66,8 +70,10 @@ def test_int8_is_smaller_and_near(make_model, tmp_path, capsys):
     ]
 
 
-@pytest.mark.parametrize("operator", [False, True], ids=["composed", "operator"])
-@pytest.mark.parametrize("neighbours", [None, 16])
+@pytest.mark.parametrize(
+    ("operator", "neighbours"),
+    [(False, None), (True, None), pytest.param(False, 16, marks=pytest.mark.slow), (True, 16)],
+)
 def test_a_program_of_torch_export_does_too(operator, neighbours, make_model, tmp_path, capsys):
     folder = make_model("masked_lm", neighbours=neighbours, num_landmarks=16)
     exported(folder, tmp_path / "out", "format=torch", f"operator={operator}")
@@ -91,7 +97,7 @@ def test_a_file_that_computes_something_else_is_not_left(make_model, tmp_path, m
 
     def damaged(path):
         program = real(path)
-        next(iter(program.state_dict.values())).add_(1)
+        next(iter(program.state_dict.values())).data.mul_(2)
         return program
 
     monkeypatch.setattr(export_module.torch.export, "load", damaged)
@@ -118,10 +124,12 @@ def test_what_cannot_be_exported_is_told_in_one_line(
 ):
     folder = make_model(head, **changes)
     line = [f"checkpoint={folder}", f"target={tmp_path / 'out'}", "format=torch", *words]
+    capsys.readouterr()  # what saving the model printed
     assert main(["export", *line]) == 2
     err = capsys.readouterr().err
     assert told in err
-    assert len(err.splitlines()) == 1
+    assert err.count("nystromformer: ") == 1
+    assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
 
 
