@@ -53,7 +53,7 @@ def saved_tokenizer(settings: BenchmarkSettings, documents: list[str], folder: P
         return settings.tokenizer
     if not documents:
         raise UserError("files hold no documents: write files=[corpus/*.txt] with text in them")
-    from nystromformer.data.tokenizer_training import train_tokenizer
+    from nystromformer.data.tokenizer import train_tokenizer
 
     wanted = preparation(settings).tokenizer
     train_tokenizer(documents, wanted, max_length=settings.length).save_pretrained(str(folder))

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
-from nystromformer.files import ContentHashes
+from nystromformer.files import ContentHashes, sha256_of_json
 from nystromformer.model.configuration import CONFIGURATION, NystromformerConfig
 from nystromformer.model.encoder import POSITION_OFFSET, NystromformerPreTrainedModel
 from nystromformer.model.heads import NystromformerForPreTraining
@@ -366,7 +365,7 @@ def content_of_checkpoint(path: str, hashes: ContentHashes | None = None) -> str
         found[config.name] = _configuration(config, hashes)
     if not found:
         return None
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(found)
 
 
 def _place(path: str) -> Path | None:

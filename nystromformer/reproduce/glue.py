@@ -15,8 +15,8 @@ from nystromformer.markdown import table
 from nystromformer.reproduce.result import Result, trained_bert
 from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, percent, task_of, why_absent
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.tasks.definitions import TASKS
-from nystromformer.tasks.outcome import PAPER
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.results import PAPER
 from nystromformer.training.run_folder import RunFolder
 
 

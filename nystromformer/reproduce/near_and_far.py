@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nystromformer.data.documents import in_validation, text_hash
-from nystromformer.data.imdb import Imdb
 from nystromformer.data.layout import Batch
+from nystromformer.data.text_files import Imdb
 from nystromformer.markdown import table
 from nystromformer.model import NystromformerModel
 from nystromformer.model.attention import NystromformerSelfAttention

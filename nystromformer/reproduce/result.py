@@ -7,15 +7,18 @@ beside its place and renamed, so that a killed run leaves nothing half.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
+from nystromformer.files import recover_folder, replacing_folder
 from nystromformer.settings.compose import compose, package_folder
+from nystromformer.settings.identity import DECIDES, identity
 from nystromformer.settings.reproduce import SECTIONS, TABLES, USES, ReproduceSettings
+from nystromformer.settings.scale import ScaleSettings
+from nystromformer.settings.schema import Role, Section
 
 Draw = Callable[[dict[str, Any], Path], None]
 """Draws what was measured into a file."""
@@ -91,17 +94,30 @@ def command_of(settings: ReproduceSettings, name: str) -> str:
 
 def read_finished(folder: Path, configuration: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result in the folder, where it was made by the same configuration."""
-    _recover(folder)
+    recover_folder(folder)
     found = read_result(folder)
-    return found if found is not None and _settings_of(found) == configuration else None
+    if found is None:
+        return None
+    name = str(found.get("result"))
+    same = _deciding(name, found["configuration"]) == _deciding(name, configuration)
+    return found if same else None
 
 
-def _settings_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration in today's form: before there were inputs it held a hash of what a folder holds."""
-    return {
+def _deciding(name: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a result, in today's form: before there were inputs it held a hash of what a folder holds.
+
+    A setting of the section that did not exist then has its default.
+    """
+    settings = {
         key: {"name": value["name"]} if isinstance(value, dict) and "sha256" in value else value
-        for key, value in result["configuration"].items()
+        for key, value in configuration.items()
     }
+    section = getattr(ScaleSettings(), SECTIONS.get(name, name), None)
+    if not isinstance(section, Section):
+        return settings
+    decisive = identity(section, roles={*DECIDES, Role.GRID})
+    free = asdict(section).keys() - decisive.keys()
+    return {**decisive, **{key: value for key, value in settings.items() if key not in free}}
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -132,22 +148,14 @@ def write_result(folder: Path, result: Result, about: Mapping[str, Any]) -> dict
         UserError: something cannot be written.
     """
     content = {**about, "title": result.title, "headline": result.headline, "measured": result.measured}
-    beside, before = _beside(folder), _before(folder)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        (beside / "result.json").write_text(text + "\n", encoding="utf-8")
-        (beside / "README.md").write_text(_page(result, about), encoding="utf-8")
-        for name, draw in result.plots.items():
-            draw(result.measured, beside / f"{name}.png")
-        shutil.rmtree(before, ignore_errors=True)
-        if folder.exists():
-            folder.rename(before)
-        beside.rename(folder)
-        shutil.rmtree(before, ignore_errors=True)
+        with replacing_folder(folder) as beside:
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            (beside / "result.json").write_text(text + "\n", encoding="utf-8")
+            (beside / "README.md").write_text(_page(result, about), encoding="utf-8")
+            for name, draw in result.plots.items():
+                draw(result.measured, beside / f"{name}.png")
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     return content
 
@@ -169,23 +177,6 @@ def _page(result: Result, about: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _beside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.unfinished")
-
-
-def _before(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.before")
-
-
-def _recover(folder: Path) -> None:
-    """Clear up what a killed run left: between two renames the earlier result is out of its place."""
-    shutil.rmtree(_beside(folder), ignore_errors=True)
-    before = _before(folder)
-    if before.exists() and not folder.exists():
-        before.rename(folder)
-    shutil.rmtree(before, ignore_errors=True)
 
 
 def _without_folder(word: str) -> str:

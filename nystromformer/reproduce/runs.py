@@ -12,12 +12,13 @@ from typing import Any
 from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
-from nystromformer.settings.finetune import REVIEW_TASKS, FinetuneSettings
+from nystromformer.settings.finetune import FinetuneSettings
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tasks.benchmarks import REVIEW_TASKS
 from nystromformer.tasks.finetune import finetune
 from nystromformer.tasks.jobs import jobs_of, run_folder
-from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.outcome import results_in, summarise
+from nystromformer.tasks.reading import load_splits
+from nystromformer.tasks.results import results_in, summarise
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.pretrain import pretrain
 from nystromformer.training.run_data import changed_start, is_over_on_its_data

@@ -18,13 +18,13 @@ from nystromformer.model.source import NEW_CONVOLUTION
 from nystromformer.reproduce.result import Result, trained_bert
 from nystromformer.reproduce.runs import composed_finetune, finetuned, percent, task_of, why_absent
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.tasks.encoding import Encoded, encode
-from nystromformer.tasks.evaluate import open_classifier
+from nystromformer.tasks.evaluate import open_model
 from nystromformer.tasks.jobs import jobs_of
-from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.metrics import figures_of, figures_of_sets
+from nystromformer.tasks.reading import load_splits
+from nystromformer.tasks.scores import figures_of_sets
 from nystromformer.tasks.start import fit_on_longest
-from nystromformer.tasks.training import answers, predict
+from nystromformer.tasks.task import Encoded, Task
+from nystromformer.tasks.training import outputs_of
 
 EXACT = "exact"
 _NEIGHBOURS = {"attention": "nystrom", "num_landmarks": 64, "neighbours": 64}
@@ -131,10 +131,10 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
     lengths = np.zeros(0)
     for job in jobs:
         folder = job.folder / "model"
-        _, tokenizer = open_classifier(folder, splits.task)
+        _, tokenizer = open_model(folder, splits.task)
         length = tokenizer.model_max_length
-        train = encode(splits.train, tokenizer, length)
-        dev = {name: encode(part, tokenizer, length) for name, part in splits.dev.items()}
+        train = splits.task.encode(splits.train, tokenizer, length)
+        dev = {name: splits.task.encode(part, tokenizer, length) for name, part in splits.dev.items()}
         lengths = np.concatenate([part.lengths for part in dev.values()])
         for variant, changes in variants.items():
             model = swapped_classifier(folder, train, settings.scale.swap.rows, **changes)
@@ -164,14 +164,14 @@ def swapped_classifier(
     return model
 
 
-def _figures(model: Classifier, dev: Mapping[str, Encoded], task: Any) -> dict[str, float]:
+def _figures(model: Classifier, dev: Mapping[str, Encoded], task: Task) -> dict[str, float]:
     """The task's figures on its held-out sets, float32."""
     found = {}
     for name, part in dev.items():
         plain = torch.autocast("cpu", enabled=False)
-        logits = predict(model, part, BATCH, model.config.pad_token_id or 0, plain)
+        outputs = outputs_of(task, model, part, BATCH, model.config.pad_token_id or 0, plain)
         assert part.labels is not None
-        found[name] = figures_of(task, part.labels, answers(logits, regression=task.regression))
+        found[name] = task.figures(part.labels, task.predict(part, outputs))
     return figures_of_sets(found)
 
 

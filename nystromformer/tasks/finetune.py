@@ -4,7 +4,7 @@ checkpoint → for each task: data, what there is to say about them, every seed 
 (submission) → one table
 
 Several processes, of one command or of several of one name, share the seeds: each takes the next one that
-nobody holds (sharing.py).
+nobody holds (jobs.py).
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
-from nystromformer.tasks.encoding import encode
-from nystromformer.tasks.evaluate import open_classifier
+from nystromformer.tasks.evaluate import open_model
 from nystromformer.tasks.identity import compare, identity
-from nystromformer.tasks.jobs import Job, jobs_of, run_folder, tasks_of
-from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.outcome import keep_best, prune_models, summarise, write_table
-from nystromformer.tasks.setup import TaskSetup, contents_there, prepare_task, say
-from nystromformer.tasks.sharing import (
+from nystromformer.tasks.jobs import (
+    Job,
     adopt,
     forget_unstarted,
     has_traces,
     holder_of,
+    jobs_of,
+    run_folder,
     run_held,
     settle,
     taken,
+    tasks_of,
 )
+from nystromformer.tasks.kinds.sequence import SequenceTask
+from nystromformer.tasks.reading import load_splits
+from nystromformer.tasks.results import keep_best, prune_models, summarise, write_table
+from nystromformer.tasks.setup import TaskSetup, contents_there, prepare_task, say
 from nystromformer.tasks.start import Checkpoint, max_length_of, read_checkpoint
 from nystromformer.tasks.submission import write_predictions, zip_submission
-from nystromformer.tasks.training import answers, predict, train_seed
+from nystromformer.tasks.training import outputs_of, train_seed
 from nystromformer.threads import watch_for_other_work
 from nystromformer.training import devices
 from nystromformer.training.signals import StopRequest
@@ -159,8 +162,9 @@ def submit(settings: FinetuneSettings, tasks: list[TaskSettings]) -> None:
     for task_settings in tasks:
         splits = load_splits(task_settings, settings.data)
         task = splits.task
+        assert isinstance(task, SequenceTask), "its kind refused the setting"
         with run_held(settings):  # another command may put a better one in its place
-            model, tokenizer = open_classifier(run_folder(settings) / task.name / "model", task)
+            model, tokenizer = open_model(run_folder(settings) / task.name / "model", task)
         model.to(accelerator.device)
         for name, file in task.submissions:
             (folder / file).unlink(missing_ok=True)  # of an earlier command, its model or its test set
@@ -168,10 +172,10 @@ def submit(settings: FinetuneSettings, tasks: list[TaskSettings]) -> None:
             if examples is None or examples.labels is not None:
                 print(f"{task.title}: no unlabelled test set {name!r}, so no {file}")
                 continue
-            part = encode(examples, tokenizer, max_length_of(checkpoint, settings.model))
+            part = task.encode(examples, tokenizer, max_length_of(checkpoint, settings.model))
             size, pad = settings.training.eval_batch_size, int(tokenizer.pad_token_id)
-            logits = predict(model, part, size, pad, autocast)
-            write_predictions(folder / file, task, examples, answers(logits, regression=task.regression))
+            outputs = outputs_of(task, model, part, size, pad, autocast)
+            write_predictions(folder / file, task, examples, task.predict(part, outputs))
             written += 1
     if not written:
         raise UserError(

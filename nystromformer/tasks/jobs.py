@@ -1,22 +1,40 @@
-"""What there is to train for a task: every cell of the grid with every seed, each a folder of its own.
+"""What there is to train for a task, every cell of the grid with every seed, and who trains which.
 
 runs/NAME/TASK/
     settings.json          what the results are of, see identity.py
     rate3e-05_batch32/
         seed-0/            metrics.jsonl, checkpoints/ while it trains, model/
         seed-0.json        its result: the seed is done when this file is there
+        seed-0.lock        held while it is trained
     summary.json, confusion.png, curve.png, model/      of the best
+runs/NAME/.lock            held for moments: noting, taking a seed, the table, the best model
+
+Several commands of one name share the seeds. A lock goes when its process does, however that ended, so a
+killed command leaves nothing behind. A seed is taken under the run's lock and never waited for, so looking
+whether one is held disturbs nobody.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nystromformer.errors import UserError
+from nystromformer.files import Held, held
 from nystromformer.settings.compose import compose
-from nystromformer.settings.finetune import GLUE_TASKS, FinetuneSettings, TaskSettings
+from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
+from nystromformer.tasks.benchmarks import GLUE_TASKS
+from nystromformer.tasks.contents import Contents
+from nystromformer.tasks.identity import compare, compare_counts, identity, note, notes_contents
+from nystromformer.tasks.setup import TaskSetup
+from nystromformer.tasks.task import Splits
+
+_MOMENTS = 600.0
+"""Seconds after which whoever holds a run for a moment is named."""
+_OTHERWISE = "write name=OTHER"
 
 
 @dataclass(frozen=True)
@@ -90,3 +108,114 @@ def jobs_of(settings: FinetuneSettings, task: TaskSettings) -> Iterator[Job]:
         for rate in task.learning_rates:
             for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
                 yield Job(task, rate, batch_size, seed, folder)
+
+
+# --- shared by several commands ----------------------------------------------------------------------
+
+
+@contextmanager
+def run_held(settings: FinetuneSettings, part: str = "") -> Iterator[None]:
+    """Hold the run, or a part of it, for a moment; others wait.
+
+    Raises:
+        UserError: the folder cannot be written, or somebody holds it for minutes.
+    """
+    folder = run_folder(settings)
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(held(folder / f".{part}lock", str(folder), _OTHERWISE, wait=_MOMENTS))
+        except OSError as error:
+            raise UserError(
+                f"cannot write {folder} ({error.strerror or error}): write runs_folder=FOLDER with a folder "
+                "that you may write to"
+            ) from None
+        yield
+
+
+@contextmanager
+def taken(settings: FinetuneSettings, job: Job) -> Iterator[bool]:
+    """Hold a seed while it is trained; False where it is done, or another process holds it."""
+    with ExitStack() as mine:
+        with run_held(settings):
+            free = not job.finished and holder_of(job, mine) is None
+        yield free
+
+
+def holder_of(job: Job, mine: ExitStack | None = None) -> str | None:
+    """Who holds a seed, in words; with `mine` a seed that nobody holds is taken."""
+    with ExitStack() as looking:
+        try:
+            (mine or looking).enter_context(held(job.lock, job.label, _OTHERWISE))
+        except Held as other:
+            return str(other)
+    return None
+
+
+def has_traces(task_folder: Path) -> bool:
+    """Whether a seed of the task is done or has begun."""
+    kinds = ("seed-*.json", "seed-*/*.jsonl", "seed-*/checkpoints/step-*")
+    return any(next(task_folder.glob(f"rate*/{kind}"), None) for kind in kinds)
+
+
+def settle(setup: TaskSetup, task: TaskSettings, mine: Job) -> str | None:
+    """Agree on what the task's results are of, before the first step of a seed that this process holds.
+
+    The first one writes it down, the others compare.
+
+    Returns:
+        A line to be printed, where an older version left results without saying what they are of.
+
+    Raises:
+        UserError: there are results, or another process trains seeds, of something else.
+    """
+    settings, contents = setup.settings, setup.contents
+    folder, now = run_folder(settings) / task.name, identity(settings, task)
+    with run_held(settings):
+        if not has_traces(folder) and not _others(folder, mine):
+            note(folder, now, contents)
+            return None
+        compare(folder, now, contents)
+        return adopt(settings, task, contents, setup.splits)
+
+
+def adopt(settings: FinetuneSettings, task: TaskSettings, contents: Contents, splits: Splits) -> str | None:
+    """Note today's contents for results of a version that noted none, as far as their counts agree."""
+    folder = run_folder(settings) / task.name
+    if notes_contents(folder):
+        return None
+    compare_counts(folder, splits)
+    note(folder, identity(settings, task), contents)
+    return (
+        f"{folder} does not say what its results were trained on, as an older version left them: from now on "
+        "they count as of today's data and checkpoint"
+    )
+
+
+def forget_unstarted(settings: FinetuneSettings, task: TaskSettings) -> None:
+    """Remove a task's folder, and then an empty run's, where a mistake came before the first step."""
+    run = run_folder(settings)
+    if not run.exists():
+        return
+    with run_held(settings):
+        folder = run / task.name
+        if not has_traces(folder) and not _others(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        if {path.name for path in run.iterdir()} <= {".lock", ".lock.holder"}:
+            # While it is held: whoever waits for this file finds it gone, and makes another.
+            shutil.rmtree(run, ignore_errors=True)
+            try:
+                run.parent.rmdir()
+            except OSError:  # holds other runs
+                return
+
+
+def _others(task_folder: Path, mine: Job | None = None) -> bool:
+    """Whether another process trains a seed of the task."""
+    for lock in task_folder.glob("rate*/seed-*.lock"):
+        if mine is None or lock != mine.lock:
+            try:
+                with held(lock, "", ""):
+                    pass
+            except Held:
+                return True
+    return False

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sklearn.metrics import confusion_matrix
 
-from nystromformer.tasks.definitions import Task
 from nystromformer.training.metrics import MetricsLog
 
 _MOST_NAMED = 30
@@ -35,27 +35,45 @@ def draw_learning_curve(metrics: MetricsLog, path: Path, title: str) -> None:
 
 
 def draw_confusion(
-    task: Task, labels: list[float], predictions: list[float], path: Path, title: str
+    classes: Sequence[str], labels: Sequence[float], predictions: Sequence[float], path: Path, title: str
 ) -> list[list[int]]:
     """Draw the confusion matrix and return it: a row a true class, a column a predicted one."""
-    names = [name.replace("$", r"\$") for name in task.labels]  # or matplotlib reads formulas in them
-    counts = confusion_matrix(labels, predictions, labels=range(task.num_labels))
-    size = max(3.2, min(0.6 * task.num_labels + 2.4, 12))
+    names = [name.replace("$", r"\$") for name in classes]  # or matplotlib reads formulas in them
+    counts = confusion_matrix(labels, predictions, labels=range(len(classes)))
+    size = max(3.2, min(0.6 * len(classes) + 2.4, 12))
     figure, axes = _pyplot().subplots(figsize=(size, size), layout="constrained")
     axes.imshow(counts, cmap="Blues")
-    if task.num_labels <= _MOST_NAMED:
-        for row in range(task.num_labels):
-            for column in range(task.num_labels):
+    if len(classes) <= _MOST_NAMED:
+        for row in range(len(classes)):
+            for column in range(len(classes)):
                 dark = counts[row, column] > counts.max() / 2
                 axes.text(
                     column, row, counts[row, column], ha="center", va="center", color="w" if dark else "k"
                 )
-        axes.set_xticks(range(task.num_labels), names, rotation=45, ha="right")
-        axes.set_yticks(range(task.num_labels), names)
+        axes.set_xticks(range(len(classes)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(classes)), names)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=9)
     _write(figure, path)
     return counts.tolist()
+
+
+def draw_class_scores(classes: Mapping[str, Mapping[str, float]], path: Path, title: str) -> None:
+    """Precision, recall and F1 of each class as bars; of many, the commonest."""
+    shown = list(classes)[:_MOST_NAMED]
+    figure, axes = _pyplot().subplots(figsize=(6.5, 0.32 * len(shown) + 1.6), layout="constrained")
+    for number, (name, colour) in enumerate((("precision", "C0"), ("recall", "C1"), ("f1", "C2"))):
+        places = [place + 0.27 * (number - 1) for place in range(len(shown))]
+        axes.barh(places, [classes[label][name] for label in shown], 0.27, color=colour, label=name)
+    ticks = [f"{label} ({classes[label]['support']:,.0f})".replace("$", r"\$") for label in shown]
+    axes.set_yticks(range(len(shown)), ticks)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1))
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(fontsize=8, loc="lower left", ncols=3, bbox_to_anchor=(0, 1))
+    few = "" if len(shown) == len(classes) else f", the {len(shown)} commonest of {len(classes)} classes"
+    figure.suptitle(f"{title}{few}", fontsize=9)
+    _write(figure, path)
 
 
 def _pyplot() -> Any:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerConfig
-from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.model.closed_form import fit_in_closed_form
 from nystromformer.model.source import Source, content_of_checkpoint, open_source, open_tokenizer, written
 from nystromformer.settings.finetune import FinetuneSettings, TaskModelSettings
-from nystromformer.tasks.batches import collate
-from nystromformer.tasks.definitions import Task
-from nystromformer.tasks.encoding import Encoded
+from nystromformer.tasks.task import Encoded, Task, padded
 
 
 @dataclass
@@ -57,31 +57,36 @@ def max_length_of(checkpoint: Checkpoint, settings: TaskModelSettings) -> int:
 
 def build_classifier(
     checkpoint: Checkpoint, task: Task, settings: TaskModelSettings, train: Encoded, *, seed: int
-) -> tuple[Classifier, str]:
+) -> tuple[PreTrainedModel, str]:
     """The model with its first weights, and what became of the checkpoint's parts; a function of the seed.
 
     Kernels that the checkpoint has not are fitted, if that is asked for, on the longest training rows.
     """
     torch.manual_seed(seed)
     config = copy.deepcopy(checkpoint.config)
-    config.num_labels = task.num_labels
-    if not task.regression:
-        config.id2label = dict(enumerate(task.labels))
-        config.label2id = {name: number for number, name in enumerate(task.labels)}
-    else:
-        config.problem_type = "regression"
-    model, copied = checkpoint.source.model_with_head(Classifier, config, positions=settings.positions)
+    task.configure(config)
+    model, copied = checkpoint.source.model_with_head(task.head, config, positions=settings.positions)
     report = str(copied)
     if copied.can_be_fitted and settings.convolution != "zero":
-        told = fit_on_longest(model, train, settings.convolution_rows, settings.convolution)
-        report += f"\n  {told}"
+        collate = partial(task.collate, labelled=False)
+        rows = settings.convolution_rows
+        report += f"\n  {fit_on_longest(model, train, rows, settings.convolution, collate)}"
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model, report
 
 
-def fit_on_longest(model: Classifier, train: Encoded, rows: int, how: str) -> str:
+def fit_on_longest(
+    model: PreTrainedModel,
+    train: Encoded,
+    rows: int,
+    how: str,
+    collate: Callable[[Encoded, list[int], int], Batch] = padded,
+) -> str:
     """Fit what the checkpoint has not on the longest training rows, see `fit_in_closed_form`."""
     longest = np.argsort(-train.lengths, kind="stable")[:rows].tolist()
     batches = [collate(train, [row], model.config.pad_token_id or 0) for row in longest]
-    return fit_in_closed_form(model.nystromformer, batches, how)
+    # A row of a choice holds several texts; what a head reads besides is nothing to the encoder.
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    texts = [{name: batch[name].flatten(0, -2) for name in inputs if name in batch} for batch in batches]
+    return fit_in_closed_form(model.nystromformer, texts, how)

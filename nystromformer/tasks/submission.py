@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nystromformer.errors import UserError
-from nystromformer.tasks.definitions import TASKS, Task
-from nystromformer.tasks.splits import Examples
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.kinds.sequence import SequenceTask
+from nystromformer.tasks.task import Examples
 
 OFFICIAL_ROWS = {
     "CoLA.tsv": 1063, "SST-2.tsv": 1821, "MRPC.tsv": 1725, "STS-B.tsv": 1379, "QQP.tsv": 390965,
@@ -20,7 +21,9 @@ _TASK_OF = {file: task for task in TASKS.values() for _, file in task.submission
 _HEADER = "index\tprediction"
 
 
-def write_predictions(path: Path, task: Task, examples: Examples, predictions: Sequence[float]) -> None:
+def write_predictions(
+    path: Path, task: SequenceTask, examples: Examples, predictions: Sequence[float]
+) -> None:
     """Write one file: class ids as the task's own values, similarities between 0 and 5."""
     rows = [_HEADER]
     for name, prediction in zip(examples.ids, predictions, strict=True):
@@ -62,7 +65,7 @@ def check_submission(path: Path) -> list[str]:
     return remarks
 
 
-def _check_file(name: str, text: str, task: Task) -> int:
+def _check_file(name: str, text: str, task: SequenceTask) -> int:
     head, *rows = text.removesuffix("\n").split("\n")
     if head != _HEADER:
         raise UserError(f"{name}, line 1 is {head!r}: it must be index, a tab, prediction")
@@ -75,7 +78,7 @@ def _check_file(name: str, text: str, task: Task) -> int:
     return len(rows)
 
 
-def _is_answer(prediction: str, task: Task) -> bool:
+def _is_answer(prediction: str, task: SequenceTask) -> bool:
     if not task.regression:
         return prediction in task.values
     try:

@@ -1,7 +1,7 @@
-"""One seed of one cell: steps, looks at the held-out examples, checkpoints; then its result.
+"""One seed of one cell: steps, evaluations on the held-out examples, checkpoints; then its result.
 
 The same checkpoints, signals and guard as pretraining: a killed seed goes on from its last checkpoint, on a
-CPU bit for bit. The checkpoint with the best held-out score is the result; a test set is looked at after
+CPU bit for bit. The checkpoint with the best held-out score is the result; a test set is evaluated after
 that, once.
 """
 
@@ -12,29 +12,27 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.machine import machine
-from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.settings import TrainingSettings
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
-from nystromformer.tasks.encoding import Encoded, facts
 from nystromformer.tasks.export import export
 from nystromformer.tasks.jobs import Job
-from nystromformer.tasks.metrics import figures_of, figures_of_sets
-from nystromformer.tasks.plots import draw_confusion, draw_learning_curve
-from nystromformer.tasks.setup import TaskSetup
+from nystromformer.tasks.plots import draw_learning_curve
+from nystromformer.tasks.scores import figures_of_sets
+from nystromformer.tasks.setup import TaskSetup, facts
 from nystromformer.tasks.start import build_classifier, max_length_of
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Task
 from nystromformer.training import devices
 from nystromformer.training.checkpoint import load_latest, save_checkpoint, saved_steps
 from nystromformer.training.computation import note_computation
@@ -44,8 +42,6 @@ from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate, update
 from nystromformer.training.parallel import load_weights
 from nystromformer.training.step import GradientFault, gradient_norms, last_fault, with_gradient
-
-Logits = NDArray[np.float32]
 
 
 def recipe_of(setup: TaskSetup, job: Job) -> TrainingSettings:
@@ -90,12 +86,11 @@ def train_seed(setup: TaskSetup, job: Job, say: Callable[[str], None]) -> None:
     autocast = devices.autocast(dtype, accelerator.device)
     batches = TaskBatches(
         setup.train,
+        partial(task.collate, pad_token_id=setup.pad_token_id, labelled=True),
         batch_size=job.batch_size,
         micro_batch_size=recipe.micro_batch_size,
         seed=job.seed,
         steps=recipe.steps,
-        pad_token_id=setup.pad_token_id,
-        regression=task.regression,
     )
     guard = Guard(model, batches, autocast)
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -105,22 +100,22 @@ def train_seed(setup: TaskSetup, job: Job, say: Callable[[str], None]) -> None:
         f"{recipe.steps} steps of {job.batch_size}, rate {job.learning_rate:g}"
         + (f", resumed at step {progress.step}" if progress.step else f"\n{report}")
     )
-    looks = evaluation_steps(recipe.steps, job.task.epochs or 1, training.evaluations_per_epoch)
+    evaluations = evaluation_steps(recipe.steps, job.task.epochs or 1, training.evaluations_per_epoch)
     began = time.perf_counter() - progress.seconds
     losses = []
     model.train()
     while progress.step < recipe.steps:
         rate = learning_rate(progress.step, recipe)
         set_learning_rate(optimizer, rate)
-        loss, norm, fault = classification_step(
-            model, optimizer, batches.of_step(progress.step), accelerator.device, autocast, recipe
+        loss, norm, fault = training_step(
+            task, model, optimizer, batches.of_step(progress.step), accelerator.device, autocast, recipe
         )
         losses.append(loss)
         progress.step += 1
         guard.note(progress.step, fault)
         stopping = setup.stop.decide(setup.stop.votes())
-        look = progress.step in looks
-        if look or stopping or progress.step % training.log_every == 0:
+        evaluating = progress.step in evaluations
+        if evaluating or stopping or progress.step % training.log_every == 0:
             for found in guard.read():
                 progress.skipped += 1
                 metrics.append(found.event())
@@ -141,13 +136,13 @@ def train_seed(setup: TaskSetup, job: Job, say: Callable[[str], None]) -> None:
                 }
             )  # fmt: skip
         score = None
-        if look:
-            figures, _ = look_at(model, setup, setup.dev, autocast)
+        if evaluating:
+            figures, _ = evaluate(task, model, setup, setup.dev, setup.splits.dev, autocast)
             score = figures["score"]
             metrics.append({"kind": "validation", "step": progress.step, **figures})
             shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
             say(f"step {progress.step}/{recipe.steps}: training loss {mean_loss:.4f}; held out: {shown}")
-        if look or stopping:
+        if evaluating or stopping:
             progress.seconds = time.perf_counter() - began
             # The checkpoint with the lowest of these is kept: here the negative of the score.
             save_checkpoint(
@@ -167,30 +162,31 @@ def train_seed(setup: TaskSetup, job: Job, say: Callable[[str], None]) -> None:
 
 
 def evaluation_steps(steps: int, epochs: float, per_epoch: int) -> set[int]:
-    """After which steps the held-out examples are looked at: evenly, and after the last."""
-    looks = max(round(epochs * per_epoch), 1)
-    return {max(round(number * steps / looks), 1) for number in range(1, looks + 1)}
+    """After which steps the model is evaluated on the held-out examples: evenly, and after the last."""
+    count = max(round(epochs * per_epoch), 1)
+    return {max(round(number * steps / count), 1) for number in range(1, count + 1)}
 
 
-def classification_step(
-    model: Classifier,
+def training_step(
+    task: Task,
+    model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     micro_batches: list[Batch],
     device: torch.device,
     autocast: torch.autocast,
     recipe: TrainingSettings,
 ) -> tuple[torch.Tensor, torch.Tensor, GradientFault]:
-    """Loss (mean over the batch's rows), gradient norm and fault of one step, on the device.
+    """Loss (mean over the batch's `task.items`), gradient norm and fault of one step, on the device.
 
     However the batch is cut into micro-batches, the gradient is that of the whole. A gradient that is not
     finite changes nothing; its `fault` says where it began.
     """
-    rows = sum(len(batch["input_ids"]) for batch in micro_batches)
+    items = max(sum(task.items(batch) for batch in micro_batches), 1)
     total = torch.zeros((), device=device)
     for batch in micro_batches:
         batch = on_device(batch, device)
         with autocast:
-            loss = model(**batch).loss * (len(batch["input_ids"]) / rows)
+            loss = task.loss(model, batch, items)
         loss.backward()
         total += loss.detach()
     named = with_gradient(model)
@@ -205,59 +201,62 @@ def classification_step(
     return total, norm, GradientFault(last_fault(norms, finite), list(named))
 
 
-def look_at(
-    model: Classifier, setup: TaskSetup, parts: dict[str, Encoded], autocast: torch.autocast
-) -> tuple[dict[str, float], dict[str, Logits]]:
-    """Figures of labelled sets, with their mean `loss`, and the logits of each."""
-    task = setup.splits.task
-    logits = {
-        name: predict(model, part, setup.settings.training.eval_batch_size, setup.pad_token_id, autocast)
+def evaluate(
+    task: Task,
+    model: PreTrainedModel,
+    setup: TaskSetup,
+    parts: dict[str, Encoded],
+    examples: dict[str, Examples],
+    autocast: torch.autocast,
+) -> tuple[dict[str, float], dict[str, Outputs]]:
+    """Figures of labelled sets, with their mean `loss`, and the outputs of each set's rows."""
+    size = setup.settings.training.eval_batch_size
+    outputs = {
+        name: outputs_of(task, model, part, size, setup.pad_token_id, autocast)
         for name, part in parts.items()
     }
-    figures = figures_of_sets(
-        {
-            name: figures_of(task, part.labels or [], answers(logits[name], regression=task.regression))
-            for name, part in parts.items()
-        }
-    )
-    all_losses = [
-        _losses(logits[name], part.labels or [], regression=task.regression) for name, part in parts.items()
-    ]
-    return {**figures, "loss": float(torch.cat(all_losses).mean())}, logits
+    return figures_of_outputs(task, parts, examples, outputs), outputs
+
+
+def figures_of_outputs(
+    task: Task, parts: dict[str, Encoded], examples: dict[str, Examples], outputs: dict[str, Outputs]
+) -> dict[str, float]:
+    """Figures of labelled sets, with their mean `loss`."""
+    figures = {
+        name: task.figures(examples[name].labels or [], task.predict(part, outputs[name]))
+        for name, part in parts.items()
+    }
+    losses = torch.cat([task.losses(part, outputs[name]) for name, part in parts.items()])
+    return {**figures_of_sets(figures), "loss": float(losses.mean())}
 
 
 @torch.no_grad()
-def predict(
-    model: Classifier, part: Encoded, batch_size: int, pad_token_id: int, autocast: torch.autocast
-) -> Logits:
-    """(examples, labels), in the examples' own order."""
+def outputs_of(
+    task: Task,
+    model: PreTrainedModel,
+    part: Encoded,
+    batch_size: int,
+    pad_token_id: int,
+    autocast: torch.autocast,
+) -> Outputs:
+    """What `task.outputs` gives for each row, in the rows' own order."""
     was_training = model.training
     model.eval()
-    found = np.zeros((len(part), model.config.num_labels), np.float32)
-    for rows, batch in ordered_batches(part, batch_size, pad_token_id):
+    found: list[Any] = [None] * len(part)
+    collate = partial(task.collate, pad_token_id=pad_token_id, labelled=False)
+    for rows, batch in ordered_batches(part, batch_size, collate):
         with autocast:
-            output = model(**on_device(batch, model.device))
-        found[rows] = output.logits.float().cpu().numpy()
+            outputs = task.outputs(model, on_device(batch, model.device))
+        for row, output in zip(rows, outputs, strict=True):
+            found[row] = output
     model.train(was_training)
     return found
-
-
-def answers(logits: Logits, *, regression: bool) -> list[float]:
-    """The likeliest label id of each row, or the number itself."""
-    return (logits[:, 0] if regression else logits.argmax(axis=1)).tolist()
-
-
-def _losses(logits: Logits, labels: list[float], *, regression: bool) -> torch.Tensor:
-    if regression:
-        return F.mse_loss(torch.from_numpy(logits[:, 0]), torch.tensor(labels), reduction="none")
-    targets = torch.tensor(labels, dtype=torch.int64)
-    return F.cross_entropy(torch.from_numpy(logits), targets, reduction="none")
 
 
 def _finish(
     setup: TaskSetup,
     job: Job,
-    model: Classifier,
+    model: PreTrainedModel,
     recipe: TrainingSettings,
     metrics: MetricsLog,
     autocast: torch.autocast,
@@ -267,21 +266,20 @@ def _finish(
     checkpoints, task = job.folder / "checkpoints", setup.splits.task
     best = _best_step(checkpoints)
     load_weights(model, load_file(checkpoints / f"step-{best}" / "model.safetensors"))
-    figures, logits = look_at(model, setup, setup.dev, autocast)
-    test = look_at(model, setup, setup.test, autocast)[0] if setup.test else None
+    figures, outputs = evaluate(task, model, setup, setup.dev, setup.splits.dev, autocast)
+    name, part = next(iter(setup.dev.items()))
+    labels = setup.splits.dev[name].labels or []
+    fitted = task.fitted(part, labels, outputs[name])
+    if fitted != task:
+        task = fitted
+        figures = figures_of_outputs(task, setup.dev, setup.splits.dev, outputs)
+    test = None
+    if setup.test:
+        test, _ = evaluate(task, model, setup, setup.test, setup.splits.test, autocast)
     curve = metrics.events("validation")
-    export(model, setup, job, figures, job.folder / "model")
+    export(model, task, setup, job, figures, job.folder / "model")
     draw_learning_curve(metrics, job.folder / "curve.png", job.label)
-    confusion = None
-    if not task.regression:
-        name, part = next(iter(setup.dev.items()))
-        confusion = draw_confusion(
-            task,
-            part.labels or [],
-            answers(logits[name], regression=False),
-            job.folder / "confusion.png",
-            job.label,
-        )
+    drawn = task.draw(labels, task.predict(part, outputs[name]), job.folder, job.label)
     config = model.config
     result: dict[str, Any] = {
         "task": task.name,
@@ -298,7 +296,7 @@ def _finish(
         "dev_at_the_end": {k: v for k, v in curve[-1].items() if k not in ("kind", "step")},
         "test": test,
         "curve": curve,
-        "confusion": confusion,
+        **drawn,
         "skipped_steps": len(metrics.events("skipped")),
         "seconds": seconds,
         "model": {

@@ -12,7 +12,7 @@ from nystromformer.errors import UserError
 from nystromformer.reproduce.glue import models_of
 from nystromformer.reproduce.small import check_same_batches
 from nystromformer.settings.compose import compose
-from nystromformer.tasks.definitions import TASKS
+from nystromformer.tasks.benchmarks import TASKS
 from tests.tasks.conftest import make_checkpoint, write_glue
 
 

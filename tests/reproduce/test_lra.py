@@ -13,7 +13,7 @@ from nystromformer.reproduce.lra.model import LraClassifier, configuration
 from nystromformer.reproduce.lra.training import Cell, finished, train_cell
 from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.scale import LraScale
-from nystromformer.tasks.splits import Examples
+from nystromformer.tasks.task import Examples
 
 SMALL = LraScale(
     seeds=[0],

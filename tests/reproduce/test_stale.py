@@ -20,7 +20,7 @@ from nystromformer.reproduce.lra.training import Cell, finished, train_cell
 from nystromformer.reproduce.result import read_finished
 from nystromformer.reproduce.runs import finished_run
 from nystromformer.settings.compose import compose
-from nystromformer.tasks.definitions import TASKS
+from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.training.pretrain import pretrain
 from tests.tasks.conftest import make_checkpoint, write_glue
 from tests.tasks.test_sharing import another_process_holding

@@ -13,7 +13,7 @@ from nystromformer import NystromformerConfig, NystromformerForSequenceClassific
 from nystromformer.cli import main
 from nystromformer.reproduce.swap import VARIANTS, swapped_classifier
 from nystromformer.settings.finetune import SHORT_ROWS
-from nystromformer.tasks.encoding import Encoded
+from nystromformer.tasks.task import Encoded
 from tests.tasks.conftest import make_checkpoint, write_glue
 
 
@@ -38,7 +38,7 @@ def test_a_task_without_data_is_named_and_the_others_compared(words, tmp_path, c
     config = json.loads((tmp_path / "runs/finetune_softmax/rotten_tomatoes/model/config.json").read_text())
     assert config["attention"] == "softmax"
 
-    from nystromformer.tasks.definitions import TASKS
+    from nystromformer.tasks.benchmarks import TASKS
 
     root = write_glue(tmp_path / "glue", TASKS["cola"])
     capsys.readouterr()

@@ -16,7 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
-from nystromformer.tasks.definitions import TASKS, Task
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.kinds.sequence import SequenceTask as Task
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 FILLERS = [

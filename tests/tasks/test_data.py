@@ -8,9 +8,9 @@ import pytest
 
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
-from nystromformer.tasks.definitions import TASKS
-from nystromformer.tasks.load import load_splits
-from nystromformer.tasks.splits import Examples, divide
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.reading import divide, load_splits
+from nystromformer.tasks.task import Examples
 
 
 def load(name: str, **data):
@@ -263,7 +263,7 @@ def test_who_names_a_file_says_whether_it_has_quotes(sst2):
 def test_glues_files_hold_what_the_csv_module_reads_without_quoting(test_data):
     import csv
 
-    from nystromformer.data.cleaning import clean
+    from nystromformer.data.documents import clean
 
     splits = load("mrpc", root=str(test_data / "glue"))
     with (test_data / "glue/MRPC/train.tsv").open(encoding="utf-8-sig", newline="\n") as file:

@@ -13,14 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nystromformer.cli import main
-from nystromformer.data.cleaning import clean
+from nystromformer.data.documents import clean
+from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerConfig
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import EvaluateSettings
-from nystromformer.tasks.definitions import TASKS, Task, with_labels
-from nystromformer.tasks.evaluate import _write_predictions, read_file
-from nystromformer.tasks.splits import Examples
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.evaluate import read_file
+from nystromformer.tasks.kinds.sequence import SequenceTask as Task
+from nystromformer.tasks.kinds.sequence import with_labels
+from nystromformer.tasks.task import Examples
 
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text(
     "\"'\\,;\t|\n\r =$x", max_size=6
@@ -35,6 +38,10 @@ def custom(labels: list[str], columns: tuple[str, ...] = ("text",), label: str =
     return with_labels(Task("custom", "custom", columns, label), tuple(labels))
 
 
+def write_predictions(path: Path, task: Task, examples: Examples, logits: np.ndarray) -> None:
+    write_atomically(path, task.written(examples, [], list(logits)))
+
+
 @given(st.data())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_predictions_are_read_again(tmp_path, data):
@@ -47,7 +54,7 @@ def test_predictions_are_read_again(tmp_path, data):
     examples = Examples(texts, labels if labelled else None, [])
     logits = np.random.default_rng(len(texts)).normal(size=(len(texts), task.num_labels))
     path = tmp_path / "predictions.tsv"
-    _write_predictions(path, task, examples, logits)
+    write_predictions(path, task, examples, logits)
     again = read_file(EvaluateSettings(file=str(path)), task)
     assert (again.texts, again.labels) == (examples.texts, examples.labels)
     table = pandas.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
@@ -68,7 +75,7 @@ def test_predictions_are_read_again(tmp_path, data):
 def test_numbers_are_read_again_to_the_last_digit(tmp_path, labels):
     task = Task("custom", "custom", ("text",), "label", regression=True)
     path = tmp_path / "predictions.tsv"
-    _write_predictions(path, task, Examples([("x",)] * len(labels), labels, []), np.ones((len(labels), 1)))
+    write_predictions(path, task, Examples([("x",)] * len(labels), labels, []), np.ones((len(labels), 1)))
     assert read_file(EvaluateSettings(file=str(path)), task).labels == labels
 
 
@@ -110,7 +117,7 @@ def test_files_of_the_models_own_task_have_no_quotes(glue, tmp_path):
     own.write_text('#1 String\t#2 String\tQuality\n"a film"\t"lone\t1\n')
     examples = read_file(EvaluateSettings(file=str(own)), task)
     assert examples.texts == [('"a film"', '"lone')]
-    _write_predictions(tmp_path / "predictions.tsv", task, examples, np.array([[0.0, 1.0]]))
+    write_predictions(tmp_path / "predictions.tsv", task, examples, np.array([[0.0, 1.0]]))
     again = read_file(EvaluateSettings(file=str(tmp_path / "predictions.tsv")), task)
     assert (again.texts, again.labels) == (examples.texts, examples.labels)
     own.write_text('#1 String\t#2 String\tQuality\n"a film"\t"one"\t1\n')

@@ -20,12 +20,12 @@ from nystromformer.model import NystromformerForSequenceClassification as Classi
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.compose import compose
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
-from nystromformer.tasks.definitions import TASKS
-from nystromformer.tasks.encoding import Encoded
-from nystromformer.tasks.metrics import figures_of
-from nystromformer.tasks.outcome import results_in, spread
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.results import results_in, spread
+from nystromformer.tasks.scores import figures_of
 from nystromformer.tasks.submission import check_submission, write_predictions, zip_submission
-from nystromformer.tasks.training import classification_step, evaluation_steps
+from nystromformer.tasks.task import Encoded
+from nystromformer.tasks.training import evaluation_steps, training_step
 from nystromformer.training.optimizer import build_optimizer
 
 from .conftest import planted
@@ -239,10 +239,14 @@ def encoded(lengths: list[int]) -> Encoded:
     )
 
 
+def labelled(encoded: Encoded, rows: list[int]) -> dict[str, torch.Tensor]:
+    return TASKS["sst2"].collate(encoded, rows, 0, labelled=True)
+
+
 def test_batches_hold_rows_of_like_length_once_an_epoch():
     lengths = np.random.default_rng(0).integers(3, 60, 64).tolist()
-    words = {"micro_batch_size": None, "seed": 1, "steps": 16, "pad_token_id": 0, "regression": False}
-    batches = TaskBatches(encoded(lengths), batch_size=8, **words)
+    words = {"micro_batch_size": None, "seed": 1, "steps": 16}
+    batches = TaskBatches(encoded(lengths), labelled, batch_size=8, **words)
     for epoch in (0, 1):
         rows = [index for step in range(8) for _, index in batches.keys_of_step(8 * epoch + step)]
         assert sorted(rows) == list(range(64))
@@ -253,10 +257,10 @@ def test_batches_hold_rows_of_like_length_once_an_epoch():
     assert positions < 1.25 * real
     for batch in held:
         assert torch.equal(batch["attention_mask"] == 0, batch["input_ids"] == 0)
-    again = TaskBatches(encoded(lengths), batch_size=8, **{**words, "micro_batch_size": 2})
+    again = TaskBatches(encoded(lengths), labelled, batch_size=8, **{**words, "micro_batch_size": 2})
     whole = torch.cat([batch["labels"] for batch in again.of_step(5)])
     assert torch.equal(whole, batches.of_step(5)[0]["labels"])
-    rows = [row for part, _ in ordered_batches(encoded(lengths), 10, 0) for row in part]
+    rows = [row for part, _ in ordered_batches(encoded(lengths), 10, labelled) for row in part]
     assert sorted(rows) == list(range(64))
 
 
@@ -270,16 +274,15 @@ def test_accumulated_gradient_is_that_of_the_whole(checkpoint):
         optimizer = build_optimizer(model, recipe)
         batches = TaskBatches(
             encoded(lengths),
+            labelled,
             batch_size=6,
             micro_batch_size=micro,
             seed=0,
             steps=1,
-            pad_token_id=0,
-            regression=False,
         )
         autocast = torch.autocast("cpu", enabled=False)
-        loss, norm, fault = classification_step(
-            model, optimizer, batches.of_step(0), torch.device("cpu"), autocast, recipe
+        loss, norm, fault = training_step(
+            TASKS["sst2"], model, optimizer, batches.of_step(0), torch.device("cpu"), autocast, recipe
         )
         assert fault.number == -1
         weights.append((loss, norm))

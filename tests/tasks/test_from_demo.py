@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nystromformer.cli import main
-from nystromformer.settings.finetune import GLUE_TASKS, REVIEW_TASKS
+from nystromformer.tasks.benchmarks import GLUE_TASKS, REVIEW_TASKS
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +14,10 @@ from hypothesis import strategies as st
 from nystromformer.errors import UserError
 from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
-from nystromformer.tasks.batches import collate, ordered_batches
-from nystromformer.tasks.custom import custom_splits, in_order
-from nystromformer.tasks.definitions import custom_task
-from nystromformer.tasks.encoding import encode
-from nystromformer.tasks.splits import Splits, number_of
+from nystromformer.tasks.batches import ordered_batches
+from nystromformer.tasks.kinds.sequence import custom_splits, custom_task, in_order
+from nystromformer.tasks.reading import number_of
+from nystromformer.tasks.task import Splits
 
 
 def read(path, *, regression: bool = False, **more) -> Splits:
@@ -135,12 +135,13 @@ def test_a_head_gets_one_label_a_row(written, regression, tmp_path, checkpoint):
     labels = ["2", "10", "-3"] if written is as_csv else [2, [10], "-3"]
     splits = read(written(tmp_path, labels), regression=regression)
     tokenizer = open_tokenizer(None, str(checkpoint))
-    encoded = encode(splits.train, tokenizer, 16)
-    batch = collate(encoded, [2, 0, 1], 0, regression=regression)
+    encoded = splits.task.encode(splits.train, tokenizer, 16)
+    batch = splits.task.collate(encoded, [2, 0, 1], 0, labelled=True)
     expected = torch.tensor([-3.0, 2.0, 10.0]) if regression else torch.tensor([0, 1, 2])
     assert batch["labels"].dtype == expected.dtype
     assert torch.equal(batch["labels"], expected)
-    assert all("labels" not in unlabelled for _, unlabelled in ordered_batches(encoded, 2, 0))
+    unlabelled = partial(splits.task.collate, pad_token_id=0, labelled=False)
+    assert all("labels" not in batch for _, batch in ordered_batches(encoded, 2, unlabelled))
 
 
 def test_many_classes_make_a_short_message(tmp_path):

@@ -21,9 +21,8 @@ from nystromformer.settings.compose import compose
 from nystromformer.tasks.contents import Contents
 from nystromformer.tasks.finetune import finetune
 from nystromformer.tasks.identity import OtherResults, identity, note
-from nystromformer.tasks.jobs import Job, jobs_of
-from nystromformer.tasks.outcome import keep_best
-from nystromformer.tasks.sharing import forget_unstarted, holder_of, settle, taken
+from nystromformer.tasks.jobs import Job, forget_unstarted, holder_of, jobs_of, settle, taken
+from nystromformer.tasks.results import keep_best
 from tests.tasks.test_stale import rows_of
 
 HOLDER = """

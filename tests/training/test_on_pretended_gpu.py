@@ -14,7 +14,8 @@ from nystromformer import (
 from nystromformer.data.layout import Layout
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.settings import TrainingSettings
-from nystromformer.tasks.training import classification_step
+from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.training import training_step
 from nystromformer.training import devices
 from nystromformer.training.guard import Guard
 from nystromformer.training.optimizer import build_optimizer
@@ -148,7 +149,9 @@ def test_a_step_of_finetuning(mechanism):
             optimizer = build_optimizer(model, recipe)
             batches = [{**rows(real), "labels": labels} for real in (PADDED, FULL)]
             autocast = devices.autocast(torch.bfloat16, DEVICE)
-            loss, norm, fault = classification_step(model, optimizer, batches, DEVICE, autocast, recipe)
+            loss, norm, fault = training_step(
+                TASKS["sst2"], model, optimizer, batches, DEVICE, autocast, recipe
+            )
             assert all(figure.device == DEVICE for figure in (loss, norm, fault.number))
 
 

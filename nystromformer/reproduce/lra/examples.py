@@ -15,10 +15,9 @@ import numpy as np
 
 from nystromformer.reproduce.lra.listops import CLASSES, VOCABULARY, Grammar, expressions
 from nystromformer.settings.scale import LraScale
-from nystromformer.tasks.definitions import task_named
-from nystromformer.tasks.encoding import Encoded
-from nystromformer.tasks.reviews import reviews_from_hub, reviews_from_samples
-from nystromformer.tasks.splits import Examples, check, limited
+from nystromformer.tasks.benchmarks import reviews_from_hub, reviews_from_samples, task_named
+from nystromformer.tasks.reading import check, limited
+from nystromformer.tasks.task import Encoded, Examples
 
 
 @dataclass(frozen=True)

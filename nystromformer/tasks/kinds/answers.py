@@ -1,0 +1,472 @@
+"""Extractive question answering: where in a context the answer to a question stands, or that it has none.
+
+A whole context is one row up to `max_length` tokens; a longer one is cut into windows that overlap. Files are
+SQuAD's own JSON (1.1, 2.0) or JSON lines of id, context, question and answers.
+
+    question, context → rows (windows) → first and last token → an answer by its characters → exact match, F1
+
+Shapes: B rows of a batch, N tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nystromformer.data.layout import Batch
+from nystromformer.data.text_files import expand, kind_of, lines
+from nystromformer.errors import UserError
+from nystromformer.model import NystromformerForQuestionAnswering
+from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.tasks.reading import gathered, own_splits
+from nystromformer.tasks.scores import with_score
+from nystromformer.tasks.table_files import Malformed, Unusable, shortened
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts, padded
+
+_AT_ONCE = 100
+_SHOWN = 5
+"""Answers of each question in a file of predictions."""
+_CANDIDATES = 20
+"""First and last tokens looked at in each row, the likeliest."""
+
+
+class Span(NamedTuple):
+    """A possible answer: characters `start` to `end` of the context."""
+
+    text: str
+    start: int
+    end: int
+    score: float
+    """Logits of its first and of its last token, added."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is answered: the best span, or nothing."""
+
+    text: str
+    """Empty for no answer."""
+    spans: tuple[Span, ...]
+    """The best ones, the best first."""
+    nothing: float
+    """The score of no answer: [CLS]'s, in the window where it is lowest."""
+
+    @property
+    def margin(self) -> float:
+        """By how much no answer scores higher than the best span."""
+        return self.nothing - self.spans[0].score if self.spans else float("inf")
+
+
+@dataclass
+class AnswerRows(Encoded):
+    """Windows; a row's label is the places of an answer's first and last token, (0, 0) where it has none."""
+
+    offsets: list[NDArray[np.int32]] = field(default_factory=list)
+    """(N, 2) of each row: the characters of the context that a token is of; −1 where it is of none."""
+    questions: list[int] = field(default_factory=list)
+    """Which example each row is of, in order."""
+    contexts: list[str] = field(default_factory=list)
+    """Of each example."""
+
+    @property
+    def examples(self) -> int:
+        return len(self.contexts)
+
+
+@dataclass(frozen=True)
+class AnswerTask(Task):
+    """Extractive question answering; a label is the right answers, each (first character, text)."""
+
+    has_unanswerable: bool = False
+    """Whether some questions have no answer, as in SQuAD 2.0."""
+    threshold: float = 0.0
+    """With them: no answer is given where it scores higher than the best span by more than this."""
+    stride: int = 128
+    max_answer_tokens: int = 30
+    metrics: tuple[str, ...] = field(default=("exact", "f1"), kw_only=True)
+    score: tuple[str, ...] = field(default=("f1",), kw_only=True)
+
+    head: ClassVar[type[PreTrainedModel]] = NystromformerForQuestionAnswering
+    pipeline: ClassVar[str] = "question-answering"
+
+    # --- settings and data ---------------------------------------------------------------------------
+
+    @classmethod
+    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
+        name = settings.task.name
+        if not settings.data.train:
+            yield f"data.train is empty: with task={name} write data.train=FILE (SQuAD's .json, or .jsonl)"
+
+    @classmethod
+    def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
+        task = cls(
+            settings.name, "question answering", stride=data.stride, max_answer_tokens=data.max_answer_tokens
+        )
+        skip = data.malformed_rows == "skip"
+        splits = own_splits(
+            task,
+            data,
+            lambda path, setting: QuestionFile(Path(path).expanduser(), setting=setting, skip=skip),
+            lambda file: gathered(file.rows(labelled=True), labelled=True),
+        )
+        parts = [splits.train, *splits.dev.values(), *splits.test.values()]
+        if all(answers for part in parts for answers in part.labels or []):
+            return splits
+        sides = ("exact_answerable", "f1_answerable", "exact_unanswerable", "f1_unanswerable")
+        return replace(splits, task=replace(task, has_unanswerable=True, metrics=(*task.metrics, *sides)))
+
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
+        file = QuestionFile(Path(str(settings.file)).expanduser(), setting="file", skip=False)
+        labelled = file.is_labelled
+        rows = file.rows(labelled=labelled)
+        while len(part := gathered(islice(rows, at_once), labelled=labelled)):
+            yield part
+
+    def check(self, splits: Splits) -> None:
+        if not any(splits.train.labels or []):
+            raise UserError(f"{splits.origin}: no training question has an answer: bring some")
+
+    def balance(self, labels: Sequence[Any]) -> str:
+        unanswerable = sum(not answers for answers in labels) / len(labels)
+        return f"{unanswerable:.1%} without an answer"
+
+    # --- rows and model ------------------------------------------------------------------------------
+
+    @property
+    def num_labels(self) -> int:
+        """Columns of the head: a token as the first of the answer, and as the last."""
+        return 2
+
+    def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> AnswerRows:
+        """`[CLS] question [SEP] context [SEP]`, several windows where that is longer than `max_length`.
+
+        A question takes at most half a row.
+
+        Raises:
+            UserError: windows of so few tokens would not move on.
+        """
+        none = np.empty(0, np.int64)
+        contexts = [context for _, context in examples.texts]
+        labels: list[Any] | None = None if examples.labels is None else []
+        rows = AnswerRows([], [], labels, none, none, contexts=contexts)
+        stride = min(self.stride, max_length // 4)
+        for start in range(0, len(examples), _AT_ONCE):
+            texts = examples.texts[start : start + _AT_ONCE]
+            questions = [_cut_question(question, tokenizer, max_length // 2) for question, _ in texts]
+            found = tokenizer(
+                questions, [context for _, context in texts], truncation="only_second",
+                max_length=max_length, stride=stride, return_overflowing_tokens=True,
+                return_offsets_mapping=True, verbose=False,
+            )  # fmt: skip
+            for row, of_part in enumerate(found["overflow_to_sample_mapping"]):
+                example = start + of_part
+                second = np.array([part == 1 for part in found.sequence_ids(row)])
+                offsets = np.where(second[:, None], np.array(found["offset_mapping"][row]), -1)
+                rows.input_ids.append(found["input_ids"][row])
+                if "token_type_ids" in found:
+                    assert rows.token_type_ids is not None
+                    rows.token_type_ids.append(found["token_type_ids"][row])
+                rows.offsets.append(offsets.astype(np.int32))
+                rows.questions.append(example)
+                if rows.labels is not None and examples.labels is not None:
+                    rows.labels.append(_places(examples.labels[example], offsets))
+        rows.token_type_ids = rows.token_type_ids or None
+        rows.lengths = np.array([len(ids) for ids in rows.input_ids], np.int64)
+        rows.full_lengths = rows.lengths
+        return rows
+
+    def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
+        """With labels also start_positions and end_positions, (B,)."""
+        batch = padded(encoded, rows, pad_token_id)
+        if labelled:
+            assert encoded.labels is not None
+            places = torch.tensor([encoded.labels[row] for row in rows])
+            batch["start_positions"], batch["end_positions"] = places.unbind(1)
+        return batch
+
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Outputs:
+        """A row's logits of the first and of the last token, (2, its own tokens)."""
+        found = model(**batch)
+        logits = torch.stack([found.start_logits, found.end_logits], 1).float().cpu().numpy()
+        mask = batch.get("attention_mask")
+        lengths = [logits.shape[2]] * len(logits) if mask is None else mask.sum(1).tolist()
+        return [row[:, :length].copy() for row, length in zip(logits, lengths, strict=True)]
+
+    # --- predictions ---------------------------------------------------------------------------------
+
+    def predict(self, encoded: Encoded, outputs: Outputs) -> list[Answer]:
+        """The best span of all windows of each question, or none."""
+        assert isinstance(encoded, AnswerRows)
+        spans: list[list[Span]] = [[] for _ in encoded.contexts]
+        nothing = [float("inf")] * len(spans)
+        for question, offsets, logits in zip(encoded.questions, encoded.offsets, outputs, strict=True):
+            nothing[question] = min(nothing[question], float(logits[0, 0] + logits[1, 0]))
+            spans[question] += self._spans(encoded.contexts[question], offsets, logits)
+        return [self._answer(found, none) for found, none in zip(spans, nothing, strict=True)]
+
+    def _answer(self, spans: list[Span], nothing: float) -> Answer:
+        best: dict[tuple[int, int], Span] = {}  # two windows may hold the same one
+        for span in sorted(spans, key=lambda span: -span.score):
+            best.setdefault((span.start, span.end), span)
+        answer = Answer("", tuple(islice(best.values(), _SHOWN)), nothing)
+        silent = not answer.spans or (self.has_unanswerable and answer.margin > self.threshold)
+        return answer if silent else replace(answer, text=answer.spans[0].text)
+
+    def _spans(self, context: str, offsets: NDArray[np.int32], logits: NDArray[np.float32]) -> Iterator[Span]:
+        """The likeliest spans of a window: within the context, not backwards, not too long."""
+        inside = np.flatnonzero(offsets[:, 0] >= 0)
+        first, last = (inside[np.argsort(-row[inside], kind="stable")[:_CANDIDATES]] for row in logits)
+        for start in first:
+            for end in last:
+                if start <= end < start + self.max_answer_tokens:
+                    begin, stop = int(offsets[start, 0]), int(offsets[end, 1])
+                    score = float(logits[0, start] + logits[1, end])
+                    yield Span(context[begin:stop], begin, stop, score)
+
+    def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
+        """Of each row: the mean of both places' cross-entropies."""
+        return torch.stack(
+            [
+                F.cross_entropy(torch.from_numpy(logits), torch.tensor(places))
+                for logits, places in zip(outputs, encoded.labels or [], strict=True)
+            ]
+        )
+
+    def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        """Exact match and F1 as SQuAD's official scripts define them, as shares of 1."""
+        scores = [scores_of(answer.text, right) for answer, right in zip(predictions, labels, strict=True)]
+        sides = {
+            "": list(range(len(labels))),
+            "_answerable": [n for n, right in enumerate(labels) if right],
+            "_unanswerable": [n for n, right in enumerate(labels) if not right],
+        }
+        figures = {
+            f"{name}{side}": float(np.mean([scores[n][column] for n in chosen])) if chosen else 0.0
+            for side, chosen in sides.items()
+            for column, name in enumerate(("exact", "f1"))
+        }
+        return with_score(self, {name: figures[name] for name in self.metrics})
+
+    def fitted(self, encoded: Encoded, labels: Sequence[Any], outputs: Outputs) -> AnswerTask:
+        """With the threshold that gives the highest F1 on these examples, where some have no answer."""
+        if not self.has_unanswerable:
+            return self
+        answers = self.predict(encoded, outputs)
+        return replace(self, threshold=best_threshold(labels, answers))
+
+    def records(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[dict[str, Any]]:
+        """The answer, where it stands, and the best spans; an empty answer for none."""
+        labels = examples.labels or [None] * len(examples)
+        for name, (question, _), label, answer in zip(
+            examples.ids, examples.texts, labels, predictions, strict=True
+        ):
+            best = [span._asdict() for span in answer.spans]
+            found = {"id": name, "question": question, "prediction": answer.text}
+            if answer.text:
+                found |= {"start": best[0]["start"], "end": best[0]["end"]}
+            if self.has_unanswerable:
+                found["no_answer_score"] = answer.nothing
+            found["n_best"] = best
+            yield found if label is None else {**found, "answers": [text for _, text in label]}
+
+    def usage(self) -> str:
+        return """from transformers import AutoModelForQuestionAnswering, AutoTokenizer  # no pipeline
+
+folder, question, context = "PATH OF THIS FOLDER", "a question", "a text that holds its answer"
+model = AutoModelForQuestionAnswering.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+row = tokenizer(question, context, return_tensors="pt")
+logits = model(**row)
+first, last = int(logits.start_logits.argmax()), int(logits.end_logits.argmax())
+print(tokenizer.decode(row["input_ids"][0, first : last + 1]))"""
+
+
+# --- the official metrics -----------------------------------------------------------------------------
+
+
+def normalized(text: str) -> str:
+    """Lower case, without punctuation, articles and superfluous white space."""
+    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def scores_of(found: str, right: Sequence[tuple[int, str]]) -> tuple[float, float]:
+    """Exact match and F1 of one answer: the highest over the right ones, of which none means no answer.
+
+    Right answers that are only articles and punctuation do not count, as in SQuAD 2.0's script.
+    """
+    texts = [text for _, text in right if normalized(text)] or [""]
+    exact = max(float(normalized(found) == normalized(text)) for text in texts)
+    return exact, max(f1_of(found, text) for text in texts)
+
+
+def f1_of(found: str, right: str) -> float:
+    """Harmonic mean of precision and recall of the words; 1 where both have none, 0 where one has none."""
+    words, answer = normalized(found).split(), normalized(right).split()
+    if not words or not answer:
+        return float(words == answer)
+    common = sum((Counter(words) & Counter(answer)).values())
+    return 2 * common / (len(words) + len(answer))
+
+
+def best_threshold(labels: Sequence[Any], answers: Sequence[Answer]) -> float:
+    """The margin up to which the best span is given, for the highest F1; the lowest of equals."""
+    rows = sorted(
+        (answer.margin, scores_of(answer.spans[0].text if answer.spans else "", right)[1], not right)
+        for answer, right in zip(answers, labels, strict=True)
+    )
+    score = best = float(sum(unanswerable for _, _, unanswerable in rows))  # nothing is ever answered
+    threshold = min((margin for margin, _, _ in rows), default=0.0) - 1.0
+    for margin, f1, unanswerable in rows:
+        score += f1 - unanswerable
+        if score > best and np.isfinite(margin):
+            best, threshold = score, margin
+    return float(threshold)
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def _cut_question(question: str, tokenizer: PreTrainedTokenizerBase, most: int) -> str:
+    found = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ends = found["offset_mapping"]
+    return question if len(ends) <= most else question[: ends[most - 1][1]]
+
+
+def _places(answers: Sequence[tuple[int, str]], offsets: NDArray[np.int32]) -> tuple[int, int]:
+    """First and last token of the first right answer in a window, (0, 0) where it does not hold all of it."""
+    if not answers:
+        return 0, 0
+    start, text = answers[0]
+    first = np.flatnonzero((offsets[:, 0] <= start) & (offsets[:, 1] > start))
+    end = start + len(text)
+    last = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] >= end) & (offsets[:, 0] >= 0))
+    return (int(first[0]), int(last[-1])) if len(first) and len(last) else (0, 0)
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+class QuestionFile:
+    """Questions with their contexts: SQuAD's JSON, or JSON lines.
+
+    Args:
+        setting: what the path was given by, for messages.
+        skip: leave questions that cannot be used out and list them in `skipped`, rather than raise.
+    """
+
+    def __init__(self, path: Path, *, setting: str, skip: bool) -> None:
+        hint = "write SQuAD's .json, or .jsonl with context, question and answers"
+        if path.is_dir():
+            raise UserError(f"{setting}: {str(path)!r} is a folder: {hint}")
+        (self.path,) = expand([str(path)], setting, (".json", ".jsonl"), hint)
+        self.skipped: list[str] = []
+        """What was left out: place and reason of each."""
+        self._skip = skip
+        self._advice = ", or write data.malformed_rows=skip" if setting.startswith("data.") else ""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the first question has answers, or says that it has none."""
+        _, first = next(self._questions(), ("", {}))
+        return isinstance(first, dict) and ("answers" in first or "is_impossible" in first)
+
+    def rows(self, *, labelled: bool) -> Iterator[tuple[Texts, Any, str]]:
+        """Question and context, right answers, name; raises Malformed for a question that cannot be used."""
+        numbers = count()
+        for place, question in self._questions():
+            try:
+                yield _question(question, numbers, labelled=labelled)
+            except Unusable as error:
+                if not self._skip:
+                    raise Malformed(f"{self.path}, {place} {error}: mend it{self._advice}") from None
+                self.skipped.append(f"{self.path}, {place} {error}")
+
+    def _questions(self) -> Iterator[tuple[str, Any]]:
+        """Where each stands, and what it holds with its context."""
+        if kind_of(self.path) == ".jsonl":
+            for line in lines(self.path):
+                if line.text.strip():
+                    yield f"line {line.number}", _parsed(line.text)
+            return
+        content = _parsed("\n".join(line.text for line in lines(self.path)))
+        articles = content.get("data") if isinstance(content, dict) else None
+        if not isinstance(articles, list):
+            raise UserError(
+                f"{self.path} is not of SQuAD's layout (no list 'data'): write such a file, or .jsonl"
+            )
+        try:
+            for article in articles:
+                for paragraph in article["paragraphs"]:
+                    for question in paragraph["qas"]:
+                        name = question.get("id", "without id")
+                        yield f"question {name}", {**question, "context": paragraph["context"]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.path} is not of SQuAD's layout ({type(error).__name__}: {error}): data holds "
+                "articles, those paragraphs with a context and qas"
+            ) from None
+
+
+def _parsed(text: str) -> Any:
+    """A JSON value; where it is none, the reason, which is no object."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return f"no JSON: {error}"
+
+
+def _question(content: Any, numbers: Iterator[int], *, labelled: bool) -> tuple[Texts, Any, str]:
+    if not isinstance(content, dict):
+        raise Unusable(f"is malformed ({content if isinstance(content, str) else 'no JSON object'})")
+    for name in ("question", "context"):
+        if not isinstance(content.get(name), str) or not content[name].strip():
+            raise Unusable(f"is malformed (no text in {name!r})")
+    question, context = content["question"].strip(), content["context"]
+    answers = _answers(content, context) if labelled else None
+    given = content.get("id")
+    return (question, context), answers, str(next(numbers) if given is None else given)
+
+
+def _answers(content: dict[str, Any], context: str) -> list[tuple[int, str]]:
+    """The right answers of a question; none where it says so."""
+    if content.get("is_impossible") is True:
+        return []
+    given: Any = content.get("answers")
+    if isinstance(given, dict):  # the hub's layout
+        texts, starts = given.get("text"), given.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise Unusable("is malformed ('answers' has not as many 'text' as 'answer_start')")
+        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    if not isinstance(given, list):
+        raise Unusable("has no list 'answers': an empty one says that there is no answer")
+    return [_right(answer, context) for answer in given]
+
+
+def _right(answer: Any, context: str) -> tuple[int, str]:
+    held = answer if isinstance(answer, dict) else {}
+    text, start = held.get("text"), held.get("answer_start")
+    if not isinstance(text, str) or not isinstance(start, int) or not text:
+        raise Unusable("is malformed (an answer is no object of 'text' and 'answer_start')")
+    if context[start : start + len(text)] != text or start < 0:
+        raise Unusable(
+            f"has the answer {shortened(text)} at character {start} of its context, where "
+            f"{shortened(context[max(start, 0) : max(start, 0) + len(text)])} stands"
+        )
+    return start, text

@@ -1,0 +1,323 @@
+"""One of several answers: multiple choice with any number of choices, a whole document before each.
+
+An example is a row of the head's batch (B, K, N): the document as first text, question and choice as second.
+Files are JSON lines or tables, in one of these layouts:
+
+    context, question, choices, label     a list of choices, and the number of the right one from 0, its
+                                          letter or its text
+    sent1, sent2, ending0 … ending3, label                           SWAG
+    article, questions, options, answers: a list each, letters; or article, question, options, answer    RACE
+    article, questions: objects of question, options, gold_label, which counts from 1                  QuALITY
+
+Shapes: B rows of a batch, K choices of the row with most, N tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.special import softmax
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nystromformer.data.documents import clean
+from nystromformer.data.layout import Batch
+from nystromformer.errors import UserError
+from nystromformer.model import NystromformerForMultipleChoice
+from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.tasks.reading import gathered, in_parts, own_splits, own_table
+from nystromformer.tasks.scores import figures_of
+from nystromformer.tasks.table_files import Row, TableFile, Unusable, shortened
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts, padded
+
+_CONTEXTS = ("context", "article", "passage", "sent1")
+_QUESTIONS = ("question", "sent2")
+_CHOICES = ("choices", "options", "endings")
+_LABELS = ("label", "answer", "gold_label")
+_NUMBERED = re.compile(r"(?:ending|choice|option)_?(\d+)")
+_LAYOUT = "write JSON lines of context, question, choices and label, or SWAG's, RACE's or QuALITY's own files"
+_NOT_A_CHOICE = torch.finfo(torch.float32).min
+"""The logit of what only fills a row up."""
+
+
+@dataclass(frozen=True)
+class ChoiceTask(Task):
+    """Multiple choice: the label is the number of the right choice."""
+
+    head: ClassVar[type[PreTrainedModel]] = NystromformerForMultipleChoice
+    pipeline: ClassVar[str] = "multiple-choice"
+
+    @classmethod
+    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
+        if not settings.data.train:
+            yield (
+                f"data.train is empty: with task={settings.task.name} write data.train=FILE (.jsonl or .csv)"
+            )
+
+    @classmethod
+    def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
+        task = cls(settings.name, "multiple choice")
+        return own_splits(
+            task,
+            data,
+            lambda path, setting: own_table(path, (), setting, data),
+            lambda file: gathered(_usable(file, labelled=True), labelled=True),
+        )
+
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
+        file = TableFile(
+            Path(str(settings.file)).expanduser(), (), separator=settings.separator, quotes=settings.quotes
+        )
+        first = next((example for row in file.rows() for example in islice(_examples(row), 1)), None)
+        labelled = first is not None and first.label is not None
+        return in_parts(_usable(file, labelled=labelled), at_once, labelled=labelled)
+
+    def check(self, splits: Splits) -> None:
+        """Nothing: a choice that is never right in training may well be so elsewhere."""
+
+    def balance(self, labels: Sequence[Any]) -> str:
+        most = max(np.bincount(labels))
+        return f"always one choice is right in {most / len(labels):.1%}"
+
+    # --- rows and model ------------------------------------------------------------------------------
+
+    def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+        """`[CLS] context [SEP] question choice [SEP]` for each choice, cut to length at the context's end.
+
+        A blank `_` of the question is filled in by the choice.
+
+        Raises:
+            UserError: a question and its choice alone are longer than `max_length`.
+        """
+        ids: list[Any] = []
+        types: list[Any] = []
+        lengths, full = [], []
+        for number, (context, question, *choices) in enumerate(examples.texts):
+            answers = [_filled(question, choice) for choice in choices]
+            contexts = [context] * len(choices)
+            rows = tokenizer(contexts, answers, truncation=False, verbose=False)
+            full.append(max(map(len, rows["input_ids"])))
+            if full[-1] > max_length:
+                longest = max(len(tokenizer(answer)["input_ids"]) for answer in answers)
+                if longest + 1 > max_length:
+                    raise UserError(
+                        f"example {examples.ids[number]}: its question and a choice have {longest} tokens, "
+                        f"with none of its context: write model.max_length={longest + 64}"
+                    )
+                rows = tokenizer(
+                    contexts, answers, truncation="only_first", max_length=max_length, verbose=False
+                )
+            ids.append(rows["input_ids"])
+            types.append(rows.get("token_type_ids"))
+            lengths.append(max(map(len, rows["input_ids"])))
+        return Encoded(
+            ids,
+            None if None in types else types,
+            examples.labels,
+            np.array(lengths, np.int64),
+            np.array(full, np.int64),
+        )
+
+    def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
+        """input_ids, attention_mask, (token_type_ids) (B, K, N); `choices`, how many are real, labels (B,).
+
+        Rows of fewer choices are filled up with copies of their first.
+        """
+        counts = [len(encoded.input_ids[row]) for row in rows]
+        most = max(counts)
+
+        def flat(column: list[Any]) -> list[list[int]]:
+            return [
+                tokens
+                for row, count in zip(rows, counts, strict=True)
+                for tokens in column[row] + column[row][:1] * (most - count)
+            ]
+
+        types = encoded.token_type_ids
+        listed = replace(
+            encoded,
+            input_ids=flat(encoded.input_ids),
+            token_type_ids=None if types is None else flat(types),
+        )
+        batch = padded(listed, range(len(rows) * most), pad_token_id)
+        batch = {name: column.unflatten(0, (len(rows), most)) for name, column in batch.items()}
+        batch["choices"] = torch.tensor(counts)
+        if labelled:
+            assert encoded.labels is not None
+            batch["labels"] = torch.tensor([encoded.labels[row] for row in rows], dtype=torch.int64)
+        return batch
+
+    @property
+    def num_labels(self) -> int:
+        """One column: a score of each choice."""
+        return 1
+
+    def loss(self, model: PreTrainedModel, batch: Batch, items: int) -> Tensor:
+        given = {name: column for name, column in batch.items() if name != "labels"}
+        return F.cross_entropy(_logits(model, given), batch["labels"], reduction="sum") / items
+
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Outputs:
+        """A row's logits, of as many choices as it has."""
+        logits = _logits(model, batch).cpu().numpy()
+        return [row[:count] for row, count in zip(logits, batch["choices"].tolist(), strict=True)]
+
+    # --- predictions ---------------------------------------------------------------------------------
+
+    def predict(self, encoded: Encoded, outputs: Outputs) -> list[int]:
+        """The number of the likeliest choice."""
+        return [int(row.argmax()) for row in outputs]
+
+    def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
+        rows = zip(outputs, encoded.labels or [], strict=True)
+        return torch.stack(
+            [F.cross_entropy(torch.from_numpy(logits), torch.tensor(label)) for logits, label in rows]
+        )
+
+    def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        return figures_of(self, labels, predictions)
+
+    def records(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[dict[str, Any]]:
+        """Number and text of the choice, each choice's probability, and the label where there is one."""
+        labels = examples.labels or [None] * len(examples)
+        every = zip(examples.ids, examples.texts, labels, predictions, outputs, strict=True)
+        for name, (_, question, *choices), label, prediction, logits in every:
+            found = {
+                "id": name,
+                "question": question,
+                "prediction": prediction,
+                "choice": choices[prediction],
+            }
+            found["probabilities"] = [round(float(chance), 6) for chance in softmax(logits)]
+            yield found if label is None else {**found, "label": label}
+
+    def usage(self) -> str:
+        return """from transformers import AutoModelForMultipleChoice, AutoTokenizer  # no pipeline
+
+folder = "PATH OF THIS FOLDER"
+model, tokenizer = AutoModelForMultipleChoice.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+choices = ["question and one choice", "question and another choice"]
+documents = ["a document"] * len(choices)
+rows = tokenizer(documents, choices, padding=True, truncation="only_first", return_tensors="pt")
+print(model(**{name: row[None] for name, row in rows.items()}).logits.softmax(-1))"""
+
+
+def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """(B, K) in float32; those of the copies that fill a row up are as low as can be."""
+    given = {name: column for name, column in batch.items() if name != "choices"}
+    logits = model(**given).logits.float()
+    numbers = torch.arange(logits.shape[1], device=logits.device)
+    return logits.masked_fill(numbers >= batch["choices"][:, None], _NOT_A_CHOICE)
+
+
+def _filled(question: str, choice: str) -> str:
+    if "_" in question:
+        return re.sub("_+", lambda _: choice, question, count=1)
+    return f"{question} {choice}".strip()
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Example:
+    context: str
+    question: str
+    choices: list[str]
+    label: int | None
+    name: str | None
+
+
+def _usable(file: TableFile, *, labelled: bool) -> Iterator[tuple[Texts, Any, str]]:
+    """Texts, label and name of every example; rows without one are refused or, where asked, left out."""
+    count = 0
+    for row in file.rows():
+        try:
+            found = list(_examples(row))
+            if labelled and any(example.label is None for example in found):
+                raise Unusable(f"has no label ({', '.join(_LABELS)})")
+        except Unusable as error:
+            file.reject(row, str(error))
+            continue
+        for example in found:
+            texts = (example.context, example.question, *example.choices)
+            yield texts, example.label if labelled else None, example.name or str(count)
+            count += 1
+
+
+def _examples(row: Row) -> Iterator[_Example]:
+    """The examples of a row, one a question; raises Unusable."""
+    questions = row.cells.get("questions")
+    if not isinstance(questions, list):
+        yield _example(row.cells, row.cells)
+        return
+    columns = {"options": "options", "answers": "answer"}
+    lists = {one: row.cells[many] for many, one in columns.items() if many in row.cells}
+    for number, question in enumerate(questions):
+        if isinstance(question, dict):  # QuALITY
+            yield _example(row.cells, question)
+            continue
+        for one, values in lists.items():
+            if not isinstance(values, list) or len(values) != len(questions):
+                raise Unusable(f"is malformed (not one of {one!r} for each of {len(questions)} questions)")
+        own = {one: values[number] for one, values in lists.items()}
+        yield _example(row.cells, {"question": question, **own})
+
+
+def _example(row: dict[str, Any], of_question: dict[str, Any]) -> _Example:
+    """One example, from a row and what its question has of its own."""
+    listed = _first(of_question, _CHOICES)
+    if listed is None:
+        numbered = [(int(found[1]), key) for key in of_question if (found := _NUMBERED.fullmatch(key))]
+        listed = [of_question[key] for _, key in sorted(numbered)] or None
+    if listed is None:
+        raise Unusable(f"has no choices: {_LAYOUT}")
+    if not isinstance(listed, list) or len(listed) < 2:
+        raise Unusable("is malformed (choices are a list of two or more texts)")
+    choices = [_text(choice, "a choice") for choice in listed]
+    context = _text(_first(row, _CONTEXTS, ""), "the context")
+    question = _text(_first(of_question, _QUESTIONS, ""), "the question")
+    if not context and not question:
+        raise Unusable(f"is malformed (neither a context nor a question): {_LAYOUT}")
+    key = next((key for key in _LABELS if of_question.get(key) not in (None, "")), None)
+    label = None if key is None else _number(of_question[key], choices, first=key == "gold_label")
+    name = _first(of_question, ("id", "question_unique_id"))
+    return _Example(context, question, choices, label, None if name is None else str(name))
+
+
+def _first(cells: dict[str, Any], names: Sequence[str], otherwise: Any = None) -> Any:
+    """The value of the first of the names that has one."""
+    return next((cells[name] for name in names if cells.get(name) is not None), otherwise)
+
+
+def _text(value: Any, what: str) -> str:
+    if isinstance(value, list | dict | bool):
+        raise Unusable(f"is malformed ({what} is no text)")
+    return clean(str(value))
+
+
+def _number(value: Any, choices: list[str], *, first: bool) -> int:
+    """The right choice, counted from 0, by such a number (with `first` from 1), a letter, or its text."""
+    text = "" if isinstance(value, bool | list | dict) else clean(str(value))
+    if re.fullmatch("[0-9]+", text):
+        number = int(text) - first
+    elif re.fullmatch("[A-Z]", text) and text not in choices:
+        number = ord(text) - ord("A")
+    elif choices.count(text) == 1:
+        number = choices.index(text)
+    else:
+        raise Unusable(
+            f"has the label {shortened(str(value))}, which is no number, letter or text of a choice"
+        )
+    if not 0 <= number < len(choices):
+        raise Unusable(f"has the label {shortened(str(value))}, and {len(choices)} choices")
+    return number

@@ -1,0 +1,371 @@
+"""A class or a number for a whole text or a pair of texts: GLUE, film reviews, and tables of one's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.special import softmax
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nystromformer.data.documents import clean
+from nystromformer.data.layout import Batch
+from nystromformer.errors import UserError
+from nystromformer.model import NystromformerConfig, NystromformerForSequenceClassification
+from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.tasks.delimited import written
+from nystromformer.tasks.plots import draw_confusion
+from nystromformer.tasks.reading import gathered, in_parts, number_of, own_splits, own_table, usable_rows
+from nystromformer.tasks.scores import figures_of
+from nystromformer.tasks.table_files import PREDICTIONS, Row, TableFile, Unusable, listed, shortened
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts
+
+_MOST_CLASSES = 1000
+_AT_ONCE = 1000
+"""Texts tokenized in one call: enough for the tokenizer's threads, little for the memory."""
+
+
+@dataclass(frozen=True)
+class SequenceTask(Task):
+    """Classification, or with `regression` a number."""
+
+    texts: tuple[str, ...]
+    """Names of the columns with the text, or with the two texts of a pair."""
+    label: str
+    """Name of the column with the label."""
+    values: tuple[str, ...] = ()
+    """What stands in that column, by label id; empty for regression, and where the data tell."""
+    regression: bool = False
+    folder: str = ""
+    """Its folder in GLUE's original layout; empty for what is not of GLUE."""
+    headless: tuple[str, ...] = ()
+    """Names for the columns of labelled files that have no header line."""
+    dev_files: tuple[tuple[str, str], ...] = (("dev", "dev.tsv"),)
+    """Name and file of each held-out set."""
+    test_files: tuple[tuple[str, str], ...] = (("test", "test.tsv"),)
+    submissions: tuple[tuple[str, str], ...] = ()
+    """Name of each unlabelled test set and its file in a submission."""
+    hub: tuple[str, str | None] = ("nyu-mll/glue", None)
+    """Repository and configuration on the hub."""
+    hub_texts: tuple[str, ...] = ()
+    """Names of the text columns there, where they are other ones."""
+
+    head: ClassVar[type[PreTrainedModel]] = NystromformerForSequenceClassification
+    pipeline: ClassVar[str] = "text-classification"
+    predictions: ClassVar[str] = "predictions.tsv"
+    pictures: ClassVar[tuple[str, ...]] = ("confusion.png",)
+
+    @property
+    def num_labels(self) -> int:
+        return 1 if self.regression else len(self.labels)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those that a labelled file must have."""
+        return (*self.texts, self.label)
+
+    @property
+    def is_glue(self) -> bool:
+        return bool(self.folder)
+
+    # --- settings and data ---------------------------------------------------------------------------
+
+    @classmethod
+    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
+        from nystromformer.tasks import benchmarks  # its tasks are of this kind
+
+        task, data = settings.task, settings.data
+        known = (*benchmarks.GLUE_TASKS, "glue", *benchmarks.REVIEW_TASKS, "custom")
+        if task.name not in known:
+            yield f"task.name={task.name!r} is unknown: write task={'|'.join(known)}"
+        allowed = ("pearson", "spearman") if task.regression else ("accuracy", "f1", "matthews")
+        if task.name == "custom" and task.metric not in allowed:
+            yield (
+                f"task.metric={task.metric!r} does not fit task.regression={str(task.regression).lower()}: "
+                f"write one of {', '.join(allowed)}"
+            )
+        if task.name in benchmarks.REVIEW_TASKS and (data.source == "folder" or data.root):
+            yield (
+                f"data.root has no place for task={task.name}: write data.source=samples or data.source=hub"
+            )
+        if data.source == "samples" and task.name not in benchmarks.REVIEW_TASKS:
+            reviews = " and ".join(benchmarks.REVIEW_TASKS)
+            yield f"data.source=samples holds {reviews}, not {task.name}: write hub or folder"
+        if task.name == "custom" and not data.train:
+            yield "data.train is empty: with task=custom write data.train=FILE (.csv, .tsv or .jsonl)"
+        if settings.submission and task.name not in (*benchmarks.GLUE_TASKS, "glue"):
+            yield f"submission=true is for GLUE, not for task={task.name}: write false"
+
+    @classmethod
+    def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
+        from nystromformer.tasks import benchmarks
+
+        if settings.name == "custom":
+            return custom_splits(custom_task(settings, data), data)
+        return benchmarks.load(benchmarks.task_named(settings.name), data)
+
+    def examples(self, file: TableFile, *, labelled: bool, id_column: str | None = None) -> Examples:
+        """All rows of a file.
+
+        Raises:
+            Malformed: naming file and line, for a row without text or with a label that cannot be used,
+                unless the file skips such rows.
+        """
+        ids = {value: number for number, value in enumerate(self.values)}
+        return gathered(self._rows(file, ids if labelled else None, id_column), labelled=labelled)
+
+    def _rows(
+        self, file: TableFile, label_ids: dict[str, int] | None, id_column: str | None = None
+    ) -> Iterator[tuple[Texts, Any, str]]:
+        """The rows of a file, with labels where it is told the id of each value of their column."""
+        if label_ids is None:
+            return usable_rows(file, self._texts, None, id_column)
+        return usable_rows(file, self._texts_to_learn, lambda row: self._label(row, label_ids), id_column)
+
+    def _texts(self, row: Row) -> Texts:
+        return tuple(row.text(column) for column in self.texts)
+
+    def _texts_to_learn(self, row: Row) -> Texts:
+        """The texts; none is nothing to learn from, though a row without label is to be answered."""
+        texts = self._texts(row)
+        if not any(texts):
+            raise Unusable(f"is malformed (no text in {' and '.join(map(repr, self.texts))})")
+        return texts
+
+    def values_in(self, row: Row) -> list[str]:
+        """What a row has in the label's column, the one value of it; raises Unusable for none."""
+        if value := row.label(self.label):
+            return [value]
+        raise Unusable(f"has no label in {self.label!r}")
+
+    def _label(self, row: Row, ids: dict[str, int]) -> Any:
+        (value,) = self.values_in(row)
+        if not self.regression:
+            return id_of(value, ids)
+        return number_in(value, self.label)
+
+    def of_file(self, settings: EvaluateSettings) -> SequenceTask:
+        texts = list(self.texts)
+        if settings.text is not None:
+            texts[0] = settings.text
+        if settings.text_pair is not None:
+            if len(texts) == 1:
+                raise UserError(
+                    f"text_pair={settings.text_pair}: {self.title} has one text, no pairs: write null"
+                )
+            texts[1] = settings.text_pair
+        return replace(self, texts=tuple(texts), label=settings.label or self.label)
+
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
+        from nystromformer.tasks.benchmarks import in_glues_layout
+
+        path = Path(str(settings.file)).expanduser()
+        glues = in_glues_layout(path, self)
+        file = TableFile(
+            path,
+            self.texts,
+            headless=self.headless if glues and path.name in ("train.tsv", "dev.tsv") else (),  # CoLA's
+            separator=settings.separator,
+            quotes=False if glues and settings.quotes is None else settings.quotes,
+        )
+        labelled = settings.label is not None or file.has(self.label)
+        if labelled:
+            file.require(self.label)
+        names = (self.values, self.labels)
+        ids = {clean(name): number for known in names for number, name in enumerate(known)}
+        return in_parts(self._rows(file, ids if labelled else None), at_once, labelled=labelled)
+
+    def check(self, splits: Splits) -> None:
+        if self.regression:
+            return
+        if self.num_labels < 2:
+            raise UserError(
+                f"{splits.origin}: all examples have one label, {shortened(self.labels[0])}: bring another "
+                "class"
+            )
+        super().check(splits)
+
+    def strata(self, labels: Sequence[Any]) -> Sequence[Any]:
+        return super().strata(labels) if self.regression else labels
+
+    def counts(self, labels: Sequence[Any] | None) -> dict[str, int]:
+        if self.regression or labels is None:
+            return {}
+        counts = Counter(labels)
+        return {name: counts[number] for number, name in enumerate(self.labels)}
+
+    def balance(self, labels: Sequence[Any]) -> str:
+        if self.regression:
+            return f"labels {min(labels):g} to {max(labels):g}, mean {np.mean(labels):.2f}"
+        return super().balance(labels)
+
+    # --- rows and model ------------------------------------------------------------------------------
+
+    def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+        """`[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`; of a pair, the longer text is cut first."""
+        ids: list[list[int]] = []
+        types: list[list[int]] = []
+        full: list[int] = []
+        for start in range(0, len(examples), _AT_ONCE):
+            batch = examples.texts[start : start + _AT_ONCE]
+            columns = [list(column) for column in zip(*batch, strict=True)]
+            whole = tokenizer(*columns, truncation=False, verbose=False)
+            full.extend(len(row) for row in whole["input_ids"])
+            cut = whole
+            if max(full[start:]) > max_length:
+                cut = tokenizer(*columns, truncation="longest_first", max_length=max_length, verbose=False)
+            ids.extend(cut["input_ids"])
+            types.extend(cut.get("token_type_ids", []))
+        lengths = np.array([len(row) for row in ids], np.int64)
+        return Encoded(ids, types or None, examples.labels, lengths, np.array(full, np.int64))
+
+    def targets(self, labels: Sequence[Any], batch: Batch) -> Tensor:
+        """(B,), class ids or numbers."""
+        return torch.tensor(labels, dtype=torch.float32 if self.regression else torch.int64)
+
+    def configure(self, config: NystromformerConfig) -> None:
+        super().configure(config)
+        if self.regression:
+            config.problem_type = "regression"
+
+    # --- predictions ---------------------------------------------------------------------------------
+
+    def predict(self, encoded: Encoded, outputs: Outputs) -> list[float]:
+        """The likeliest label id of each row, or the number itself."""
+        logits = np.asarray(outputs)
+        return (logits[:, 0] if self.regression else logits.argmax(axis=1)).tolist()
+
+    def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
+        logits = torch.from_numpy(np.asarray(outputs))
+        if self.regression:
+            return F.mse_loss(logits[:, 0], torch.tensor(encoded.labels), reduction="none")
+        targets = torch.tensor(encoded.labels, dtype=torch.int64)
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        return figures_of(self, labels, predictions)
+
+    def draw(
+        self, labels: Sequence[Any], predictions: Sequence[Any], folder: Path, title: str
+    ) -> dict[str, Any]:
+        """The confusion matrix: a row a true class, a column a predicted one."""
+        if self.regression:
+            return {"confusion": None}
+        path = folder / "confusion.png"
+        return {"confusion": draw_confusion(self.labels, labels, predictions, path, title)}
+
+    def written(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
+    ) -> str:
+        """Tab-separated: number, answer, each class's probability, the label if there is one, the texts.
+
+        Quoted where need be, so `evaluate` and pandas read what was read here, whatever stands in it.
+        """
+        index, prediction = PREDICTIONS
+        logits = np.asarray(outputs)
+        columns: dict[str, list[str]] = {index: [str(first + number) for number in range(len(examples))]}
+        if self.regression:
+            columns[prediction] = [f"{value:.6g}" for value in logits[:, 0]]
+        else:
+            chances = softmax(logits, axis=1)
+            columns[prediction] = [self.labels[number] for number in np.argmax(logits, axis=1)]
+            for number, name in enumerate(self.labels):
+                columns[f"p({name})"] = [f"{chance:.6f}" for chance in chances[:, number]]
+        given = dict(
+            zip(self.texts, (list(texts) for texts in zip(*examples.texts, strict=True)), strict=True)
+        )
+        if examples.labels is not None:
+            shown = [repr(label) if self.regression else self.labels[int(label)] for label in examples.labels]
+            given = {self.label: shown, **given}
+        # The task's columns keep their names, or this could not be read by them again.
+        columns = {unlike(name, self.columns): cells for name, cells in columns.items()} | given
+        head = [] if first else [list(columns)]
+        return written([*head, *zip(*columns.values(), strict=True)])
+
+    def usage(self) -> str:
+        asked = '"a text"' if len(self.texts) == 1 else '{"text": "one", "text_pair": "another"}'
+        return f'''classify = pipeline("{self.pipeline}", model="PATH OF THIS FOLDER")
+print(classify({asked}))'''
+
+
+def custom_task(settings: TaskSettings, data: TaskDataSettings) -> SequenceTask:
+    """A task of the user's own; its classes are known once its training file is read."""
+    texts = (data.text,) if data.text_pair is None else (data.text, data.text_pair)
+    metrics = ("pearson", "spearman") if settings.regression else ("accuracy", "f1_macro", "matthews")
+    chosen = "f1_macro" if settings.metric == "f1" else settings.metric
+    return SequenceTask(
+        settings.name, settings.name, texts, data.label,
+        metrics=metrics, score=(chosen,), regression=settings.regression,
+    )  # fmt: skip
+
+
+def custom_splits(task: SequenceTask, data: TaskDataSettings) -> Splits:
+    """Read the files; the classes are the labels of the training file, in order of their names.
+
+    Raises:
+        UserError: a file or column is missing, or a row is malformed or has a label not seen in training.
+    """
+    if not task.regression:
+        train = own_table(str(data.train), task.columns, "data.train", data)
+        task = with_labels(task, tuple(_values_in(train, task)))
+    return own_splits(
+        task,
+        data,
+        lambda path, setting: own_table(path, task.columns, setting, data),
+        lambda file: task.examples(file, labelled=True),
+    )
+
+
+def _values_in(file: TableFile, task: SequenceTask) -> list[str]:
+    """The different values of the label column, in order."""
+    found: dict[str, None] = {}
+    for row in file.rows():
+        try:
+            task._texts_to_learn(row)  # a row without text shows no class
+            found |= dict.fromkeys(task.values_in(row))
+        except Unusable as error:
+            file.reject(row, str(error))
+    if len(found) > _MOST_CLASSES:
+        raise UserError(
+            f"{file.path} has {len(found):,} different labels in {task.label!r}: name the right "
+            "column, or write task.regression=true"
+        )
+    return in_order(found)
+
+
+def with_labels(task: SequenceTask, values: tuple[str, ...]) -> SequenceTask:
+    """The same task with the classes that its data turned out to have."""
+    return replace(task, values=values, labels=values)
+
+
+def in_order(values: Iterable[str]) -> list[str]:
+    """Numbers by size where all of them are numbers, else all of them by their letters."""
+    numbers = {value: number_of(value) for value in values}
+    if None in numbers.values():
+        return sorted(numbers)
+    return sorted(numbers, key=lambda value: (numbers[value], value))
+
+
+def id_of(value: str, ids: dict[str, int]) -> int:
+    if value not in ids:
+        raise Unusable(f"has the label {shortened(value)}, which is none of {listed(ids)}")
+    return ids[value]
+
+
+def number_in(value: str, column: str) -> float:
+    if (number := number_of(value)) is None:
+        raise Unusable(f"has {shortened(value)} in {column!r}, which is no number")
+    return number
+
+
+def unlike(name: str, taken: Collection[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name

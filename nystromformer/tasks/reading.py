@@ -1,0 +1,207 @@
+"""From files to examples, and what is done to all data before training: checked, cut, divided."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from nystromformer.data.documents import text_hash
+from nystromformer.errors import UserError
+from nystromformer.settings.finetune import TaskDataSettings, TaskSettings, kind_named
+from nystromformer.tasks.table_files import Row, TableFile, Unusable
+from nystromformer.tasks.task import Examples, Splits, Task, Texts
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+class ExampleFile(Protocol):
+    """A file of examples, of a table's rows or of another kind."""
+
+    path: Path
+    skipped: list[str]
+    """Place and reason of what was left out."""
+
+
+F = TypeVar("F", bound=ExampleFile)
+
+
+def load_splits(settings: TaskSettings, data: TaskDataSettings) -> Splits:
+    """Read, check and, where asked, cut the data of one task.
+
+    Raises:
+        UserError: something is missing, malformed or empty.
+    """
+    splits = kind_named(settings.kind).load(settings, data)
+    return limited(check(splits), data.max_train_examples, data.max_dev_examples)
+
+
+def own_splits(
+    task: Task, data: TaskDataSettings, opened: Callable[[str, str], F], read: Callable[[F], Examples]
+) -> Splits:
+    """The files of data.train, data.dev and data.test; without a second, a part of the first is held out.
+
+    Args:
+        opened: a file, from its path and the setting that names it.
+
+    Raises:
+        UserError: of opening and reading; or there are too few examples to hold some back.
+    """
+    parts: dict[str, Examples] = {}
+    skipped: list[str] = []
+    for name in ("train", "dev", "test"):
+        if (path := getattr(data, name)) is not None:
+            file = opened(path, f"data.{name}")
+            parts[name] = read(file)
+            skipped += file.skipped
+            if name == "train":
+                place = file.path
+    train = parts.pop("train")
+    if "dev" not in parts:
+        strata = task.strata(train.labels or [])
+        if len(train) < 2 * max(len(set(strata)), 1):
+            raise UserError(f"{place} has {len(train)} rows, too few to hold some back: write data.dev=FILE")
+        parts["dev"], train = divide(train, data.dev_fraction, strata)
+    return Splits(task, train, {"dev": parts.pop("dev")}, parts, str(data.train), skipped)
+
+
+def own_table(path: str, columns: Sequence[str], setting: str, data: TaskDataSettings) -> TableFile:
+    """A table of the user's own, read as `data` says; raises UserError where it lacks a column."""
+    return TableFile(
+        Path(path).expanduser(),
+        columns,
+        separator=data.separator,
+        quotes=data.quotes,
+        setting=setting,
+        skip=data.malformed_rows == "skip",
+    )
+
+
+def usable_rows(
+    file: TableFile,
+    texts: Callable[[Row], Texts],
+    label: Callable[[Row], Any] | None,
+    id_column: str | None = None,
+) -> Iterator[tuple[Texts, Any, str]]:
+    """Texts, label and name of each row of a table.
+
+    Args:
+        texts, label: what a row holds, raising Unusable for one that cannot be used.
+        id_column: what names a row; its number, from 0, when absent.
+
+    Raises:
+        Malformed: naming file and line, for a row that cannot be used, unless the file skips such rows.
+    """
+    count = 0
+    for row in file.rows():
+        try:
+            found = texts(row), label(row) if label else None
+        except Unusable as error:
+            file.reject(row, str(error))
+            continue
+        yield *found, row.cells[id_column] if id_column else str(count)
+        count += 1
+
+
+def gathered(rows: Iterable[tuple[Texts, Any, str]], *, labelled: bool) -> Examples:
+    """The rows as examples."""
+    examples = Examples([], [] if labelled else None, [])
+    for texts, label, name in rows:
+        examples.texts.append(texts)
+        examples.ids.append(name)
+        if examples.labels is not None:
+            examples.labels.append(label)
+    return examples
+
+
+def in_parts(rows: Iterator[tuple[Texts, Any, str]], at_once: int, *, labelled: bool) -> Iterator[Examples]:
+    """The rows as examples, `at_once` of them at a time."""
+    while len(part := gathered(islice(rows, at_once), labelled=labelled)):
+        yield part
+
+
+def number_of(text: str) -> float | None:
+    """The finite number that a text is, in ASCII digits as any program writes them, or None.
+
+    Python's own `float` also takes 1_000, ２, nan and infinity, which other programs do not, or not as
+    numbers to learn.
+    """
+    number = float(text) if _NUMBER.fullmatch(text) else math.inf
+    return number if math.isfinite(number) else None
+
+
+def check(splits: Splits) -> Splits:
+    """Raise UserError for data that nothing can be learned from or measured on."""
+    parts = {
+        "training examples": splits.train,
+        **{f"{name} examples": part for name, part in splits.dev.items()},
+    }
+    for name, part in parts.items():
+        if not len(part):
+            raise UserError(f"{splits.origin}: there are no {name} of {splits.task.title}: bring some")
+    splits.task.check(splits)
+    return splits
+
+
+def limited(splits: Splits, most_train: int | None, most_dev: int | None) -> Splits:
+    """The same with at most so many examples, those with the lowest hash of each class."""
+    return replace(
+        splits,
+        train=_at_most(splits.train, most_train, splits.task),
+        dev={name: _at_most(part, most_dev, splits.task) for name, part in splits.dev.items()},
+    )
+
+
+def _at_most(examples: Examples, most: int | None, task: Task) -> Examples:
+    if most is None or len(examples) <= most:
+        return examples
+    kept, _ = divide(examples, most / len(examples), task.strata(examples.labels or []), at_most=most)
+    return kept
+
+
+def divide(
+    examples: Examples,
+    share: float,
+    strata: Sequence[Hashable] | None = None,
+    *,
+    at_most: int | None = None,
+) -> tuple[Examples, Examples]:
+    """The `share` of each class whose texts have the lowest hashes, and the rest, both in file order.
+
+    Depends on nothing but the texts: the same for any seed and any order of the file. Equal texts of one
+    class go to the same side, unless the border falls between them.
+
+    Args:
+        strata: the class of each example; its label when absent.
+    """
+    strata = (examples.labels or []) if strata is None else strata
+    classes: dict[Hashable, list[int]] = defaultdict(list)
+    for index, stratum in enumerate(strata):
+        classes[stratum].append(index)
+    chosen: set[int] = set()
+    for members in classes.values():
+        members.sort(key=lambda index: (text_hash("\t".join(examples.texts[index])), index))
+        chosen.update(members[: max(round(share * len(members)), 1)])
+    picked = sorted(chosen)
+    if at_most is not None:
+        picked = picked[:at_most] if len(classes) > at_most else _trimmed(picked, at_most, strata)
+    inside = set(picked)
+    return examples.take(picked), examples.take(i for i in range(len(examples)) if i not in inside)
+
+
+def _trimmed(picked: list[int], at_most: int, strata: Sequence[Hashable]) -> list[int]:
+    """Rounding may have taken a few too many: the last ones of classes that have others go."""
+    counts = Counter(strata[index] for index in picked)
+    kept = list(picked)
+    for index in reversed(picked):
+        if len(kept) <= at_most:
+            break
+        if counts[strata[index]] > 1:
+            counts[strata[index]] -= 1
+            kept.remove(index)
+    return kept

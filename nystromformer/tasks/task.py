@@ -1,0 +1,301 @@
+"""What a kind of task is: the questions that everything else here asks, and nothing about one kind.
+
+A kind is a class derived from `Task`, in a file of its own in `kinds/`, and a line in
+`settings.finetune.KINDS`. Its instances are tasks: they know their columns, labels and metrics. Most kinds
+train on a row an example and predict from a row of logits; the answers for those are given here.
+
+    load, read → Examples → encode → Encoded → collate → Batch → loss
+                                               outputs of rows → predictions of examples → figures, files
+
+Shapes: B rows of a batch, N tokens of the longest, C labels.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nystromformer.data.layout import Batch
+from nystromformer.errors import UserError
+from nystromformer.model import NystromformerConfig
+from nystromformer.settings.finetune import (
+    KINDS,
+    EvaluateSettings,
+    FinetuneSettings,
+    TaskDataSettings,
+    TaskSettings,
+    kind_named,
+)
+from nystromformer.tasks.table_files import shortened
+
+Texts = tuple[str, ...]
+"""The texts of an example, in the order of the task's columns."""
+Outputs = Sequence[NDArray[np.float32]]
+"""What a model makes of each row, e.g. (rows, C) logits; of one length a row, or of several."""
+
+
+@dataclass
+class Examples:
+    """Examples in the order of their file."""
+
+    texts: list[Texts]
+    labels: list[Any] | None
+    """What is to be predicted of each, as the task's kind holds it; None where there are no labels."""
+    ids: list[str]
+    """What a submission or a file of predictions calls each."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Iterable[int]) -> Examples:
+        chosen = list(indices)
+        return Examples(
+            [self.texts[i] for i in chosen],
+            None if self.labels is None else [self.labels[i] for i in chosen],
+            [self.ids[i] for i in chosen],
+        )
+
+
+@dataclass
+class Splits:
+    """All data of one task."""
+
+    task: Task
+    train: Examples
+    dev: dict[str, Examples]
+    """Held-out sets by name, labelled: they choose the best checkpoint."""
+    test: dict[str, Examples] = field(default_factory=dict)
+    """Labelled ones are evaluated once, at the end; those without labels are for a submission."""
+    origin: str = ""
+    """Where they came from, for people."""
+    skipped: list[str] = field(default_factory=list)
+    """Rows that were left out, each with its place and the reason."""
+
+
+@dataclass
+class Encoded:
+    """Examples as rows that a model reads; a kind that needs more of a row derives its own."""
+
+    input_ids: list[Any]
+    """Token ids of each row; a list of such lists where a row holds several texts."""
+    token_type_ids: list[Any] | None
+    """None where the tokenizer has no segments."""
+    labels: list[Any] | None
+    lengths: NDArray[np.int64]
+    """Tokens of each row after the cut: rows of like length make a batch."""
+    full_lengths: NDArray[np.int64]
+    """Tokens of each before it."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def examples(self) -> int:
+        """How many examples the rows are of."""
+        return len(self)
+
+    @property
+    def truncated(self) -> float:
+        """Share of the rows that were cut."""
+        return float((self.full_lengths > self.lengths).mean()) if len(self) else 0.0
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One thing to learn, with what its kind knows about data, model, loss, figures and files."""
+
+    name: str
+    title: str
+    labels: tuple[str, ...] = field(default=(), kw_only=True)
+    """Names of the classes, by label id; empty where there are none."""
+    metrics: tuple[str, ...] = field(default=("accuracy",), kw_only=True)
+    score: tuple[str, ...] = field(default=("accuracy",), kw_only=True)
+    """The metrics whose mean is the task's figure; the best checkpoint has the highest."""
+
+    head: ClassVar[type[PreTrainedModel]]
+    """The model's class; its encoder is `nystromformer`."""
+    pipeline: ClassVar[str]
+    """transformers' name for what the model does, e.g. `text-classification`."""
+    predictions: ClassVar[str] = "predictions.jsonl"
+    """File that `evaluate` writes."""
+    pictures: ClassVar[tuple[str, ...]] = ()
+    """Files that `draw` writes."""
+
+    # --- settings and data ---------------------------------------------------------------------------
+
+    @classmethod
+    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
+        """A line for each setting that does not fit the kind, with what to write instead."""
+        yield from ()
+
+    @classmethod
+    @abstractmethod
+    def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
+        """All data of the task that the settings name, and the task as the data make it.
+
+        Raises:
+            UserError: something is missing or, with its file and line, malformed.
+        """
+
+    def of_file(self, settings: EvaluateSettings) -> Task:
+        """The task with the columns of a file instead of its own; raises UserError for one too many."""
+        return self
+
+    @abstractmethod
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
+        """The examples of a file of any size, in its order, so many at a time; labelled where it has labels.
+
+        Raises:
+            UserError: no such file or column, or a malformed row.
+        """
+
+    def check(self, splits: Splits) -> None:
+        """Raise UserError for data that this task cannot be learned from; none of the sets is empty."""
+        for name, count in self.counts(splits.train.labels).items():
+            if not count:
+                raise UserError(
+                    f"{splits.origin}: no training example has the label {shortened(name)}: bring some, or "
+                    "take more examples"
+                )
+
+    def strata(self, labels: Sequence[Any]) -> Sequence[Hashable]:
+        """The class of each example: what is held back, or taken, is so of each in its proportion."""
+        return [0] * len(labels)
+
+    def counts(self, labels: Sequence[Any] | None) -> dict[str, int]:
+        """How many examples, or labels, each class has; empty where there are no classes."""
+        return {}
+
+    def balance(self, labels: Sequence[Any]) -> str:
+        """What there is to say about the labels, printed before training."""
+        total = max(sum(self.counts(labels).values()), 1)
+        shares = [f"{name} {count / total:.1%}" for name, count in self.counts(labels).items()]
+        return ", ".join(shares[:6]) + (f" and {len(shares) - 6} more classes" if len(shares) > 6 else "")
+
+    @abstractmethod
+    def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+        """The examples as rows of at most `max_length` tokens, in their order."""
+
+    def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
+        """What the head takes: padded rows and, where `labelled`, what it makes the loss of."""
+        batch = padded(encoded, rows, pad_token_id)
+        if labelled:
+            assert encoded.labels is not None
+            batch["labels"] = self.targets([encoded.labels[row] for row in rows], batch)
+        return batch
+
+    def targets(self, labels: Sequence[Any], batch: Batch) -> Tensor:
+        """The labels of a batch as its head takes them; (B,) class ids."""
+        return torch.tensor(labels, dtype=torch.int64)
+
+    # --- model ---------------------------------------------------------------------------------------
+
+    @property
+    def num_labels(self) -> int:
+        """Columns of the head."""
+        return len(self.labels)
+
+    def configure(self, config: NystromformerConfig) -> None:
+        """Write into a configuration what the head needs: columns, names of the labels, the loss."""
+        config.num_labels = self.num_labels
+        if self.labels:
+            config.id2label = dict(enumerate(self.labels))
+            config.label2id = {name: number for number, name in enumerate(self.labels)}
+
+    def items(self, batch: Batch) -> int:
+        """What the loss is a mean over, counted in a batch: its rows, or its labels that are real."""
+        return len(batch["input_ids"])
+
+    def loss(self, model: PreTrainedModel, batch: Batch, items: int) -> Tensor:
+        """A micro-batch's part of the mean over the `items` of its whole batch: the parts add up to it."""
+        return model(**batch).loss * (self.items(batch) / items)
+
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Outputs:
+        """What the predictions are made of, for each row; (B, C) logits."""
+        return model(**batch).logits.float().cpu().numpy()
+
+    # --- predictions ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def predict(self, encoded: Encoded, outputs: Outputs) -> list[Any]:
+        """The prediction of each example, comparable with its label."""
+
+    @abstractmethod
+    def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
+        """The loss of each item of labelled rows, (items,), float32."""
+
+    @abstractmethod
+    def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        """Each of the task's metrics, and `score`: examples' labels against their predictions."""
+
+    def fitted(self, encoded: Encoded, labels: Sequence[Any], outputs: Outputs) -> Task:
+        """The task with what is chosen on the held-out examples once the model is trained: thresholds."""
+        return self
+
+    def draw(
+        self, labels: Sequence[Any], predictions: Sequence[Any], folder: Path, title: str
+    ) -> dict[str, Any]:
+        """Draw `pictures` into a folder; what they show, for the result's JSON."""
+        return {}
+
+    def records(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[Mapping[str, Any]]:
+        """An example's line in a file of predictions."""
+        for name, prediction in zip(examples.ids, predictions, strict=True):
+            yield {"id": name, "prediction": prediction}
+
+    def written(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
+    ) -> str:
+        """The text of a file of predictions from example `first` on: the texts of the parts make the file."""
+        records = self.records(examples, predictions, outputs)
+        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def usage(self) -> str:
+        """Python for the model's card, after the imports of this package and of `pipeline`."""
+        return f'model = pipeline("{self.pipeline}", model="PATH OF THIS FOLDER")\nprint(model("a text"))'
+
+
+def stored(task: Task) -> dict[str, Any]:
+    """A task as JSON: its kind's name, and its fields."""
+    kind = next(name for name in KINDS if kind_named(name) is type(task))
+    return {"kind": kind, "task": asdict(task)}
+
+
+def from_stored(content: Mapping[str, Any]) -> Task:
+    """Back again; a version without kinds wrote none. Raises KeyError, TypeError or ValueError."""
+    fields = {key: _tuples(value) for key, value in content["task"].items()}
+    return kind_named(content.get("kind", "sequence"))(**fields)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def padded(encoded: Encoded, rows: Sequence[int], pad_token_id: int) -> Batch:
+    """input_ids, attention_mask, (token_type_ids), all (B, N), N the longest row's tokens."""
+    width = max(len(encoded.input_ids[row]) for row in rows)
+
+    def column(source: list[list[int]], filling: int) -> Tensor:
+        return torch.tensor([source[row] + [filling] * (width - len(source[row])) for row in rows])
+
+    batch = {
+        "input_ids": column(encoded.input_ids, pad_token_id),
+        "attention_mask": torch.tensor(
+            [[1] * len(encoded.input_ids[row]) + [0] * (width - len(encoded.input_ids[row])) for row in rows]
+        ),
+    }
+    if encoded.token_type_ids is not None:
+        batch["token_type_ids"] = column(encoded.token_type_ids, 0)
+    return batch
