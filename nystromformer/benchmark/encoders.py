@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 
+from nystromformer.attention.mechanism import Mechanism
 from nystromformer.errors import UserError
 from nystromformer.export import onnx_file
 from nystromformer.export.heads import record
-from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.encoder import POSITION_OFFSET
 from nystromformer.model.source import open_source
 from nystromformer.settings.benchmark import BenchmarkSettings
@@ -71,7 +71,7 @@ def write_onnx_files(settings: BenchmarkSettings, folder: Path) -> None:
     for name in (OURS_ONNX, BERT_ONNX):
         model = _model(TWIN[name], settings, most)
         for layer in model.modules():
-            if isinstance(layer, NystromformerSelfAttention):
+            if isinstance(layer, Mechanism):
                 layer.implementation = "composed"
         ids = torch.randint(1, 300, (2, min(61, most)))
         program = record(_LastState(model), (ids, torch.ones_like(ids)))

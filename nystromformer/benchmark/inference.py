@@ -10,10 +10,9 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,10 @@ from nystromformer.benchmark.encoders import (
     trained_bert,
     write_onnx_files,
 )
-from nystromformer.benchmark.memory import PeakMemory
-from nystromformer.benchmark.results import described, results_folder, write_results
+from nystromformer.benchmark.lengths import figures_by_length, mechanism_of, ratios_by_length
+from nystromformer.benchmark.measure import PeakMemory
 from nystromformer.errors import UserError
 from nystromformer.export import onnx_file
-from nystromformer.machine import machine
-from nystromformer.markdown import table
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.training import devices
@@ -52,19 +49,14 @@ SECONDS = 0.25
 """The least time of one timing; short calls are repeated within it."""
 
 
-def benchmark_inference(settings: BenchmarkSettings) -> dict[str, Any]:
-    """Measure every contender at every length; print the table and write it to the folder.
-
-    Returns:
-        What the JSON file holds: seconds of a call, documents a second, peak memory and ratios.
+def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]:
+    """Seconds of a call, documents a second and peak memory of every contender at every length.
 
     Raises:
-        UserError: no BERT, a package or the folder is missing, or nothing could be measured.
+        UserError: no BERT, a package is missing, or nothing could be measured.
     """
     onnx_file.check_packages("what=inference")
-    bert, folder = trained_bert(settings), results_folder(settings.folder)
-    started, here = time.perf_counter(), machine(torch.device("cpu"))  # the commit before anything changes
-    here |= {name: _version(name) for name in ("onnx", "onnxruntime")}
+    bert = Path(trained_bert(settings))
     names = contenders(settings)
     lengths: dict[int, dict[str, Any]] = {length: {} for length in settings.lengths}
     with tempfile.TemporaryDirectory() as scratch:
@@ -81,15 +73,11 @@ def benchmark_inference(settings: BenchmarkSettings) -> dict[str, Any]:
                 worker.shutdown()
     if not any(lengths.values()):
         raise UserError("no contender could be measured at any length: write smaller lengths=")
-    result = {
-        "machine": here,
-        "settings": described(settings) | {"bert": Path(bert).parent.name if not settings.bert else bert},
+    return {
+        "bert": bert.name if settings.bert else bert.parent.name,  # paths mean nothing elsewhere
+        "onnxruntime": version("onnxruntime"),
         "lengths": lengths,
-        "ratios": {length: ratios(row) for length, row in lengths.items()},
-        "seconds": time.perf_counter() - started,
     }
-    write_results(folder / "inference_cpu", result, as_markdown(result))
-    return result
 
 
 def contenders(settings: BenchmarkSettings) -> list[str]:
@@ -104,13 +92,6 @@ def batches(tokens: int, length: int) -> list[int]:
     """Rows to try: one, as many as `tokens` allow, and about the root of that."""
     most = max(1, tokens // length)
     return sorted({1, round(most**0.5), most})
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _worker() -> ProcessPoolExecutor:
@@ -216,43 +197,21 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def as_markdown(result: dict[str, Any]) -> str:
-    """The page of results."""
+def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+    """What was measured, in words, and the tables."""
     settings, rows = result["settings"], result["lengths"]
-    names = [name for name in ALL if any(name in row for row in rows.values())]
-    near = f", neighbours in blocks of {settings['neighbours']}" if settings["neighbours"] else ""
-    lines = [
-        f"# Inference on {result['machine']['device']}",
-        "",
-        f"Measured by `nystromformer benchmark what=inference` in {result['seconds'] / 60:.1f} minutes: the "
-        f"encoder of {settings['bert']} as it is and as a Nyströmformer of {settings['landmarks']} landmarks"
-        f"{near}, documents without padding to last hidden states; positions beyond its own repeat its "
-        f"table. Batches hold at most {settings['tokens']} tokens (at least one document). Each contender in "
-        f"a process of its own, all in turn, medians of {settings['repeats']}.",
-        "",
-        *(f"- {name}: {value}" for name, value in result["machine"].items()),
-    ]
-    for title, key, form in (
+    about = (
+        f"the encoder of {result['bert']} as it is and as a Nyströmformer of {mechanism_of(settings)}, "
+        "documents without padding to last hidden states; positions beyond its own repeat its table. Batches "
+        f"hold at most {settings['tokens']} tokens (at least one document). Each contender in a process of "
+        f"its own, all in turn, medians of {settings['repeats']}; ONNX Runtime {result['onnxruntime']}."
+    )
+    figures = (
         ("Documents a second, best batch", "documents_per_second", lambda x: f"{x:,.2f}"),
         ("Documents in that batch", "best_batch", str),
         ("Milliseconds for one document", "latency", lambda x: f"{1e3 * x:,.1f}"),
         ("Peak memory of the process, MB", "peak_bytes", lambda x: f"{x / 1e6:,.0f}"),
         ("Off from the same model in PyTorch's float32, % of the outputs", "off", lambda x: f"{100 * x:.2g}"),
-    ):
-        found = {name: [row.get(name, {}).get(key) for row in rows.values()] for name in names}
-        shown = [
-            [name, *("–" if x is None else form(x) for x in values)]
-            for name, values in found.items()
-            if any(x is not None for x in values)
-        ]
-        lines += ["", f"## {title}", "", *table(["", *rows], shown)]
-    lines += ["", "## Ratios, above 1 is faster", "", *_ratio_table(result["ratios"])]
-    return "\n".join(lines) + "\n"
-
-
-def _ratio_table(found: dict[int, dict[str, float]]) -> Sequence[str]:
-    names = list(dict.fromkeys(name for row in found.values() for name in row))
-    return table(
-        ["", *found],
-        [[name, *(f"{row[name]:.2f}" if name in row else "–" for row in found.values())] for name in names],
     )
+    lines = figures_by_length(rows, ALL, figures)
+    return about, lines + ratios_by_length("Ratios", rows, [ratios(row) for row in rows.values()])

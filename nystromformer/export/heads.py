@@ -15,8 +15,8 @@ from torch.export import Dim, ExportedProgram
 from transformers import PreTrainedModel
 
 from nystromformer import model as models
+from nystromformer.attention.mechanism import Mechanism, mechanism_of
 from nystromformer.errors import UserError
-from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.layouts import folder_layout, load_model
 from nystromformer.settings.export import HEADS, ExportSettings
@@ -91,7 +91,7 @@ class Recordable:
         Args:
             implementation: what computes Nyström attention, see `nystrom_attention`.
         """
-        layers = [layer for layer in self.model.modules() if isinstance(layer, NystromformerSelfAttention)]
+        layers = [layer for layer in self.model.modules() if isinstance(layer, Mechanism)]
         for layer in layers:
             layer.implementation = implementation
         try:
@@ -181,15 +181,10 @@ def open_recordable(settings: ExportSettings) -> Recordable:
 
 def why_not_recorded(config: NystromformerConfig, format: str) -> str | None:
     """What keeps the model from being recorded, with what to do instead; None where nothing does."""
-    if config.attention == "longformer":
+    if mechanism_of(config.attention).fixed_length:
         return (
-            "attention=longformer is computed in windows that follow each batch's length, which no export "
-            "can: export a model of another attention"
-        )
-    if config.attention == "nystrom" and config.short_rows != "exact":
-        return (
-            f"short_rows={config.short_rows} is computed by each row's length, which no export can follow: "
-            "set short_rows to exact in its config.json"
+            f"attention={config.attention} is computed in blocks that follow each batch's length, which no "
+            "export can: export a model of another attention"
         )
     if config.attention == "nystrom" and config.pinv_iterations is None and format == "onnx":
         return (

@@ -35,7 +35,7 @@ def linear(layer: nn.Module, input: Tensor, activation: nn.Module | None = None)
     """
     if ONEDNN_IS_FASTER and isinstance(layer, nn.Linear) and _suits(layer, input) and _is_plain(layer):
         if (
-            type(activation) is GELUActivation
+            isinstance(activation, GELUActivation)
             and not torch.is_grad_enabled()
             and _is_called_alone(activation)
         ):

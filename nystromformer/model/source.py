@@ -140,10 +140,6 @@ class Source:
         ours.setdefault("attention", "nystrom" if self.is_bert else theirs.attention)
         if ours["attention"] == "nystrom" != theirs.attention and theirs.conv_kernel_size is None:
             ours.setdefault("conv_kernel_size", NEW_CONVOLUTION)
-        if ours.get("short_rows", theirs.short_rows) != theirs.short_rows:
-            # As many tokens as a landmark had in the checkpoint's own full rows.
-            landmarks = ours.get("num_landmarks", theirs.num_landmarks)
-            ours.setdefault("short_row_segment", max(theirs.max_position_embeddings // landmarks, 1))
         kept = {name: value for name, value in theirs.to_dict().items() if name not in _OF_THE_FILE}
         try:
             config = NystromformerConfig(**{**kept, **ours})

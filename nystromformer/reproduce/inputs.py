@@ -19,7 +19,7 @@ from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.reproduce.lra.examples import content_of, load_task
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import composed_finetune, composed_run, task_of
-from nystromformer.settings.reproduce import SECTIONS, ReproduceSettings
+from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
 from nystromformer.tasks.contents import content_of_tokenizer, contents_of_data, short
 from nystromformer.tasks.reading import load_splits
 
@@ -48,8 +48,8 @@ def measured_on(before: Inputs, after: Inputs) -> Inputs:
 
 
 def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    heads = SECTIONS.get(name) == "heads"
-    if heads or name in ("glue", "swap", "finetune", "short_rows"):
+    heads = RESULTS[name].section == "heads"
+    if heads or name in ("glue", "swap", "finetune"):
         yield "weights", partial(_weights, settings)
         yield "tokenizer", partial(_tokenizer, settings)
     if heads or name == "starts":
@@ -76,7 +76,6 @@ def _pretrainings(settings: ReproduceSettings, name: str) -> list[list[str]]:
         "small": [scale.small.bert, scale.small.nystromformer],
         "warmstart": [scale.warmstart.nystrom, scale.warmstart.exact],
         "starts": [["experiment=warmstart"]],
-        "short_rows": [scale.warmstart.nystrom],
         "glue": [scale.glue.bert, scale.glue.nystromformer, scale.glue.longer],
     }.get(name, [])
     runs = [list(words) for words in found if words]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from nystromformer.mechanisms import MECHANISMS
 from nystromformer.settings.schema import Section, grid, path, place, result, settings_of
 
 WHATS = ("attention", "step", "inference", "prepare", "loader")
@@ -62,6 +63,9 @@ class BenchmarkSettings(Section):
     empty leaves it out."""
     salient_tokens: int = result(1, of=MODEL, at_least=1)
     """attention, step, inference: tokens of each row and head that all attend to exactly, in that row."""
+    mechanisms: list[str] = result([], of="attention", choices=MECHANISMS)
+    """attention: more values of `model.attention` to measure, each with its default settings and without a
+    convolution."""
     implementation: str = result("auto", of=DEVICE, choices=("auto", "operator", "composed"))
     """attention, step: how this project's Nyström attention is computed: `operator`, the device's own,
     `composed` of PyTorch's operators, or `auto`, the former where it can. On a GPU the composed one is

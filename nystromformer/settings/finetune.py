@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
 
-from nystromformer.settings.model import ATTENTIONS, SHORT_ROWS
+from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.schema import Section, grid, path, place, record, result, speed
 from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 
@@ -152,10 +152,6 @@ class TaskModelSettings(Section, at="model"):
     closed form on the longest training rows, as `init.convolution` of `pretrain`."""
     convolution_rows: int = result(16, at_least=1)
     """Training rows that the kernels are fitted on."""
-    short_rows: str | None = result(None, choices=SHORT_ROWS)
-    """What Nyström attention does with rows of at most num_landmarks tokens: `exact`, with the convolution;
-    `exact_without_convolution`; `landmark_per_token`; or `segments` of as many tokens as at full length.
-    Empty takes the checkpoint's, which is `exact` unless it says otherwise."""
     hidden_dropout: float | None = result(None, noun="share", at_least=0, below=1)
     """Empty takes the checkpoint's."""
     attention_dropout: float | None = result(None, noun="share", at_least=0, below=1)

@@ -25,6 +25,12 @@ S = TypeVar("S", bound=Section)
 RENAMED: dict[str, str] = {}
 """Former names of settings, dotted, and what they are called now: whoever renames one writes a line here."""
 
+REMOVED: dict[str, tuple[Any, ...] | None] = {
+    "model.short_rows": (None, "exact"),
+    "model.short_row_segment": None,  # said something of another short_rows only
+}
+"""Former settings, and the values of theirs that mean what is computed today; None for any value."""
+
 DECIDES = frozenset({Role.RESULT, Role.PATH})
 """What a computation depends on; of a whole grid also GRID."""
 
@@ -70,7 +76,8 @@ def read_stored(schema: type[S], content: Mapping[str, Any], place: str, otherwi
         UserError: a setting is none any more, or its value is none that it can have today.
     """
     known = {setting.key: setting for setting in settings_of(schema)}
-    flat = {RENAMED.get(key, key): value for key, value in flattened(content)}
+    named = {RENAMED.get(key, key): value for key, value in flattened(content)}
+    flat = {key: value for key, value in named.items() if not _says_nothing(key, value)}
     for key, value in flat.items():
         if key not in known:
             raise UserError(_removed(key, value, known, place, otherwise))
@@ -110,6 +117,11 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             place[leaf] = [asdict(entry) if isinstance(entry, Section) else entry for entry in value]
     return tree
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    """Whether it is a removed setting with a value that means what is computed today."""
+    return key in REMOVED and ((values := REMOVED[key]) is None or value in values)
 
 
 def _removed(key: str, value: Any, known: Mapping[str, Setting], place: str, otherwise: str) -> str:

@@ -1,15 +1,24 @@
-"""Settings of the model."""
+"""Settings of the model, with those that each attention mechanism declares in its own file.
+
+A mechanism's file imports torch, which the command line's help and checks must not wait for: so of the file
+only its class `Settings` is run here. It may use literals, builtins, `dataclass` and `result`, which says
+what a value may be.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+import ast
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from nystromformer.mechanisms import MECHANISMS
 from nystromformer.settings.schema import Section, record, result, speed
 
-ATTENTIONS = ("nystrom", "softmax", "linformer", "longformer", "performer")
-LANDMARKS = ("segment_means", "uniform", "kmeans")
-SHORT_ROWS = ("exact", "exact_without_convolution", "landmark_per_token", "segments")
+ATTENTIONS = tuple(MECHANISMS)
 _OTHER_NAMES = {"hidden_dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
 
 
@@ -18,10 +27,44 @@ def configuration_name(setting: str) -> str:
     return _OTHER_NAMES.get(setting, setting)
 
 
-@dataclass
-class ModelSettings(Section, at="model"):
-    """The encoder's shape and its attention; the vocabulary comes from the tokenizer."""
+@functools.cache
+def declared(attention: str) -> type:
+    """The class `Settings` of a mechanism's module, which is not imported; an empty one where it has none.
 
+    Raises:
+        ModuleNotFoundError: there is no such module.
+    """
+    module = MECHANISMS[attention].partition(":")[0]
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no module named {module!r}", name=module)
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.ClassDef) and statement.name == "Settings":
+            only = ast.Module([statement], [])
+            names: dict[str, Any] = {"dataclass": dataclass, "result": result, "__name__": __name__}
+            exec(compile(only, spec.origin, "exec"), names)
+            names["Settings"].SOURCE = ast.get_source_segment(source, statement)
+            found: type = names["Settings"]
+            return found
+    return dataclass(type("Settings", (), {"SOURCE": "class Settings: pass"}))
+
+
+def declared_fields(attention: str | None = None) -> tuple[Field, ...]:
+    """The fields of one mechanism, or of all."""
+    names = MECHANISMS if attention is None else (attention,)
+    return tuple(one for name in names for one in fields(declared(name)))
+
+
+def check(attention: str, values: Mapping[str, Any]) -> None:
+    """Raise ValueError where a configuration's value is none that its mechanism can have."""
+    for one in declared_fields(attention):
+        if wrong := one.metadata["limits"].mistake(values[one.name]):
+            raise ValueError(f"{one.name}={values[one.name]!r} {wrong[0]}: use {wrong[1]}")
+
+
+@dataclass
+class _Shape(Section):
     attention: str = result("nystrom", choices=ATTENTIONS)
     """`nystrom`, `softmax` (exact attention, BERT's), `linformer`, `longformer` or `performer`."""
     hidden_size: int = result(768, at_least=1)
@@ -32,31 +75,23 @@ class ModelSettings(Section, at="model"):
     """Tokens of one example, special tokens included; also what the position table holds."""
     max_position_embeddings: int | None = result(None)
     """Positions in the table; empty means max_length."""
-    num_landmarks: int = result(64, at_least=1)
-    """Landmarks of each head; `nystrom` only."""
-    landmarks: str = result("segment_means", choices=LANDMARKS)
-    """How landmarks are chosen: `segment_means`, `uniform` (random tokens) or `kmeans`; `nystrom` only."""
-    pinv_iterations: int | None = result(6, at_least=1)
-    """Iterations of the pseudoinverse, empty for the exact one; `nystrom` only."""
-    neighbours: int | None = result(None, at_least=1)
-    """Tokens of a block: each attends exactly to its own block, the two beside it and the salient tokens, and
-    through landmarks to the rest; empty for landmarks alone, the paper's attention; `nystrom` only."""
-    salient_tokens: int = result(1, at_least=1)
-    """With neighbours: tokens that all attend to exactly, of each row and head: the first, and the others
-    that the landmarks attend to most."""
-    short_rows: str = result("exact", choices=SHORT_ROWS)
-    """What `nystrom` does with rows of at most num_landmarks tokens: `exact` attention with the convolution,
-    `exact_without_convolution`, `landmark_per_token`, or `segments` of short_row_segment tokens."""
-    short_row_segment: int = result(8, at_least=1)
-    """Tokens of a landmark in short rows, for short_rows=segments."""
-    linformer_projected: int = result(256, at_least=1)
-    """Mixtures of tokens that Linformer attends to."""
-    linformer_share_heads: bool = result(True)
-    """One projection a layer for all of Linformer's heads, or one a head."""
-    longformer_window: int = result(257, odd=True)
-    """Positions that a token of Longformer sees, itself in the middle, odd."""
-    performer_features: int = result(256, at_least=1)
-    """Random features of Performer."""
+
+
+if TYPE_CHECKING:
+
+    class _Declared(_Shape):
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    # Fields of bases come first, those of the last base before all.
+    _Declared = type("_Declared", (*reversed([declared(attention) for attention in MECHANISMS]), _Shape), {})
+
+
+@dataclass
+class ModelSettings(_Declared, at="model"):
+    """The encoder's shape and its attention, with what each mechanism declares in its own file; the
+    vocabulary comes from the tokenizer."""
+
     conv_kernel_size: int | None = result(33, odd=True, write="an odd number, or null for no convolution")
     """Width of the residual convolution over the values, odd; empty for none."""
     hidden_dropout: float = result(0.1, noun="share", at_least=0, below=1)

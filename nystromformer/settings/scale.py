@@ -255,11 +255,6 @@ class FinetuneScale(TasksScale, at="scale.finetune"):
 
 
 @dataclass
-class ShortRowsScale(TasksScale, at="scale.short_rows"):
-    """table=short_rows: ways to compute rows of at most m tokens."""
-
-
-@dataclass
 class ScaleSettings(Section, at="scale"):
     """How large every result is: `scale=paper|gpu|cpu|smoke`."""
 
@@ -278,4 +273,3 @@ class ScaleSettings(Section, at="scale"):
     swap: SwapScale = field(default_factory=SwapScale)
     warmstart: WarmstartScale = field(default_factory=WarmstartScale)
     finetune: FinetuneScale = field(default_factory=FinetuneScale)
-    short_rows: ShortRowsScale = field(default_factory=ShortRowsScale)

@@ -77,6 +77,11 @@ class Limits:
             null = ", or null" if optional and not (self.choices or self.write) else ""
             yield f"{key}={shown} {wrong}: write {self._wanted()}{null}"
 
+    def mistake(self, value: Any) -> tuple[str, str] | None:
+        """What is wrong with a value, and what would be right; None where nothing is."""
+        wrong = self._wrong(value)
+        return (wrong, self._wanted()) if wrong else None
+
     def _wrong(self, value: Any) -> str:
         if value is None or dataclasses.is_dataclass(value):
             return ""
@@ -265,7 +270,8 @@ def _sentences(schema: type) -> dict[str, str]:
 
 
 def _own_sentences(schema: type) -> dict[str, str]:
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    source = schema.__dict__.get("SOURCE") or inspect.getsource(schema)  # a mechanism's is read elsewhere
+    (definition,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(definition, ast.ClassDef)
     found = {}
     for field, below in zip(definition.body, definition.body[1:], strict=False):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.files import replacing_folder, write_atomically
-from nystromformer.markdown import table
+from nystromformer.tables import table
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.scores import shown
 
@@ -245,8 +245,8 @@ def _details(folder: Path, summaries: dict[str, dict[str, Any]]) -> list[str]:
     model, machine = first["model"], first["machine"]
     lines += [
         f"`{'/'.join(Path(model['checkpoint']).parts[-2:])}` ({model['kind']}), "
-        f"{model['attention']} attention, {model['num_landmarks']} landmarks, short rows: "
-        f"{model['short_rows']}. The best checkpoint of a seed is chosen by the held-out examples that the "
+        f"{model['attention']} attention, {model['num_landmarks']} landmarks. "
+        "The best checkpoint of a seed is chosen by the held-out examples that the "
         "figures are of.",
         "",
         *table(head, rows),

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from nystromformer.attention.nystrom import near_in_words
 from nystromformer.data.corpora import open_corpus
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.files import check_new_folder, new_folder
 from nystromformer.model.closed_form import fit_in_closed_form, with_exact_attention
-from nystromformer.model.configuration import NystromformerConfig, near_in_words
+from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.heads import NystromformerForPreTraining
 from nystromformer.model.layouts import export_for_transformers
 from nystromformer.model.source import Copied, Source, open_source, opened_tokenizer, written

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from nystromformer.benchmark import benchmark
 from nystromformer.benchmark.encoders import BERT, BERT_ONNX, NEAR, OURS, OURS_BF16, PEER, encoder
-from nystromformer.benchmark.inference import as_markdown, batches, contenders, ratios
+from nystromformer.benchmark.inference import batches, contenders, page, ratios
 from nystromformer.errors import UserError
 from nystromformer.export import onnx_file
 from nystromformer.settings.benchmark import BenchmarkSettings
@@ -102,17 +102,11 @@ def test_the_page_leaves_a_gap_where_something_did_not_fit():
         "documents_per_second": 9.0, "best_batch": 1, "latency": 0.1, "peak_bytes": 10**8
     }  # fmt: skip
     rows = {512: {OURS: row, BERT: row}, 8192: {OURS: row}}
-    page = as_markdown(
-        {
-            "machine": {"device": "a CPU"},
-            "settings": vars(BenchmarkSettings(what="inference", bert="a BERT")),
-            "lengths": rows,
-            "ratios": {length: ratios(one) for length, one in rows.items()},
-            "seconds": 60.0,
-        }
-    )
-    assert f"| {BERT} | 9.00 | – |" in page
-    assert f"| {OURS}: times the fastest float32 BERT's documents a second | 1.00 | – |" in page
+    settings = vars(BenchmarkSettings(what="inference"))
+    about, lines = page({"settings": settings, "bert": "a BERT", "onnxruntime": "1.32", "lengths": rows})
+    assert "the encoder of a BERT" in about
+    assert f"| {BERT} | 9.00 | – |" in lines
+    assert f"| {OURS}: times the fastest float32 BERT's documents a second | 1.00 | – |" in lines
 
 
 def test_missing_packages_are_told(monkeypatch, tmp_path, bert):

@@ -111,7 +111,6 @@ def test_a_file_that_computes_something_else_is_not_left(make_model, tmp_path, m
     ("head", "changes", "words", "told"),
     [
         ("masked_lm", {"attention": "longformer"}, [], "attention=longformer"),
-        ("masked_lm", {"short_rows": "segments"}, [], "set short_rows to exact"),
         ("masked_lm", {}, ["head=sequence"], "no weights for head=sequence"),
         ("masked_lm", {}, ["head=cat"], "head='cat' is unknown"),
         ("masked_lm", {}, ["format=tf"], "format='tf' is unknown"),

@@ -91,7 +91,8 @@ def test_finetuned_folders(words, settings):
     composed = compose("finetune", [*words, "checkpoint=c"])
     now = identity(composed, composed.task)
     assert {key: now.pop(key) for key in NEWER} == NEWER
-    assert digest(now) == settings
+    then = {"model.short_rows": None}  # removed since
+    assert digest({**now, **then}) == settings
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,18 @@ With z = grad_out · out, the gradient of a weight's score is the weight times w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from nystromformer.attention.gpu.launch import DEVICES, precision_of, rowwise, strided
+from nystromformer.attention.gpu.support import padded
 from nystromformer.attention.gpu.tiles import load_tile, store_tile
+from nystromformer.attention.operator import define, empty_like_projections
 
 
 @triton.jit
@@ -249,3 +257,108 @@ def near_backward_key_kernel(
     grad_key_WD = grad_key_WD * scale
     store_tile(grad_key + start_of_head, H * D, index_W, inside_W, grad_key_WD, D, D_PAD)
     store_tile(grad_value + start_of_head, H * D, index_W, inside_W, grad_value_WD, D, D_PAD)
+
+
+def _constants(query: Tensor, neighbours: int) -> dict[str, Any]:
+    d = query.shape[3]
+    _, precision, _ = precision_of(query.dtype)
+    return {
+        "D": d, "D_PAD": padded(d), "W": neighbours, "PRECISION": precision, "num_warps": 4, "num_stages": 1,
+    }  # fmt: skip
+
+
+def _constants_of_landmarks(query: Tensor, means: Tensor) -> dict[str, Any]:
+    m = means.shape[2]
+    return {"M": m, "M_PAD": padded(m), "MIX_PRECISION": precision_of(query.dtype)[2]}
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    count: Tensor,
+    key_means: Tensor,
+    mixed: Tensor,
+    mixed_sums: Tensor,
+    far_counts: Tensor,
+    log_scale: Tensor,
+    neighbours: int,
+) -> tuple[Tensor, ...]:
+    """The output of `neighbours.attention_with_neighbours` from what the blocks share, 0 at padding, and the
+    logarithms of both sums, (B, H, N).
+
+    Args:
+        query, key, value: (B, H, N, D), real tokens first.
+        count: each row's real tokens, (B,), int32, at least 1.
+        key_means, mixed, mixed_sums, far_counts, log_scale: (B, H, M, D), (B, H, C, M, D), (B, H, C, M),
+            (B, C, M) and (B, H), float32; no gradient goes to the last two.
+    """
+    b, h, n, d = query.shape
+    c = mixed.shape[2]
+    query, key, value = (rowwise(x) for x in (query, key, value))
+    shared = [x.contiguous() for x in (key_means, mixed, mixed_sums, far_counts, log_scale)]
+    out, log_near, log_far = _outputs(query)
+    near_kernel[(c, b * h)](
+        *strided(query), *strided(key), *strided(value), count, *shared, out, log_near, log_far,
+        h, n, c, d**-0.5, **_constants_of_landmarks(query, key_means), **_constants(query, neighbours),
+    )  # fmt: skip
+    return out, log_near, log_far
+
+
+def _outputs(query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    sums = query.new_empty(query.shape[:3], dtype=torch.float32)
+    return empty_like_projections(query), sums, torch.empty_like(sums)
+
+
+def backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    count: Tensor,
+    key_means: Tensor,
+    mixed: Tensor,
+    mixed_sums: Tensor,
+    far_counts: Tensor,
+    log_scale: Tensor,
+    kept: Sequence[Tensor],
+    neighbours: int,
+) -> tuple[Tensor, ...]:
+    """Gradients of queries, keys, values, K̃, P and P's sums; `kept` is what `forward` gave."""
+    out, log_near, log_far = kept
+    b, h, n, d = query.shape
+    c = mixed.shape[2]
+    grad_out, query, key, value = (rowwise(x) for x in (grad_out, query, key, value))
+    shared = [x.contiguous() for x in (key_means, mixed, mixed_sums, far_counts, log_scale)]
+    grad_query, grad_key, grad_value = (empty_like_projections(query) for _ in range(3))
+    grad_mixed, grad_sums = torch.empty_like(shared[1]), torch.empty_like(shared[2])
+    grad_means = torch.empty_like(shared[1])
+    first_key, first_value = (query.new_empty((b, h, c, d), dtype=torch.float32) for _ in range(2))
+    share, compared = torch.empty_like(log_near), torch.empty_like(log_near)
+    tensors = (*strided(query), *strided(key), *strided(value), count)
+    near_backward_query_kernel[(c, b * h)](
+        *strided(grad_out), out, *tensors, *shared, log_near, log_far,
+        grad_query, grad_means, grad_mixed, grad_sums, first_key, first_value, share, compared,
+        h, n, c, d**-0.5, **_constants_of_landmarks(query, key_means), **_constants(query, neighbours),
+    )  # fmt: skip
+    near_backward_key_kernel[(c, b * h)](
+        *strided(grad_out), *tensors, log_near, share, compared, grad_key, grad_value,
+        h, n, d**-0.5, **_constants(query, neighbours),
+    )  # fmt: skip
+    for grad, parts_BHCD in ((grad_key, first_key), (grad_value, first_value)):
+        grad[:, :, 0] = (grad[:, :, 0].float() + parts_BHCD.sum(dim=2)).to(grad.dtype)
+    return grad_query, grad_key, grad_value, grad_means.sum(dim=2), grad_mixed, grad_sums
+
+
+near_and_far_on_gpu = define(
+    "near_and_far_gpu",
+    ("query", "key", "value", "count", "key_means", "mixed", "mixed_sums", "far_counts", "log_scale"),
+    ("neighbours",),
+    outputs=3,
+    gradients=("query", "key", "value", "key_means", "mixed", "mixed_sums"),
+    device_types=DEVICES,
+    forward=forward,
+    backward=backward,
+    empty=lambda query, *_: _outputs(query),
+    keeps_output=True,
+)
