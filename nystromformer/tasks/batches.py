@@ -19,7 +19,7 @@ class TaskBatches:
     """The training's batches; what step t holds does not depend on where the training was stopped.
 
     Args:
-        micro_batch_size: rows at once; it divides `batch_size`.
+        micro_batch_size: rows at once; it divides a process's share of `batch_size`, which None takes.
     """
 
     def __init__(
@@ -31,34 +31,54 @@ class TaskBatches:
         micro_batch_size: int | None,
         seed: int,
         steps: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._encoded = encoded
         self._collate = collate
-        self._micro = micro_batch_size or batch_size
+        self._steps = steps
+        self._mine = slice(rank, None, world_size)
+        self._micro = micro_batch_size or batch_size // world_size
         self._order = GlobalBatches(
             len(encoded),
             global_batch_size=batch_size,
             micro_batch_size=self._micro,
+            world_size=world_size,
             seed=seed,
             num_steps=steps,
             lengths=lambda indices: encoded.lengths[indices],
             length_groups=1,
         )
 
+    def training(self, start_step: int, *, pin_memory: bool) -> Iterator[list[Batch]]:
+        """The micro-batches of each step that is still to do, one step at a time."""
+        for step in range(start_step, self._steps):
+            batches = self.of_step(step)
+            yield (
+                [{name: x.pin_memory() for name, x in b.items()} for b in batches] if pin_memory else batches
+            )
+
     def of_step(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, counted from 0."""
+        """This process's micro-batches of a step, counted from 0."""
         rows = [index for _, index in self.keys_of_step(step)]
-        parts = (rows[start : start + self._micro] for start in range(0, len(rows), self._micro))
-        return [self._collate(self._encoded, part) for part in parts]
+        starts = range(0, len(rows), self._micro)[self._mine]
+        return [self._collate(self._encoded, rows[start : start + self._micro]) for start in starts]
 
     def keys_of_step(self, step: int) -> list[Key]:
         """(epoch, index) of every row of a step."""
         return self._order.global_keys(step)
 
 
-def ordered_batches(encoded: Encoded, size: int, collate: Collate) -> Iterator[tuple[list[int], Batch]]:
-    """All rows once, the longest first, so that memory runs out at once or never: which rows, the batch."""
+def ordered_batches(
+    encoded: Encoded, size: int, collate: Collate, *, share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[list[int], Batch]]:
+    """All rows once, the longest first, so that memory runs out at once or never: which rows, the batch.
+
+    Args:
+        share: which of how many processes this is, each of which takes a part of the batches.
+    """
     order = np.argsort(-encoded.lengths, kind="stable").tolist()
-    for start in range(0, len(order), size):
+    process, processes = share
+    for start in range(process * size, len(order), processes * size):
         rows = order[start : start + size]
         yield rows, collate(encoded, rows)
