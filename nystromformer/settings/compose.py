@@ -27,6 +27,7 @@ from nystromformer.errors import UserError
 from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
+from nystromformer.settings.export import ExportSettings
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
 from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.pretrain import PrepareCommandSettings, PretrainSettings
@@ -39,6 +40,7 @@ Settings: TypeAlias = (
     | EvaluateSettings
     | BenchmarkSettings
     | ConvertSettings
+    | ExportSettings
     | ReproduceSettings
 )
 """What a command takes."""
@@ -50,6 +52,7 @@ SCHEMAS: dict[str, type[Settings]] = {
     "evaluate": EvaluateSettings,
     "benchmark": BenchmarkSettings,
     "convert": ConvertSettings,
+    "export": ExportSettings,
     "reproduce": ReproduceSettings,
 }
 
