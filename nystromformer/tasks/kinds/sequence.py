@@ -67,6 +67,11 @@ class SequenceTask(Task):
         return 1 if self.regression else len(self.labels)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Those that a labelled file must have."""
+        return (*self.texts, self.label)
+
+    @property
     def is_glue(self) -> bool:
         return bool(self.folder)
 
@@ -144,10 +149,7 @@ class SequenceTask(Task):
         (value,) = self.values_in(row)
         if not self.regression:
             return id_of(value, ids)
-        number = number_of(value)
-        if number is None:
-            raise Unusable(f"has {shortened(value)} in {self.label!r}, which is no number")
-        return number
+        return number_in(value, self.label)
 
     def of_file(self, settings: EvaluateSettings) -> SequenceTask:
         texts = list(self.texts)
@@ -283,8 +285,7 @@ class SequenceTask(Task):
             shown = [repr(label) if self.regression else self.labels[int(label)] for label in examples.labels]
             given = {self.label: shown, **given}
         # The task's columns keep their names, or this could not be read by them again.
-        own = (*self.texts, self.label)
-        columns = {unlike(name, own): cells for name, cells in columns.items()} | given
+        columns = {unlike(name, self.columns): cells for name, cells in columns.items()} | given
         head = [] if first else [list(columns)]
         return written([*head, *zip(*columns.values(), strict=True)])
 
@@ -311,14 +312,13 @@ def custom_splits(task: SequenceTask, data: TaskDataSettings) -> Splits:
     Raises:
         UserError: a file or column is missing, or a row is malformed or has a label not seen in training.
     """
-    columns = (*task.texts, task.label)
     if not task.regression:
-        train = own_table(str(data.train), columns, "data.train", data)
+        train = own_table(str(data.train), task.columns, "data.train", data)
         task = with_labels(task, tuple(_values_in(train, task)))
     return own_splits(
         task,
         data,
-        lambda path, setting: own_table(path, columns, setting, data),
+        lambda path, setting: own_table(path, task.columns, setting, data),
         lambda file: task.examples(file, labelled=True),
     )
 
@@ -357,6 +357,12 @@ def id_of(value: str, ids: dict[str, int]) -> int:
     if value not in ids:
         raise Unusable(f"has the label {shortened(value)}, which is none of {listed(ids)}")
     return ids[value]
+
+
+def number_in(value: str, column: str) -> float:
+    if (number := number_of(value)) is None:
+        raise Unusable(f"has {shortened(value)} in {column!r}, which is no number")
+    return number
 
 
 def unlike(name: str, taken: Collection[str]) -> str:

@@ -1,0 +1,187 @@
+"""Several numbers for a text or a pair of texts, each in a column of its own; whole ones may be grades.
+
+The loss is the squared error, the mean over texts and columns. Grades, an ordinal scale, are whole numbers:
+they are predicted as numbers, and for `kappa` rounded to the nearest grade of the training examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import cohen_kappa_score
+from torch import Tensor
+
+from nystromformer.errors import UserError
+from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits, number_in, unlike
+from nystromformer.tasks.reading import in_parts
+from nystromformer.tasks.scores import METRICS, with_score
+from nystromformer.tasks.table_files import PREDICTIONS, Row, TableFile, Unusable
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
+
+OF_NUMBERS = ("pearson", "spearman", "mse", "mae")
+OF_GRADES = "kappa"
+
+
+@dataclass(frozen=True)
+class NumbersTask(SequenceTask):
+    """Labels and predictions of an example are its numbers, in the order of `labels`, the columns."""
+
+    grades: tuple[tuple[float, ...], ...] = ()
+    """The grades of each column, ascending; empty where a column holds no whole numbers alone."""
+
+    predictions: ClassVar[str] = "predictions.jsonl"
+    pictures: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.texts, *self.labels)
+
+    @classmethod
+    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
+        task, data = settings.task, settings.data
+        allowed = ("pearson", "spearman", OF_GRADES)
+        if task.metric not in allowed:
+            yield (
+                f"task.metric={task.metric!r} does not fit task.kind=numbers: write one of "
+                f"{', '.join(allowed)}"
+            )
+        if not data.train:
+            yield f"data.train is empty: with task={task.name} write data.train=FILE (.csv, .tsv or .jsonl)"
+        if not data.labels:
+            yield f"data.labels is empty: with task={task.name} write data.labels=[COLUMN,…]"
+        if data.source != "auto" or data.root:
+            yield "data.source and data.root are not for task.kind=numbers: write data.train=FILE alone"
+        if settings.submission:
+            yield f"submission=true is for GLUE, not for task={task.name}: write false"
+
+    @classmethod
+    def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
+        texts = (data.text,) if data.text_pair is None else (data.text, data.text_pair)
+        task = cls(
+            settings.name,
+            settings.name,
+            texts,
+            data.labels[0],
+            labels=tuple(data.labels),
+            metrics=OF_NUMBERS,
+            score=(settings.metric,),
+            regression=True,
+        )
+        splits = custom_splits(task, data)
+        columns = np.asarray(splits.train.labels, np.float64).reshape(-1, len(data.labels)).T
+        if columns.size and (columns == columns.round()).all():
+            grades = tuple(tuple(np.unique(column).tolist()) for column in columns)
+            task = replace(task, grades=grades, metrics=(*OF_NUMBERS, OF_GRADES))
+        elif settings.metric == OF_GRADES:
+            raise UserError(
+                f"task.metric=kappa is for grades, and {splits.origin} holds numbers that are not whole: "
+                "write pearson or spearman"
+            )
+        splits.task = task
+        return splits
+
+    def of_file(self, settings: EvaluateSettings) -> SequenceTask:
+        if settings.label is not None:
+            raise UserError(
+                f"label={settings.label}: {self.title} has {len(self.labels)} columns of numbers, "
+                f"{', '.join(self.labels)}: name them so in the file, and write null"
+            )
+        return super().of_file(settings)
+
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
+        path = Path(str(settings.file)).expanduser()
+        file = TableFile(path, self.texts, separator=settings.separator, quotes=settings.quotes)
+        labelled = any(file.has(column) for column in self.labels)
+        for column in self.labels if labelled else ():
+            file.require(column)
+        return in_parts(self._rows(file, {} if labelled else None), at_once, labelled=labelled)
+
+    def _label(self, row: Row, ids: dict[str, int]) -> list[float]:
+        values = [(column, row.label(column)) for column in self.labels]
+        for column, value in values:
+            if not value:
+                raise Unusable(f"has no label in {column!r}")
+        return [number_in(value, column) for column, value in values]
+
+    def check(self, splits: Splits) -> None:
+        """Numbers may be anything."""
+
+    def balance(self, labels: Sequence[Any]) -> str:
+        columns = np.asarray(labels).T
+        told = [
+            f"{name} {column.min():g} to {column.max():g}, mean {column.mean():.2f}"
+            for name, column in zip(self.labels, columns, strict=True)
+        ]
+        return "; ".join(told)
+
+    def predict(self, encoded: Encoded, outputs: Outputs) -> list[Any]:
+        return np.asarray(outputs, np.float64).tolist()
+
+    def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
+        numbers = torch.from_numpy(np.asarray(outputs))
+        return (numbers - torch.tensor(encoded.labels)).square().mean(dim=1)
+
+    def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        """Each metric as the mean over the columns, and with several columns also of each by itself."""
+        truth, found = np.asarray(labels, np.float64).T, np.asarray(predictions, np.float64).T
+        of_columns = {
+            name: [self._figure(name, number, truth[number], found[number]) for number in range(len(truth))]
+            for name in self.metrics
+        }
+        figures = with_score(self, {name: float(np.mean(values)) for name, values in of_columns.items()})
+        if len(self.labels) > 1:
+            for name, values in of_columns.items():
+                figures |= {
+                    f"{name}_{column}": value for column, value in zip(self.labels, values, strict=True)
+                }
+        return figures
+
+    def _figure(self, metric: str, column: int, truth: NDArray[Any], found: NDArray[Any]) -> float:
+        if metric != OF_GRADES:
+            return METRICS[metric](truth, found)
+        scale = np.asarray(self.grades[column])
+        nearest = scale[np.abs(found[:, None] - scale).argmin(axis=1)]
+        if len({*truth, *nearest}) == 1:
+            return 0.0  # nothing to agree about, which the definition leaves open
+        known = np.unique([*scale, *truth]).astype(int)
+        return float(
+            cohen_kappa_score(truth.astype(int), nearest.astype(int), labels=known, weights="quadratic")
+        )
+
+    def draw(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def records(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[Mapping[str, Any]]:
+        """Number, what is predicted for each column, the true numbers if known, and the texts."""
+        index, prediction = (unlike(name, self.columns) for name in PREDICTIONS)
+        for row, numbers in enumerate(predictions):
+            named = {name: float(f"{value:.6g}") for name, value in zip(self.labels, numbers, strict=True)}
+            record: dict[str, Any] = {index: examples.ids[row], prediction: named}
+            if examples.labels is not None:
+                record |= dict(zip(self.labels, examples.labels[row], strict=True))
+            yield record | dict(zip(self.texts, examples.texts[row], strict=True))
+
+    def written(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
+    ) -> str:
+        return Task.written(self, examples, predictions, outputs, first=first)
+
+    def usage(self) -> str:
+        asked = '"a text"' if len(self.texts) == 1 else '{"text": "one", "text_pair": "another"}'
+        return f"""predict = pipeline(
+    "{self.pipeline}", model="PATH OF THIS FOLDER", top_k=None, function_to_apply="none"
+)
+print(predict([{asked}]))  # the number of each column as its score"""
