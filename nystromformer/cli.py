@@ -18,7 +18,7 @@ from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
+from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, PredictSettings
 from nystromformer.settings.prepare import PrepareCommandSettings, ShardOf
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.threads import watch_for_other_work
@@ -93,9 +93,16 @@ def run_finetune(settings: FinetuneSettings) -> None:
 
 def run_evaluate(settings: EvaluateSettings) -> None:
     """Predict a file, and measure where it has labels."""
-    from nystromformer.tasks.evaluate import evaluate
+    from nystromformer.tasks.predict import evaluate
 
     evaluate(settings)
+
+
+def run_predict(settings: PredictSettings) -> None:
+    """Predict a file, or go on with it."""
+    from nystromformer.tasks.predict import predict
+
+    predict(settings)
 
 
 def run_benchmark(settings: BenchmarkSettings) -> None:
@@ -158,6 +165,14 @@ COMMANDS = {
         "A fine-tuned model on a file: predictions, and figures where the file has labels.",
         run_evaluate,
         ("nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",),
+    ),
+    "predict": Command(
+        "A fine-tuned model on a file of any size, row by row; the same command again goes on.",
+        run_predict,
+        (
+            "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.jsonl folder=predicted",
+            "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.csv format=tsv precision=bf16",
+        ),
     ),
     "benchmark": Command(
         "Speed and memory of attention, training, preparation and loader on this machine, beside the peers.",

@@ -29,7 +29,7 @@ from nystromformer.errors import UserError
 from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
+from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, PredictSettings
 from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.prepare import PrepareCommandSettings
 from nystromformer.settings.pretrain import PretrainSettings
@@ -40,6 +40,7 @@ Settings: TypeAlias = (
     PretrainSettings
     | FinetuneSettings
     | EvaluateSettings
+    | PredictSettings
     | BenchmarkSettings
     | ConvertSettings
     | ReproduceSettings
@@ -51,6 +52,7 @@ SCHEMAS: dict[str, type[Settings]] = {
     "prepare": PrepareCommandSettings,
     "finetune": FinetuneSettings,
     "evaluate": EvaluateSettings,
+    "predict": PredictSettings,
     "benchmark": BenchmarkSettings,
     "convert": ConvertSettings,
     "reproduce": ReproduceSettings,

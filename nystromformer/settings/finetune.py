@@ -1,4 +1,4 @@
-"""Settings of `nystromformer finetune` and `nystromformer evaluate`."""
+"""Settings of `nystromformer finetune`, `evaluate` and `predict`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 TAG_SCHEMES = ("auto", "plain", "bio", "iobes")
 UNITS = ("document", "sentence")
 KEPT_MODELS = ("best", "all")
+FORMATS = ("jsonl", "tsv", "own")
 
 
 def kind_named(name: str) -> Any:
@@ -339,7 +340,8 @@ class EvaluateSettings:
     checkpoint: str | None = None
     """Folder of a model that `finetune` wrote."""
     file: str | None = None
-    """A .csv, .tsv or .jsonl file, or a file of the model's own GLUE task in GLUE's layout."""
+    """A file of a layout that the model's kind of task has: .csv, .tsv or .jsonl, CoNLL columns, SQuAD's
+    .json, or a file of the model's own GLUE task in GLUE's layout."""
     text: str | None = None
     """Name of the column with the text; empty takes that of the model's task."""
     text_pair: str | None = None
@@ -353,21 +355,63 @@ class EvaluateSettings:
     """Whether cells may stand in double quotes, as pandas and spreadsheets write them. Empty is true, and
     stops where that is in doubt; but false for files of the model's own GLUE task, where a quote is text."""
     folder: str = "evaluated"
-    """Where predictions.tsv, result.json and, with labels, confusion.png go."""
+    """Where the predictions, result.json and, with labels, a picture go."""
     batch_size: int = 64
+    """Most rows at once."""
+    tokens_per_batch: int = 16384
+    """Most tokens at once, padding included: of rows of 4,096 tokens, four; a longer row goes by itself."""
     precision: str = "float32"
     """`float32`, `bf16`, or `auto`: bf16 where the device is fast at it."""
+    malformed_rows: str = "stop"
+    """A row that cannot be read: `stop`, naming it, or `report` it beside the predictions and go on."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether labels are read where there are some."""
+        return True
+
+    @property
+    def reported(self) -> bool:
+        """Whether rows that cannot be read are handed on as faults."""
+        return self.malformed_rows == "report"
 
     def complaints(self) -> Iterator[str]:
         if not self.checkpoint:
             yield "checkpoint is empty: write checkpoint=FOLDER, e.g. checkpoint=runs/finetune/sst2/model"
         if not self.file:
-            yield "file is empty: write file=FILE (.csv, .tsv or .jsonl)"
+            yield "file is empty: write file=FILE, of a layout that the model's kind of task has"
         yield from _separator_complaints("separator", self.separator)
-        if self.batch_size < 1:
-            yield f"batch_size={self.batch_size} is impossible: write at least 1"
+        for name in ("batch_size", "tokens_per_batch"):
+            if getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)} is impossible: write at least 1"
         if self.precision not in PRECISIONS:
             yield f"precision={self.precision!r} is unknown: write one of {', '.join(PRECISIONS)}"
+        if self.malformed_rows not in ("stop", "report"):
+            yield f"malformed_rows={self.malformed_rows!r} is unknown: write stop or report"
+
+
+@dataclass
+class PredictSettings(EvaluateSettings):
+    """A fine-tuned model on a file of any size; the same command again goes on where it was stopped."""
+
+    folder: str = "predicted"
+    """Where the predictions and result.json go, with progress.json to go on by."""
+    format: str = "jsonl"
+    """`jsonl`, a JSON object a row, or `tsv`: id or row number, prediction, scores, and what is wrong with a row
+    that cannot be read; `own`, the file that `evaluate` writes, with such rows in errors.jsonl."""
+    figures: bool = True
+    """Where the file has labels, compare them with the predictions; false does not read them."""
+    batch_size: int = 256
+    malformed_rows: str = "report"
+
+    @property
+    def measured(self) -> bool:
+        return self.figures
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        if self.format not in FORMATS:
+            yield f"format={self.format!r} is unknown: write one of {', '.join(FORMATS)}"
 
 
 def _separator_complaints(key: str, value: str | None) -> Iterator[str]:

@@ -56,9 +56,20 @@ class TaskBatches:
         return self._order.global_keys(step)
 
 
-def ordered_batches(encoded: Encoded, size: int, collate: Collate) -> Iterator[tuple[list[int], Batch]]:
-    """All rows once, the longest first, so that memory runs out at once or never: which rows, the batch."""
-    order = np.argsort(-encoded.lengths, kind="stable").tolist()
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
+def ordered_batches(
+    encoded: Encoded, size: int, collate: Collate, tokens: int | None = None
+) -> Iterator[tuple[list[int], Batch]]:
+    """All rows once, the longest first, so that memory runs out at once or never: which rows, the batch.
+
+    Args:
+        size: most rows at once.
+        tokens: most tokens at once, padding included; a longer row goes by itself.
+    """
+    sizes = encoded.sizes
+    order = np.argsort(-sizes, kind="stable").tolist()
+    start = 0
+    while start < len(order):
+        room = size if tokens is None else max(tokens // max(int(sizes[order[start]]), 1), 1)
+        rows = order[start : start + min(size, room)]
         yield rows, collate(encoded, rows)
+        start += len(rows)

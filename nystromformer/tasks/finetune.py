@@ -21,7 +21,7 @@ from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
-from nystromformer.tasks.evaluate import open_model
+from nystromformer.tasks.predict import open_model
 from nystromformer.tasks.identity import compare, identity
 from nystromformer.tasks.jobs import (
     Job,

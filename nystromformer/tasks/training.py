@@ -238,13 +238,14 @@ def outputs_of(
     batch_size: int,
     pad_token_id: int,
     autocast: torch.autocast,
+    tokens: int | None = None,
 ) -> Outputs:
-    """What `task.outputs` gives for each row, in the rows' own order."""
+    """What `task.outputs` gives for each row, in the rows' own order; at most so many `tokens` at once."""
     was_training = model.training
     model.eval()
     found: list[Any] = [None] * len(part)
     collate = partial(task.collate, pad_token_id=pad_token_id, labelled=False)
-    for rows, batch in ordered_batches(part, batch_size, collate):
+    for rows, batch in ordered_batches(part, batch_size, collate, tokens):
         with autocast:
             outputs = task.outputs(model, on_device(batch, model.device))
         for row, output in zip(rows, outputs, strict=True):

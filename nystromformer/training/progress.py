@@ -14,14 +14,15 @@ from nystromformer.training.validation import ValidationResult
 class ProgressDisplay:
     """A context manager; on other processes than the main one it shows nothing."""
 
-    def __init__(self, steps: int, done: int, *, shown: bool) -> None:
+    def __init__(self, steps: int, done: int, *, shown: bool, unit: str = "step") -> None:
         self._steps = steps
         self._shown = shown
+        self._unit = unit
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self._bar: Progress | None = None
         if shown and self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("step"),
+                TextColumn(unit),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[figures]}"),
@@ -49,11 +50,15 @@ class ProgressDisplay:
         if not self._shown:
             return
         figures = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+        self.reached(step, figures, left, f"  rate {rate:.2e}")
+
+    def reached(self, step: int, figures: str, left: float, more: str = "") -> None:
+        """Show how far it is, with figures; `left` in seconds; `more` is for a log alone."""
         if self._bar:
             self._bar.update(self._task, completed=step, figures=figures)
         else:
             width = len(str(self._steps))
-            self.say(f"step {step:>{width}}/{self._steps}  {figures}  rate {rate:.2e}  left {clock(left)}")
+            self.say(f"{self._unit} {step:>{width}}/{self._steps}  {figures}{more}  left {clock(left)}")
 
     def validation(self, step: int, result: ValidationResult) -> None:
         self.say(

@@ -1,0 +1,441 @@
+"""`nystromformer predict`: a fine-tuned model on a file of any size; `evaluate` is the same on one with labels.
+
+    rows of the file → chunks → batches of like length → outputs → lines in the rows' order → progress.json
+
+A chunk holds so many rows or characters, whichever comes first, and no more is in memory. Chunks and batches
+depend on file and settings alone: what was killed goes on, and its file is that of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nystromformer.errors import UserError
+from nystromformer.files import ContentHashes, held, write_atomically
+from nystromformer.model.conversion.contents import content_of_checkpoint
+from nystromformer.settings import TrainingSettings
+from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
+from nystromformer.tasks.contents import content_of_tokenizer, short
+from nystromformer.tasks.delimited import written
+from nystromformer.tasks.export import taught
+from nystromformer.tasks.growing import (
+    PROGRESS,
+    GrowingFiles,
+    name_for_good,
+    note_progress,
+    read_progress,
+    written_so_far,
+)
+from nystromformer.tasks.start import open_tokenizer
+from nystromformer.tasks.table_files import Fault
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Task, joined, stored
+from nystromformer.tasks.training import outputs_of
+from nystromformer.training import devices
+from nystromformer.training.progress import ProgressDisplay
+
+_MOST_ROWS = 2048
+_CHARACTERS = 64
+"""A chunk holds at most so many for each token of a batch: some 16 batches."""
+_SHOWN = 5
+"""Rows that cannot be read which are shown."""
+_BETWEEN_LINES = 10.0
+"""Seconds between two lines of progress in a log."""
+_COMPARED = "compared.jsonl"
+"""Labels and predictions of a labelled file, until its figures are known."""
+_ERRORS = "errors.jsonl"
+_HASHES = "hashes.json"
+_RESULT = "result.json"
+
+
+def evaluate(settings: EvaluateSettings) -> None:
+    """Predict every row anew, write the predictions and result.json, and print the figures.
+
+    Raises:
+        UserError: the model or the file is not usable, or the folder cannot be written.
+    """
+    _Prediction(settings, "own", anew=True).run()
+
+
+def predict(settings: PredictSettings) -> None:
+    """Predict every row, or go on where that was stopped; figures too where the file has labels.
+
+    Raises:
+        UserError: as `evaluate`; or the folder holds predictions of something else, or another process has it.
+    """
+    _Prediction(settings, settings.format, anew=False).run()
+
+
+@dataclass
+class _Progress:
+    """How far it is; JSON."""
+
+    of: dict[str, Any]
+    """What it is the progress of, and by which settings."""
+    total: int
+    """Rows of the file."""
+    labelled: bool = False
+    rows: int = 0
+    """Rows done, with those that cannot be read."""
+    examples: int = 0
+    errors: int = 0
+    first_errors: list[str] = field(default_factory=list)
+    encoded: int = 0
+    """Rows that the model read, and those of them that were cut."""
+    cut: int = 0
+    finished: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+class _Prediction:
+    """A file, a model, and the folder where predictions go."""
+
+    def __init__(self, settings: EvaluateSettings, form: str, *, anew: bool) -> None:
+        self._settings = settings
+        self._form = form
+        self._anew = anew
+        self._folder = Path(settings.folder).expanduser()
+        self._checkpoint = Path(str(settings.checkpoint)).expanduser()
+        task, self._max_length = taught(self._checkpoint)
+        self._task = task.of_file(settings)
+        self._path = Path(str(settings.file)).expanduser()
+        self._file = self._task.predictions if form == "own" else f"predictions.{form}"
+        self._errors_apart = [_ERRORS] if form == "own" and settings.reported else []
+
+    def run(self) -> None:
+        folder = self._folder
+        before = self._before()
+        total = before.total if before else self._count()
+        tokenizer = open_tokenizer(None, str(self._checkpoint))
+        now = self._identity(tokenizer)
+        with self._writing(), held(folder / ".lock", str(folder), "write folder=OTHER") as lock:
+            progress = self._before()
+            if progress:
+                self._compare(progress.of, now)
+            else:
+                progress = _Progress(now, total)
+                self._clear()
+            if not progress.finished:
+                self._grow(progress, tokenizer)
+            result = self._finish(progress)
+            lock.unlink(missing_ok=True)
+        self._tell(progress, result)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"folder={self._settings.folder} cannot be written ({error.strerror or error}): write another"
+                + ("" if self._anew else ", or free space: the same command goes on")
+            ) from None
+
+    def _count(self) -> int:
+        """Rows of the file, those that cannot be read among them; raises UserError for none."""
+        total = sum(1 for _ in self._task.read(self._settings, 1))
+        if not total:
+            raise UserError(f"{self._path} holds no rows below its header: bring some")
+        return total
+
+    # --- going on ------------------------------------------------------------------------------------
+
+    def _before(self) -> _Progress | None:
+        """How far an earlier command came; None where there was none, or what it made is gone."""
+        content = None if self._anew else read_progress(self._folder)
+        if content is None:
+            return None
+        try:
+            progress = _Progress(**content)
+        except TypeError:
+            raise UserError(
+                f"{self._folder / PROGRESS} is of another version: delete {self._folder}, or write folder=OTHER"
+            ) from None
+        gone = not any(self._folder.glob(f"{self._file}*"))
+        return None if progress.finished and gone else progress
+
+    def _identity(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """All that a byte of the predictions depends on."""
+        if self._anew:
+            return {}
+        hashes = ContentHashes(self._folder / _HASHES)
+        task = json.dumps([stored(self._task), self._max_length], sort_keys=True)
+        parts = (content_of_checkpoint(str(self._checkpoint), hashes), task, content_of_tokenizer(tokenizer))
+        elsewhere = ("checkpoint", "file", "folder", "text", "text_pair", "label")
+        settings = {name: value for name, value in asdict(self._settings).items() if name not in elsewhere}
+        return {
+            "file": short(hashes.of(self._path)),
+            "checkpoint": short(hashlib.sha256(json.dumps(parts).encode()).hexdigest()),
+            **settings,
+        }
+
+    def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Raise UserError where a folder holds predictions of another file, model or setting."""
+        for name in now:
+            if before.get(name) == now[name]:
+                continue
+            given = getattr(self._settings, name)
+            if name in ("file", "checkpoint"):
+                what = f"holds predictions of another {'file' if name == 'file' else 'model'} than {name}={given} is now"
+            else:
+                old = before.get(name)
+                what = f"was begun with {name}={'null' if old is None else old}, not {'null' if given is None else given}"
+            raise UserError(
+                f"{self._folder} {what}: write folder=OTHER, or delete {self._folder} to begin again"
+            )
+
+    def _clear(self) -> None:
+        """Remove what an earlier command left, the result first."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        names = [_RESULT, PROGRESS, *self._task.pictures, _ERRORS]
+        for name in names:
+            (self._folder / name).unlink(missing_ok=True)
+
+    # --- rows ----------------------------------------------------------------------------------------
+
+    def _grow(self, progress: _Progress, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Predict what is left."""
+        settings, task = self._settings, self._task
+        model = open_model(self._checkpoint, task)[0]
+        recipe = TrainingSettings(precision=settings.precision)
+        accelerator = devices.open_accelerator(recipe)
+        model.to(accelerator.device)
+        autocast = devices.autocast(devices.precision(recipe, accelerator.device), accelerator.device)
+        if not progress.sizes:
+            progress.sizes = dict.fromkeys([self._file, _COMPARED, *self._errors_apart], 0)
+        files = GrowingFiles(self._folder, progress.sizes)
+        rows = islice(task.read(settings, 1), progress.rows, None)
+        display = ProgressDisplay(progress.total, progress.rows, shown=True, unit="row")
+        shown, began, at_first = time.monotonic(), time.monotonic(), progress.rows
+        with files.opened(), display:
+            for chunk in _chunks(rows, _CHARACTERS * settings.tokens_per_batch):
+                part = _Part(task, chunk)
+                part.encode(tokenizer, self._max_length, self._path if settings.reported else None)
+                if len(part.examples):
+                    outputs = outputs_of(
+                        task, model, part.encoded, settings.batch_size, int(tokenizer.pad_token_id), autocast,
+                        settings.tokens_per_batch,
+                    )  # fmt: skip
+                    part.predict(outputs)
+                texts = self._texts(part, progress)
+                part.note(progress)
+                files.append(texts, asdict(progress))
+                now = time.monotonic()
+                if display.console.is_terminal or now - shown > _BETWEEN_LINES:
+                    speed = (progress.rows - at_first) / (now - began)
+                    left = (progress.total - progress.rows) / speed
+                    display.reached(progress.rows, f"{speed:,.1f} rows/s", left)
+                    shown = now
+
+    def _texts(self, part: _Part, progress: _Progress) -> dict[str, str]:
+        """What a part adds to each file."""
+        records = part.records(progress.rows)
+        if self._form == "jsonl":
+            texts = {self._file: _json_lines(records)}
+        elif self._form == "tsv":
+            texts = {self._file: _table(self._task, records, head=not progress.rows)}
+        else:
+            texts = {name: _json_lines(part.errors(progress.rows)) for name in self._errors_apart}
+            if len(part.examples):
+                texts[self._file] = self._task.written(
+                    part.examples, part.predictions, part.outputs, first=progress.examples
+                )
+        if part.examples.labels is not None:
+            texts[_COMPARED] = _json_lines(zip(part.examples.labels, part.predictions, strict=True))
+        return texts
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def _finish(self, progress: _Progress) -> dict[str, Any]:
+        """Name the files, and write the result; what is done already is done no more."""
+        folder, task = self._folder, self._task
+        if progress.finished and (folder / _RESULT).exists():
+            return dict(json.loads((folder / _RESULT).read_text(encoding="utf-8")))
+        result: dict[str, Any] = {
+            "checkpoint": str(self._checkpoint),
+            "file": self._settings.file,
+            "task": task.name,
+            "examples": progress.examples,
+            "truncated": progress.cut / max(progress.encoded, 1),
+        }
+        if self._settings.reported:
+            result["errors"] = progress.errors
+        if progress.labelled:
+            pairs = [json.loads(line) for line in written_so_far(folder, _COMPARED)]
+            labels = [label for label, _ in pairs]
+            predictions = [task.from_json(prediction) for _, prediction in pairs]
+            result["figures"] = task.figures(labels, predictions)
+            drawn = task.draw(labels, predictions, folder, task.title)
+            result |= {name: value for name, value in drawn.items() if value is not None}
+        progress.finished = True
+        if not self._anew:
+            note_progress(folder, asdict(progress))
+        for name in progress.sizes:
+            if name != _COMPARED:
+                name_for_good(folder, name)
+        write_atomically(folder / _RESULT, json.dumps(result, indent=2) + "\n")
+        for name in (f"{_COMPARED}.part", _HASHES):
+            (folder / name).unlink(missing_ok=True)
+        if self._anew:
+            (folder / PROGRESS).unlink(missing_ok=True)
+        return result
+
+    def _tell(self, progress: _Progress, result: Mapping[str, Any]) -> None:
+        cut = f"{result['truncated']:.1%} cut to {self._max_length} tokens"
+        print(f"{self._settings.file}: {progress.examples:,} examples, {cut}")
+        for name, value in result.get("figures", {}).items():
+            print(f"  {name} {value:.4f}")
+        print(self._folder / self._file)
+        if progress.errors:
+            first = "".join(f"\n  {error}" for error in progress.first_errors)
+            more = f", the first {_SHOWN}" if progress.errors > _SHOWN else ""
+            print(
+                f"{progress.errors:,} of {progress.rows:,} rows could not be read{more}:{first}",
+                file=sys.stderr,
+            )
+
+
+# --- parts --------------------------------------------------------------------------------------------
+
+
+class _Part:
+    """A chunk of rows, and what the model makes of it."""
+
+    encoded: Encoded
+    outputs: Outputs = ()
+    predictions: Sequence[Any] = ()
+
+    def __init__(self, task: Task, rows: list[Examples | Fault]) -> None:
+        self._task = task
+        self.rows = rows
+        self.examples = self._joined()
+
+    def _joined(self) -> Examples:
+        examples = [row for row in self.rows if isinstance(row, Examples)]
+        return joined(examples) if examples else Examples([], None, [])
+
+    @property
+    def faults(self) -> list[tuple[int, Fault]]:
+        """Each with its place among the rows."""
+        return [(place, row) for place, row in enumerate(self.rows) if isinstance(row, Fault)]
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path | None) -> None:
+        """Make rows of token ids; an example of which none can be made is a fault of `path`, if there is one."""
+        if not len(self.examples):
+            return
+        try:
+            self.encoded = self._task.encode(self.examples, tokenizer, max_length)
+        except UserError:
+            if path is None:
+                raise
+            for place, row in enumerate(self.rows):
+                try:
+                    if isinstance(row, Examples):
+                        self._task.encode(row, tokenizer, max_length)
+                except UserError as error:
+                    self.rows[place] = Fault(path, f"example {row.ids[0]}", f"cannot be read ({error})")
+            self.examples = self._joined()
+            self.encode(tokenizer, max_length, None)
+
+    def predict(self, outputs: Outputs) -> None:
+        self.outputs = outputs
+        self.predictions = self._task.predict(self.encoded, outputs)
+
+    def note(self, progress: _Progress) -> None:
+        """Count it as done."""
+        faults = self.faults
+        progress.rows += len(self.rows)
+        progress.errors += len(faults)
+        progress.first_errors += [str(fault) for _, fault in faults[: _SHOWN - len(progress.first_errors)]]
+        if len(self.examples):
+            progress.labelled |= self.examples.labels is not None
+            progress.examples += len(self.examples)
+            progress.encoded += len(self.encoded)
+            progress.cut += int((self.encoded.full_lengths > self.encoded.lengths).sum())
+
+    def records(self, first: int) -> Iterator[dict[str, Any]]:
+        """A record of each row, `first` the number of the first one."""
+        answers = iter(self._task.answers(self.examples, self.predictions, self.outputs))
+        ids = iter(self.examples.ids)
+        for number, row in enumerate(self.rows, start=first):
+            if isinstance(row, Fault):
+                yield _of_fault(number, row)
+            else:
+                yield {"id": next(ids), **next(answers)}
+
+    def errors(self, first: int) -> Iterator[dict[str, Any]]:
+        return (_of_fault(first + place, fault) for place, fault in self.faults)
+
+
+def _chunks(rows: Iterable[Examples | Fault], characters: int) -> Iterator[list[Examples | Fault]]:
+    """The rows, one an item, in lists of at most _MOST_ROWS that hold some `characters` in all."""
+    chunk: list[Examples | Fault] = []
+    held = 0
+    for row in rows:
+        chunk.append(row)
+        if isinstance(row, Examples):
+            held += sum(len(text) + 1 for texts in row.texts for text in texts)
+        if len(chunk) == _MOST_ROWS or held >= characters:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def _of_fault(number: int, fault: Fault) -> dict[str, Any]:
+    return {"id": str(number), "error": str(fault)}
+
+
+def _json_lines(records: Iterable[Any]) -> str:
+    return "".join(json.dumps(x, ensure_ascii=False, default=_plain) + "\n" for x in records)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and dataclasses as JSON's lists."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else list(vars(value).values())
+
+
+def _table(task: Task, records: Iterable[Mapping[str, Any]], *, head: bool) -> str:
+    """Tab-separated; of an object with an entry for each label, a column each."""
+    columns: list[tuple[str, ...]] = [("id",)]
+    for name in task.told:
+        whole = name.removesuffix(".*")
+        columns += [(name,)] if whole == name else [(whole, label) for label in task.labels]
+    columns.append(("error",))
+    rows = [[_cell(record, column) for column in columns] for record in records]
+    return written([[".".join(column) for column in columns], *rows] if head else rows)
+
+
+def _cell(record: Any, column: tuple[str, ...]) -> str:
+    for name in column:
+        record = None if record is None else record.get(name)
+    if record is None or isinstance(record, str):
+        return record or ""
+    return json.dumps(record, ensure_ascii=False, default=_plain)
+
+
+def open_model(folder: Path, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a folder; raises UserError where the weights cannot be loaded."""
+    try:
+        model = task.head.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(
+            f"checkpoint={folder}: cannot load the weights ({first_line}): train it again"
+        ) from None
+    if model.config.num_labels != task.num_labels:
+        raise UserError(
+            f"checkpoint={folder} has {model.config.num_labels} labels, its task.json {task.num_labels}"
+        )
+    return model.eval(), open_tokenizer(None, str(folder))
