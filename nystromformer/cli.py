@@ -171,7 +171,7 @@ COMMANDS = {
         run_predict,
         (
             "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.jsonl folder=predicted",
-            "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.csv format=tsv precision=bf16",
+            "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.csv format=tsv",
         ),
     ),
     "benchmark": Command(

@@ -18,8 +18,8 @@ from nystromformer.model.reconstruction import fit_in_closed_form
 from nystromformer.reproduce.result import Result, trained_bert
 from nystromformer.reproduce.runs import composed_finetune, finetuned, percent, task_of, why_absent
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.tasks.predict import open_model
 from nystromformer.tasks.jobs import jobs_of
+from nystromformer.tasks.predict import open_model
 from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.scores import figures_of_sets
 from nystromformer.tasks.task import Encoded, Task, padded

@@ -397,8 +397,8 @@ class PredictSettings(EvaluateSettings):
     folder: str = "predicted"
     """Where the predictions and result.json go, with progress.json to go on by."""
     format: str = "jsonl"
-    """`jsonl`, a JSON object a row, or `tsv`: id or row number, prediction, scores, and what is wrong with a row
-    that cannot be read; `own`, the file that `evaluate` writes, with such rows in errors.jsonl."""
+    """`jsonl`, a JSON object a row, or `tsv`: id or row number, prediction, scores, and what is wrong with a
+    row that cannot be read; `own`, the file that `evaluate` writes, with such rows in errors.jsonl."""
     figures: bool = True
     """Where the file has labels, compare them with the predictions; false does not read them."""
     batch_size: int = 256

@@ -65,11 +65,16 @@ def ordered_batches(
         size: most rows at once.
         tokens: most tokens at once, padding included; a longer row goes by itself.
     """
-    sizes = encoded.sizes
-    order = np.argsort(-sizes, kind="stable").tolist()
-    start = 0
-    while start < len(order):
-        room = size if tokens is None else max(tokens // max(int(sizes[order[start]]), 1), 1)
-        rows = order[start : start + min(size, room)]
+    order = np.argsort(-encoded.lengths, kind="stable").tolist()
+    rows: list[int] = []
+    width = texts = 0
+    for row in order:
+        widest, most = max(width, int(encoded.lengths[row])), max(texts, encoded.texts_of(row))
+        full = len(rows) == size or (tokens is not None and (len(rows) + 1) * widest * most > tokens)
+        if rows and full:
+            yield rows, collate(encoded, rows)
+            rows, widest, most = [], int(encoded.lengths[row]), encoded.texts_of(row)
+        rows.append(row)
+        width, texts = widest, most
+    if rows:
         yield rows, collate(encoded, rows)
-        start += len(rows)

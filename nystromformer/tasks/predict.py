@@ -1,4 +1,4 @@
-"""`nystromformer predict`: a fine-tuned model on a file of any size; `evaluate` is the same on one with labels.
+"""`predict`: a fine-tuned model on a file of any size; `evaluate`, the same on one with labels.
 
     rows of the file → chunks → batches of like length → outputs → lines in the rows' order → progress.json
 
@@ -160,7 +160,7 @@ class _Prediction:
             progress = _Progress(**content)
         except TypeError:
             raise UserError(
-                f"{self._folder / PROGRESS} is of another version: delete {self._folder}, or write folder=OTHER"
+                f"{self._folder / PROGRESS} is of another version: write folder=OTHER, or delete that folder"
             ) from None
         gone = not any(self._folder.glob(f"{self._file}*"))
         return None if progress.finished and gone else progress
@@ -185,12 +185,13 @@ class _Prediction:
         for name in now:
             if before.get(name) == now[name]:
                 continue
-            given = getattr(self._settings, name)
             if name in ("file", "checkpoint"):
-                what = f"holds predictions of another {'file' if name == 'file' else 'model'} than {name}={given} is now"
+                other = "file" if name == "file" else "model"
+                given = getattr(self._settings, name)
+                what = f"holds predictions of another {other} than {name}={given} is now"
             else:
-                old = before.get(name)
-                what = f"was begun with {name}={'null' if old is None else old}, not {'null' if given is None else given}"
+                old, given = (json.dumps(x).strip('"') for x in (before.get(name), now[name]))
+                what = f"was begun with {name}={old}, not {given}"
             raise UserError(
                 f"{self._folder} {what}: write folder=OTHER, or delete {self._folder} to begin again"
             )
@@ -331,7 +332,7 @@ class _Part:
         return [(place, row) for place, row in enumerate(self.rows) if isinstance(row, Fault)]
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path | None) -> None:
-        """Make rows of token ids; an example of which none can be made is a fault of `path`, if there is one."""
+        """Make rows of token ids; with a `path` an example of which none can be made is a fault of it."""
         if not len(self.examples):
             return
         try:

@@ -114,11 +114,10 @@ class Encoded:
         """How many examples the rows are of."""
         return len(self)
 
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Tokens of each row, of all its texts, each padded to the longest of them."""
-        texts = [len(ids) if ids and isinstance(ids[0], list) else 1 for ids in self.input_ids]
-        return self.lengths * np.array(texts, np.int64)
+    def texts_of(self, row: int) -> int:
+        """How many texts a row holds."""
+        ids = self.input_ids[row]
+        return len(ids) if ids and isinstance(ids[0], list) else 1
 
     @property
     def truncated(self) -> float:
