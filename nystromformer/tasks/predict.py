@@ -72,7 +72,7 @@ def predict(settings: PredictSettings) -> None:
     """Predict every row, or go on where that was stopped; figures too where the file has labels.
 
     Raises:
-        UserError: as `evaluate`; or the folder holds predictions of something else, or another process has it.
+        UserError: as `evaluate`; or the folder is of other predictions, or another process has it.
     """
     _Prediction(settings, settings.format, anew=False).run()
 
