@@ -114,9 +114,9 @@ def run_benchmark(settings: BenchmarkSettings) -> None:
 
 def run_convert(settings: ConvertSettings) -> None:
     """Read one checkpoint and write another."""
-    from nystromformer.training.closer import convert_with_text
+    from nystromformer.training.convert import convert
 
-    convert_with_text(settings)
+    convert(settings)
 
 
 def run_reproduce(settings: ReproduceSettings) -> None:

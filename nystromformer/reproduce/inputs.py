@@ -17,14 +17,13 @@ from nystromformer.data.imdb import Imdb
 from nystromformer.data.plan import plan
 from nystromformer.errors import UserError
 from nystromformer.files import sha256_of_file
-from nystromformer.model.conversion.contents import content_of_checkpoint
+from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.reproduce.lra.examples import content_of, load_task
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import composed_finetune, composed_run, task_of
 from nystromformer.settings.reproduce import SECTIONS, ReproduceSettings
 from nystromformer.tasks.contents import content_of_tokenizer, contents_of_data, short
 from nystromformer.tasks.reading import load_splits
-from nystromformer.tasks.start import open_tokenizer
 
 Inputs = dict[str, str | None]
 """What it is, for people → its content, None where it is not there or cannot be read."""

@@ -10,21 +10,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from nystromformer.data.documents import in_validation, text_hash
 from nystromformer.data.imdb import Imdb
 from nystromformer.data.layout import Batch
 from nystromformer.markdown import table
-from nystromformer.model import NystromformerForPreTraining, NystromformerModel
+from nystromformer.model import NystromformerModel
 from nystromformer.model.attention import NystromformerSelfAttention
-from nystromformer.model.conversion import Source, inherited, read_source, start_from
-from nystromformer.model.conversion.inherit import NEW_CONVOLUTION
-from nystromformer.model.reconstruction import fit_in_closed_form
+from nystromformer.model.closed_form import fit_in_closed_form
+from nystromformer.model.source import NEW_CONVOLUTION, Source, open_source, open_tokenizer
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.scale import StartsScale
-from nystromformer.training.hidden_states import error_of_states, transfer_attention
-from nystromformer.training.text_rows import length_of_row
+from nystromformer.training.attention_transfer import error_of_states, length_of_row, transfer_attention
 
 _HELD_OUT = 0.02  # the share of the documents that the pretraining on reviews holds out
 
@@ -40,7 +37,7 @@ class NearAndFar:
 
 def near_and_far(bert: str, scale: StartsScale) -> NearAndFar:
     """Measure every row of the table."""
-    source = read_source(bert, "bert")
+    source = open_source(bert, "bert")
     exact = encoder_of(source, attention="softmax", conv_kernel_size=None)
     lengths = (scale.length // 2, scale.length)
     held_out = {n: list(_batches(islice(reviews_of(bert, n, held_out=True), scale.rows))) for n in lengths}
@@ -138,7 +135,7 @@ def mixed_rows(tokenizer: str, longest: int) -> Iterator[Batch]:
 
 def reviews_of(tokenizer: str, length: int, *, held_out: bool = False) -> Iterator[list[int]]:
     """Token ids of the reviews that fill `length`, cut to it, special tokens included."""
-    tokenize = AutoTokenizer.from_pretrained(tokenizer)
+    tokenize = open_tokenizer(None, tokenizer)
     for document in Imdb().documents():
         if in_validation(text_hash(document.text), _HELD_OUT) != held_out or len(document.text) < 3 * length:
             continue
@@ -149,9 +146,7 @@ def reviews_of(tokenizer: str, length: int, *, held_out: bool = False) -> Iterat
 
 def encoder_of(source: Source, **changes: object) -> NystromformerModel:
     """The source's encoder with another configuration."""
-    model = NystromformerForPreTraining(inherited(source, changes, setting="checkpoint"))
-    start_from(model, source)
-    return model.nystromformer.eval()
+    return source.model(source.configuration(changes))[0].nystromformer.eval()
 
 
 def _nystrom(source: Source, landmarks: int, neighbours: int | None, **changes: object) -> NystromformerModel:

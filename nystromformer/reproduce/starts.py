@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from nystromformer.markdown import table
-from nystromformer.model.conversion import read_source
-from nystromformer.model.fitted_convolution import RIDGE, fit_convolutions
+from nystromformer.model.closed_form import RIDGE, fit_convolutions
+from nystromformer.model.source import open_source
 from nystromformer.reproduce.near_and_far import encoder_of, near_and_far, reviews_of
 from nystromformer.reproduce.result import Result
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.training.hidden_states import error_of_states
+from nystromformer.training.attention_transfer import error_of_states
 
 VARIANTS: tuple[tuple[str, dict], ...] = (
     ("zero", {"rows": 0}),
@@ -92,7 +92,7 @@ def error_of_start(
     scale: bool = False,
 ) -> float:
     """‖h − h_BERT‖ / ‖h_BERT‖ over all tokens of the rows; kernels are zero without calibration rows."""
-    source = read_source(bert, "bert")
+    source = open_source(bert, "bert")
     exact = encoder_of(source, attention="softmax", conv_kernel_size=None)
     nystrom = encoder_of(
         source,

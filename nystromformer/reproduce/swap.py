@@ -13,8 +13,8 @@ import torch
 from nystromformer.errors import UserError
 from nystromformer.markdown import table
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
-from nystromformer.model.conversion.inherit import NEW_CONVOLUTION
-from nystromformer.model.reconstruction import fit_in_closed_form
+from nystromformer.model.layouts import load_model
+from nystromformer.model.source import NEW_CONVOLUTION
 from nystromformer.reproduce.result import Result, trained_bert
 from nystromformer.reproduce.runs import composed_finetune, finetuned, percent, task_of, why_absent
 from nystromformer.settings.reproduce import ReproduceSettings
@@ -22,7 +22,8 @@ from nystromformer.tasks.jobs import jobs_of
 from nystromformer.tasks.predict import open_model
 from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.scores import figures_of_sets
-from nystromformer.tasks.task import Encoded, Task, padded
+from nystromformer.tasks.start import fit_on_longest
+from nystromformer.tasks.task import Encoded, Task
 from nystromformer.tasks.training import outputs_of
 
 EXACT = "exact"
@@ -156,11 +157,10 @@ def swapped_classifier(
     """A fine-tuned model with another attention; what is fitted is fitted on the longest training rows."""
     if how:
         changes["conv_kernel_size"] = NEW_CONVOLUTION
-    model = Classifier.from_pretrained(folder, use_safetensors=True, **changes).eval()
+    wrong, fix = f"checkpoint={folder}", ": train it again"
+    model = load_model(Classifier, str(folder), wrong=wrong, fix=fix, **changes)[0].eval()
     if how:
-        longest = np.argsort(-train.lengths, kind="stable")[:rows].tolist()
-        batches = [padded(train, [row], model.config.pad_token_id or 0) for row in longest]
-        print(f"  {fit_in_closed_form(model.nystromformer, batches, how)}", flush=True)
+        print(f"  {fit_on_longest(model, train, rows, how)}", flush=True)
     return model
 
 

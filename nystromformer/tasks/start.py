@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nystromformer.errors import UserError
-from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
-from nystromformer.model.conversion import Source, inherited, read_source, start_from, written
-from nystromformer.model.conversion.contents import content_of_checkpoint
-from nystromformer.model.conversion.inherit import LARGEST_PADDING
-from nystromformer.model.reconstruction import fit_in_closed_form
+from nystromformer.data.layout import Batch
+from nystromformer.model import NystromformerConfig
+from nystromformer.model.closed_form import fit_in_closed_form
+from nystromformer.model.source import Source, content_of_checkpoint, open_source, open_tokenizer, written
 from nystromformer.settings.finetune import FinetuneSettings, TaskModelSettings
-from nystromformer.tasks.task import Encoded, Task
+from nystromformer.tasks.task import Encoded, Task, padded
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Checkpoint:
     config: NystromformerConfig
     """The classifier's, without its labels."""
     content: str
-    """What the weights are, see `model.conversion.contents`."""
+    """What the weights are, see `content_of_checkpoint`."""
 
 
 def read_checkpoint(settings: FinetuneSettings) -> Checkpoint:
@@ -37,44 +37,17 @@ def read_checkpoint(settings: FinetuneSettings) -> Checkpoint:
     Raises:
         UserError: no such checkpoint or tokenizer, or the two do not belong together.
     """
-    path = str(settings.checkpoint)
-    source = read_source(path, setting="checkpoint")
+    path, changed = str(settings.checkpoint), settings.model
+    source = open_source(path, setting="checkpoint")
+    source.read()
     tokenizer = open_tokenizer(settings.tokenizer_path, path)
-    spare = source.config.vocab_size - len(tokenizer)
-    if not 0 <= spare < LARGEST_PADDING:
-        raise UserError(
-            f"checkpoint={path} has {source.config.vocab_size:,} word embeddings and the tokenizer of "
-            f"{settings.tokenizer_path or path} {len(tokenizer):,} tokens: write the "
-            "tokenizer_path=FOLDER that the weights were trained with"
-        )
+    source.check_tokenizer(tokenizer, settings.tokenizer_path or path)
     content = content_of_checkpoint(path)
     assert content is not None, "it has just been read"
-    return Checkpoint(source, tokenizer, _configuration(source, settings.model), content)
-
-
-def open_tokenizer(path: str | None, checkpoint: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of `path`, or of the checkpoint; raises UserError where there is none to use."""
-    name = f"tokenizer_path={path}" if path else f"checkpoint={checkpoint}"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path or checkpoint, trust_remote_code=False)
-    except Exception as error:  # transformers raises half a dozen kinds, the hub's client more
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{name} has no tokenizer that can be opened ({first_line}): write tokenizer_path=FOLDER "
-            "or a hub name"
-        ) from None
-    if tokenizer.pad_token_id is None or tokenizer.cls_token_id is None:
-        raise UserError(
-            f"{name}: its tokenizer has no [PAD] or no [CLS] token: write another tokenizer_path=FOLDER"
-        )
-    return tokenizer
-
-
-def _configuration(source: Source, settings: TaskModelSettings) -> NystromformerConfig:
-    changes = {name: value for name, value in written(settings).items() if value is not None}
-    if settings.max_length is not None:
-        changes["max_position_embeddings"] = max(settings.max_length, source.config.max_position_embeddings)
-    return inherited(source, changes, setting="checkpoint", section="model.")
+    changes = {name: value for name, value in written(changed).items() if value is not None}
+    if changed.max_length is not None:
+        changes["max_position_embeddings"] = max(changed.max_length, source.config.max_position_embeddings)
+    return Checkpoint(source, tokenizer, source.configuration(changes, section="model."), content)
 
 
 def max_length_of(checkpoint: Checkpoint, settings: TaskModelSettings) -> int:
@@ -92,18 +65,28 @@ def build_classifier(
     torch.manual_seed(seed)
     config = copy.deepcopy(checkpoint.config)
     task.configure(config)
-    encoder = NystromformerForPreTraining(checkpoint.config)
-    moved = start_from(encoder, checkpoint.source, positions=settings.positions)
-    model = task.head(config)
-    wanted = model.nystromformer.state_dict()  # some heads have no pooler
-    weights = encoder.nystromformer.state_dict()
-    model.nystromformer.load_state_dict({name: weights[name] for name in wanted})
-    report = str(moved)
-    if moved.new_convolution and config.attention == "nystrom" and settings.convolution != "zero":
-        longest = np.argsort(-train.lengths, kind="stable")[: settings.convolution_rows].tolist()
-        batches = [task.collate(train, [row], config.pad_token_id or 0, labelled=False) for row in longest]
-        rows = [{name: ids.flatten(0, -2) for name, ids in batch.items()} for batch in batches]
-        report += f"\n  {fit_in_closed_form(model.nystromformer, rows, settings.convolution)}"
+    model, copied = checkpoint.source.model_with_head(task.head, config, positions=settings.positions)
+    report = str(copied)
+    if copied.can_be_fitted and settings.convolution != "zero":
+        collate = partial(task.collate, labelled=False)
+        rows = settings.convolution_rows
+        report += f"\n  {fit_on_longest(model, train, rows, settings.convolution, collate)}"
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model, report
+
+
+def fit_on_longest(
+    model: PreTrainedModel,
+    train: Encoded,
+    rows: int,
+    how: str,
+    collate: Callable[[Encoded, list[int], int], Batch] = padded,
+) -> str:
+    """Fit what the checkpoint has not on the longest training rows, see `fit_in_closed_form`."""
+    longest = np.argsort(-train.lengths, kind="stable")[:rows].tolist()
+    batches = [collate(train, [row], model.config.pad_token_id or 0) for row in longest]
+    # A row of a choice holds several texts; what a head reads besides is nothing to the encoder.
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    texts = [{name: batch[name].flatten(0, -2) for name in inputs if name in batch} for batch in batches]
+    return fit_in_closed_form(model.nystromformer, texts, how)

@@ -19,7 +19,7 @@ from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData, read_manifest
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
-from nystromformer.model.conversion.contents import content_of_checkpoint
+from nystromformer.model.source import content_of_checkpoint
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.checkpoint import saved_steps
 from nystromformer.training.run_folder import RunFolder

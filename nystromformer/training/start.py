@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
-from nystromformer.model.conversion import Source, inherited, read_source, start_from, written
-from nystromformer.model.reconstruction import fit_in_closed_form
+from nystromformer.model.closed_form import fit_in_closed_form
+from nystromformer.model.source import Source, open_source, written
 from nystromformer.settings import InitSettings, ModelSettings, PretrainSettings
 from nystromformer.settings.model import configuration_name
 from nystromformer.training.run_folder import RunFolder
@@ -48,7 +48,7 @@ def settled(settings: S) -> S:
     init, model = settings.init, settings.model
     if init.source == "scratch":
         return settings
-    source = read_source(str(init.path), init.source, shape_only=True)
+    source = open_source(str(init.path), init.source)
     stored = RunFolder(settings).stored()
     if stored is not None:  # it goes on as it began, even if its source has changed since
         begun = {name: getattr(stored.model, name) for name in model.from_source}
@@ -56,7 +56,7 @@ def settled(settings: S) -> S:
     changes = _changes(model)
     if model.is_known("max_length") and not model.is_known("max_position_embeddings"):
         changes["max_position_embeddings"] = max(model.max_length, source.config.max_position_embeddings)
-    config = inherited(source, changes, setting="init.path", section="model.")
+    config = source.configuration(changes, section="model.")
     found: dict[str, Any] = {
         name: getattr(config, configuration_name(name), None) for name in model.from_source
     }
@@ -84,25 +84,25 @@ def build_model(
     """
     torch.manual_seed(settings.training.seed)
     init = settings.init
-    source = None if init.source == "scratch" else read_source(str(init.path), init.source)
+    source = None if init.source == "scratch" else open_source(str(init.path), init.source)
     config = model_config(settings.model, tokenizer, source)
-    model = NystromformerForPreTraining(config)
+    if source is None:
+        start = Start(NystromformerForPreTraining(config), "from random weights")
+        new_head = init.output_bias == "unigram"
+    else:
+        model, copied = source.model(config, positions=init.positions)
+        before, now = source.config.max_position_embeddings, config.max_position_embeddings
+        growth = "" if before == now else f", {before} positions made {now}"
+        fits = init.convolution != "zero" and copied.can_be_fitted
+        start = Start(model, f"from the {source.kind} {init.path}{growth}\n{copied}", fits)
+        new_head = any(name.startswith("cls.predictions") for name in copied.new)
+    if new_head:  # nothing is lost, and hundreds of steps are won
+        losses = unigram_losses(unigram_counts, config.vocab_size)
+        with torch.no_grad():
+            start.model.cls.predictions.bias.copy_(-losses)
     if settings.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if source is not None:
-        transfer = start_from(model, source, positions=init.positions)
-        if any(name.startswith("cls.predictions") for name in transfer.new):
-            _unigram_bias(model, unigram_counts)  # a new head: nothing is lost, and hundreds of steps are won
-        growth = ""
-        if source.config.max_position_embeddings != config.max_position_embeddings:
-            growth = (
-                f", {source.config.max_position_embeddings} positions made {config.max_position_embeddings}"
-            )
-        fits = init.convolution != "zero" and config.attention == "nystrom" and transfer.new_convolution
-        return Start(model, f"from the {source.kind} {init.path}{growth}\n{transfer}", fits)
-    if init.output_bias == "unigram":
-        _unigram_bias(model, unigram_counts)
-    return Start(model, "from random weights")
+        start.model.gradient_checkpointing_enable()
+    return start
 
 
 def fit(start: Start, init: InitSettings, rows: Iterable[Batch]) -> None:
@@ -110,11 +110,6 @@ def fit(start: Start, init: InitSettings, rows: Iterable[Batch]) -> None:
     done = fit_in_closed_form(start.model.nystromformer, list(rows), init.convolution)
     start.description += f"\n  {done}"
     start.fits_convolution = False
-
-
-def _unigram_bias(model: NystromformerForPreTraining, unigram_counts: np.ndarray) -> None:
-    with torch.no_grad():
-        model.cls.predictions.bias.copy_(-unigram_losses(unigram_counts, model.config.vocab_size))
 
 
 def _changes(settings: ModelSettings) -> dict[str, Any]:
@@ -137,4 +132,4 @@ def model_config(
     changes = {**_changes(settings), "vocab_size": padded, "pad_token_id": tokenizer.pad_token_id}
     if source is None:
         return NystromformerConfig(**changes)
-    return inherited(source, changes, setting="init.path", section="model.")
+    return source.configuration(changes, section="model.")

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from nystromformer.cli import main
 from nystromformer.files import ContentHashes
-from nystromformer.model.conversion.contents import content_of_checkpoint
+from nystromformer.model.source import content_of_checkpoint
 from tests.model.test_conversion import nystromformer
 
 

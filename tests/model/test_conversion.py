@@ -6,7 +6,7 @@ from transformers import BertConfig, BertForPreTraining, BertModel, DistilBertCo
 
 from nystromformer import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.errors import UserError
-from nystromformer.model.conversion import start_from_bert, start_from_checkpoint, tile_positions
+from nystromformer.model.source import grow_positions, open_source
 
 SHAPE = {
     "vocab_size": 90,
@@ -38,7 +38,7 @@ def bert_folder(tmp_path, model_class=BertForPreTraining) -> str:
 
 def test_up_to_m_tokens_the_model_equals_its_bert(tmp_path):
     model = nystromformer()
-    transfer = start_from_bert(model, bert_folder(tmp_path))
+    transfer = open_source(bert_folder(tmp_path), "bert").copy_into(model)
     assert all("conv" in name for name in transfer.new)
     bert = BertForPreTraining.from_pretrained(tmp_path).eval()
     ids = torch.randint(5, 90, (3, 16))
@@ -57,7 +57,7 @@ def test_up_to_m_tokens_the_model_equals_its_bert(tmp_path):
 
 
 def test_a_bert_without_heads_leaves_them_new(tmp_path):
-    transfer = start_from_bert(nystromformer(), bert_folder(tmp_path, BertModel))
+    transfer = open_source(bert_folder(tmp_path, BertModel), "bert").copy_into(nystromformer())
     assert any(name.startswith("cls.predictions.transform") for name in transfer.new)
     assert any(name.startswith("cls.seq_relationship") for name in transfer.new)
     assert "nystromformer.pooler.dense.weight" in transfer.taken
@@ -67,7 +67,7 @@ def test_a_checkpoint_grown_to_more_positions_keeps_its_first_outputs(tmp_path):
     short = nystromformer()
     short.save_pretrained(tmp_path)
     grown = nystromformer(max_position_embeddings=65)
-    transfer = start_from_checkpoint(grown, str(tmp_path))
+    transfer = open_source(str(tmp_path), "checkpoint").copy_into(grown)
     assert not transfer.new
     assert not transfer.left_out
     ids = torch.randint(5, 90, (2, 40))
@@ -80,25 +80,25 @@ def test_a_checkpoint_grown_to_more_positions_keeps_its_first_outputs(tmp_path):
 
 def test_positions_are_tiled_in_order():
     table = torch.arange(2 + 4.0)[:, None]
-    assert tile_positions(table, 6)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 2, 3]
-    assert tile_positions(table, 3)[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert grow_positions(table, 6)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 2, 3]
+    assert grow_positions(table, 3)[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_wrong_starts_name_the_fix(tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint there"):
-        start_from_bert(nystromformer(), str(tmp_path / "absent"))
+        open_source(str(tmp_path / "absent"), "bert").copy_into(nystromformer())
     DistilBertModel(DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=8)).save_pretrained(
         tmp_path / "distil"
     )
     with pytest.raises(UserError, match="distilbert, not a BERT"):
-        start_from_bert(nystromformer(), str(tmp_path / "distil"))
+        open_source(str(tmp_path / "distil"), "bert").copy_into(nystromformer())
     bert = bert_folder(tmp_path / "bert")
     with pytest.raises(UserError, match=r"write model.num_hidden_layers=2"):
-        start_from_bert(nystromformer(num_hidden_layers=3), bert)
+        open_source(bert, "bert").copy_into(nystromformer(num_hidden_layers=3))
     with pytest.raises(UserError, match=r"tokenizer.path="):
-        start_from_bert(nystromformer(vocab_size=512), bert)
+        open_source(bert, "bert").copy_into(nystromformer(vocab_size=512))
     with pytest.raises(UserError, match="write init=bert"):
-        start_from_checkpoint(nystromformer(), bert)
+        open_source(bert, "checkpoint").copy_into(nystromformer())
 
 
 def test_pickled_weights_are_not_opened(tmp_path):
@@ -106,4 +106,4 @@ def test_pickled_weights_are_not_opened(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     torch.save({"bert.pooler.dense.bias": torch.zeros(32)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
-        start_from_bert(nystromformer(), folder)
+        open_source(folder, "bert").copy_into(nystromformer())

@@ -1,6 +1,8 @@
 """Conversion: folders that transformers wrote, files laid out as the authors' code writes them, and back."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,16 @@ from transformers.models.nystromformer.configuration_nystromformer import (
     NystromformerConfig as TheirConfig,
 )
 
-from nystromformer import NystromformerConfig, NystromformerForPreTraining
+from nystromformer import (
+    NystromformerConfig,
+    NystromformerForPreTraining,
+    NystromformerForSequenceClassification,
+)
 from nystromformer.cli import main
 from nystromformer.errors import UserError
-from nystromformer.model.conversion import interpolate_positions, read_source, start_from_bert
-from nystromformer.model.conversion.authors import read_authors_file
-from tests.model.test_conversion import SHAPE, nystromformer
+from nystromformer.model.layouts import load_model
+from nystromformer.model.source import grow_positions, open_source
+from tests.model.test_conversion import SHAPE, bert_folder, nystromformer
 
 
 def converted(*words: str) -> int:
@@ -162,12 +168,12 @@ def test_authors_files_without_a_place_here(tmp_path):
         del state[name]
     torch.save({"model_state_dict": state}, tmp_path / "softmax.model")
     with pytest.raises(UserError, match="write num_attention_heads="):
-        read_authors_file(tmp_path / "softmax.model", setting="source")
-    source = read_authors_file(tmp_path / "softmax.model", num_attention_heads=4, setting="source")
+        open_source(str(tmp_path / "softmax.model"), setting="source")
+    source = open_source(str(tmp_path / "softmax.model"), num_attention_heads=4, setting="source")
     assert (source.config.attention, source.config.conv_kernel_size) == ("softmax", None)
     torch.save({"weights": 1}, tmp_path / "other.model")
     with pytest.raises(UserError, match="no model_state_dict"):
-        read_authors_file(tmp_path / "other.model", setting="source")
+        open_source(str(tmp_path / "other.model"), setting="source")
 
 
 @torch.no_grad()
@@ -219,7 +225,7 @@ def test_roberta(tmp_path):
     roberta.lm_head.bias.normal_()
     roberta.save_pretrained(tmp_path)
     model = nystromformer(hidden_act="gelu", pad_token_id=1)
-    transfer = start_from_bert(model, str(tmp_path))
+    transfer = open_source(str(tmp_path), "bert").copy_into(model)
     assert all("conv" in name or "pooler" in name or "seq_relationship" in name for name in transfer.new)
     ids = torch.randint(5, 90, (3, 16))
     mask = torch.ones_like(ids)
@@ -235,7 +241,7 @@ def test_roberta(tmp_path):
 def test_a_robertas_pooler_is_taken_where_there_is_one(tmp_path):
     config = RobertaConfig(**SHAPE, max_position_embeddings=42, type_vocab_size=1, pad_token_id=1)
     RobertaModel(config).save_pretrained(tmp_path)
-    transfer = start_from_bert(nystromformer(hidden_act="gelu"), str(tmp_path))
+    transfer = open_source(str(tmp_path), "bert").copy_into(nystromformer(hidden_act="gelu"))
     assert "nystromformer.pooler.dense.weight" in transfer.taken
     assert any(name.startswith("cls.predictions.transform") for name in transfer.new)
 
@@ -246,12 +252,12 @@ def test_the_trained_bert_up_to_m_tokens():
     from transformers import BertModel
 
     path = str(package.get_model_path())
-    source = read_source(path, "bert")
+    source = open_source(path, "bert")
     config = NystromformerConfig(
         **{**source.config.to_dict(), "attention": "nystrom", "conv_kernel_size": 33, "num_landmarks": 64}
     )
     model = NystromformerForPreTraining(config).eval()
-    start_from_bert(model, path)
+    source.copy_into(model)
     bert = BertModel.from_pretrained(path).eval()
     ids = torch.randint(1000, 30000, (2, 64))
     mask = torch.ones_like(ids)
@@ -283,4 +289,72 @@ def test_bert_becomes_a_folder_of_its_own(tmp_path, capsys):
 
 def test_interpolated_positions():
     table = torch.tensor([9.0, 9.0, 0.0, 1.0, 2.0])[:, None]
-    assert interpolate_positions(table, 5)[:, 0].tolist() == [9, 9, 0, 0.5, 1, 1.5, 2]
+    assert grow_positions(table, 5, "interpolate")[:, 0].tolist() == [9, 9, 0, 0.5, 1, 1.5, 2]
+
+
+def _truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def _configure(**changes) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncate,
+        lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"),
+        _configure(hidden_size=64),
+        _configure(hidden_size="wide"),
+        _configure(num_attention_heads=5),
+        _configure(hidden_act="nothing"),
+    ],
+    ids=["cut short", "no safetensors", "another width", "no number", "heads", "activation"],
+)
+@pytest.mark.parametrize("kind", ["bert", "nystromformer"])
+def test_a_damaged_source_is_one_line(kind, damage, tmp_path, capsys):
+    folder = tmp_path / "source"
+    if kind == "bert":
+        bert_folder(folder)
+    else:
+        nystromformer().save_pretrained(folder)
+    damage(folder)
+    assert converted(f"source={folder}", f"target={tmp_path / 'ours'}") == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nystromformer: ")]
+    assert len(said) == 1
+    assert f"source={folder}" in said[0]
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["num_attention_heads=5"], ["num_attention_heads=4"]], ids=["heads", "no words"]
+)
+def test_an_authors_file_that_is_no_whole_model_is_one_line(words, tmp_path, capsys):
+    state = {name: tensor for name, tensor in authors_state(1).items() if "conv" not in name}
+    if words == ["num_attention_heads=4"]:
+        del state["model.embeddings.word_embeddings.weight"]
+    torch.save({"model_state_dict": state}, tmp_path / "part.model")
+    assert converted(f"source={tmp_path / 'part.model'}", f"target={tmp_path / 'ours'}", *words) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nystromformer: ")]
+    assert len(said) == 1
+    assert f"source={tmp_path / 'part.model'} is no encoder of the authors' code" in said[0]
+
+
+@pytest.mark.parametrize("damage", [_truncate, _configure(num_labels=7, id2label=None, label2id=None)])
+def test_a_damaged_model_with_a_head_is_one_line(damage, tmp_path):
+    shape = {**SHAPE, "num_landmarks": 16, "conv_kernel_size": 5, "max_position_embeddings": 40}
+    NystromformerForSequenceClassification(NystromformerConfig(**shape)).save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=r"checkpoint=here: cannot load the weights \(.*\): train it again"):
+        load_model(
+            NystromformerForSequenceClassification,
+            str(tmp_path),
+            wrong="checkpoint=here",
+            fix=": train it again",
+        )

@@ -9,7 +9,7 @@ from nystromformer import NystromformerConfig, NystromformerModel
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.softmax import softmax_attention
-from nystromformer.model.fitted_convolution import fit_convolutions
+from nystromformer.model.closed_form import fit_convolutions
 
 
 def encoder(**changes) -> NystromformerModel:

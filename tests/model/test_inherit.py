@@ -16,7 +16,7 @@ from nystromformer import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.cli import main
 from nystromformer.errors import UserError
 from nystromformer.model.configuration import CONFIGURATION
-from nystromformer.model.conversion import Source, inherited, read_source
+from nystromformer.model.source import Source, open_source
 from nystromformer.settings import ModelSettings, PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import FinetuneSettings
@@ -102,7 +102,7 @@ def started(folder: Path, *words: str, start: str = "checkpoint") -> Nystromform
     """The configuration that `nystromformer pretrain` trains."""
     composed = pretraining(f"init={start}", *words)
     composed = replace(composed, init=replace(composed.init, path=str(folder)))
-    source = read_source(str(folder), start)
+    source = open_source(str(folder), start)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     return model_config(settled(composed).model, tokenizer, source)
 
@@ -218,8 +218,8 @@ def test_exact_model_made_a_nystromformer_gets_a_convolution(tmp_path):
 
 def test_without_segments_is_two_kinds_of_one_row():
     shape = {**SHAPE, "type_vocab_size": 1}
-    source = Source("here", "RoBERTa", NystromformerConfig(**shape))
-    assert inherited(source, {}, setting="checkpoint").type_vocab_size == 2
+    source = Source("here", "RoBERTa", NystromformerConfig(**shape), lambda: ({}, []))
+    assert source.configuration({}).type_vocab_size == 2
 
 
 def test_from_scratch_nothing_is_a_sources(tmp_path):

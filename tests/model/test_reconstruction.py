@@ -5,8 +5,12 @@ import copy
 import pytest
 import torch
 
-from nystromformer.model.fitted_convolution import fit_convolutions
-from nystromformer.model.reconstruction import fit_in_closed_form, reconstruct, with_exact_attention
+from nystromformer.model.closed_form import (
+    fit_convolutions,
+    fit_in_closed_form,
+    reconstruct,
+    with_exact_attention,
+)
 from tests.model.test_fitted_convolution import encoder
 
 

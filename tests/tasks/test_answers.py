@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from nystromformer.cli import main
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import EvaluateSettings
 from nystromformer.tasks.kinds.answers import (
     Answer,
@@ -23,7 +24,6 @@ from nystromformer.tasks.kinds.answers import (
     scores_of,
 )
 from nystromformer.tasks.results import results_in
-from nystromformer.tasks.start import open_tokenizer
 from nystromformer.tasks.task import Examples
 
 from .conftest import FILLERS, PLANTED

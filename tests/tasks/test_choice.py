@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from nystromformer.cli import main
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import EvaluateSettings
 from nystromformer.tasks.kinds.choice import ChoiceTask
 from nystromformer.tasks.results import results_in
-from nystromformer.tasks.start import open_tokenizer
 from nystromformer.tasks.task import Examples
 
 from .conftest import FILLERS, PLANTED

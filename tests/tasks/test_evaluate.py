@@ -18,11 +18,11 @@ from nystromformer.data.cleaning import clean
 from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerConfig
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import EvaluateSettings
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.kinds.sequence import SequenceTask as Task
 from nystromformer.tasks.kinds.sequence import with_labels
-from nystromformer.tasks.start import open_tokenizer
 from nystromformer.tasks.task import Examples
 
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text(

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nystromformer.cli import main
 from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerForTokenClassification
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import (
     KINDS,
@@ -30,7 +31,6 @@ from nystromformer.settings.finetune import (
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.reading import gathered, in_parts, own_splits, own_table, usable_rows
 from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.start import open_tokenizer
 from nystromformer.tasks.table_files import Row, TableFile, Unusable
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, from_stored, padded, stored
 from nystromformer.tasks.training import training_step
@@ -106,6 +106,7 @@ class Tagging(Task):
         assert isinstance(encoded, Words)
         batch = padded(encoded, rows, pad_token_id)
         if labelled:
+            assert encoded.labels is not None
             batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
             for number, row in enumerate(rows):
                 batch["labels"][number, encoded.firsts[row]] = torch.tensor(encoded.labels[row])

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nystromformer.errors import UserError
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
 from nystromformer.tasks.batches import ordered_batches
 from nystromformer.tasks.kinds.sequence import custom_splits, custom_task, in_order
 from nystromformer.tasks.reading import number_of
-from nystromformer.tasks.start import open_tokenizer
 from nystromformer.tasks.task import Splits
 
 

@@ -28,7 +28,7 @@ from nystromformer.tasks.kinds.multi_label import MultiLabelTask
 from nystromformer.tasks.kinds.numbers import NumbersTask
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.kinds.tokens import TokenTask
-from nystromformer.tasks.start import open_tokenizer
+from nystromformer.model.source import open_tokenizer
 from nystromformer.tasks.task import Examples, Task, joined, stored
 from tests.tasks.conftest import FILLERS
 

@@ -13,18 +13,16 @@ from transformers import AutoTokenizer, pipeline
 
 from nystromformer.cli import main
 from nystromformer.model.losses import IGNORED
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import EvaluateSettings
 from nystromformer.tasks.kinds.tokens import Documents, TokenTask, class_scores, span_scores
 from nystromformer.tasks.results import results_in
-from nystromformer.tasks.start import open_tokenizer
 from nystromformer.tasks.tagged_files import Word, mended, scheme_of
 
 from .conftest import FILLERS, PLANTED
 
 TAGS = ("O", "B-PER", "I-PER")
 TASK = TokenTask("ner", "tags of words", labels=TAGS, scheme="bio", metrics=("f1", "accuracy"), score=("f1",))
-
-pytest.importorskip("seqeval")
 
 
 def read(path: Path, text: str, task: TokenTask = TASK) -> Documents:

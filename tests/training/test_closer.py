@@ -10,7 +10,7 @@ from nystromformer import NystromformerForPreTraining
 from nystromformer.cli import main
 from nystromformer.data.corpora import open_corpus
 from nystromformer.settings.data import DataSettings
-from nystromformer.training.text_rows import text_rows
+from nystromformer.training.attention_transfer import text_rows
 
 WORDS = [f"w{number}" for number in range(60)]
 LENGTH = 64
@@ -162,6 +162,21 @@ def test_a_trained_convolution_is_not_fitted(here, capsys):
     again = [word.replace("/bert", "/made") for word in words(here, "refused")]
     assert main(again) == 2
     assert "nystrom made nystrom: write data=null" in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_other_weights_is_refused(here, tmp_path, capsys):
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "x"])
+    )
+    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    for given in (words(here, "refused"), words(here, "refused")[:5]):
+        assert main([*given, f"tokenizer_path={tmp_path}"]) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nystromformer: ")]
+        assert len(said) == 1
+        assert (
+            f"source={here}/bert has 65 word embeddings and the tokenizer of {tmp_path} 66 tokens" in said[0]
+        )
+        assert not (here / "refused").exists()
 
 
 def test_rows_are_whole_and_of_mixed_lengths(here):

@@ -479,7 +479,8 @@ def _answers(content: dict[str, Any], context: str) -> list[tuple[int, str]]:
 
 
 def _right(answer: Any, context: str) -> tuple[int, str]:
-    text, start = (answer.get("text"), answer.get("answer_start")) if isinstance(answer, dict) else (None, 0)
+    held = answer if isinstance(answer, dict) else {}
+    text, start = held.get("text"), held.get("answer_start")
     text = without_surrogates(text) if isinstance(text, str) else text
     if not isinstance(text, str) or not isinstance(start, int) or not text:
         raise Unusable("is malformed (an answer is no object of 'text' and 'answer_start')")

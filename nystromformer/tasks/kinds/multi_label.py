@@ -175,7 +175,7 @@ class MultiLabelTask(SequenceTask):
     ) -> Iterator[dict[str, Any]]:
         """The labels present, and every label's probability."""
         for chances in predictions:
-            present = self._named(np.flatnonzero(chances >= self._thresholds))
+            present = self._named(np.flatnonzero(chances >= self._thresholds).tolist())
             yield {"prediction": present, "probability": self._rounded(chances)}
 
     def records(
