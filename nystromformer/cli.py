@@ -9,18 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, NoReturn
+from pkgutil import resolve_name
+from typing import NoReturn
 
 from nystromformer.errors import UserError
-from nystromformer.settings import PretrainSettings
-from nystromformer.settings.benchmark import BenchmarkSettings
-from nystromformer.settings.convert import ConvertSettings
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, PredictSettings
-from nystromformer.settings.prepare import PrepareCommandSettings, ShardOf
-from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.settings.pretrain import PrepareCommandSettings, PrepareSettings, ShardOf
 from nystromformer.threads import watch_for_other_work
 
 
@@ -29,8 +25,8 @@ class Command:
     """One word after `nystromformer`."""
 
     summary: str
-    run: Callable[[Any], None]
-    """Takes the command's own settings, see `settings.compose.SCHEMAS`."""
+    function: str
+    """Takes the command's own settings, see `settings.compose.SCHEMAS`; imported when it runs."""
     examples: Sequence[str]
     words: Mapping[str, str] = field(default_factory=dict)
     """Bare words that stand for a setting."""
@@ -65,10 +61,9 @@ def _run_repair(folder: str) -> None:
     """Make anew what is damaged in a prepared folder, by the settings in its manifest."""
     from pathlib import Path
 
-    from nystromformer.data.repair import repair
+    from nystromformer.data.prepare import repair
     from nystromformer.data.storage import MANIFEST, read_manifest
-    from nystromformer.settings.pretrain import PrepareSettings
-    from nystromformer.settings.stored import read_stored
+    from nystromformer.settings.identity import read_stored
 
     manifest = Path(folder) / MANIFEST
     content = read_manifest(Path(folder))["settings"]
@@ -77,59 +72,10 @@ def _run_repair(folder: str) -> None:
     print("\n".join(f"{folder}/{name}" for name in made) or f"{folder} is whole")
 
 
-def run_pretrain(settings: PretrainSettings) -> None:
-    """Train, or go on with the run of the same name."""
-    from nystromformer.training.pretrain import pretrain
-
-    pretrain(settings)
-
-
-def run_finetune(settings: FinetuneSettings) -> None:
-    """Train every seed and cell that is not done, and write the table."""
-    from nystromformer.tasks.finetune import finetune
-
-    finetune(settings)
-
-
-def run_evaluate(settings: EvaluateSettings) -> None:
-    """Predict a file, and measure where it has labels."""
-    from nystromformer.tasks.predict import evaluate
-
-    evaluate(settings)
-
-
-def run_predict(settings: PredictSettings) -> None:
-    """Predict a file, or go on with it."""
-    from nystromformer.tasks.predict import predict
-
-    predict(settings)
-
-
-def run_benchmark(settings: BenchmarkSettings) -> None:
-    """Measure on this machine and write the table."""
-    from nystromformer.benchmark import benchmark
-
-    benchmark(settings)
-
-
-def run_convert(settings: ConvertSettings) -> None:
-    """Read one checkpoint and write another."""
-    from nystromformer.training.convert import convert
-
-    convert(settings)
-
-
-def run_reproduce(settings: ReproduceSettings) -> None:
-    """Produce one table or figure, or all of them."""
-    from nystromformer.reproduce import reproduce
-
-    reproduce(settings)
-
-
 COMMANDS = {
     "prepare": Command(
         "Corpus to tokenizer to pretraining examples on disk, with a manifest.",
-        run_prepare,
+        "nystromformer.cli:run_prepare",
         (
             "nystromformer prepare",
             "nystromformer prepare data=text 'data.files=[corpus/*.txt.gz]' data.workers=8",
@@ -141,7 +87,7 @@ COMMANDS = {
     ),
     "pretrain": Command(
         "Pretrain with masked language modelling and sentence order; the same command again resumes.",
-        run_pretrain,
+        "nystromformer.training.pretrain:pretrain",
         (
             "nystromformer pretrain",
             "nystromformer pretrain data=text 'data.files=[my.txt]' name=mine",
@@ -152,7 +98,7 @@ COMMANDS = {
     ),
     "finetune": Command(
         "Fine-tune on GLUE, film reviews or your own data; the same command again goes on.",
-        run_finetune,
+        "nystromformer.tasks.finetune:finetune",
         (
             "nystromformer finetune task=sst2 checkpoint=runs/base_512/model seeds=5",
             "nystromformer finetune task=glue checkpoint=runs/base_512/model data.root=glue submission=true",
@@ -163,12 +109,12 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "A fine-tuned model on a file: predictions, and figures where the file has labels.",
-        run_evaluate,
+        "nystromformer.tasks.predict:evaluate",
         ("nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",),
     ),
     "predict": Command(
         "A fine-tuned model on a file of any size, row by row; the same command again goes on.",
-        run_predict,
+        "nystromformer.tasks.predict:predict",
         (
             "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.jsonl folder=predicted",
             "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.csv format=tsv",
@@ -176,7 +122,7 @@ COMMANDS = {
     ),
     "benchmark": Command(
         "Speed and memory of attention, training, preparation and loader on this machine, beside the peers.",
-        run_benchmark,
+        "nystromformer.benchmark:benchmark",
         (
             "nystromformer benchmark",
             "nystromformer benchmark 'lengths=[1024,4096]' repeats=9 folder=measured",
@@ -187,7 +133,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "Other checkpoints to this project's, and to the layout of transformers' own class.",
-        run_convert,
+        "nystromformer.training.convert:convert",
         (
             "nystromformer convert source=uw-madison/nystromformer-512 target=converted",
             "nystromformer convert source=google-bert/bert-base-uncased target=mine neighbours=64 data=imdb",
@@ -199,7 +145,7 @@ COMMANDS = {
     ),
     "reproduce": Command(
         "Tables and figures, measured: the published figures beside them where there are some.",
-        run_reproduce,
+        "nystromformer.reproduce:reproduce",
         (
             "nystromformer reproduce all scale=cpu",
             "nystromformer reproduce table=efficiency scale=gpu",
@@ -259,19 +205,20 @@ def dispatch(words: list[str]) -> None:
     if name not in COMMANDS:
         raise UserError(_unknown_command(name))
     options = _parser(name).parse_intermixed_args(rest)
-    options.overrides = COMMANDS[name].overrides(options.overrides)
+    command = COMMANDS[name]
+    overrides = command.overrides(options.overrides)
     if options.help:
         from nystromformer.settings.help import help_of
 
-        print(help_of(name, COMMANDS[name].summary, COMMANDS[name].examples, options.overrides))
+        print(help_of(name, command.summary, command.examples, overrides))
         return
     from nystromformer.settings.compose import as_yaml, compose
 
-    settings = compose(name, options.overrides)
+    settings = compose(name, overrides)
     if options.cfg:
         print(as_yaml(settings), end="")
         return
-    COMMANDS[name].run(settings)
+    resolve_name(command.function)(settings)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import socket
 import sys
 import time
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -36,6 +39,60 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:  # a full disk: leave no half behind
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write that takes the place of `path` if the block ends without an error.
+
+    Its content is on the disk before its name is; of writers at the same time the last one wins.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing_folder(place: Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of `place` if the block ends without an error.
+
+    Raises OSError where it cannot be written; what was there before is left.
+    """
+    recover_folder(place)
+    beside, before = _unfinished(place), _before(place)
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if place.exists():
+            place.rename(before)
+        beside.rename(place)
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def recover_folder(place: Path) -> None:
+    """Clear up what a kill left; between two renames the earlier folder is out of its place."""
+    shutil.rmtree(_unfinished(place), ignore_errors=True)
+    before = _before(place)
+    if before.exists() and not place.exists():
+        before.rename(place)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _unfinished(place: Path) -> Path:
+    return place.with_name(f".{place.name}.unfinished")
+
+
+def _before(place: Path) -> Path:
+    return place.with_name(f".{place.name}.before")
 
 
 # --- who holds a folder -------------------------------------------------------------------------------
@@ -124,6 +181,11 @@ def sha256_of_file(path: Path) -> str:
         while part := file.read(_CHUNK):
             digest.update(part)
     return digest.hexdigest()
+
+
+def sha256_of_json(content: object) -> str:
+    """The SHA-256 of what JSON can say, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class ContentHashes:

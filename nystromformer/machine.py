@@ -1,4 +1,4 @@
-"""What a measurement ran on."""
+"""The machine: the device of a setting, and what a measurement ran on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ from pathlib import Path
 import torch
 
 import nystromformer
+from nystromformer.errors import UserError
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a setting: `auto` is the GPU where there is one.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: PyTorch finds no GPU here: write device=cpu")
+    return torch.device(name)
 
 
 def machine(device: torch.device) -> dict[str, str]:

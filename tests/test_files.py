@@ -81,3 +81,28 @@ def test_damaged_memory_costs_the_reading_alone(tmp_path):
     file.write_text("text")
     memory.write_text("[1, ")
     assert ContentHashes(memory).of(file) == sha256_of_file(file)
+
+
+def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path):
+    place = tmp_path / "result"
+    with files.replacing_folder(place) as beside:
+        (beside / "a").write_text("one")
+        assert not place.exists()
+    with pytest.raises(FileNotFoundError), files.replacing_folder(place) as beside:
+        (beside / "nowhere" / "a").write_text("two")
+    assert (place / "a").read_text() == "one"
+    assert list(tmp_path.iterdir()) == [place]
+    with files.replacing_folder(place) as beside:
+        (beside / "b").write_text("three")
+    assert [path.name for path in place.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_folder_that_a_kill_left_out_of_its_place_is_back(tmp_path):
+    before, beside = tmp_path / ".result.before", tmp_path / ".result.unfinished"
+    before.mkdir()
+    (before / "a").write_text("one")
+    beside.mkdir()
+    files.recover_folder(tmp_path / "result")
+    assert (tmp_path / "result/a").read_text() == "one"
+    assert list(tmp_path.iterdir()) == [tmp_path / "result"]

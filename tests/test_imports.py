@@ -14,7 +14,7 @@ import nystromformer
 
 PACKAGE = Path(nystromformer.__file__).parent
 LAYERS = (
-    ("errors", "files", "machine", "markdown", "threads"),
+    ("errors", "files", "intervals", "machine", "mechanisms", "pictures", "results", "tables", "threads"),
     ("settings",),
     ("attention",),
     ("model",),

@@ -20,12 +20,11 @@ from nystromformer.attention.landmarks import (
     segment_means,
     uniform_samples,
 )
-from nystromformer.attention.neighbours import RealTokensFirst, attention_with_neighbours
+from nystromformer.attention.neighbours import Blocks, RealTokensFirst, attention_with_neighbours
 from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.projections import without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 from nystromformer.attention.recording import is_recorded
-from nystromformer.attention.salient import Blocks
 from nystromformer.attention.softmax import softmax_attention
 
 

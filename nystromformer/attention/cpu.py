@@ -1,21 +1,21 @@
-"""Nyström attention on a CPU as one operator with its own backward pass.
+"""Nyström attention on a CPU as operators with their own backward pass: `kernel/nystrom.cpp`, see `native`.
 
-`kernel/nystrom.cpp` computes it where a compiler made it for this machine (see `native`), `cpu_rows`
-elsewhere; both take each row alone, at its own length, without its padding.
-
-The operators are opaque to torch.compile, which keeps what they do with the rows out of its graphs.
+The kernel takes each row alone, at its own length, without its padding. Where it cannot compute a call,
+`nystrom_attention` composes it of PyTorch's operators; in a record made elsewhere, the operator does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nystromformer.attention import cpu_rows, native
+from nystromformer.attention import native
+from nystromformer.attention.composed import composed_nystrom_attention
+from nystromformer.attention.native import Problem
+from nystromformer.attention.operator import define, empty_like_projections
 
 
 def nystrom_attention_on_cpu(
@@ -26,129 +26,124 @@ def nystrom_attention_on_cpu(
     conv_weight_H1K1: Tensor | None,
     num_landmarks: int,
     iterations: int,
+    neighbours: int | None = None,
+    salient_tokens: int = 1,
 ) -> Tensor:
     """`nystrom_attention` with landmarks by segment-means and the iterative inverse; 0 at padding.
 
-    Computed in at least float32, whatever the inputs' dtype and autocast.
+    Computed in at least float32, whatever the inputs' dtype and autocast. For calls of which `why_not_on_cpu`
+    has nothing to say.
     """
-    out_BHND, *_ = torch.ops.nystromformer.nystrom_attention(
-        query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_H1K1, num_landmarks, iterations
-    )
-    return out_BHND
+    tensors = (query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_H1K1)
+    if neighbours is None:
+        return _nystrom_attention(*tensors, num_landmarks, iterations)[0]
+    salient = min(salient_tokens, query_BHND.shape[2])
+    return _neighbours_attention(*tensors, num_landmarks, iterations, neighbours, salient)[0]
 
 
-def _computed_in(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def empty_like_projections(x_BHND: Tensor, zeros: bool) -> Tensor:
-    """(B, H, N, D) over (B, N, H, D) memory, as a linear layer writes and reads it."""
-    b, h, n, d = x_BHND.shape
-    make = x_BHND.new_zeros if zeros else x_BHND.new_empty
-    return make(b, n, h, d).transpose(1, 2)
-
-
-def _kept(query_BHND: Tensor, num_landmarks: int, zeros: bool) -> list[Tensor]:
-    """Room for each row's Q̃, K̃, Z (native: Zᵀ), B̃ V and native's fifth, see there.
-
-    It stays 0 in a short row. Where every row is short nobody writes or reads it: not filled, it is an
-    address and no memory. Its shape does not depend on the length, so that an export serves every length.
-    """
-    b, h, _, d = query_BHND.shape
-    m, make = num_landmarks, query_BHND.new_zeros if zeros else query_BHND.new_empty
-    shapes = [(b, h, m, d), (b, h, m, d), (b, h, m, m), (b, h, m, d), (b, h, m)]
-    return [make(shape, dtype=_computed_in(query_BHND.dtype)) for shape in shapes]
-
-
-def _implementation(query_BHND: Tensor, num_landmarks: int) -> ModuleType:
-    """The module whose `forward` and `backward` compute this; the same for both."""
-    return native if native.suits(query_BHND, num_landmarks) else cpu_rows
-
-
-def kernels_of(conv_weight_H1K1: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The heads' kernels of the convolution, (H, K), in the dtype that is computed in."""
-    if conv_weight_H1K1 is None:
+@torch.compiler.assume_constant_result
+def why_not_on_cpu(
+    dtype: torch.dtype, width: int, num_landmarks: int, neighbours: int | None = None
+) -> str | None:
+    """A clause on what keeps the kernel from it; None where it can."""
+    query = torch.empty(1, 1, 1, width, dtype=dtype, device="meta")
+    if native.suits(query, num_landmarks, neighbours):
         return None
-    return conv_weight_H1K1.reshape(len(conv_weight_H1K1), -1).to(_computed_in(dtype))
-
-
-@torch.library.custom_op(
-    "nystromformer::nystrom_attention",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, Tensor? conv_weight, "
-    "int num_landmarks, int iterations) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _nystrom_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None,
-    conv_weight: Tensor | None,
-    num_landmarks: int,
-    iterations: int,
-) -> tuple[Tensor, ...]:
-    out_BHND = empty_like_projections(query, zeros=key_padding_mask is not None)
-    kept = _kept(query, num_landmarks, zeros=query.shape[2] > num_landmarks)
-    weight_HK = kernels_of(conv_weight, query.dtype)
-    _implementation(query, num_landmarks).forward(
-        query, key, value, key_padding_mask, weight_HK, num_landmarks, iterations, out_BHND, kept
+    return (
+        "its kernel takes float32 and bfloat16, with a head width, landmarks and neighbours that are "
+        f"multiples of {native.MULTIPLE}, where g++ could compile it"
     )
+
+
+def _forward(*inputs: Any) -> Sequence[Tensor]:
+    problem = Problem(*inputs)
+    kept = _kept(problem, zeros=True)
+    out_BHND = empty_like_projections(problem.query, zeros=problem.mask is not None)
+    if _otherwise(*inputs):
+        out_BHND.copy_(_composed(*inputs))
+    else:
+        native.Call(problem, kept).forward(out_BHND)
     return out_BHND, *kept
 
 
-@_nystrom_attention.register_fake
-def _(query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return empty_like_projections(query, zeros=False), *_kept(query, inputs[4], zeros=False)
+def _backward(grad_out: Tensor, *inputs: Any) -> Sequence[Tensor | None]:
+    *tensors, kept = inputs[:6]
+    problem = Problem(*tensors, *inputs[6:])
+    grads = [empty_like_projections(problem.query, zeros=problem.mask is not None) for _ in range(3)]
+    grad_HK = native.Call(problem, kept).backward(grad_out, grads)
+    weight = problem.conv_weight
+    return *grads, None if grad_HK is None or weight is None else grad_HK.view_as(weight).to(weight.dtype)
 
 
-@torch.library.custom_op(
-    "nystromformer::nystrom_attention_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, "
-    "Tensor? conv_weight, Tensor[] kept, int num_landmarks, int iterations) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _nystrom_attention_backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None,
-    conv_weight: Tensor | None,
-    kept: Sequence[Tensor],
-    num_landmarks: int,
-    iterations: int,
-) -> tuple[Tensor, ...]:
-    grads = [empty_like_projections(query, zeros=key_padding_mask is not None) for _ in range(3)]
-    weight_HK = kernels_of(conv_weight, query.dtype)
-    grad_HK = _implementation(query, num_landmarks).backward(
-        grad_out, query, key, value, key_padding_mask, weight_HK, num_landmarks, iterations, kept, grads
+def _empty(*inputs: Any) -> Sequence[Tensor]:
+    problem = Problem(*inputs)
+    return empty_like_projections(problem.query), *_kept(problem, zeros=False)
+
+
+def _kept(problem: Problem, zeros: bool) -> list[Tensor]:
+    """Room for what `native.Call` keeps, see there: 0 in a short row.
+
+    With neighbours there is none if every row is exact. Without, its shape does not depend on the length, so
+    that an export serves every length; where every row is short nobody writes or reads it: not filled, it is
+    an address and no memory.
+    """
+    b, h, n, d = problem.query.shape
+    m, w = problem.num_landmarks, problem.neighbours
+    shapes = [(m, d), (m, d), (m, m), (m, d), (m,)]
+    if w is not None:
+        b = b if n > max(m, 2 * w) else 0
+        shapes = [(m, d), (m, d), (m, m), (m,), (n,), (n,)]
+    elif zeros:
+        zeros = n > m
+    make = problem.query.new_zeros if zeros else problem.query.new_empty
+    kept = [make((b, h, *shape), dtype=_computed_in(problem.query)) for shape in shapes]
+    if w is not None:
+        kept.append(make((b, h, problem.salient_tokens), dtype=torch.int32))
+    return kept
+
+
+def _computed_in(query: Tensor) -> torch.dtype:
+    return torch.float64 if query.dtype == torch.float64 else torch.float32
+
+
+def _otherwise(*inputs: Any) -> Callable[..., Tensor] | None:
+    """What computes a call without the kernel; None where that is here."""
+    problem = Problem(*inputs)
+    suits = native.suits(problem.query, problem.num_landmarks, problem.neighbours)
+    return None if suits else _composed
+
+
+def _composed(*inputs: Any) -> Tensor:
+    problem = Problem(*inputs)
+    dtype = _computed_in(problem.query)
+    out_BHND = composed_nystrom_attention(
+        problem.query.to(dtype),
+        problem.key.to(dtype),
+        problem.value.to(dtype),
+        problem.num_landmarks,
+        problem.mask,
+        problem.iterations,
+        conv_weight_H1K1=problem.conv_weight,
+        neighbours=problem.neighbours,
+        salient_tokens=problem.salient_tokens,
     )
-    if conv_weight is None or grad_HK is None:
-        return *grads, query.new_empty(0)
-    return *grads, grad_HK.view_as(conv_weight).to(conv_weight.dtype)
+    return out_BHND.to(problem.query.dtype)
 
 
-@_nystrom_attention_backward.register_fake
-def _(grad_out: Tensor, query: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    conv_weight = inputs[3]
-    grads = [empty_like_projections(query, zeros=False) for _ in range(3)]
-    return *grads, query.new_empty(0) if conv_weight is None else torch.empty_like(conv_weight)
-
-
-def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, ctx.num_landmarks, ctx.iterations = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-
-
-def _differentiate(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, key_padding_mask, conv_weight, *kept = ctx.saved_tensors
-    *grads, grad_weight = torch.ops.nystromformer.nystrom_attention_backward(
-        grad_out, query, key, value, key_padding_mask, conv_weight, kept, ctx.num_landmarks, ctx.iterations
+def _define(name: str, *more_numbers: str, outputs: int) -> Callable[..., Sequence[Tensor]]:
+    return define(
+        name,
+        ("query", "key", "value", "key_padding_mask?", "conv_weight?"),
+        ("num_landmarks", "iterations", *more_numbers),
+        outputs=outputs,
+        gradients=("query", "key", "value", "conv_weight"),
+        device_types=("cpu",),
+        forward=_forward,
+        backward=_backward,
+        empty=_empty,
+        otherwise=_otherwise,
     )
-    return *grads, None, grad_weight if ctx.needs_input_grad[4] else None, None, None
 
 
-_nystrom_attention.register_autograd(_differentiate, setup_context=_keep)
+_nystrom_attention = _define("nystrom_attention", outputs=6)
+_neighbours_attention = _define("neighbours_attention", "neighbours", "salient_tokens", outputs=8)

@@ -32,7 +32,6 @@ class Factors(NamedTuple):
 def nystrom_factors(
     query: Tensor,
     key: Tensor,
-    *,
     num_landmarks: int = 64,
     pinv_iterations: int | None = 6,
     landmarks: str = "segment_means",
@@ -117,7 +116,13 @@ def attention_error(
                 query_11nD, key_11nD = (x[row, head][real].to(dtype)[None, None] for x in (query, key))
                 if query_11nD.shape[2] == 0:
                     continue
-                if neighbours is not None:
+                exact_nn = torch.softmax(query_11nD[0, 0] @ key_11nD[0, 0].T * d**-0.5, dim=-1)
+                choices = (pinv_iterations, landmarks, landmark_seed)
+                if neighbours is None:
+                    factors = nystrom_factors(query_11nD, key_11nD, num_landmarks, *choices)
+                    f_nM, z_MM, b_Mn = (factor[0, 0] for factor in factors)
+                    apart_nn = torch.addmm(exact_nn, f_nM @ z_MM, b_Mn, alpha=-1)
+                else:
                     values_11nn = torch.eye(query_11nD.shape[2], dtype=dtype, device=query.device)[None, None]
                     approximation_11nn = composed_nystrom_attention(
                         query_11nD,
@@ -125,31 +130,10 @@ def attention_error(
                         values_11nn,
                         num_landmarks,
                         None,
-                        pinv_iterations,
-                        landmarks,
-                        landmark_seed,
+                        *choices,
                         neighbours=neighbours,
                         salient_tokens=salient_tokens,
                     )
-                    exact_nn = torch.softmax(query_11nD[0, 0] @ key_11nD[0, 0].T * d**-0.5, dim=-1)
-                    error_BH[row, head] = (exact_nn - approximation_11nn[0, 0]).norm() / exact_nn.norm()
-                    continue
-                factors = nystrom_factors(
-                    query_11nD,
-                    key_11nD,
-                    num_landmarks=num_landmarks,
-                    pinv_iterations=pinv_iterations,
-                    landmarks=landmarks,
-                    landmark_seed=landmark_seed,
-                )
-                error_BH[row, head] = factors_error(query_11nD, key_11nD, factors)
+                    apart_nn = exact_nn - approximation_11nn[0, 0]
+                error_BH[row, head] = apart_nn.norm() / exact_nn.norm()
     return error_BH
-
-
-def factors_error(query_11nD: Tensor, key_11nD: Tensor, factors: Factors) -> Tensor:
-    """‖S − Ŝ‖ / ‖S‖ of one head of one row without padding, a number; Ŝ = F̃ Z B̃ of the factors."""
-    f_nM, z_MM, b_Mn = (factor[0, 0] for factor in factors)
-    scores_nn = query_11nD[0, 0].to(f_nM.dtype) @ key_11nD[0, 0].T.to(f_nM.dtype)
-    exact_nn = torch.softmax(scores_nn * query_11nD.shape[-1] ** -0.5, dim=-1)
-    norm = exact_nn.norm()
-    return torch.addmm(exact_nn, f_nM @ z_MM, b_Mn, alpha=-1).norm() / norm

@@ -10,11 +10,26 @@ One projection E for the keys and the values, as in the paper's "key-value shari
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nystromformer.attention.mechanism import Mechanism
 from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
+from nystromformer.settings.schema import result
+
+
+@dataclass
+class Settings:
+    linformer_projected: int = result(256, at_least=1)
+    """Mixtures of tokens that Linformer attends to."""
+    linformer_share_heads: bool = result(True)
+    """One projection a layer for all of Linformer's heads, or one a head."""
 
 
 def linformer_attention(
@@ -60,7 +75,7 @@ def linformer_attention(
     return zero_at_padding(out_BHND, key_padding_mask)
 
 
-class LinformerAttention(nn.Module):
+class LinformerAttention(Mechanism):
     """`linformer_attention` with its projection, the parameter `projection`.
 
     Args:
@@ -79,6 +94,20 @@ class LinformerAttention(nn.Module):
                 raise ValueError(f"{name}={count}: use at least 1")
         self.projection = nn.Parameter(torch.empty(1 if share_heads else num_heads, projected, max_positions))
         self.reset_parameters()
+
+    @classmethod
+    def of(cls, config: Any) -> LinformerAttention:
+        return cls(
+            config.num_attention_heads,
+            config.max_position_embeddings,
+            config.linformer_projected,
+            config.linformer_share_heads,
+        )
+
+    @staticmethod
+    def flops(config: Any, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """8 n P d: E K, E V, and attention to P mixtures."""
+        return 8 * tokens * config.linformer_projected * config.hidden_size
 
     def reset_parameters(self) -> None:
         """Entries from N(0, 1/P), as in the paper's theorem 1, out of torch's global generator."""

@@ -10,13 +10,26 @@ shares those of the other tokens, so that the mechanism has no parameters.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from nystromformer.attention.mechanism import Mechanism
 from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
+from nystromformer.settings.schema import result
 
 SMALLEST_BLOCK = 32
+
+
+@dataclass
+class Settings:
+    longformer_window: int = result(257, odd=True)
+    """Positions that a token of Longformer sees, itself in the middle, odd."""
 
 
 def longformer_attention(
@@ -128,3 +141,28 @@ def _real_tokens(query_BHND: Tensor, key_padding_mask: Tensor | None) -> Tensor:
 def _check_window(window: int) -> None:
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window={window} has no middle: use an odd number of positions")
+
+
+class LongformerAttention(Mechanism):
+    """`longformer_attention` with its window. It has no parameters."""
+
+    fixed_length = True  # its blocks are counted
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+
+    @classmethod
+    def of(cls, config: Any) -> LongformerAttention:
+        return cls(config.longformer_window)
+
+    @staticmethod
+    def flops(config: Any, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """4 n W d + 8 n d: the window, and [CLS] both ways."""
+        seen = np.minimum(tokens, config.longformer_window)
+        return 4 * tokens * seen * config.hidden_size + 8 * tokens * config.hidden_size
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        return longformer_attention(query, key, value, window=self.window, key_padding_mask=key_padding_mask)

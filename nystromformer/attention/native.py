@@ -1,7 +1,7 @@
 """`kernel/nystrom.cpp`, compiled for the machine at hand and called on tensors' memory.
 
 The first use compiles it with g++ (seconds), see `build`. Where there is no g++, or
-`NYSTROMFORMER_CPU_KERNEL=0` is set, or shapes do not suit it, `cpu.py` computes the same with PyTorch's
+`NYSTROMFORMER_CPU_KERNEL=0` is set, or shapes do not suit it, `composed.py` computes the same with PyTorch's
 operators, at about a third of the speed.
 """
 
@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,89 +39,6 @@ def suits(query_BHND: Tensor, num_landmarks: int, neighbours: int | None = None)
         and (neighbours or 0) % MULTIPLE == 0
         and library() is not None
     )
-
-
-def forward(
-    query_BHND: Tensor,
-    key_BHND: Tensor,
-    value_BHND: Tensor,
-    key_padding_mask_BN: Tensor | None,
-    conv_weight_HK: Tensor | None,
-    num_landmarks: int,
-    iterations: int,
-    out_BHND: Tensor,
-    kept: Sequence[Tensor],
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
-) -> None:
-    """Write the output at real tokens, and of rows of more than M tokens what `backward` reads.
-
-    Args:
-        conv_weight_HK: float32, contiguous.
-        kept: float32, contiguous: Q̃ and K̃ (B, H, M, D), Zᵀ (B, H, M, M), B̃ V (B, H, M, D) and the
-            logarithms of the sums of B̃'s rows before they were divided by them (B, H, M). With
-            `neighbours` without B̃ V, but with three more: the logarithms of each real token's sums over
-            near keys and over K̃, (B, H, N) in the order of the tokens, and the salient tokens' places in
-            that order, int32, (B, H, S).
-        salient_tokens: S, at most N.
-    """
-    call = _Call(
-        query_BHND,
-        key_BHND,
-        value_BHND,
-        key_padding_mask_BN,
-        conv_weight_HK,
-        num_landmarks,
-        iterations,
-        kept,
-        neighbours,
-        salient_tokens,
-    )
-    call.set(out=out_BHND)
-    call.run("nystrom_forward")
-
-
-def backward(
-    grad_out_BHND: Tensor,
-    query_BHND: Tensor,
-    key_BHND: Tensor,
-    value_BHND: Tensor,
-    key_padding_mask_BN: Tensor | None,
-    conv_weight_HK: Tensor | None,
-    num_landmarks: int,
-    iterations: int,
-    kept: Sequence[Tensor],
-    grads_BHND: Sequence[Tensor],
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
-) -> Tensor | None:
-    """Write the gradients of the queries, keys and values; returns that of the convolution's kernel.
-
-    Returns:
-        (H, K) float32, or None where there is no convolution.
-    """
-    call = _Call(
-        query_BHND,
-        key_BHND,
-        value_BHND,
-        key_padding_mask_BN,
-        conv_weight_HK,
-        num_landmarks,
-        iterations,
-        kept,
-        neighbours,
-        salient_tokens,
-    )
-    grad_query, grad_key, grad_value = grads_BHND
-    call.set(grad_out=grad_out_BHND, grad_query=grad_query, grad_key=grad_key, grad_value=grad_value)
-    if conv_weight_HK is None:
-        call.run("nystrom_backward")
-        return None
-    # One sum a row and head, added here in one order: threads must not decide it.
-    sums_BHK = conv_weight_HK.new_zeros(len(query_BHND), *conv_weight_HK.shape)
-    call.problem.grad_conv_weight = sums_BHK.data_ptr()
-    call.run("nystrom_backward")
-    return sums_BHK.sum(dim=0)
 
 
 # --- the C structures ---------------------------------------------------------------------------------
@@ -150,62 +68,100 @@ class _Problem(ctypes.Structure):
     ]
 
 
-class _Call:
-    """One problem, and references that keep its memory alive until it has run."""
+@dataclass(frozen=True)
+class Problem:
+    """The inputs of one call."""
 
-    def __init__(
-        self,
-        query_BHND: Tensor,
-        key_BHND: Tensor,
-        value_BHND: Tensor,
-        key_padding_mask_BN: Tensor | None,
-        conv_weight_HK: Tensor | None,
-        num_landmarks: int,
-        iterations: int,
-        kept: Sequence[Tensor],
-        neighbours: int | None,
-        salient_tokens: int,
-    ) -> None:
-        b, h, n, d = query_BHND.shape
-        self.problem = _Problem(
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    """(B, H, N, D) each."""
+    mask: Tensor | None
+    """(B, N) bool, True at padding."""
+    conv_weight: Tensor | None
+    """(H, 1, K, 1)."""
+    num_landmarks: int
+    iterations: int
+    neighbours: int | None = None
+    salient_tokens: int = 1
+    """S, at most N."""
+
+
+class Call:
+    """One problem in C, and references that keep its memory alive until it has run.
+
+    Args:
+        kept: float32, contiguous: Q̃ and K̃ (B, H, M, D), Zᵀ (B, H, M, M), B̃ V (B, H, M, D) and the
+            logarithms of the sums of B̃'s rows before they were divided by them (B, H, M). With
+            `neighbours` without B̃ V, but with three more: the logarithms of each real token's sums over
+            near keys and over K̃, (B, H, N) in the order of the tokens, and the salient tokens' places in
+            that order, int32, (B, H, S).
+    """
+
+    def __init__(self, problem: Problem, kept: Sequence[Tensor]) -> None:
+        b, h, n, d = problem.query.shape
+        self._weight_HK: Tensor | None = None
+        if problem.conv_weight is not None:
+            self._weight_HK = problem.conv_weight.reshape(h, -1).float().contiguous()
+        self._problem = _Problem(
             rows=b,
             heads=h,
             positions=n,
             width=d,
-            landmarks=num_landmarks,
-            kernel=0 if conv_weight_HK is None else conv_weight_HK.shape[1],
-            iterations=iterations,
+            landmarks=problem.num_landmarks,
+            kernel=0 if self._weight_HK is None else self._weight_HK.shape[1],
+            iterations=problem.iterations,
             threads=torch.get_num_threads(),
-            neighbours=neighbours or 0,
-            salient=salient_tokens,
-            half=query_BHND.dtype == torch.bfloat16,
+            neighbours=problem.neighbours or 0,
+            salient=problem.salient_tokens,
+            half=problem.query.dtype == torch.bfloat16,
             scale=d**-0.5,
         )
-        self.alive: list[Tensor] = []
-        if key_padding_mask_BN is not None:
-            self.problem.padding = self._address(key_padding_mask_BN.contiguous())
-        if conv_weight_HK is not None:
-            self.problem.conv_weight = self._address(conv_weight_HK)
-        names = _KEPT if neighbours is None else (*(name for name in _KEPT if name != "gathered"), *_NEAR)
+        self._alive: list[Tensor] = []
+        if problem.mask is not None:
+            self._problem.padding = self._address(problem.mask.contiguous())
+        if self._weight_HK is not None:
+            self._problem.conv_weight = self._address(self._weight_HK)
+        near = problem.neighbours is not None
+        names = (*(name for name in _KEPT if name != "gathered"), *_NEAR) if near else _KEPT
         for name, tensor in zip(names, kept, strict=True):
-            setattr(self.problem, name, self._address(tensor))
-        self.set(query=query_BHND, key=key_BHND, value=value_BHND)
+            setattr(self._problem, name, self._address(tensor))
+        self._set(query=problem.query, key=problem.key, value=problem.value)
+
+    def forward(self, out_BHND: Tensor) -> None:
+        """Write the output at real tokens, and of rows of more than M tokens what `backward` reads."""
+        self._set(out=out_BHND)
+        self._run("nystrom_forward")
+
+    def backward(self, grad_out_BHND: Tensor, grads_BHND: Sequence[Tensor]) -> Tensor | None:
+        """Write the gradients of the queries, keys and values; returns that of the convolution's kernel,
+        (H, K) float32, or None where there is no convolution."""
+        grad_query, grad_key, grad_value = grads_BHND
+        self._set(grad_out=grad_out_BHND, grad_query=grad_query, grad_key=grad_key, grad_value=grad_value)
+        if self._weight_HK is None:
+            self._run("nystrom_backward")
+            return None
+        # One sum a row and head, added here in one order: threads must not decide it.
+        sums_BHK = self._weight_HK.new_zeros(len(grad_out_BHND), *self._weight_HK.shape)
+        self._problem.grad_conv_weight = sums_BHK.data_ptr()
+        self._run("nystrom_backward")
+        return sums_BHK.sum(dim=0)
 
     def _address(self, x: Tensor) -> int:
-        self.alive.append(x)
+        self._alive.append(x)
         return x.data_ptr()
 
-    def set(self, **tensors_BHND: Tensor) -> None:
+    def _set(self, **tensors_BHND: Tensor) -> None:
         """Name tensors of the problem; those that are written have contiguous tokens already."""
         for name, x in tensors_BHND.items():
             if x.stride(-1) != 1:
                 x = x.contiguous()
-            setattr(self.problem, name, _Strided(self._address(x), *x.stride()[:3]))
+            setattr(self._problem, name, _Strided(self._address(x), *x.stride()[:3]))
 
-    def run(self, function: str) -> None:
+    def _run(self, function: str) -> None:
         kernel = library()
         assert kernel is not None, "suits() was asked first"
-        getattr(kernel, function)(ctypes.byref(self.problem))
+        getattr(kernel, function)(ctypes.byref(self._problem))
 
 
 # --- the library --------------------------------------------------------------------------------------

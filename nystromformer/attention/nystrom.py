@@ -18,24 +18,46 @@ choices, is composed of PyTorch's operators in `composed.py`.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from nystromformer.attention import build, native
+from nystromformer.attention import build
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.convolution import check_weight
-from nystromformer.attention.cpu import nystrom_attention_on_cpu
-from nystromformer.attention.cpu_neighbours import neighbours_attention_on_cpu, why_not_neighbours_on_cpu
+from nystromformer.attention.cpu import nystrom_attention_on_cpu, why_not_on_cpu
 from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu, why_not_on_gpu
 from nystromformer.attention.landmarks import Segments
+from nystromformer.attention.mechanism import Mechanism, exact_flops
 from nystromformer.attention.projections import check_projections
+from nystromformer.attention.recording import is_recorded
+from nystromformer.settings.schema import result
 
 LANDMARKS = ("segment_means", "uniform", "kmeans")
 IMPLEMENTATIONS = ("auto", "operator", "composed")
 DEFAULT_IMPLEMENTATION = os.environ.get("NYSTROMFORMER_ATTENTION")
 """For calls that name none, a whole model's too: one of IMPLEMENTATIONS, or empty for the device's own."""
+
+
+@dataclass
+class Settings:
+    num_landmarks: int = result(64, at_least=1)
+    """Landmarks of each head; `nystrom` only."""
+    landmarks: str = result("segment_means", choices=("segment_means", "uniform", "kmeans"))
+    """How landmarks are chosen: `segment_means`, `uniform` (random tokens) or `kmeans`; `nystrom` only."""
+    pinv_iterations: int | None = result(6, at_least=1)
+    """Iterations of the pseudoinverse, empty for the exact one; `nystrom` only."""
+    neighbours: int | None = result(None, at_least=1)
+    """Tokens of a block: each attends exactly to its own block, the two beside it and the salient tokens, and
+    through landmarks to the rest; empty for landmarks alone, the paper's attention; `nystrom` only."""
+    salient_tokens: int = result(1, at_least=1)
+    """With neighbours: tokens that all attend to exactly, of each row and head: the first, and the others
+    that the landmarks attend to most."""
 
 
 def nystrom_attention(
@@ -75,7 +97,7 @@ def nystrom_attention(
             tokens, the two blocks beside it and the row's first token, and through the landmarks to what
             is far; see `neighbours.py`. A row of at most 2 w real tokens is then exact too.
         salient_tokens: with neighbours, how many tokens of each row and head every token attends to exactly:
-            the first, and the others that the landmarks attend to most; see `salient.py`.
+            the first, and the others that the landmarks attend to most; see `neighbours.py`.
         implementation: `operator` for the device's hand-written one, `composed` for that of PyTorch's
             operators, `auto` for the former where it can run. None takes the environment variable
             NYSTROMFORMER_ATTENTION as it was at the import; where that is not set, `auto` on a CPU and
@@ -87,8 +109,12 @@ def nystrom_attention(
     Raises:
         ValueError: a shape, the mask's dtype or an option is impossible.
     """
-    _check(query, key, value, num_landmarks, key_padding_mask, pinv_iterations, landmarks, conv_weight)
-    check_neighbours(neighbours, salient_tokens)
+    check_projections(query, key, value, key_padding_mask)
+    check_choices(num_landmarks, pinv_iterations, neighbours, salient_tokens)
+    if landmarks not in LANDMARKS:
+        raise ValueError(f"landmarks={landmarks!r} is unknown: use one of {', '.join(LANDMARKS)}")
+    if conv_weight is not None:
+        check_weight(conv_weight, query.shape[1])
     implementation = _known(implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device))
     if implementation != "composed":
         choices = (num_landmarks, pinv_iterations, landmarks, neighbours, salient_tokens)
@@ -114,8 +140,14 @@ def nystrom_attention(
     )
 
 
-def check_neighbours(neighbours: int | None, salient_tokens: int) -> None:
+def check_choices(
+    num_landmarks: int, pinv_iterations: int | None, neighbours: int | None, salient_tokens: int
+) -> None:
     """Raise a ValueError where an option is impossible."""
+    if num_landmarks < 1:
+        raise ValueError(f"num_landmarks={num_landmarks}: use at least 1")
+    if pinv_iterations is not None and pinv_iterations < 1:
+        raise ValueError(f"pinv_iterations={pinv_iterations}: use at least 1, or None for the exact inverse")
     if neighbours is not None and neighbours < 1:
         raise ValueError(f"neighbours={neighbours}: use at least 1, or None for landmarks alone")
     if salient_tokens < 1:
@@ -125,44 +157,33 @@ def check_neighbours(neighbours: int | None, salient_tokens: int) -> None:
 def computed_by(
     query: Tensor,
     num_landmarks: int,
-    pinv_iterations: int | None,
-    landmarks: str,
-    implementation: str | None = None,
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
-) -> str:
-    """What computes such calls of `nystrom_attention`, whose last bits differ from one to the other.
-
-    Args:
-        query: (B, H, N, D), read for its shape, device and dtype alone.
-    """
-    implementation = _known(implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device))
-    choices = (num_landmarks, pinv_iterations, landmarks, neighbours, salient_tokens)
-    if implementation == "composed" or _why_no_operator(query, *choices):
-        return "composed of PyTorch's operators"
-    if query.device.type != "cpu":
-        return f"Triton {version('triton')}"
-    if native.suits(query, num_landmarks, neighbours):
-        return f"compiled kernel {build.fingerprint()}"
-    return "PyTorch's operators, row by row"
-
-
-def describe_implementation(
-    query: Tensor,
-    num_landmarks: int,
-    *,
     pinv_iterations: int | None = 6,
     landmarks: str = "segment_means",
     implementation: str | None = None,
     neighbours: int | None = None,
     salient_tokens: int = 1,
+    *,
+    reason: bool = False,
 ) -> str:
-    """`computed_by`, for people: where it is not the device's own operator, with the reason."""
-    choices = (num_landmarks, pinv_iterations, landmarks)
-    found = computed_by(query, *choices, implementation, neighbours, salient_tokens)
-    if obstacle := _why_no_operator(query, *choices, neighbours, salient_tokens):
+    """What computes such calls of `nystrom_attention`, whose last bits differ from one to the other.
+
+    Args:
+        query: (B, H, N, D), read for its shape, device and dtype alone.
+        reason: say for people why, where it is not the device's own operator.
+    """
+    implementation = implementation or DEFAULT_IMPLEMENTATION
+    obstacle = _why_no_operator(query, num_landmarks, pinv_iterations, landmarks, neighbours, salient_tokens)
+    if _known(implementation or _default_on(query.device)) == "composed" or obstacle:
+        found = "composed of PyTorch's operators"
+    elif query.device.type == "cpu":
+        found = f"compiled kernel {build.fingerprint()}"
+    else:
+        found = f"Triton {version('triton')}"
+    if not reason:
+        return found
+    if obstacle:
         return f"{found}: {obstacle}"
-    if query.device.type != "cpu" and not (implementation or DEFAULT_IMPLEMENTATION):
+    if query.device.type != "cpu" and not implementation:
         return f"{found}; NYSTROMFORMER_ATTENTION=auto takes the Triton kernels"
     return found
 
@@ -187,9 +208,7 @@ def _why_no_operator(
     if torch.onnx.is_in_onnx_export():
         return "ONNX has no such operator"
     if query.device.type == "cpu":
-        if neighbours is None:
-            return None
-        return why_not_neighbours_on_cpu(query.dtype, query.shape[-1], num_landmarks, neighbours)
+        return why_not_on_cpu(query.dtype, query.shape[-1], num_landmarks, neighbours)
     if neighbours is not None:
         return why_not_neighbours_on_gpu(query, num_landmarks, neighbours, salient_tokens)
     return why_not_on_gpu(query, num_landmarks)
@@ -207,8 +226,8 @@ def _by_operator(
     salient_tokens: int,
 ) -> Tensor:
     arguments = (query, key, value, key_padding_mask, conv_weight, num_landmarks, iterations)
-    if neighbours is not None and query.device.type == "cpu":
-        return neighbours_attention_on_cpu(*arguments, neighbours, salient_tokens)
+    if query.device.type == "cpu":
+        return nystrom_attention_on_cpu(*arguments, neighbours, salient_tokens)
     if neighbours is not None:
         return composed_nystrom_attention(
             query,
@@ -222,8 +241,6 @@ def _by_operator(
             salient_tokens=salient_tokens,
             kernels=True,
         )
-    if query.device.type == "cpu":
-        return nystrom_attention_on_cpu(*arguments)
     # Here, because it imports Triton, which only GPUs need.
     from nystromformer.attention.gpu.operator import nystrom_attention_on_gpu
 
@@ -239,22 +256,119 @@ def _known(implementation: str) -> str:
     return implementation
 
 
-def _check(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_landmarks: int,
-    key_padding_mask: Tensor | None,
-    pinv_iterations: int | None,
-    landmarks: str,
-    conv_weight: Tensor | None,
-) -> None:
-    check_projections(query, key, value, key_padding_mask)
-    if num_landmarks < 1:
-        raise ValueError(f"num_landmarks={num_landmarks}: use at least 1")
-    if pinv_iterations is not None and pinv_iterations < 1:
-        raise ValueError(f"pinv_iterations={pinv_iterations}: use at least 1, or None for the exact inverse")
-    if landmarks not in LANDMARKS:
-        raise ValueError(f"landmarks={landmarks!r} is unknown: use one of {', '.join(LANDMARKS)}")
-    if conv_weight is not None:
-        check_weight(conv_weight, query.shape[1])
+def near_in_words(neighbours: int | None, salient_tokens: int) -> str:
+    """What stands behind `… landmarks` where attention has exact neighbours."""
+    if neighbours is None:
+        return ""
+    salient = "" if salient_tokens == 1 else f" and {salient_tokens} salient tokens"
+    return f" and exact neighbours in blocks of {neighbours}{salient}"
+
+
+class NystromAttention(Mechanism):
+    """`nystrom_attention` with its choices. It has no parameters: the layer holds the convolution's."""
+
+    convolves = True
+    in_transformers = True
+
+    def __init__(
+        self,
+        num_landmarks: int,
+        landmarks: str,
+        pinv_iterations: int | None,
+        neighbours: int | None,
+        salient_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.num_landmarks = num_landmarks
+        self.landmarks = landmarks
+        self.pinv_iterations = pinv_iterations
+        self.neighbours = neighbours
+        self.salient_tokens = salient_tokens
+
+    @classmethod
+    def of(cls, config: Any) -> NystromAttention:
+        return cls(
+            config.num_landmarks,
+            config.landmarks,
+            config.pinv_iterations,
+            config.neighbours,
+            config.salient_tokens,
+        )
+
+    def approximation(self, tokens: int) -> dict[str, Any]:
+        return {
+            "num_landmarks": self.num_landmarks,
+            "landmarks": self.landmarks,
+            "pinv_iterations": self.pinv_iterations,
+            "neighbours": self.neighbours,
+            "salient_tokens": self.salient_tokens,
+        }
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        conv_weight: Tensor | None = None,
+        shared: Segments | None = None,
+    ) -> Tensor:
+        return nystrom_attention(
+            query,
+            key,
+            value,
+            key_padding_mask=key_padding_mask,
+            conv_weight=conv_weight,
+            segments=shared,
+            implementation=self.implementation,
+            **self.approximation(query.shape[2]),
+        )
+
+    @staticmethod
+    def flops(config: Any, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """With h heads, m landmarks and p iterations:
+
+              8 n m d       F̃, B̃ and the products with them
+            + 4 m² d        Ã, and Z (B̃ V)
+            + 8 p h m³      four products of m × m matrices an iteration
+                            (the exact inverse, which is no product, counts 0)
+
+        with neighbours w also
+
+              4 n (3 w + g) d     the near scores and values, g salient tokens
+            + 2 (n/w − 1) m² d    Z times each block's far part of B̃ V
+
+        A row with at most m tokens, or 2 w, takes exact attention.
+        """
+        d, m, w = config.hidden_size, config.num_landmarks, config.neighbours
+        iterations = config.pinv_iterations or 0
+        found = 8 * tokens * m * d + 4 * m**2 * d + 8 * iterations * config.num_attention_heads * m**3
+        if w is not None:
+            near = np.minimum(tokens, 3 * w + config.salient_tokens)
+            found += 4 * tokens * near * d + 2 * (tokens / w - 1) * m**2 * d
+        return np.where(tokens <= max(m, 2 * (w or 0)), exact_flops(config, tokens), found)
+
+    def is_exact(self, tokens: int) -> bool:
+        return tokens <= max(self.num_landmarks, 2 * (self.neighbours or 0))
+
+    def shared(self, key_padding_mask: Tensor | None) -> Segments | None:
+        """The segments; None where nothing needs them."""
+        if key_padding_mask is None or self.neighbours is not None:
+            return None
+        if key_padding_mask.device.type == "cpu":  # where a kernel computes rows one by one
+            return None
+        if not is_recorded() and key_padding_mask.shape[1] <= self.num_landmarks:
+            return None
+        return Segments.of(key_padding_mask, self.num_landmarks)
+
+    def described(self, query_BHND: Tensor) -> str:
+        choices = self.approximation(query_BHND.shape[2])
+        return computed_by(query_BHND, implementation=self.implementation, reason=True, **choices)
+
+    def extra_repr(self) -> str:
+        near = near_in_words(self.neighbours, self.salient_tokens)
+        return (
+            f"Nyström attention with {self.num_landmarks} landmarks ({self.landmarks}){near}; exact for rows "
+            f"of at most {max(self.num_landmarks, 2 * (self.neighbours or 0))} tokens"
+        )

@@ -12,14 +12,27 @@ are constants to the gradient, as in the authors' code.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nystromformer.attention.mechanism import Mechanism
 from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
+from nystromformer.settings.schema import result
 
 EPSILON = 1e-4
 """Added to every feature, as by the authors, so that no quotient is 0 / 0."""
+
+
+@dataclass
+class Settings:
+    performer_features: int = result(256, at_least=1)
+    """Random features of Performer."""
 
 
 def performer_attention(
@@ -92,7 +105,7 @@ def _positive(exponent_BHNR: Tensor, stabiliser: Tensor) -> Tensor:
     return (torch.exp(exponent_BHNR - stabiliser) + EPSILON) * exponent_BHNR.shape[-1] ** -0.5
 
 
-class PerformerAttention(nn.Module):
+class PerformerAttention(Mechanism):
     """`performer_attention` with its random directions, the buffer `features`, which is saved.
 
     Args:
@@ -107,6 +120,18 @@ class PerformerAttention(nn.Module):
         if num_features < 1:
             raise ValueError(f"num_features={num_features}: use at least 1")
         self.register_buffer("features", torch.empty(num_features, head_dim))
+        self.redraw()
+
+    @classmethod
+    def of(cls, config: Any) -> PerformerAttention:
+        return cls(config.hidden_size // config.num_attention_heads, config.performer_features)
+
+    @staticmethod
+    def flops(config: Any, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """8 n R d: the features of Q and K, and the products with them."""
+        return 8 * tokens * config.performer_features * config.hidden_size
+
+    def reset_parameters(self) -> None:
         self.redraw()
 
     @torch.no_grad()

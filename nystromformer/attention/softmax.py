@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+from nystromformer.attention.mechanism import Mechanism, exact_flops
 
 
 def softmax_attention(
@@ -38,3 +44,36 @@ def softmax_attention(
         dropout_p=dropout,
     )
     return torch.where(empty_B1[:, None, None], 0.0, out_BHND)
+
+
+class SoftmaxAttention(Mechanism):
+    """`softmax_attention`; `dropout` is that of the attention matrix while training."""
+
+    in_transformers = True
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    @classmethod
+    def of(cls, config: Any) -> SoftmaxAttention:
+        return cls(config.attention_probs_dropout_prob)
+
+    @staticmethod
+    def flops(config: Any, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        return exact_flops(config, tokens)
+
+    def is_exact(self, tokens: int) -> bool:
+        return True
+
+    def approximation(self, tokens: int) -> dict[str, Any]:
+        return {"num_landmarks": tokens}
+
+    def extra_repr(self) -> str:
+        return "exact attention"
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        return softmax_attention(query, key, value, key_padding_mask=key_padding_mask, dropout=dropout)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from nystromformer.attention.longformer import window_attention
-from nystromformer.attention.nystrom import check_neighbours, nystrom_attention
+from nystromformer.attention.nystrom import check_choices, nystrom_attention
 
 
 def register_attention(
@@ -36,11 +36,7 @@ def register_attention(
     Raises:
         ValueError: an option is impossible.
     """
-    if num_landmarks < 1:
-        raise ValueError(f"num_landmarks={num_landmarks}: use at least 1")
-    if pinv_iterations is not None and pinv_iterations < 1:
-        raise ValueError(f"pinv_iterations={pinv_iterations}: use at least 1, or None for the exact inverse")
-    check_neighbours(neighbours, salient_tokens)
+    check_choices(num_landmarks, pinv_iterations, neighbours, salient_tokens)
     options = {
         "num_landmarks": num_landmarks,
         "pinv_iterations": pinv_iterations,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import gc
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nystromformer.benchmark.contenders import (
     EXACT_ON_GPU,
@@ -19,13 +23,13 @@ from nystromformer.benchmark.contenders import (
     PEERS,
     SCATTERED,
     TRANSFORMERS,
+    Contender,
     contenders,
 )
-from nystromformer.benchmark.measure import Measurement, measure
-from nystromformer.benchmark.results import described, device_of, results_folder, write_results
+from nystromformer.benchmark.lengths import figures_by_length, mechanism_of, ratios_by_length
+from nystromformer.benchmark.measure import in_turn, kept_bytes, peak_of
 from nystromformer.errors import UserError
-from nystromformer.machine import machine
-from nystromformer.markdown import table
+from nystromformer.pictures import legend_below, log_log, picture, style_of
 from nystromformer.settings.benchmark import BenchmarkSettings
 
 SCALING = (2048, 16384)
@@ -37,22 +41,17 @@ TENSORS_MOVED = 4 + 7
 read, and three gradients written. What is computed twice to save memory does not change that."""
 
 
-def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
-    """Measure every contender at every length; print the table and write it to the folder.
-
-    Returns:
-        What the JSON file holds: seconds, bytes and ratios by length and contender.
+def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]:
+    """Seconds and bytes of every contender at every length, and what they are compared with.
 
     Raises:
-        UserError: the device is missing, the folder cannot be written, or memory runs out.
+        UserError: no length fits into memory.
     """
-    device, folder = device_of(settings.device), results_folder(settings.folder)
-    started, here = time.perf_counter(), machine(device)  # the commit before anything changes
-    rows: dict[int, dict[str, Measurement]] = {}
+    rows: dict[int, dict[str, dict[str, Any]]] = {}
     for length in settings.lengths:
         print(f"{length} tokens", flush=True)
         try:
-            rows[length] = measure(contenders(settings, length, device), settings.repeats, device)
+            rows[length] = measure_contenders(contenders(settings, length, device), settings.repeats, device)
         except (MemoryError, torch.OutOfMemoryError):
             print(
                 f"{length} tokens do not fit into memory and are left out: write a smaller tokens= or "
@@ -61,30 +60,53 @@ def benchmark_attention(settings: BenchmarkSettings) -> dict[str, Any]:
             )
     if not rows:
         raise UserError("no length fits into memory: write a smaller tokens= or largest_matrix=")
-    result = {
-        "machine": here,
-        "settings": described(settings),
-        "lengths": {length: _as_json(rows[length]) for length in rows},
-        "scaling": _scaling(settings, device),
-        "floor": _floor(settings, device),
-        "seconds": time.perf_counter() - started,
-    }
-    write_results(folder / f"attention_{device.type}", result, as_markdown(result), plot)
-    return result
+    return {"lengths": rows, "scaling": _scaling(settings, device), "floor": _floor(settings, device)}
 
 
-def _as_json(row: dict[str, Measurement]) -> dict[str, Any]:
+def measure_contenders(
+    found: Sequence[Contender], repeats: int, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Each contender once to warm up, then all of them in turn, `repeats` times.
+
+    Returns:
+        For each the seconds without gradients, those forward and backward, the bytes kept for the backward
+        pass beyond the inputs, and on a GPU the allocator's highest point beyond them.
+    """
+    kept = {contender.name: kept_bytes(contender) for contender in found}
+    peak = {contender.name: _peak_bytes(contender, device) for contender in found}
+    runs: dict[str, Callable[[], object]] = {}
+    for contender in found:
+        seed = torch.randn_like(contender.run().detach())
+        runs[f"{contender.name} forward"] = torch.no_grad()(contender.run)
+        runs[f"{contender.name} training"] = partial(_train, contender, seed)
+    gc.collect()
+    seconds = in_turn(runs, repeats, device)
     return {
         name: {
-            "forward_seconds": found.forward.seconds,
-            "forward_median": found.forward.median,
-            "training_seconds": found.training.seconds,
-            "training_median": found.training.median,
-            "kept_bytes": found.kept,
-            "peak_bytes": found.peak,
+            **{
+                f"{what}_{key}": figure
+                for what in ("forward", "training")
+                for key, figure in (
+                    ("seconds", seconds[f"{name} {what}"]),
+                    ("median", statistics.median(seconds[f"{name} {what}"])),
+                )
+            },
+            "kept_bytes": kept[name],
+            "peak_bytes": peak[name],
         }
-        for name, found in row.items()
+        for name in kept
     }
+
+
+def _peak_bytes(contender: Contender, device: torch.device) -> int | None:
+    """Over a forward and a backward pass, after one to warm up; None on a CPU, whose allocator tells none."""
+    _train(contender, None)
+    return peak_of(partial(_train, contender, None), device) if device.type == "cuda" else None
+
+
+def _train(contender: Contender, seed: Tensor | None) -> None:
+    out = contender.run()
+    torch.autograd.grad(out, contender.leaves, torch.ones_like(out) if seed is None else seed)
 
 
 def _scaling(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any] | None:
@@ -96,10 +118,10 @@ def _scaling(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any
         for length in SCALING:
             (ours, *_) = contenders(one, length, device)
             pair.append(dataclasses.replace(ours, name=str(length)))
-        found = measure(pair, settings.repeats, device)
+        found = measure_contenders(pair, settings.repeats, device)
     except (MemoryError, torch.OutOfMemoryError):
         return None
-    medians = {name: found[name].training.median for name in found}
+    medians = {name: found[name]["training_median"] for name in found}
     short, long = (medians[str(length)] for length in SCALING)
     return {"lengths": list(SCALING), "training_median": medians, "ratio": long / short}
 
@@ -171,41 +193,28 @@ def ratios(row: dict[str, Any], floor: float | None = None) -> dict[str, float]:
     }
 
 
-def as_markdown(result: dict[str, Any]) -> str:
-    """The page of results."""
+def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+    """What was measured, in words, and the tables."""
     settings, rows = result["settings"], result["lengths"]
-    kernel = f"kernel {settings['kernel']}" if settings["kernel"] else "no convolution"
-    if settings.get("neighbours"):
-        kernel += f", blocks of {settings['neighbours']} for exact neighbours"
-        if settings.get("salient_tokens", 1) > 1:
-            kernel += f" and {settings['salient_tokens']} salient tokens"
-    lines = [
-        f"# Attention on {result['machine']['device']}",
-        "",
-        f"Measured by `nystromformer benchmark what=attention` in {result['seconds'] / 60:.1f} minutes: "
+    about = (
         f"{settings['tokens']} tokens a batch (at least one sequence), {settings['heads']} heads of "
-        f"{settings['head_dim']}, {settings['landmarks']} landmarks, {kernel}, {settings['dtype']}; all in "
+        f"{settings['head_dim']}, {mechanism_of(settings)}, {settings['dtype']}; all in "
         f"turn, medians of {settings['repeats']}. Projections are left out everywhere; exact attention has "
-        "no convolution.",
-        "",
-        *(f"- {name}: {value}" for name, value in result["machine"].items()),
-    ]
-    for title, key, scale in (
+        "no convolution."
+    )
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    figures = (
         ("Forward and backward, ms", "training_median", 1e3),
         ("Forward alone, ms", "forward_median", 1e3),
         ("Kept for the backward pass beyond the inputs, MB", "kept_bytes", 1e-6),
         ("Peak of the allocator beyond the inputs, MB", "peak_bytes", 1e-6),
-    ):
-        names = list(dict.fromkeys(name for row in rows.values() for name in row))
-        cells = {name: [row.get(name, {}).get(key) for row in rows.values()] for name in names}
-        if all(cell is None for row in cells.values() for cell in row):
-            continue
-        shown = {name: ["–" if x is None else f"{x * scale:.1f}" for x in row] for name, row in cells.items()}
-        lines += ["", f"## {title}", "", *_by_length(rows, shown)]
+    )
+    lines = figures_by_length(
+        rows, names, [(title, key, partial(_scaled, factor)) for title, key, factor in figures]
+    )
     floor = result.get("floor")
-    named = [ratios(row, floor["seconds"][length] if floor else None) for length, row in rows.items()]
-    shown = {name: [f"{row[name]:.2f}" if name in row else "–" for row in named] for name in named[0]}
-    lines += ["", "## Ratios, forward and backward", "", *_by_length(rows, shown)]
+    found = [ratios(row, floor["seconds"][length] if floor else None) for length, row in rows.items()]
+    lines += ratios_by_length("Ratios, forward and backward", rows, found)
     if floor:
         milliseconds = ", ".join(f"{1e3 * floor['seconds'][length]:.2f} at {length}" for length in rows)
         lines += [
@@ -217,29 +226,28 @@ def as_markdown(result: dict[str, Any]) -> str:
         short, long = result["scaling"]["lengths"]
         ratio = result["scaling"]["ratio"]
         lines += ["", f"One sequence of {long} tokens takes {ratio:.2f} times as long as one of {short}."]
-    return "\n".join(lines) + "\n"
+    return about, lines
 
 
-def _by_length(rows: dict[Any, Any], shown: dict[str, list[str]]) -> list[str]:
-    return table(["", *rows], [[name, *cells] for name, cells in shown.items()])
+def _scaled(factor: float, value: float) -> str:
+    return f"{value * factor:.1f}"
 
 
-def plot(result: dict[str, Any], file: Path) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """Time over length, both logarithmic."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
     rows = result["lengths"]
-    for name in dict.fromkeys(name for row in rows.values() for name in row):
-        lengths = [length for length, row in rows.items() if name in row]
-        axes.plot(lengths, [1e3 * rows[n][name]["training_median"] for n in lengths], "o-", label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(list(rows), [str(length) for length in rows])
-    axes.set_xlabel(f"tokens of a sequence (a batch has {result['settings']['tokens']})")
-    axes.set_ylabel("forward and backward, ms")
-    axes.set_title(f"Attention on {result['machine']['device']}, {result['settings']['dtype']}")
-    axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=120)
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    title = f"Attention on {result['machine']['device']}, {result['settings']['dtype']}"
+    with picture(path, width="page", height=4.8) as (figure, axes):
+        for number, name in enumerate(names):
+            lengths = [length for length, row in rows.items() if name in row]
+            times = [1e3 * rows[n][name]["training_median"] for n in lengths]
+            axes.plot(lengths, times, **style_of(number), label=name)
+        log_log(axes, list(rows))
+        axes.set(
+            title=title,
+            xlabel=f"tokens of a sequence (a batch has {result['settings']['tokens']})",
+            ylabel="forward and backward, ms",
+        )
+        axes.grid(True, which="both")
+        legend_below(figure, axes, columns=3)

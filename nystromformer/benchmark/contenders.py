@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nystromformer.attention import nystrom_attention
+from nystromformer.attention.mechanism import mechanism_of
+from nystromformer.model import NystromformerConfig
 from nystromformer.settings.benchmark import BenchmarkSettings
 
 OURS = "nystromformer"
@@ -93,6 +95,7 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
     found.append(make.ours(PADDED, place >= length - length // 4, way))
     shuffled = torch.rand(rows, length, device=device, generator=generator).argsort(dim=1)
     found.append(make.ours(SCATTERED, shuffled < length // 4, way))
+    found += [make.mechanism(attention, length) for attention in settings.mechanisms]
     found.append(make.transformers(length))
     found += make.lucidrains()
     found.append(make.fused(FUSED, nullcontext))
@@ -159,12 +162,31 @@ class _Maker:
 
         return Contender(name, leaves + ([] if kernel is None else [kernel]), run)
 
+    def mechanism(self, attention: str, length: int) -> Contender:
+        """A mechanism of the registry, as a model of this length has it where nothing is written."""
+        leaves, _ = self._leaves()
+        config = NystromformerConfig(
+            hidden_size=self.settings.heads * self.settings.head_dim,
+            num_attention_heads=self.settings.heads,
+            max_position_embeddings=length,
+            attention=attention,
+            attention_probs_dropout_prob=0.0,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            module = mechanism_of(attention).of(config).to(leaves[0].device, leaves[0].dtype)
+
+        def run() -> Tensor:
+            return module(*map(self._heads, leaves)).transpose(1, 2).flatten(2)
+
+        return Contender(f"nystromformer, {attention}", [*leaves, *module.parameters()], run)
+
     def transformers(self, length: int) -> Contender:
-        from transformers.models.nystromformer import NystromformerConfig
+        from transformers.models.nystromformer import NystromformerConfig as TheirConfig
         from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
         leaves, kernel = self._leaves()
-        config = NystromformerConfig(
+        config = TheirConfig(
             hidden_size=self.settings.heads * self.settings.head_dim,
             num_attention_heads=self.settings.heads,
             num_landmarks=self.settings.landmarks,

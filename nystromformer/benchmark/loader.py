@@ -15,28 +15,21 @@ from typing import Any
 
 import torch
 
-from nystromformer.benchmark.results import described, results_folder, write_results
-from nystromformer.benchmark.text import micro_batches, named, padding_shares, preparation
+from nystromformer.benchmark.text import micro_batches, named, padding_section, padding_shares, preparation
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.loader import start_server, training_loader
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
-from nystromformer.machine import machine
-from nystromformer.markdown import table
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import table
 
 
-def benchmark_loader(settings: BenchmarkSettings) -> dict[str, Any]:
-    """Prepare the text if need be, draw batches with each number of workers, print and write the table.
-
-    Returns:
-        What the JSON file holds: tokens a second and seconds to the first batch by number of workers.
+def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]:
+    """Prepare the text if need be, and draw batches with each number of workers.
 
     Raises:
-        UserError: the text cannot be prepared or the folder cannot be written.
+        UserError: the text cannot be prepared.
     """
-    folder = results_folder(settings.folder)
-    started, here = time.perf_counter(), machine(torch.device("cpu"))
     prepared = prepare(preparation(settings))
     rows = max(settings.tokens // settings.length, 1)
     found = {}
@@ -46,17 +39,12 @@ def benchmark_loader(settings: BenchmarkSettings) -> dict[str, Any]:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
             found[workers] = fresh.submit(measure_workers, prepared.folder, settings, rows, workers).result()
     examples = PretrainingExamples(prepared, "train", max_length=settings.length, seed=settings.seed)
-    result = {
-        "machine": here,
-        "settings": described(settings),
+    return {
         "prepared": prepared.folder.name,
         "rows": rows,
         "workers": found,
         "padding": padding_shares(examples, rows, settings.seed),
-        "seconds": time.perf_counter() - started,
     }
-    write_results(folder / "loader_cpu", result, as_markdown(result))
-    return result
 
 
 def measure_workers(folder: Path, settings: BenchmarkSettings, rows: int, workers: int) -> dict[str, Any]:
@@ -87,39 +75,22 @@ def measure_workers(folder: Path, settings: BenchmarkSettings, rows: int, worker
     return {"first_batch_seconds": first_seconds, "tokens_per_second": rates}
 
 
-def as_markdown(result: dict[str, Any]) -> str:
-    """The page of results."""
+def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+    """What was measured, in words, and the tables."""
     settings = result["settings"]
-    lines = [
-        f"# Loader on {result['machine']['device']}",
-        "",
-        f"Measured by `nystromformer benchmark what=loader` in {result['seconds'] / 60:.1f} minutes: batches "
-        f"of {result['rows']} rows of up to {settings['length']} tokens from {named(settings)}, pairs and "
-        f"masks drawn for each; {settings['batches']} batches, medians of {settings['repeats']}. Real "
-        "tokens, not padding. The first batch is timed from opening the prepared folder, and the slowest "
-        "start counts: the first, which also starts the server that workers come from.",
-        "",
-        *(f"- {name}: {value}" for name, value in result["machine"].items()),
-        "",
-        "## Speed",
-        "",
-        *table(
-            ["worker processes", "million tokens a second", "first batch, s"],
-            [
-                [
-                    workers,
-                    f"{statistics.median(found['tokens_per_second']) / 1e6:.2f}",
-                    f"{max(found['first_batch_seconds']):.2f}",
-                ]
-                for workers, found in result["workers"].items()
-            ],
-        ),
-        "",
-        "## Padding",
-        "",
-        *table(
-            ["order of the rows", "padding, %"],
-            [[name, f"{100 * share:.1f}"] for name, share in result["padding"].items()],
-        ),
+    about = (
+        f"batches of {result['rows']} rows of up to {settings['length']} tokens from {named(settings)}, "
+        f"pairs and masks drawn for each; {settings['batches']} batches, medians of {settings['repeats']}. "
+        "Real tokens, not padding. The first batch is timed from opening the prepared folder, and the "
+        "slowest start counts: the first, which also starts the server that workers come from."
+    )
+    speeds = [
+        (
+            workers,
+            f"{statistics.median(found['tokens_per_second']) / 1e6:.2f}",
+            f"{max(found['first_batch_seconds']):.2f}",
+        )
+        for workers, found in result["workers"].items()
     ]
-    return "\n".join(lines) + "\n"
+    head = ("worker processes", "million tokens a second", "first batch, s")
+    return about, ["", "## Speed", "", *table(head, speeds), *padding_section(result["padding"])]

@@ -1,64 +1,91 @@
-"""How it is measured: contenders in turn, medians of wall-clock time, bytes kept for the backward pass."""
+"""How it is measured: all in turn, wall-clock time, bytes alive and bytes kept for the backward pass."""
 
 from __future__ import annotations
 
-import gc
-import statistics
+import os
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from types import TracebackType
 
+import psutil
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from nystromformer.benchmark.contenders import Contender
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library prints a line at each start and stop
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of repeated runs."""
-
-    seconds: list[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+CPU_METHOD = (
+    "every allocation and release of PyTorch's CPU allocator, workspace of its operators included, by the "
+    "profiler"
+)
+GPU_METHOD = "the highest point of PyTorch's allocator, above what is held before the call"
+SECONDS_BETWEEN = 0.1
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One contender at one length."""
-
-    forward: Timing
-    """Without gradients."""
-    training: Timing
-    """Forward and backward."""
-    kept: int
-    """Bytes kept for the backward pass beyond the inputs."""
-    peak: int | None
-    """Bytes at the allocator's highest point beyond the inputs, forward and backward; GPUs only."""
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock time of one call, with what it left to the GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
-def measure(contenders: Sequence[Contender], repeats: int, device: torch.device) -> dict[str, Measurement]:
-    """Each contender once to warm up, then all of them in turn, `repeats` times."""
-    kept = {contender.name: kept_bytes(contender) for contender in contenders}
-    peak = {contender.name: peak_bytes(contender, device) for contender in contenders}
-    forward: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    training: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    seeds = {contender.name: torch.randn_like(contender.run().detach()) for contender in contenders}
-    gc.collect()
+def in_turn(
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    *,
+    patience: float = float("inf"),
+) -> dict[str, list[float]]:
+    """Seconds of each run, all in turn, `repeats` times.
+
+    Args:
+        patience: seconds that a run may take in all; it is not timed again where the next time would exceed
+            them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
-        for contender in contenders:
-            with torch.no_grad():
-                forward[contender.name].append(seconds_of(contender.run, device))
-            training[contender.name].append(
-                seconds_of(partial(_train, contender, seeds[contender.name]), device)
-            )
-    return {
-        name: Measurement(Timing(forward[name]), Timing(training[name]), kept[name], peak[name])
-        for name in kept
-    }
+        for name, run in runs.items():
+            before = seconds[name]
+            if not before or sum(before) + before[-1] <= patience:
+                before.append(seconds_of(run, device))
+    return seconds
+
+
+def peak_of(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes allocated during the call and alive together at most; what was there before is not counted.
+
+    The result of the call counts. Memory that is not asked of PyTorch's allocator is not seen.
+    """
+    return _peak_on_gpu(run) if device.type == "cuda" else _peak_on_cpu(run)
+
+
+def _peak_on_cpu(run: Callable[[], object]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        result = run()
+    del result
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()  # negative where memory is released
+        peak = max(peak, live)
+    return peak
+
+
+def _peak_on_gpu(run: Callable[[], object]) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = run()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated() - before
 
 
 def kept_bytes(contender: Contender) -> int:
@@ -78,30 +105,46 @@ def kept_bytes(contender: Contender) -> int:
     return total
 
 
-def peak_bytes(contender: Contender, device: torch.device) -> int | None:
-    """The allocator's highest point over a forward and a backward pass; None on a CPU, which has none."""
-    _train(contender, None)
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    _train(contender, None)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+class PeakMemory:
+    """Samples a process and all that it starts while the block runs; `bytes` is the highest sum.
+
+    Memory that processes share is counted once where the system tells (PSS, on Linux); elsewhere each
+    counts it (RSS). What lives shorter than a tenth of a second can be missed.
+    """
+
+    def __init__(self, process: int) -> None:
+        self._process = psutil.Process(process)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self.bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._done.is_set():
+            self.bytes = max(self.bytes, _bytes_of_tree(self._process))
+            self._done.wait(SECONDS_BETWEEN)
 
 
-def _train(contender: Contender, seed: Tensor | None) -> None:
-    out = contender.run()
-    torch.autograd.grad(out, contender.leaves, torch.ones_like(out) if seed is None else seed)
-
-
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of one call, with what it left to the GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def _bytes_of_tree(process: psutil.Process) -> int:
+    """Bytes that a process and its descendants hold now; 0 where it has ended."""
+    try:
+        tree = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    total = 0
+    for one in tree:
+        try:
+            memory = one.memory_full_info()
+        except psutil.Error:  # it has just ended
+            continue
+        total += getattr(memory, "pss", 0) or memory.rss
+    return total

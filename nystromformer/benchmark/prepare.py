@@ -20,37 +20,38 @@ from typing import Any
 
 import torch
 
-from nystromformer.benchmark.memory import PeakMemory
-from nystromformer.benchmark.results import described, results_folder, write_results
-from nystromformer.benchmark.text import named, padding_shares, preparation, saved_tokenizer, texts
+from nystromformer.benchmark.measure import PeakMemory
+from nystromformer.benchmark.text import (
+    named,
+    padding_section,
+    padding_shares,
+    preparation,
+    saved_tokenizer,
+    texts,
+)
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
-from nystromformer.machine import machine
-from nystromformer.markdown import table
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.pretrain import PrepareSettings
+from nystromformer.tables import table
 
 OURS, ENCODE = "preparation", "encode_batch"
 _BATCH_CHARACTERS = 2**23  # of encode_batch: large enough to keep all threads busy, small enough for memory
 _ROWS = 64  # of a micro-batch, for the padding share
 
 
-def benchmark_prepare(settings: BenchmarkSettings) -> dict[str, Any]:
-    """Train the tokenizer, run both on the text, print and write the table.
-
-    Returns:
-        What the JSON file holds: seconds, MB/s and peak bytes of both, and what was prepared.
+def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]:
+    """Train the tokenizer and run both on the text: seconds, MB/s and peak bytes, and what was prepared.
 
     Raises:
-        UserError: the text cannot be read or the folder cannot be written.
+        UserError: the text cannot be read.
     """
-    folder = results_folder(settings.folder)
-    started, here = time.perf_counter(), machine(torch.device("cpu"))
+    started = time.perf_counter()
     workers = settings.workers or os.cpu_count() or 1
     documents = texts(preparation(settings).data)
     megabytes = sum(len(text.encode("utf-8", "replace")) for text in documents) / 1e6
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".prepare-") as scratch:
+    with tempfile.TemporaryDirectory(dir=settings.folder, prefix=".prepare-") as scratch:
         tokenizer = saved_tokenizer(settings, documents, Path(scratch, "tokenizer"))
         trained = time.perf_counter() - started
         del documents
@@ -66,8 +67,6 @@ def benchmark_prepare(settings: BenchmarkSettings) -> dict[str, Any]:
         prepared = PreparedData.open(next(Path(scratch, "data").glob("*/manifest.json")).parent)
         examples = PretrainingExamples(prepared, "train", max_length=settings.length, seed=settings.seed)
         result = {
-            "machine": here,
-            "settings": described(settings),
             "workers": workers,
             "megabytes": megabytes,
             "runs": {
@@ -77,10 +76,8 @@ def benchmark_prepare(settings: BenchmarkSettings) -> dict[str, Any]:
             "reading_and_tokenizer_seconds": trained,
             "counts": prepared.manifest["counts"],
             "padding": padding_shares(examples, _ROWS, settings.seed),
-            "seconds": time.perf_counter() - started,
         }
         shutil.rmtree(prepared.folder)
-    write_results(folder / "prepare_cpu", result, as_markdown(result))
     return result
 
 
@@ -139,42 +136,24 @@ def encode(wanted: PrepareSettings) -> dict[str, float]:
     return {"seconds": seconds, "tokens": tokens}
 
 
-def as_markdown(result: dict[str, Any]) -> str:
-    """The page of results."""
-    settings, counts = result["settings"], result["counts"]
-    train = counts["train"]
-    lines = [
-        f"# Preparation on {result['machine']['device']}",
-        "",
-        f"Measured by `nystromformer benchmark what=prepare` in {result['seconds'] / 60:.1f} minutes: "
+def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+    """What was measured, in words, and the tables."""
+    settings, train = result["settings"], result["counts"]["train"]
+    about = (
         f"{result['megabytes']:.1f} MB of text ({named(settings)}) to examples of {settings['length']} "
         f"tokens on {result['workers']} cores, beside the tokenizers library's `encode_batch` on the same "
         "text in memory, with the same tokenizer. Memory is the highest sum over all processes of each; "
-        "that of `encode_batch` holds the whole text.",
+        "that of `encode_batch` holds the whole text."
+    )
+    rows = [
+        (name, f"{run['seconds']:.1f}", f"{run['mb_per_second']:.2f}", f"{run['peak_bytes'] / 1e9:.2f}")
+        for name, run in result["runs"].items()
+    ]
+    return about, [
         "",
-        *(f"- {name}: {value}" for name, value in result["machine"].items()),
-        "",
-        *table(
-            ["", "seconds", "MB/s", "peak memory, GB"],
-            [
-                [
-                    name,
-                    f"{run['seconds']:.1f}",
-                    f"{run['mb_per_second']:.2f}",
-                    f"{run['peak_bytes'] / 1e9:.2f}",
-                ]
-                for name, run in result["runs"].items()
-            ],
-        ),
+        *table(("", "seconds", "MB/s", "peak memory, GB"), rows),
         "",
         f"The preparation runs at {result['ratio']:.2f} of the speed of `encode_batch`. It wrote "
         f"{train['chunks']:,} chunks of {train['tokens']:,} tokens for training.",
-        "",
-        "## Padding",
-        "",
-        *table(
-            ["order of the rows", "padding, %"],
-            [[name, f"{100 * share:.1f}"] for name, share in result["padding"].items()],
-        ),
+        *padding_section(result["padding"]),
     ]
-    return "\n".join(lines) + "\n"

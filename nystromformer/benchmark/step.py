@@ -8,14 +8,13 @@ transformers' models learn masked tokens alone and compute them everywhere.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import gc
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nystromformer.benchmark.contenders import COMPOSED
-from nystromformer.benchmark.measure import seconds_of
+from nystromformer.benchmark.lengths import figures_by_length, mechanism_of, ratios_by_length
+from nystromformer.benchmark.measure import in_turn, peak_of
 from nystromformer.benchmark.models import (
     BERT,
     BERT_WITH_DROPOUT,
@@ -39,11 +39,8 @@ from nystromformer.benchmark.models import (
     transformers_modernbert,
     transformers_nystromformer,
 )
-from nystromformer.benchmark.results import described, device_of, results_folder, write_results
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.errors import UserError
-from nystromformer.machine import machine
-from nystromformer.markdown import table
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.heads import IGNORED
@@ -71,34 +68,19 @@ class Contender:
     """What computes it, where there is a choice."""
 
 
-def benchmark_step(settings: BenchmarkSettings) -> dict[str, Any]:
-    """Measure every model at every length; print the table and write it to the folder.
-
-    Returns:
-        What the JSON file holds: seconds, tokens per second and ratios by length and model.
+def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]:
+    """Seconds, tokens a second and bytes of every model at every length.
 
     Raises:
-        UserError: the device is missing, the folder cannot be written, or no model fits into memory at any
-            length.
+        UserError: no model fits into memory at any length.
     """
-    device, folder = device_of(settings.device), results_folder(settings.folder)
-    started, here = time.perf_counter(), machine(device)  # the commit before anything changes
     lengths: dict[int, dict[str, Any]] = {}
     for length in settings.lengths:
         print(f"{length} tokens", flush=True)
         lengths[length] = _measure_what_fits(settings, length, device)
     if not any(lengths.values()):
         raise UserError("no model fits into memory at any length: write a smaller tokens=")
-    result = {
-        "machine": here,
-        "settings": described(settings),
-        "peak_flops": peak_flops(device, getattr(torch, settings.dtype)),
-        "lengths": lengths,
-        "seconds": time.perf_counter() - started,
-    }
-    name = f"step_{device.type}" + ("" if settings.dtype == "float32" else f"_{settings.dtype}")
-    write_results(folder / name, result, as_markdown(result))
-    return result
+    return {"peak_flops": peak_flops(device, getattr(torch, settings.dtype)), "lengths": lengths}
 
 
 def _measure_what_fits(settings: BenchmarkSettings, length: int, device: torch.device) -> dict[str, Any]:
@@ -185,7 +167,7 @@ def _ours(
     model = NystromformerForPreTraining(config).to(device).train()
     layers = [module for module in model.modules() if isinstance(module, NystromformerSelfAttention)]
     for layer in layers:
-        layer.implementation = settings.implementation
+        layer.attend.implementation = settings.implementation
     optimizer = build_optimizer(model, TrainingSettings())
     accelerator = devices.accelerator_of(cpu=device.type == "cpu")
     dtype = getattr(torch, settings.dtype)
@@ -243,18 +225,12 @@ def _measure(
     found: list[Contender], settings: BenchmarkSettings, length: int, device: torch.device
 ) -> dict[str, Any]:
     """Each model once to warm up, then all of them in turn, `repeats` times."""
-    peak = {}
-    for contender in found:
-        with _telling(contender):
-            contender.step()  # allocates the optimizer's moments, and compiles where that was asked for
-    for contender in found:
-        with _telling(contender):
-            peak[contender.name] = _peak_bytes(contender, device)
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in found}
-    for _ in range(settings.repeats):
-        for contender in found:
-            with _telling(contender):
-                seconds[contender.name].append(seconds_of(contender.step, device))
+    steps = {contender.name: partial(_step, contender) for contender in found}
+    for step in steps.values():
+        step()  # allocates the optimizer's moments, and compiles where that was asked for
+    # Of a GPU alone: a CPU's allocator tells none.
+    peak = {name: peak_of(step, device) if device.type == "cuda" else None for name, step in steps.items()}
+    seconds = in_turn(steps, settings.repeats, device)
     tokens = max(1, settings.tokens // length) * length
     fastest = peak_flops(device, getattr(torch, settings.dtype))
     row = {}
@@ -272,26 +248,13 @@ def _measure(
     return row
 
 
-@contextlib.contextmanager
-def _telling(contender: Contender) -> Iterator[None]:
-    """Within it, running out of memory names the contender."""
+def _step(contender: Contender) -> Tensor:
+    """One step; running out of memory names the contender."""
     try:
-        yield
+        return contender.step()
     except (MemoryError, torch.OutOfMemoryError):
         # Not chained: the first error's traceback holds the tensors of the failed step.
         raise _OutOfMemory(contender.name) from None
-
-
-def _peak_bytes(contender: Contender, device: torch.device) -> int | None:
-    """The allocator's highest point over a step beyond what all models hold; None on a CPU, without one."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    contender.step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
@@ -312,58 +275,38 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
     return faster
 
 
-def as_markdown(result: dict[str, Any]) -> str:
-    """The page of results."""
+def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+    """What was measured, in words, and the tables."""
     settings, rows = result["settings"], result["lengths"]
-    kernel = f"kernel {settings['kernel']}" if settings["kernel"] else "no convolution"
-    if settings.get("neighbours"):
-        kernel += f", blocks of {settings['neighbours']} for exact neighbours"
-        if settings.get("salient_tokens", 1) > 1:
-            kernel += f" and {settings['salient_tokens']} salient tokens"
     precision = settings["dtype"] + (" autocast" if settings["dtype"] != "float32" else "")
     compiled = f", torch.compile but for {PEER}" if settings["compile"] else ""
-    lines = [
-        f"# Training steps on {result['machine']['device']}",
-        "",
-        f"Measured by `nystromformer benchmark what=step` in {result['seconds'] / 60:.1f} minutes: "
+    about = (
         f"{settings['layers']} layers of {settings['hidden']}, heads of {settings['head_dim']}, feed-forward "
-        f"{4 * settings['hidden']}, vocabulary {settings['vocab_size']}, {settings['landmarks']} landmarks, "
-        f"{kernel}, {settings['tokens']} tokens a batch (at least one row) without padding, 15 % of them "
+        f"{4 * settings['hidden']}, vocabulary {settings['vocab_size']}, {mechanism_of(settings)}, "
+        f"{settings['tokens']} tokens a batch (at least one row) without padding, 15 % of them "
         f"predicted, {precision}{compiled}. A step is forward, backward, clipping and fused AdamW, with "
         f"dropout {DROPOUT} on hidden states, and on attention where that is said; all in turn, medians of "
         f"{settings['repeats']} after one step to warm up. This project's steps learn sentence "
-        "order too.",
-        "",
-        *(f"- {name}: {value}" for name, value in result["machine"].items()),
-    ]
-    ways = {f"{length} tokens: {row[OURS]['attention']}" for length, row in rows.items() if OURS in row}
-    lines += [f"- {OURS} at {way}" for way in sorted(ways, key=lambda way: int(way.split()[0]))]
+        "order too."
+    )
+    ways = {length: row[OURS]["attention"] for length, row in rows.items() if OURS in row}
+    lines = [f"- {OURS} at {length} tokens: {ways[length]}" for length in sorted(ways, key=int)]
     if result["peak_flops"]:
         lines.append(f"- peak: {result['peak_flops'] / 1e12:.4g} TFLOP/s")
-    for title, key, form in (
-        ("Milliseconds a step", "median", lambda x: f"{1e3 * x:,.1f}"),
-        ("Tokens a second", "tokens_per_second", lambda x: f"{x:,.0f}"),
-        ("Model FLOP utilisation", "model_flop_utilisation", lambda x: f"{x:.1%}"),
+    lines += figures_by_length(
+        rows,
+        (OURS, NEAR, COMPOSED, EXACT, PEER, BERT, BERT_WITH_DROPOUT, MODERNBERT),
         (
-            "Peak of the allocator in a step beyond all models' weights and moments, MB",
-            "peak_bytes",
-            lambda x: f"{x / 1e6:,.0f}",
+            ("Milliseconds a step", "median", lambda x: f"{1e3 * x:,.1f}"),
+            ("Tokens a second", "tokens_per_second", lambda x: f"{x:,.0f}"),
+            ("Model FLOP utilisation", "model_flop_utilisation", lambda x: f"{x:.1%}"),
+            (
+                "Peak of the allocator in a step beyond all models' weights and moments, MB",
+                "peak_bytes",
+                lambda x: f"{x / 1e6:,.0f}",
+            ),
         ),
-    ):
-        found = {
-            name: [row.get(name, {}).get(key) for row in rows.values()]
-            for name in (OURS, NEAR, COMPOSED, EXACT, PEER, BERT, BERT_WITH_DROPOUT, MODERNBERT)
-        }
-        shown = [
-            [name, *("–" if x is None else form(x) for x in values)]
-            for name, values in found.items()
-            if any(x is not None for x in values)
-        ]
-        if shown:
-            lines += ["", f"## {title}", "", *table(["", *rows], shown)]
+    )
     if any(not row or len(row) < len(max(rows.values(), key=len)) for row in rows.values()):
         lines += ["", "–: did not fit into memory."]
-    named = [ratios(row) for row in rows.values()]
-    names = dict.fromkeys(name for ratio in named for name in ratio)
-    cells = [[name, *(f"{ratio[name]:.2f}" if name in ratio else "–" for ratio in named)] for name in names]
-    return "\n".join([*lines, "", "## Ratios", "", *table(["", *rows], cells)]) + "\n"
+    return about, lines + ratios_by_length("Ratios", rows, [ratios(row) for row in rows.values()])

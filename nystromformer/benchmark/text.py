@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.data import DataSettings, TokenizerSettings
 from nystromformer.settings.pretrain import PrepareSettings
 from nystromformer.settings.training import TrainingSettings
+from nystromformer.tables import table
 
 
 def preparation(settings: BenchmarkSettings, *, workers: int = 0, **data: object) -> PrepareSettings:
@@ -53,7 +55,7 @@ def saved_tokenizer(settings: BenchmarkSettings, documents: list[str], folder: P
         return settings.tokenizer
     if not documents:
         raise UserError("files hold no documents: write files=[corpus/*.txt] with text in them")
-    from nystromformer.data.tokenizer_training import train_tokenizer
+    from nystromformer.data.tokenizer import train_tokenizer
 
     wanted = preparation(settings).tokenizer
     train_tokenizer(documents, wanted, max_length=settings.length).save_pretrained(str(folder))
@@ -102,3 +104,9 @@ def padding_shares(examples: PretrainingExamples, rows: int, seed: int) -> dict[
             places += int(width) * len(keys)
         shares[name] = 1 - tokens / places
     return shares
+
+
+def padding_section(shares: Mapping[str, float]) -> list[str]:
+    """The section of a page about them."""
+    rows = [(name, f"{100 * share:.1f}") for name, share in shares.items()]
+    return ["", "## Padding", "", *table(("order of the rows", "padding, %"), rows)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 from nystromformer.data.documents import Document, Reader, Source
 from nystromformer.errors import UserError
@@ -49,12 +48,6 @@ class Part:
             yield document
         if first_fault and not sound:  # a wrong setting, not a few wrong rows
             raise UserError(f"{first_fault}; every row of its file is like that")
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What its documents depend on besides what its inputs hold, as JSON."""
-        names = ("kind", "text_field", "rows_per_document", "weight", "max_documents", "max_megabytes")
-        return {name: getattr(self.settings, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -109,65 +102,43 @@ def _described_sources(data: DataSettings) -> Iterator[tuple[str, SourceSettings
     elif data.corpus == "text":
         yield "data.files", SourceSettings("text", data.files, text_field=data.text_field)
     elif data.corpus == "bookcorpus_wikipedia":
-        if data.wikipedia:
-            yield "data.wikipedia", _wikipedia(SourceSettings("wikipedia"), data)
-        if data.bookcorpus:
-            yield "data.bookcorpus", _bookcorpus(SourceSettings("bookcorpus"), data)
+        for kind in ("wikipedia", "bookcorpus"):
+            if getattr(data, kind):
+                yield f"data.{kind}", _with_defaults(SourceSettings(kind), data)
     else:
         for number, source in enumerate(data.sources):
-            place = f"data.sources[{number}]"
-            if source.kind == "wikipedia":
-                yield f"{place}.repository", _wikipedia(source, data)
-            elif source.kind == "bookcorpus":
-                yield f"{place}.repository", _bookcorpus(source, data)
-            else:
-                yield f"{place}.{'repository' if source.kind == 'hub' else 'files'}", source
+            named = "repository" if source.kind in ("hub", "wikipedia", "bookcorpus") else "files"
+            yield f"data.sources[{number}].{named}", _with_defaults(source, data)
 
 
-def _wikipedia(source: SourceSettings, data: DataSettings) -> SourceSettings:
-    if source.repository is not None:
+def _with_defaults(source: SourceSettings, data: DataSettings) -> SourceSettings:
+    """Wikipedia and BookCorpus with what `data` says of them where they say nothing themselves."""
+    if source.kind == "bookcorpus":
+        rows = source.rows_per_document or data.bookcorpus_rows_per_document
+        source = replace(source, rows_per_document=rows)
+    if source.kind not in ("wikipedia", "bookcorpus") or source.repository is not None:
         return source
     return replace(
         source,
-        repository=data.wikipedia,
-        config=source.config or data.wikipedia_config,
-        revision=source.revision or data.wikipedia_revision,
-    )
-
-
-def _bookcorpus(source: SourceSettings, data: DataSettings) -> SourceSettings:
-    rows = source.rows_per_document or data.bookcorpus_rows_per_document
-    if source.repository is not None:
-        return replace(source, rows_per_document=rows)
-    return replace(
-        source,
-        repository=data.bookcorpus,
-        config=source.config or data.bookcorpus_config,
-        revision=source.revision or data.bookcorpus_revision,
-        rows_per_document=rows,
+        repository=getattr(data, source.kind),
+        config=source.config or getattr(data, f"{source.kind}_config"),
+        revision=source.revision or getattr(data, f"{source.kind}_revision"),
     )
 
 
 def _open(source: SourceSettings, setting: str, streaming: bool) -> Reader:
-    # Imported on use: only the hub needs the heavy `datasets`.
-    if source.kind == "imdb":
-        from nystromformer.data.imdb import Imdb
+    # Imported on use: only tables need the heavy `pyarrow.parquet`, and the hub `datasets`.
+    if source.kind in ("text", "jsonl", "wikiextractor", "imdb"):
+        from nystromformer.data.text_files import Imdb, TextFiles, WikiExtractorFiles
 
-        return Imdb()
-    if source.kind in ("text", "jsonl"):
-        from nystromformer.data.text_files import TextFiles
+        if source.kind == "imdb":
+            return Imdb()
+        if source.kind == "wikiextractor":
+            return WikiExtractorFiles(source.files, source.text_field, setting=setting)
+        json_lines = source.kind == "jsonl"
+        return TextFiles(source.files, source.text_field, setting=setting, json_lines=json_lines)
+    from nystromformer.data.parquet import ParquetFiles, open_repository
 
-        return TextFiles(source.files, source.text_field, setting=setting, json_lines=source.kind == "jsonl")
-    if source.kind == "wikiextractor":
-        from nystromformer.data.wikiextractor import WikiExtractorFiles
-
-        return WikiExtractorFiles(source.files, source.text_field, setting=setting)
-    from nystromformer.data.tables import ParquetFiles, Table, open_table
-
-    name = source.repository or (source.files[0] if source.files else "")
-    table = Table(
-        setting, name, source.config, source.revision, source.text_field, source.rows_per_document or 1
-    )
     if source.kind == "parquet":
-        return ParquetFiles(table, source.files)
-    return open_table(table, streaming=streaming)
+        return ParquetFiles(source, source.files, setting)
+    return open_repository(source, setting, streaming=streaming)

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from nystromformer.data.layout import Batch, Layout, best_widths
-from nystromformer.data.masking import Masking
+from nystromformer.data.pairs import Masking, SpecialIds, build_pairs
 from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR
-from nystromformer.data.sentence_order import SpecialIds, build_pairs
 from nystromformer.data.stateless_random import row_keys
 from nystromformer.data.storage import PreparedData
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from nystromformer.data.masking import IGNORED
+from nystromformer.data.pairs import IGNORED
 
 MOST_WIDTHS = 8
 """Each is one more shape to compile, and fewer are more padding."""

@@ -1,4 +1,4 @@
-"""Documents to chunks of whole sentences, the unit that is stored.
+"""Documents to sentences, and sentences to the unit that is stored: chunks of whole ones.
 
 The semantics are ALBERT's (`create_pretraining_data.py`), with the masking left to load time:
 
@@ -18,9 +18,29 @@ from dataclasses import dataclass, fields
 from itertools import chain
 
 import numpy as np
+import sentencex
 from numpy.typing import NDArray
 
 from nystromformer.data import stateless_random as random
+
+
+def split_sentences(text: str, language: str = "en") -> list[str]:
+    """Split `text` into sentences, stripped and not empty, in order.
+
+    A line is a paragraph and no sentence crosses its end. Within a paragraph sentencex decides,
+    with the abbreviations of `language` (an ISO 639 code; an unknown one falls back to English).
+    """
+    sentences = []
+    for paragraph in text.splitlines():
+        if paragraph and not paragraph.isspace():
+            for sentence in sentencex.segment(language, paragraph):
+                sentence = sentence.strip()
+                if sentence:
+                    sentences.append(sentence)
+    return sentences
+
+
+# --- chunks -------------------------------------------------------------------------------------------
 
 SPECIAL_TOKENS_OF_A_PAIR = 3  # [CLS] A [SEP] B [SEP]
 

@@ -62,6 +62,11 @@ def row_keys(seed: int, epochs: ArrayLike, indices: ArrayLike) -> UInt64Array:
     return mix(key ^ _as_uint64(indices))
 
 
+def salted(document_hash: int, salt: int) -> UInt64Array:
+    """One word for a document, (1,): another for each purpose or copy, none of them its hash."""
+    return mix(np.uint64(document_hash) ^ mix(salt))
+
+
 def bits(keys: UInt64Array, stream: Stream) -> UInt64Array:
     """One 64-bit word for each key, in the keys' shape."""
     return mix(keys ^ mix(int(stream)))

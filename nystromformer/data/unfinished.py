@@ -1,4 +1,5 @@
-"""A preparation under way: the folder it fills, and which blocks of the corpus are whole in it.
+"""A preparation under way: the folder it fills, which blocks of the corpus are whole in it, and the steps
+that make them.
 
     prepared/.unfinished-imdb-1f0c9a6be2d4/
       tokenizer/                complete or absent, as every file here
@@ -6,7 +7,7 @@
       validation/00003.arrow    its validation chunks
       .state/blocks/00003.json  written last: block 3 is whole, and these are its counts
       .state/corpus.json        how many blocks there are, once somebody has read the corpus to its end
-      .state/survey.json        see `survey`
+      .state/survey.json        see `reading.survey`
       .state/shard-2-of-4       one of four machines has worked here
 
 A preparation that is killed leaves this folder; the same command finds the blocks that are whole and makes
@@ -15,24 +16,36 @@ the others. Several machines can fill one folder: each file comes into its place
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nystromformer.data.blocks import ReadCounts
-from nystromformer.data.processing import Processed
-from nystromformer.data.segmentation import Chunks, Counts
-from nystromformer.data.shards import ShardInfo, replacing, token_type, write_shard
-from nystromformer.data.splits import SPLITS
-from nystromformer.data.survey import Survey
+from nystromformer.data.documents import SPLITS, SplitRule, validation_below
+from nystromformer.data.plan import Plan
+from nystromformer.data.reading import (
+    Blocks,
+    DocumentBatch,
+    DocumentProgress,
+    ReadCounts,
+    Survey,
+    survey,
+)
+from nystromformer.data.segmentation import Chunks, Counts, Segmentation
+from nystromformer.data.storage import TOKENIZER, ShardInfo, token_type, write_shard
+from nystromformer.data.workers import Processed, Work, ordered_map, process_batch, start_worker
 from nystromformer.errors import UserError
+from nystromformer.files import replacing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PREFIX = ".unfinished-"
 _STATE = ".state"
@@ -50,9 +63,9 @@ class Block:
     read: list[ReadCounts]
     first_document: dict[str, int | None]
     """The hash of each split's first document that gave a chunk."""
-    document_sizes: list[int] = field(default_factory=lambda: [0] * DOCUMENT_SIZES)
+    document_sizes: list[int]
     """Documents of each size, see DOCUMENT_SIZES."""
-    moved: int | None = None
+    moved: int | None
     """The document that was sent to the other split here, see SplitRule."""
 
     @classmethod
@@ -63,59 +76,31 @@ class Block:
         return cls(**(content | {"shards": shards, "counts": counts, "read": read}))
 
 
-class BlockWriter:
-    """Collects the results of a block's batches, in order, and writes the block at its last."""
-
-    def __init__(self, folder: UnfinishedFolder, vocab_size: int, moved: int | None = None) -> None:
-        self._folder = folder
-        self._dtype = token_type(vocab_size)
-        self._moved = moved
-        self._results: list[Processed] = []
-
-    def add(self, result: Processed) -> Block | None:
-        """The block, if this result was its last."""
-        self._results.append(result)
-        if not result.ends_block:
-            return None
-        results, self._results = self._results, []
-        block = Block(
-            result.block,
-            {split: self._write(split, result.block, results) for split in SPLITS},
-            {split: Counts() for split in SPLITS},
-            [ReadCounts() for _ in result.read],
-            dict.fromkeys(SPLITS),
-            moved=self._moved,
-        )
-        for part in results:
-            for split in SPLITS:
-                block.counts[split].add(part.counts[split])
-                if block.first_document[split] is None:
-                    block.first_document[split] = part.first_document[split]
-            for total, counted in zip(block.read, part.read, strict=True):
-                total.add(counted)
-        tokens = np.concatenate([part.document_tokens for part in results])
-        size_class = np.minimum(np.log2(np.maximum(tokens, 1)).astype(np.int64), DOCUMENT_SIZES - 1)
-        block.document_sizes = np.bincount(size_class, minlength=DOCUMENT_SIZES).tolist()
-        self._folder.write_json(f"blocks/{block.number:05d}.json", asdict(block))
-        return block
-
-    def _write(self, split: str, number: int, results: list[Processed]) -> ShardInfo | None:
-        chunks = Chunks.concatenate([result.chunks[split] for result in results])
-        if not len(chunks):
-            return None
-        return write_shard(self._folder.path, f"{split}/{number:05d}.arrow", chunks, self._dtype)
+def totals(counted: Iterable[Processed | Block]) -> tuple[dict[str, Counts], list[ReadCounts]]:
+    """The counts of each split, and those of each part of the corpus, added up."""
+    counts = {split: Counts() for split in SPLITS}
+    read: list[ReadCounts] = []
+    for one in counted:
+        read = read or [ReadCounts() for _ in one.read]
+        for split in SPLITS:
+            counts[split].add(one.counts[split])
+        for total, part in zip(read, one.read, strict=True):
+            total.add(part)
+    return counts, read
 
 
 @dataclass(frozen=True)
-class UnfinishedFolder:
-    """The folder, by path; it need not exist."""
+class Unfinished:
+    """A plan and the folder that is being filled with it, which need not exist yet."""
 
+    plan: Plan
     path: Path
+    show_progress: bool
 
     @classmethod
-    def of(cls, folder: Path) -> UnfinishedFolder:
-        """The one that will become `folder`."""
-        return cls(folder.with_name(PREFIX + folder.name))
+    def of(cls, plan: Plan, show_progress: bool) -> Unfinished:
+        """In the folder that will become the plan's."""
+        return cls(plan, plan.folder.with_name(PREFIX + plan.folder.name), show_progress)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -130,7 +115,7 @@ class UnfinishedFolder:
                 "with a folder on another disk"
             ) from error
 
-    def write_json(self, name: str, content: object) -> None:
+    def _write_json(self, name: str, content: object) -> None:
         with replacing(self.path / _STATE / name) as file:
             file.write(json.dumps(content).encode())
 
@@ -150,20 +135,46 @@ class UnfinishedFolder:
                 found[block.number] = block
         return found
 
+    def write_block(self, results: list[Processed], dtype: np.dtype[Any], moved: int | None) -> Block:
+        """Write the block that these results are, in order."""
+        number = results[-1].block
+        shards: dict[str, ShardInfo | None] = dict.fromkeys(SPLITS)
+        for split in SPLITS:
+            chunks = Chunks.concatenate([result.chunks[split] for result in results])
+            if len(chunks):
+                shards[split] = write_shard(self.path, f"{split}/{number:05d}.arrow", chunks, dtype)
+        firsts = {split: [result.first_document[split] for result in results] for split in SPLITS}
+        first = {split: next((one for one in firsts[split] if one is not None), None) for split in SPLITS}
+        tokens = np.concatenate([result.document_tokens for result in results])
+        size_class = np.minimum(np.log2(np.maximum(tokens, 1)).astype(np.int64), DOCUMENT_SIZES - 1)
+        sizes = np.bincount(size_class, minlength=DOCUMENT_SIZES).tolist()
+        block = Block(number, shards, *totals(results), first, sizes, moved)
+        self._write_json(f"blocks/{number:05d}.json", asdict(block))
+        return block
+
     def block_count(self) -> int | None:
         """How many blocks the corpus has, if that is known."""
         content = self._read_json("corpus.json")
         return None if content is None else int(content["blocks"])
 
     def set_block_count(self, count: int) -> None:
-        self.write_json("corpus.json", {"blocks": count})
+        self._write_json("corpus.json", {"blocks": count})
 
     def survey(self) -> Survey | None:
         content = self._read_json("survey.json")
         return None if content is None else Survey(**content)
 
     def set_survey(self, found: Survey) -> None:
-        self.write_json("survey.json", asdict(found))
+        self._write_json("survey.json", asdict(found))
+
+    def split_rule(self) -> SplitRule:
+        """Which documents are validation's; after `make_tokenizer`, which surveys the corpus if need be."""
+        data = self.plan.settings.data
+        if data.validation_documents is None:
+            return SplitRule(validation_below(data.validation_fraction))
+        found = self.survey()
+        assert found is not None
+        return SplitRule(found.validation_below)
 
     def announce_shard(self, number: int, of: int) -> None:
         """Leave a mark for the merge, which tells from it who is missing."""
@@ -190,3 +201,76 @@ def _size(path: Path) -> int | None:
         return os.stat(path).st_size
     except FileNotFoundError:
         return None
+
+
+# --- the long steps -----------------------------------------------------------------------------------
+
+
+def make_tokenizer(work: Unfinished) -> PreTrainedTokenizerFast:
+    """The tokenizer in the unfinished folder, put there if missing; and the survey, if needed."""
+    from nystromformer.data.tokenizer import load_tokenizer, train_tokenizer
+
+    path, tokenizer, settings = work.path / TOKENIZER, work.plan.given_tokenizer, work.plan.settings
+    needs_survey = settings.data.validation_documents is not None and work.survey() is None
+    if not path.exists() or needs_survey:
+        train = tokenizer is None
+        sample: list[str] = []
+        if train or needs_survey:
+            found, sample = survey(work.plan.corpus, settings, sample=train, show_progress=work.show_progress)
+            work.plan.inputs.complain_if_changed()
+            work.set_survey(found)
+        if not path.exists():
+            if tokenizer is None:
+                tokenizer = train_tokenizer(sample, settings.tokenizer, max_length=settings.max_length)
+            # Saved under another name first: a tokenizer that is there is whole.
+            temporary = path.with_name(f".{TOKENIZER}")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a preparation that was killed
+            try:
+                tokenizer.save_pretrained(str(temporary))
+            except OSError:
+                raise
+            except Exception as error:  # the Rust half tells of a full disk by a bare Exception
+                raise OSError(errno.EIO, str(error)) from error
+            os.rename(temporary, path)
+    return load_tokenizer(str(path))
+
+
+def make_blocks(
+    work: Unfinished, tokenizer: PreTrainedTokenizerFast, wanted: Callable[[int], bool], rule: SplitRule
+) -> tuple[list[Block], int]:
+    """Read the corpus, write its `wanted` blocks; return them and the number of all blocks."""
+    from nystromformer.data.tokenizer import plain_backend
+
+    settings, corpus = work.plan.settings, work.plan.corpus
+    data = settings.data
+    segmentation = Segmentation(settings.max_length, data.short_sequence_probability, settings.seed)
+    for_workers = Work(plain_backend(tokenizer), segmentation, data.language, rule)
+    blocks = Blocks(corpus, data.shard_megabytes * 1e6)
+    surveyed = work.survey()
+    total = surveyed.bytes if surveyed else corpus.total_bytes
+    made: list[Block] = []
+    results: list[Processed] = []
+    with DocumentProgress("preparing", total_bytes=total, show=work.show_progress) as progress:
+
+        def batches() -> Iterator[DocumentBatch]:
+            for batch in blocks:
+                if wanted(batch.block):
+                    yield batch
+                else:
+                    progress.passed(sum(counts.bytes for counts in batch.read))
+
+        for result in ordered_map(
+            process_batch, batches(), workers=data.workers, initializer=start_worker, initargs=(for_workers,)
+        ):
+            results.append(result)
+            if result.ends_block:
+                work.plan.inputs.complain_if_changed()  # before it is written: what is there is right
+                made.append(work.write_block(results, token_type(len(tokenizer)), rule.moved))
+                results = []
+            progress.advance(
+                sum(counts.documents for counts in result.read),
+                sum(counts.bytes for counts in result.read),
+                int(result.document_tokens.sum()),
+            )
+    assert blocks.count is not None  # the corpus was read to its end
+    return made, blocks.count

@@ -8,9 +8,10 @@ attention on padded batches or on lengths other than the configured one.
 from nystromformer.model.auto import register_auto_classes
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.encoder import NystromformerModel
-from nystromformer.model.heads import NystromformerForMaskedLM, NystromformerForPreTraining
-from nystromformer.model.task_heads import (
+from nystromformer.model.heads import (
+    NystromformerForMaskedLM,
     NystromformerForMultipleChoice,
+    NystromformerForPreTraining,
     NystromformerForQuestionAnswering,
     NystromformerForSequenceClassification,
     NystromformerForTokenClassification,

@@ -25,9 +25,10 @@ from transformers.models.auto import modeling_auto
 from nystromformer.errors import UserError
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.encoder import NystromformerModel
-from nystromformer.model.heads import NystromformerForMaskedLM, NystromformerForPreTraining
-from nystromformer.model.task_heads import (
+from nystromformer.model.heads import (
+    NystromformerForMaskedLM,
     NystromformerForMultipleChoice,
+    NystromformerForPreTraining,
     NystromformerForQuestionAnswering,
     NystromformerForSequenceClassification,
     NystromformerForTokenClassification,

@@ -211,12 +211,7 @@ def _attended(attention: NystromformerSelfAttention, hidden_1NE: Tensor) -> tupl
         query,
         key,
         value,
-        attention.num_landmarks,
-        None,
-        attention.pinv_iterations,
-        attention.landmarks,
-        neighbours=attention.neighbours,
-        salient_tokens=attention.salient_tokens,
+        **(attention.attend.approximation(hidden_1NE.shape[1]) or {}),
     )
     return value, softmax_attention(query, key, value), nystrom
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nystromformer.attention.diagnostics import Factors, attention_error, factors_error, nystrom_factors
-from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
+from nystromformer.attention.diagnostics import Factors, attention_error, nystrom_factors
 from nystromformer.model.attention import NystromformerSelfAttention
 
 
@@ -71,27 +70,10 @@ def _error_of(
     module: NystromformerSelfAttention, hidden_states: Tensor, padding_mask: Tensor | None
 ) -> Tensor:
     query_BHND, key_BHND = _queries_and_keys(module, hidden_states)
-    if module.mechanism == "softmax":
+    if module.attend.is_exact(query_BHND.shape[2]):
         return torch.zeros(query_BHND.shape[:2], device=query_BHND.device)
-    error_BH = attention_error(
-        query_BHND,
-        key_BHND,
-        num_landmarks=module.num_landmarks,
-        key_padding_mask=padding_mask,
-        pinv_iterations=module.pinv_iterations,
-        landmarks=module.landmarks,
-        neighbours=module.neighbours,
-        salient_tokens=module.salient_tokens,
-    )
-    for row in range(len(hidden_states)):  # those that are short, and not exact
-        real_N = slice(None) if padding_mask is None else ~padding_mask[row]
-        query_HnD, key_HnD = query_BHND[row][:, real_N], key_BHND[row][:, real_N]
-        n = query_HnD.shape[1]
-        if 0 < n <= module.num_landmarks and module.branch(n) != "exact":
-            for head in range(module.num_heads):
-                one = query_HnD[None, head : head + 1], key_HnD[None, head : head + 1]
-                error_BH[row, head] = factors_error(*one, _factors(module, *one))
-    return error_BH
+    options = module.attend.approximation(query_BHND.shape[2]) or {}
+    return attention_error(query_BHND, key_BHND, key_padding_mask=padding_mask, **options)
 
 
 @torch.no_grad()
@@ -168,30 +150,18 @@ def _projections(
 
 
 def _factors(module: NystromformerSelfAttention, query_1HnD: Tensor, key_1HnD: Tensor) -> Factors:
-    """What the layer multiplies for one row without padding; see `short_rows.py` for short ones."""
-    n, num_landmarks = query_1HnD.shape[2], module.num_landmarks
-    if module.mechanism == "softmax":
-        num_landmarks = n
-    elif n <= num_landmarks and module.short_rows == "landmark_per_token":
-        s_1Hnn = nystrom_factors(query_1HnD, key_1HnD, num_landmarks=n).f_BHNM
-        steps = module.pinv_iterations
-        return Factors(s_1Hnn, exact_pinv(s_1Hnn) if steps is None else iterative_pinv(s_1Hnn, steps), s_1Hnn)
-    elif n <= num_landmarks and module.short_rows == "segments":
-        num_landmarks = -(-n // module.short_row_segment)
-    return nystrom_factors(
-        query_1HnD,
-        key_1HnD,
-        num_landmarks=num_landmarks,
-        pinv_iterations=module.pinv_iterations,
-        landmarks=module.landmarks,
-    )
+    """What the layer multiplies for one row without padding, but for exact neighbours."""
+    options = dict(module.attend.approximation(query_1HnD.shape[2]) or {})
+    for of_neighbours in ("neighbours", "salient_tokens"):
+        options.pop(of_neighbours, None)
+    return nystrom_factors(query_1HnD, key_1HnD, **options)
 
 
 def _layers_of(model: PreTrainedModel) -> list[NystromformerSelfAttention]:
     layers = [module for module in model.modules() if isinstance(module, NystromformerSelfAttention)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer of this project's attention")
-    if layers[0].mechanism not in ("nystrom", "softmax"):
+    if layers[0].attend.approximation(1) is None:
         raise ValueError(
             f"{layers[0].mechanism} attention has no landmarks: the error is defined for nystrom attention"
         )

@@ -5,6 +5,8 @@ Parameter names are those of transformers' Nystromformer, so that a checkpoint o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -13,9 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from nystromformer.attention.landmarks import Segments
-from nystromformer.attention.linformer import LinformerAttention
-from nystromformer.attention.performer import PerformerAttention, orthogonal_features
+from nystromformer.attention.mechanism import Mechanism
 from nystromformer.model.arguments import model_forward
 from nystromformer.model.attention import NystromformerSelfAttention, ResidualConvolution, padding_mask_of
 from nystromformer.model.configuration import NystromformerConfig
@@ -91,10 +91,8 @@ class NystromformerAttention(nn.Module):
         self.self = NystromformerSelfAttention(config)
         self.output = _AddAndNorm(config, config.hidden_size)
 
-    def forward(
-        self, hidden_states: Tensor, padding_mask: Tensor | None, segments: Segments | None
-    ) -> Tensor:
-        return self.output(self.self(hidden_states, padding_mask, segments), hidden_states)
+    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None, shared: Any) -> Tensor:
+        return self.output(self.self(hidden_states, padding_mask, shared), hidden_states)
 
 
 class NystromformerIntermediate(nn.Module):
@@ -116,10 +114,8 @@ class NystromformerLayer(GradientCheckpointingLayer):
         self.intermediate = NystromformerIntermediate(config)
         self.output = _AddAndNorm(config, config.intermediate_size)
 
-    def forward(
-        self, hidden_states: Tensor, padding_mask: Tensor | None, segments: Segments | None
-    ) -> Tensor:
-        hidden_states = self.attention(hidden_states, padding_mask, segments)
+    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None, shared: Any) -> Tensor:
+        hidden_states = self.attention(hidden_states, padding_mask, shared)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
@@ -134,10 +130,10 @@ class NystromformerEncoder(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """The last hidden state, and with `keep_all` those after the embeddings and after each layer."""
         first: NystromformerSelfAttention = self.layer[0].get_submodule("attention.self")  # type: ignore[assignment]
-        segments = first.segments(padding_mask)
+        shared = first.attend.shared(padding_mask)
         kept: tuple[Tensor, ...] = (hidden_states,)
         for layer in self.layer:
-            hidden_states = layer(hidden_states, padding_mask, segments)
+            hidden_states = layer(hidden_states, padding_mask, shared)
             if keep_all:
                 kept = (*kept, hidden_states)
         return hidden_states, kept if keep_all else None
@@ -167,10 +163,8 @@ class NystromformerPreTrainedModel(PreTrainedModel):
             # N(0, 0.02) of a dense layer would start it near zero.
             bound = module.kernel_size[0] ** -0.5
             init.uniform_(module.weight, -bound, bound)
-        elif isinstance(module, LinformerAttention):
-            init.normal_(module.projection, std=module.projection.shape[1] ** -0.5)
-        elif isinstance(module, PerformerAttention):
-            init.copy_(module.features, orthogonal_features(*module.features.shape))
+        elif isinstance(module, Mechanism):
+            module.reset_parameters()
 
 
 class NystromformerModel(NystromformerPreTrainedModel):

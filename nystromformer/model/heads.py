@@ -1,18 +1,33 @@
-"""The encoder with the heads that predict tokens: pretraining, masked language modelling."""
+"""The encoder with its heads: pretraining, masked tokens, a text's class or number, its tokens' classes, an
+answer, a choice.
+
+Losses and the shapes of labels are those of transformers' heads (losses.py).
+
+Shapes: B rows, N positions, C classes or columns, K choices, V words.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import MaskedLMOutput, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    ModelOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 from nystromformer.model.arguments import model_forward
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.encoder import NystromformerModel, NystromformerPreTrainedModel, activation
 from nystromformer.model.linear import linear
-from nystromformer.model.losses import IGNORED, Items, cross_entropy
+from nystromformer.model.losses import IGNORED, Items, classification_loss, cross_entropy
 
 _TIED = {
     "cls.predictions.decoder.weight": "nystromformer.embeddings.word_embeddings.weight",
@@ -56,10 +71,66 @@ class _PreTrainingHeads(_MaskedLMHead):
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
 
-class _TiedDecoder(NystromformerPreTrainedModel):
-    """A model whose decoder is tied to its word embedding."""
+class _WithHead(NystromformerPreTrainedModel):
+    """The encoder and a head that makes logits of what it encoded, with their loss."""
 
     accepts_loss_kwargs = True
+    # A pretraining checkpoint also holds its own heads.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [r"^cls\.", r"pooler\."]
+    output: ClassVar[type[ModelOutput]]
+
+    @model_forward
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Items = None,
+    ) -> ModelOutput:
+        """Logits, with `labels` also their mean loss; the class says their shapes.
+
+        Args:
+            num_items_in_batch: labels of the whole batch of which this is a part, to take the mean over.
+            The others are those of NystromformerModel.
+        """
+        encoded = self.nystromformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            output_attentions, output_hidden_states, return_dict=True,
+        )  # fmt: skip
+        logits = self.logits(encoded)
+        loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
+        return self.output(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+
+    def logits(self, encoded: BaseModelOutputWithPooling) -> Tensor:
+        """What the head makes of the encoder's output."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, labels: Tensor, items: Items) -> Tensor:
+        """Their mean cross-entropy, over all labels of the batch; −100 does not count."""
+        return cross_entropy(logits, labels, items)
+
+
+class _Classifier(_WithHead):
+    """A linear layer behind dropout, as in BERT."""
+
+    def __init__(self, config: NystromformerConfig, add_pooling_layer: bool) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.nystromformer = NystromformerModel(config, add_pooling_layer=add_pooling_layer)
+        share = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if share is None else share)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class _TiedDecoder(_WithHead):
+    """A model whose decoder is tied to its word embedding."""
+
     _tied_weights_keys = _TIED
 
     def get_output_embeddings(self) -> nn.Module:
@@ -90,6 +161,8 @@ class PreTrainingOutput(ModelOutput):
 
 class NystromformerForPreTraining(_TiedDecoder):
     """Masked language modelling and sentence-order prediction."""
+
+    _keys_to_ignore_on_load_unexpected = None
 
     def __init__(self, config: NystromformerConfig) -> None:
         super().__init__(config)
@@ -139,15 +212,9 @@ class NystromformerForPreTraining(_TiedDecoder):
         if labels is not None and prediction_labels is not None:
             raise ValueError("labels and prediction_labels say the same: give one of them")
         encoded = self.nystromformer(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_attentions,
-            output_hidden_states,
-            return_dict=True,
-        )
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            output_attentions, output_hidden_states, return_dict=True,
+        )  # fmt: skip
         order_logits = linear(self.cls.seq_relationship, encoded.pooler_output)
         mlm_loss = sop_loss = None
         hidden_states = encoded.last_hidden_state
@@ -176,15 +243,120 @@ class NystromformerForPreTraining(_TiedDecoder):
 
 
 class NystromformerForMaskedLM(_TiedDecoder):
-    """Masked language modelling alone, in transformers' interface."""
+    """Masked language modelling alone, in transformers' interface: logits (B, N, V), labels (B, N) with −100
+    where no token is predicted."""
 
     # A pretraining checkpoint also holds what sentence order needs.
-    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"cls\.seq_relationship\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [r"pooler\.", r"cls\.seq_relationship\."]
+    output = MaskedLMOutput
 
     def __init__(self, config: NystromformerConfig) -> None:
         super().__init__(config)
         self.nystromformer = NystromformerModel(config, add_pooling_layer=False)
         self.cls = _MaskedLMHead(config)
+        self.post_init()
+
+    def logits(self, encoded: BaseModelOutputWithPooling) -> Tensor:
+        return self.cls.predictions(encoded.last_hidden_state)
+
+    def loss(self, logits: Tensor, labels: Tensor, items: Items) -> Tensor:
+        labels = labels.reshape(logits.shape[:2])
+        predicted = labels != IGNORED
+        return cross_entropy(logits[predicted], labels[predicted], items)
+
+
+class NystromformerForSequenceClassification(_Classifier):
+    """Classes or numbers of a whole text from pooled [CLS], as BERT's: logits (B, C), and the loss of
+    `config.problem_type`; see `classification_loss` for the labels."""
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [r"^cls\."]
+    output = SequenceClassifierOutput
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config, add_pooling_layer=True)
+
+    def logits(self, encoded: BaseModelOutputWithPooling) -> Tensor:
+        return linear(self.classifier, self.dropout(encoded.pooler_output))
+
+    def loss(self, logits: Tensor, labels: Tensor, items: Items) -> Tensor:
+        return classification_loss(logits, labels, self.config, items)
+
+
+class NystromformerForTokenClassification(_Classifier):
+    """A class for each token, such as the names in a text: logits (B, N, C), labels (B, N)."""
+
+    output = TokenClassifierOutput
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config, add_pooling_layer=False)
+
+    def logits(self, encoded: BaseModelOutputWithPooling) -> Tensor:
+        return linear(self.classifier, self.dropout(encoded.last_hidden_state))
+
+
+class NystromformerForQuestionAnswering(_WithHead):
+    """The first and the last token of an answer within the text."""
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config)
+        config.num_labels = 2
+        self.num_labels = config.num_labels
+        self.nystromformer = NystromformerModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @model_forward
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Items = None,
+    ) -> QuestionAnsweringModelOutput:
+        """Logits (B, N) of the first and of the last token, with the positions also the loss.
+
+        Args:
+            start_positions, end_positions: (B,). One of N or more does not count; one below 0 is taken
+                as 0, the place of [CLS].
+            num_items_in_batch: answers of the whole batch of which this is a part, to take the mean over.
+                transformers' Trainer counts none for this head: it takes the mean of the parts' means.
+            The others are those of NystromformerModel.
+        """
+        encoded = self.nystromformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            output_attentions, output_hidden_states, return_dict=True,
+        )  # fmt: skip
+        start_logits, end_logits = linear(self.qa_outputs, encoded.last_hidden_state).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            n = start_logits.shape[1]
+            losses = [
+                cross_entropy(logits, positions.clamp(0, n), num_items_in_batch, ignored=n)
+                for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+            ]
+            loss = (losses[0] + losses[1]) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=encoded.hidden_states,
+        )
+
+
+class NystromformerForMultipleChoice(_WithHead):
+    """One of several texts, such as the right ending of a story."""
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config)
+        self.nystromformer = NystromformerModel(config, add_pooling_layer=False)
+        self.pre_classifier = nn.Linear(config.hidden_size, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
     @model_forward
@@ -199,26 +371,25 @@ class NystromformerForMaskedLM(_TiedDecoder):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Items = None,
-    ) -> MaskedLMOutput:
-        """Logits (B, N, V); with `labels`, (B, N) and −100 where not predicted, also their mean loss.
+    ) -> MultipleChoiceModelOutput:
+        """Logits (B, K), with `labels` also their mean cross-entropy.
 
-        `num_items_in_batch` is the number of predicted tokens to take the mean over, where this batch is a
-        part of one; the other arguments are those of NystromformerModel.
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B, K, N).
+            inputs_embeds: (B, K, N, hidden).
+            labels: (B,), the number of the right choice.
+            num_items_in_batch: labels of the whole batch of which this is a part, to take the mean over.
+            The others are those of NystromformerModel.
         """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        choices = [x.shape[1] for x in (input_ids, inputs_embeds) if x is not None]
         encoded = self.nystromformer(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
+            *(None if x is None else x.flatten(0, 1) for x in inputs),
             output_attentions,
             output_hidden_states,
             return_dict=True,
         )
-        logits = self.cls.predictions(encoded.last_hidden_state)
-        loss = None
-        if labels is not None:
-            labels = labels.reshape(logits.shape[:2])
-            predicted = labels != IGNORED
-            loss = cross_entropy(logits[predicted], labels[predicted], num_items_in_batch)
-        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        first = linear(self.pre_classifier, encoded.last_hidden_state[:, 0]).relu()
+        logits = linear(self.classifier, first).view(-1, choices[0])
+        loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch)
+        return MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)

@@ -44,6 +44,7 @@ from transformers import (
 from transformers.models.nystromformer import NystromformerConfig as TransformersConfig
 from transformers.utils import logging as transformers_logging
 
+from nystromformer.attention.mechanism import mechanism_of
 from nystromformer.errors import UserError
 from nystromformer.model.configuration import CONFIGURATION, NystromformerConfig
 from nystromformer.model.encoder import POSITION_OFFSET
@@ -352,7 +353,7 @@ def export_for_transformers(
         UserError: attention that transformers' class does not know, or a length it cannot run.
     """
     config: NystromformerConfig = model.config
-    if config.attention not in ("nystrom", "softmax"):
+    if not mechanism_of(config.attention).in_transformers:
         raise UserError(f"transformers' Nystromformer has no {config.attention} attention: nothing to write")
     if nystrom_length is not None:
         _check_length(config, nystrom_length)

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
-from nystromformer.files import ContentHashes
+from nystromformer.files import ContentHashes, sha256_of_json
 from nystromformer.model.configuration import CONFIGURATION, NystromformerConfig
 from nystromformer.model.encoder import POSITION_OFFSET, NystromformerPreTrainedModel
 from nystromformer.model.heads import NystromformerForPreTraining
@@ -141,10 +140,6 @@ class Source:
         ours.setdefault("attention", "nystrom" if self.is_bert else theirs.attention)
         if ours["attention"] == "nystrom" != theirs.attention and theirs.conv_kernel_size is None:
             ours.setdefault("conv_kernel_size", NEW_CONVOLUTION)
-        if ours.get("short_rows", theirs.short_rows) != theirs.short_rows:
-            # As many tokens as a landmark had in the checkpoint's own full rows.
-            landmarks = ours.get("num_landmarks", theirs.num_landmarks)
-            ours.setdefault("short_row_segment", max(theirs.max_position_embeddings // landmarks, 1))
         kept = {name: value for name, value in theirs.to_dict().items() if name not in _OF_THE_FILE}
         try:
             config = NystromformerConfig(**{**kept, **ours})
@@ -366,7 +361,7 @@ def content_of_checkpoint(path: str, hashes: ContentHashes | None = None) -> str
         found[config.name] = _configuration(config, hashes)
     if not found:
         return None
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(found)
 
 
 def _place(path: str) -> Path | None:

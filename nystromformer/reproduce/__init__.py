@@ -1,8 +1,8 @@
-"""`nystromformer reproduce`: published results and this project's own, one module a result.
+"""`nystromformer reproduce`: published results and this project's own.
 
-A new result is a module here with a function that takes the settings and returns a `Result`, one line in
-RESULTS, its name in FIGURES or TABLES of `settings.reproduce`, and, where its size depends on the scale, a
-section of that name in `settings.scale` and `configs/scale/`.
+A new result is a function here that takes the settings and returns a `results.Result`, one line in RESULTS of
+`settings.reproduce`, and, where its size depends on the scale, a section of its name in `settings.scale` and
+`configs/scale/`.
 """
 
 from __future__ import annotations
@@ -14,41 +14,28 @@ from pathlib import Path
 
 from nystromformer.errors import UserError
 from nystromformer.files import Held, held
-from nystromformer.settings.reproduce import ALL, ReproduceSettings
+from nystromformer.settings.reproduce import ALL, RESULTS, ReproduceSettings
 
-__all__ = ["RESULTS", "produce", "reproduce"]
-
-RESULTS = {
-    "efficiency": "nystromformer.reproduce.efficiency:efficiency",
-    "landmarks": "nystromformer.reproduce.heads:landmarks",
-    "num_landmarks": "nystromformer.reproduce.heads:num_landmarks",
-    "pseudoinverse": "nystromformer.reproduce.heads:pseudoinverse",
-    "longer": "nystromformer.reproduce.longer:longer",
-    "small": "nystromformer.reproduce.small:small",
-    "nystrom_tutorial": "nystromformer.reproduce.nystrom_tutorial:nystrom_tutorial",
-    "glue": "nystromformer.reproduce.glue:glue",
-    "lra": "nystromformer.reproduce.lra:lra",
-    "starts": "nystromformer.reproduce.starts:starts",
-    "swap": "nystromformer.reproduce.swap:swap",
-    "warmstart": "nystromformer.reproduce.warmstart:warmstart",
-    "finetune": "nystromformer.reproduce.transfer:finetune",
-    "short_rows": "nystromformer.reproduce.transfer:short_rows",
-}
-"""What produces each figure and table, imported when it is asked for."""
+__all__ = ["produce", "reproduce"]
 
 
 def reproduce(settings: ReproduceSettings) -> None:
-    """Produce one result, or all of them and the page that shows them; the path is printed last.
+    """Produce one result, all of them and the page that shows them, or compare two; the path is printed last.
 
     Raises:
         UserError: a setting is impossible, or a result cannot be produced; with `all` after the others.
     """
     if complaints := list(settings.complaints()):
         raise UserError("\n".join(complaints))
+    if settings.compare:
+        from nystromformer.reproduce.compare import compare
+
+        print(compare(settings))
+        return
     if not settings.all:
         print(produce(settings, settings.result))
         return
-    from nystromformer.reproduce.page import write_report
+    from nystromformer.reproduce.pages import write_report
 
     absent: dict[str, str] = {}
     for name in ALL:
@@ -77,11 +64,9 @@ def produce(settings: ReproduceSettings, name: str) -> Path:
     Raises:
         UserError: it cannot be measured or written; Held, where another process measures it.
     """
-    from nystromformer.benchmark.results import results_folder
-    from nystromformer.reproduce.result import result_folder
+    from nystromformer.results import results_folder
 
-    results_folder(settings.folder)
-    folder = result_folder(settings, name)
+    folder = results_folder(settings.folder) / f"{name}_{settings.scale.name}"
     with held(folder.with_name(f".{folder.name}.lock"), str(folder), "write folder=OTHER") as lock:
         _produce(settings, name, folder)
         lock.unlink(missing_ok=True)  # while it is held: results are read by people
@@ -89,11 +74,11 @@ def produce(settings: ReproduceSettings, name: str) -> Path:
 
 
 def _produce(settings: ReproduceSettings, name: str, folder: Path) -> None:
-    from nystromformer.benchmark.results import device_of
-    from nystromformer.machine import machine
-    from nystromformer.reproduce.index import write_index
+    from nystromformer.machine import device_of, machine
     from nystromformer.reproduce.inputs import changed_inputs, inputs_of, measured_on
-    from nystromformer.reproduce.result import command_of, configuration_of, read_finished, write_result
+    from nystromformer.reproduce.pages import write_index
+    from nystromformer.reproduce.result import command_of, configuration_of, read_finished
+    from nystromformer.results import write_result
 
     device = device_of(settings.device)
     configuration, inputs = configuration_of(settings, name, device.type), inputs_of(settings, name)
@@ -104,8 +89,8 @@ def _produce(settings: ReproduceSettings, name: str, folder: Path) -> None:
             return
         print(f"{name}: {', '.join(changed)}: another than on {date}, so it is measured anew", flush=True)
     started, here = time.perf_counter(), machine(device)  # the commit before anything changes
-    module, _, function = RESULTS[name].partition(":")
-    result = getattr(import_module(module), function)(settings)
+    module, _, function = RESULTS[name].function.partition(":")
+    result = getattr(import_module(f"{__name__}.{module}"), function)(settings)
     about = {
         "result": name,
         "scale": settings.scale.name,

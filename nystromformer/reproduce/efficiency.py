@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from nystromformer.benchmark.contenders import Contender
-from nystromformer.benchmark.live import CPU_METHOD, GPU_METHOD, peak_of
-from nystromformer.benchmark.measure import seconds_of
-from nystromformer.benchmark.results import device_of
-from nystromformer.markdown import table
+from nystromformer.benchmark.measure import CPU_METHOD, GPU_METHOD, in_turn, peak_of
+from nystromformer.machine import device_of
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.attention import NystromformerSelfAttention
-from nystromformer.reproduce.plotting import STYLES, figure, save
-from nystromformer.reproduce.result import Result
+from nystromformer.pictures import STYLES, legend_below, log_log, picture
+from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import EfficiencyScale
+from nystromformer.tables import table
 
 STORED = "Transformer"
 FUSED = "exact, fused"
@@ -127,27 +127,19 @@ def contender(name: str, scale: EfficiencyScale, length: int, device: torch.devi
 
 def measure_rows(scale: EfficiencyScale, length: int, device: torch.device) -> dict[str, Any]:
     """Seconds and bytes of each row that fits: once to warm up, which measures memory, then in turn."""
-    found: dict[str, Any] = {name: {} for name in ROWS}
+    found: dict[str, Any] = {name: dict.fromkeys(MODES) for name in ROWS}
     for mode in MODES:
         runs: dict[str, Callable[[], object]] = {}
         for name in ROWS:
             if name == STORED and _needed(scale, length, mode) > _free(device):
-                found[name][mode] = None
                 continue
             run = _run_of(contender(name, scale, length, device), mode)
-            try:
-                found[name][mode] = {"bytes": peak_of(run, device), "seconds": []}
+            with suppress(MemoryError, torch.OutOfMemoryError):
+                found[name][mode] = {"bytes": peak_of(run, device)}
                 runs[name] = run
-            except (MemoryError, torch.OutOfMemoryError):
-                found[name][mode] = None
         gc.collect()
-        for _ in range(scale.repeats):
-            for name, run in runs.items():
-                seconds = found[name][mode]["seconds"]
-                if not seconds or sum(seconds) + seconds[-1] <= scale.patience:
-                    seconds.append(seconds_of(run, device))
-        for name in runs:
-            found[name][mode]["median"] = statistics.median(found[name][mode]["seconds"])
+        for name, seconds in in_turn(runs, scale.repeats, device, patience=scale.patience).items():
+            found[name][mode] |= {"seconds": seconds, "median": statistics.median(seconds)}
     return found
 
 
@@ -294,26 +286,20 @@ def _times(x: float | None) -> str:
 
 def _draw(measured: dict[str, Any], path: Path) -> None:
     lengths = measured["lengths"]
-    with figure(2, 2, width="page", height=4.3, sharex=True, sharey="row") as (fig, axes):
-        for column, mode in enumerate(MODES):
-            for row, (key, factor, label) in enumerate(
-                (("median", 1e3, "time (ms)"), ("bytes", 1e-6, "memory (MB)"))
-            ):
-                axis = axes[row][column]
+    with picture(path, 2, 2, width="page", height=4.3, sharex=True, sharey="row") as (figure, axes):
+        for row, (key, factor, label) in enumerate(
+            (("median", 1e3, "time (ms)"), ("bytes", 1e-6, "memory (MB)"))
+        ):
+            axes[row][0].set_ylabel(label)
+            for axis, mode in zip(axes[row], MODES, strict=True):
                 for name, style in zip(ROWS, STYLES, strict=False):
                     fits = [n for n in lengths if lengths[n][name][mode] is not None]
                     values = [factor * lengths[n][name][mode][key] for n in fits]
                     axis.plot([int(n) for n in fits], values, **style, label=name)
-                axis.set_xscale("log", base=2)
-                axis.set_yscale("log")
-                axis.set_xticks([int(n) for n in lengths], list(lengths))
+                log_log(axis, [int(n) for n in lengths])
                 axis.minorticks_off()
-                if row == 0:
-                    axis.set_title(mode)
-                else:
-                    axis.set_xlabel("tokens of the sequence")
-                if column == 0:
-                    axis.set_ylabel(label)
-        handles, names = axes[0][0].get_legend_handles_labels()
-        fig.legend(handles, names, loc="outside lower center", ncols=4)
-        save(fig, path)
+        for axis, mode in zip(axes[0], MODES, strict=True):
+            axis.set_title(mode)
+        for axis in axes[1]:
+            axis.set_xlabel("tokens of the sequence")
+        legend_below(figure, axes[0][0], columns=4)

@@ -16,11 +16,11 @@ from torch import Tensor
 from nystromformer.attention.composed import landmark_attention, landmarks_of
 from nystromformer.attention.diagnostics import attention_error
 from nystromformer.attention.pseudoinverse import iterate
-from nystromformer.markdown import table
-from nystromformer.reproduce.plotting import STYLES, figure, save
-from nystromformer.reproduce.result import Result
+from nystromformer.pictures import STYLES, legend_below, picture
 from nystromformer.reproduce.trained_heads import TrainedHeads, trained_heads
+from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 
 WITHIN = 1.25
 """Segment-means count as close to k-means up to this ratio of their errors."""
@@ -277,12 +277,11 @@ def _draw_softmax(
     from matplotlib.colors import LogNorm
 
     norm = LogNorm(SMALLEST, 1, clip=True)
-    with _grid(pictures, shown) as (fig, axes):
+    with _matrices(path, pictures, shown) as (figure, axes):
         for row, matrices in zip(axes, pictures.values(), strict=True):
             for axis, matrix in zip(row, matrices, strict=True):
                 seen = axis.imshow(matrix.clamp(min=SMALLEST).numpy(), norm=norm, cmap="Greys")
-        fig.colorbar(seen, ax=axes, shrink=0.5, pad=0.01, label="attention weight")
-        save(fig, path)
+        figure.colorbar(seen, ax=axes, shrink=0.5, pad=0.01, label="attention weight")
 
 
 def _draw_inverses(
@@ -293,23 +292,22 @@ def _draw_inverses(
 ) -> None:
     from matplotlib.colors import SymLogNorm
 
-    with _grid(pictures, shown) as (fig, axes):
+    with _matrices(path, pictures, shown) as (_, axes):
         for k in range(len(shown)):
             largest = float(pictures["exact"][k].abs().max())
             for row, matrices in zip(axes, pictures.values(), strict=True):
                 norm = SymLogNorm(1e-3 * largest, vmin=-largest, vmax=largest)
                 row[k].imshow(matrices[k].numpy(), norm=norm, cmap="RdBu")
             axes[-1][k].set_xlabel(f"± {largest:.1e}")
-        save(fig, path)
 
 
 @contextmanager
-def _grid(
-    pictures: Mapping[str, Sequence[Tensor]], shown: Sequence[tuple[int, int]]
+def _matrices(
+    path: Path, pictures: Mapping[str, Sequence[Tensor]], shown: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[Any, Any]]:
-    """A figure of one row a method and one column a head, without ticks."""
+    """A picture of one row a method and one column a head, without ticks."""
     rows, columns = len(pictures), len(shown)
-    with figure(rows, columns, width="page", height=1.1 * rows + 0.3, squeeze=False) as (fig, axes):
+    with picture(path, rows, columns, width="page", height=1.1 * rows + 0.3, squeeze=False) as (figure, axes):
         for row, name in zip(axes, pictures, strict=True):
             row[0].set_ylabel(name)
         for axis, place in zip(axes[0], shown, strict=True):
@@ -317,12 +315,12 @@ def _grid(
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
-        yield fig, axes
+        yield figure, axes
 
 
 def _draw_convergence(names: Sequence[str], measured: dict[str, Any], path: Path) -> None:
     floor = 1e-16
-    with figure(1, 2, width="page", height=2.9) as (fig, (left, right)):
+    with picture(path, 1, 2, width="page", height=2.9) as (figure, (left, right)):
         for name, curve, style in zip(names, measured["residuals"], STYLES, strict=False):
             known = [max(r, floor) for r in curve]
             left.plot(known, **style, label=name)
@@ -335,7 +333,5 @@ def _draw_convergence(names: Sequence[str], measured: dict[str, Any], path: Path
             xlabel="e before an iteration", ylabel="e after it", xscale="log", yscale="log",
             xlim=(1e-5, 2), ylim=(floor, 2),
         )  # fmt: skip
-        handles, labels = left.get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=3)
+        legend_below(figure, left, columns=3)
         right.legend(loc="lower right")
-        save(fig, path)

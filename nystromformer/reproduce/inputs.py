@@ -6,22 +6,20 @@ are not there now is left as it is.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nystromformer.data.imdb import Imdb
 from nystromformer.data.plan import plan
+from nystromformer.data.text_files import Imdb
 from nystromformer.errors import UserError
-from nystromformer.files import sha256_of_file
+from nystromformer.files import sha256_of_file, sha256_of_json
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.reproduce.lra.examples import content_of, load_task
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import composed_finetune, composed_run, task_of
-from nystromformer.settings.reproduce import SECTIONS, ReproduceSettings
+from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
 from nystromformer.tasks.contents import content_of_tokenizer, contents_of_data, short
 from nystromformer.tasks.reading import load_splits
 
@@ -50,8 +48,8 @@ def measured_on(before: Inputs, after: Inputs) -> Inputs:
 
 
 def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    heads = SECTIONS.get(name) == "heads"
-    if heads or name in ("glue", "swap", "finetune", "short_rows"):
+    heads = RESULTS[name].section == "heads"
+    if heads or name in ("glue", "swap", "finetune"):
         yield "weights", partial(_weights, settings)
         yield "tokenizer", partial(_tokenizer, settings)
     if heads or name == "starts":
@@ -78,7 +76,6 @@ def _pretrainings(settings: ReproduceSettings, name: str) -> list[list[str]]:
         "small": [scale.small.bert, scale.small.nystromformer],
         "warmstart": [scale.warmstart.nystrom, scale.warmstart.exact],
         "starts": [["experiment=warmstart"]],
-        "short_rows": [scale.warmstart.nystrom],
         "glue": [scale.glue.bert, scale.glue.nystromformer, scale.glue.longer],
     }.get(name, [])
     runs = [list(words) for words in found if words]
@@ -122,7 +119,7 @@ def _start(settings: ReproduceSettings, words: Sequence[str]) -> str | None:
 def _task_data(settings: ReproduceSettings, words: Sequence[str]) -> str:
     run = composed_finetune(settings, [*words, "checkpoint=any"])
     contents = contents_of_data(load_splits(run.task, run.data))
-    return short(hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest())
+    return short(sha256_of_json(contents))
 
 
 def _read(read: Callable[[], str | None]) -> str | None:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nystromformer.markdown import table
-from nystromformer.reproduce.plotting import STYLES, figure, save
-from nystromformer.reproduce.result import Result
+from nystromformer.pictures import STYLES, legend_below, picture
+from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
 
 SMALLEST = 1e-10
 """Singular values below this share of the largest count as zero: they are rounding where m > d."""
@@ -91,7 +91,7 @@ def _draw(measured: dict[str, Any], path: Path, width: int) -> None:
     def of(place: int) -> list[float]:
         return [max(one["quantiles"][place], floor) for one in found]
 
-    with figure(height=2.9) as (fig, axis):
+    with picture(path, height=2.9) as (figure, axis):
         axis.fill_between(counts, of(0), of(-1), color="0.85", label="10 to 90 % of draws")
         axis.fill_between(counts, of(1), of(-2), color="0.65", label="25 to 75 %")
         axis.plot(counts, of(2), **STYLES[0], label="median")
@@ -99,5 +99,4 @@ def _draw(measured: dict[str, Any], path: Path, width: int) -> None:
         axis.axvline(width, color="black", linewidth=0.8, linestyle=":", label="rank of the matrix")
         axis.set(xlabel="landmarks", ylabel="Frobenius error", yscale="log")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        save(fig, path)
+        legend_below(figure, axis, columns=2)

@@ -1,44 +1,20 @@
-"""What every result has in common: what it hands over, and the folder it is written to.
-
-`FOLDER/NAME_SCALE/` holds result.json, README.md and the pictures. It is complete or absent: it is written
-beside its place and renamed, so that a killed run leaves nothing half.
-"""
+"""What a result is of beside its inputs: its configuration and command; whether it is measured already."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from nystromformer.errors import UserError
+from nystromformer.files import recover_folder
+from nystromformer.results import read_result
 from nystromformer.settings.compose import compose, package_folder
-from nystromformer.settings.reproduce import SECTIONS, TABLES, USES, ReproduceSettings
-
-Draw = Callable[[dict[str, Any], Path], None]
-"""Draws what was measured into a file."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a result's module hands over to be written."""
-
-    title: str
-    measured: dict[str, Any]
-    """Every figure with its spread, and what was absent; goes into result.json."""
-    lines: Sequence[str]
-    """The page's body, Markdown: the published figure beside the measured one, and what differs."""
-    headline: str
-    """One sentence with the main figures, for the index."""
-    plots: Mapping[str, Draw] = field(default_factory=dict)
-    """Name of a picture, without its ending, and what draws it."""
-
-
-def result_folder(settings: ReproduceSettings, name: str) -> Path:
-    """Where a result goes."""
-    return Path(settings.folder) / f"{name}_{settings.scale.name}"
+from nystromformer.settings.identity import DECIDES, identity
+from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
+from nystromformer.settings.scale import ScaleSettings
+from nystromformer.settings.schema import Role, Section
 
 
 def trained_bert(settings: ReproduceSettings) -> str:
@@ -56,10 +32,10 @@ def configuration_of(settings: ReproduceSettings, name: str, device: str) -> dic
     A finished result whose configuration is the same, and whose inputs are, is not measured again.
     """
     found: dict[str, Any] = {"scale": settings.scale.name, "device": device}
-    section = getattr(settings.scale, SECTIONS.get(name, name), None)
+    section = getattr(settings.scale, RESULTS[name].section or name, None)
     if is_dataclass(section) and not isinstance(section, type):
         found |= asdict(section)
-    for used in USES.get(name, ()):
+    for used in RESULTS[name].uses:
         value = getattr(settings, used)
         found[used] = value and {"name": Path(value).name}  # what it holds is one of the inputs
     if settings.overrides:
@@ -69,9 +45,9 @@ def configuration_of(settings: ReproduceSettings, name: str, device: str) -> dic
 
 def command_of(settings: ReproduceSettings, name: str) -> str:
     """The command that makes this result, with the last part alone of each folder."""
-    kind = "table" if name in TABLES else "figure"
-    words = [f"{kind}={name}", f"scale={settings.scale.name}"]
-    section = SECTIONS.get(name, name)
+    entry = RESULTS[name]
+    words = [f"{entry.kind}={name}", f"scale={settings.scale.name}"]
+    section = entry.section or name
     plain = compose("reproduce", words)
     assert isinstance(plain, ReproduceSettings)
     if hasattr(settings.scale, section):
@@ -81,7 +57,7 @@ def command_of(settings: ReproduceSettings, name: str) -> str:
             for key, value in mine.items()
             if value != usual[key]
         ]
-    for used in USES.get(name, ()):
+    for used in entry.uses:
         if value := getattr(settings, used):
             words.append(f"{used}={Path(value).name}")
     if settings.overrides:
@@ -91,101 +67,31 @@ def command_of(settings: ReproduceSettings, name: str) -> str:
 
 def read_finished(folder: Path, configuration: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result in the folder, where it was made by the same configuration."""
-    _recover(folder)
+    recover_folder(folder)
     found = read_result(folder)
-    return found if found is not None and _settings_of(found) == configuration else None
-
-
-def _settings_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration in today's form: before there were inputs it held a hash of what a folder holds."""
-    return {
-        key: {"name": value["name"]} if isinstance(value, dict) and "sha256" in value else value
-        for key, value in result["configuration"].items()
-    }
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """What result.json of the folder holds; None where there is none."""
-    try:
-        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if found is None:
         return None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{folder / 'result.json'} is no JSON: delete the folder, or write again=true"
-        ) from error
-    return found if isinstance(found, dict) and "configuration" in found else None
+    name = str(found.get("result"))
+    same = _deciding(name, found["configuration"]) == _deciding(name, configuration)
+    return found if same else None
 
 
-def write_result(folder: Path, result: Result, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the folder of a result, all or nothing, in place of the one before.
+def _deciding(name: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a result, in today's form: before there were inputs it held a hash of what a folder holds.
 
-    Args:
-        folder: FOLDER/NAME_SCALE.
-        result: what was measured.
-        about: result, scale, told, configuration, inputs, machine, command and seconds.
-
-    Returns:
-        What result.json holds.
-
-    Raises:
-        UserError: something cannot be written.
+    A setting of the section that did not exist then has its default.
     """
-    content = {**about, "title": result.title, "headline": result.headline, "measured": result.measured}
-    beside, before = _beside(folder), _before(folder)
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        (beside / "result.json").write_text(text + "\n", encoding="utf-8")
-        (beside / "README.md").write_text(_page(result, about), encoding="utf-8")
-        for name, draw in result.plots.items():
-            draw(result.measured, beside / f"{name}.png")
-        shutil.rmtree(before, ignore_errors=True)
-        if folder.exists():
-            folder.rename(before)
-        beside.rename(folder)
-        shutil.rmtree(before, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    return content
-
-
-def _page(result: Result, about: Mapping[str, Any]) -> str:
-    where = ", ".join(f"{name} {value}" for name, value in about["machine"].items())
-    taken = about["seconds"]  # None for results older than this page
-    seconds = "" if taken is None else f", {taken:.0f} seconds"
-    pictures = [line for name in result.plots for line in (f"![{name}]({name}.png)", "")]
-    lines = [
-        f"# {result.title}",
-        "",
-        f"Scale `{about['scale']}`: {about['told']}",
-        "",
-        *result.lines,
-        "",
-        *pictures,
-        f"`{about['command']}`{seconds}. Measured on: {where}.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _beside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.unfinished")
-
-
-def _before(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.before")
-
-
-def _recover(folder: Path) -> None:
-    """Clear up what a killed run left: between two renames the earlier result is out of its place."""
-    shutil.rmtree(_beside(folder), ignore_errors=True)
-    before = _before(folder)
-    if before.exists() and not folder.exists():
-        before.rename(folder)
-    shutil.rmtree(before, ignore_errors=True)
+    settings = {
+        key: {"name": value["name"]} if isinstance(value, dict) and "sha256" in value else value
+        for key, value in configuration.items()
+    }
+    entry = RESULTS.get(name)  # None of one that is no longer made
+    section = getattr(ScaleSettings(), (entry and entry.section) or name, None)
+    if not isinstance(section, Section):
+        return settings
+    decisive = identity(section, roles={*DECIDES, Role.GRID})
+    free = asdict(section).keys() - decisive.keys()
+    return {**decisive, **{key: value for key, value in settings.items() if key not in free}}
 
 
 def _without_folder(word: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,14 +132,6 @@ def _in_terms_of_reproduce() -> Iterator[None]:
         if "name=OTHER" not in str(error):
             raise
         raise UserError(f"{error} (here, of `reproduce`: runs_folder=OTHER)") from None
-
-
-def percent(values: Sequence[float]) -> str:
-    """A figure of several seeds as the tables show it: median (mean ± sample standard deviation)."""
-    shown = [100 * value for value in values]
-    if len(shown) == 1:
-        return f"{shown[0]:.1f}"
-    return f"{statistics.median(shown):.1f} ({statistics.fmean(shown):.1f} ± {statistics.stdev(shown):.1f})"
 
 
 def task_of(words: Sequence[str]) -> str:

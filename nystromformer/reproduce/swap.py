@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from nystromformer.errors import UserError
-from nystromformer.markdown import table
+from nystromformer.intervals import mcnemar
 from nystromformer.model import NystromformerForSequenceClassification as Classifier
 from nystromformer.model.layouts import load_model
 from nystromformer.model.source import NEW_CONVOLUTION
-from nystromformer.reproduce.result import Result, trained_bert
-from nystromformer.reproduce.runs import composed_finetune, finetuned, percent, task_of, why_absent
+from nystromformer.reproduce.finetuning import absent_lines, on_every_task
+from nystromformer.reproduce.result import trained_bert
+from nystromformer.reproduce.runs import composed_finetune, finetuned
+from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import percent, table
 from nystromformer.tasks.jobs import jobs_of
 from nystromformer.tasks.predict import open_model
 from nystromformer.tasks.reading import load_splits
@@ -45,17 +47,9 @@ BATCH = 16
 def swap(settings: ReproduceSettings) -> Result:
     """Fine-tune every task with exact attention, then measure every variant of its model."""
     scale = settings.scale.swap
-    measured: dict[str, dict[str, Any]] = {}
-    absent: dict[str, str] = {}
-    for words in scale.tasks:
-        task = task_of(words.split())
-        if reason := why_absent(settings, [*scale.every, *words.split()]):
-            absent[task] = reason
-            print(f"{task} is absent: {reason}", flush=True)
-            continue
-        measured[task] = _measured(settings, [*scale.every, *words.split(), "model.attention=softmax"])
-    if not measured:
-        raise UserError("\n".join(f"{task}: {reason}" for task, reason in absent.items()))
+    measured, absent = on_every_task(
+        settings, scale, lambda _, words: _measured(settings, [*words, "model.attention=softmax"])
+    )
     swapped = [variant for variant in VARIANTS if variant != EXACT]
     lost = {
         task: {
@@ -99,10 +93,10 @@ def swap(settings: ReproduceSettings) -> Result:
             ],
         ),
         "",
-        *(f"- {task}: absent, {reason}" for task, reason in absent.items()),
-        *([""] if absent else []),
+        *absent_lines(absent),
         "Rows of at most 64 tokens get exact attention from landmarks alone too, rows of at most 128 with "
         "neighbours; what a fitted convolution or projection does there is its own doing.",
+        *_tests(measured, swapped),
     ]
     best = "neighbours, m = w = 64"
     return Result(
@@ -128,7 +122,8 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
     own = Classifier.config_class.from_pretrained(jobs[0].folder / "model").conv_kernel_size is not None
     variants = {name: changes for name, changes in VARIANTS.items() if not (own and "how" in changes)}
     figures: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
-    lengths = np.zeros(0)
+    p_values: dict[str, list[float]] = {}
+    lengths, right_of_exact = np.zeros(0), list[bool]()
     for job in jobs:
         folder = job.folder / "model"
         _, tokenizer = open_model(folder, splits.task)
@@ -138,12 +133,18 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
         lengths = np.concatenate([part.lengths for part in dev.values()])
         for variant, changes in variants.items():
             model = swapped_classifier(folder, train, settings.scale.swap.rows, **changes)
-            for name, value in _figures(model, dev, splits.task).items():
+            found, right = _figures(model, dev, splits.task)
+            for name, value in found.items():
                 figures[variant].setdefault(name, []).append(value)
+            if variant == EXACT:
+                right_of_exact = right
+            elif not getattr(splits.task, "regression", False):
+                p_values.setdefault(variant, []).append(mcnemar(right_of_exact, right))
             print(f"  {splits.task.title}, seed {job.seed}, {variant}: {figures[variant]}", flush=True)
     return {
         "title": splits.task.title,
         "figures": figures,
+        "mcnemar": p_values,
         "seeds": len(jobs),
         "held_out": len(lengths),
         "length": float(np.median(lengths)),
@@ -164,15 +165,42 @@ def swapped_classifier(
     return model
 
 
-def _figures(model: Classifier, dev: Mapping[str, Encoded], task: Task) -> dict[str, float]:
-    """The task's figures on its held-out sets, float32."""
-    found = {}
+def _tests(measured: Mapping[str, Mapping[str, Any]], variants: list[str]) -> list[str]:
+    """Of each variant, whether it is right as often as exact attention on the same examples."""
+    tested = [found for found in measured.values() if found["mcnemar"]]
+    if not tested:
+        return []
+    rows = [
+        (
+            found["title"],
+            *(
+                f"{statistics.median(found['mcnemar'][name]):.2g}" if name in found["mcnemar"] else "–"
+                for name in variants
+            ),
+        )
+        for found in tested
+    ]
+    told = (
+        "Whether the answers are right as often as exact attention's on the same examples: McNemar's exact "
+        "p, the median of the seeds. Below 0.05 the difference is more than chance in the examples."
+    )
+    return ["", told, "", *table(("task", *variants), rows)]
+
+
+def _figures(
+    model: Classifier, dev: Mapping[str, Encoded], task: Task
+) -> tuple[dict[str, float], list[bool]]:
+    """The task's figures on its held-out sets, float32, and which examples are right."""
+    found: dict[str, dict[str, float]] = {}
+    right: list[bool] = []
     for name, part in dev.items():
         plain = torch.autocast("cpu", enabled=False)
         outputs = outputs_of(task, model, part, BATCH, model.config.pad_token_id or 0, plain)
         assert part.labels is not None
-        found[name] = task.figures(part.labels, task.predict(part, outputs))
-    return figures_of_sets(found)
+        predicted = task.predict(part, outputs)
+        found[name] = task.figures(part.labels, predicted)
+        right += [bool(np.all(np.equal(*pair))) for pair in zip(part.labels, predicted, strict=True)]
+    return figures_of_sets(found), right
 
 
 def _lost(figures: Mapping[str, Mapping[str, list[float]]], variant: str, name: str) -> float:

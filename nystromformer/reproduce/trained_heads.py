@@ -17,8 +17,8 @@ from nystromformer.attention.diagnostics import attention_error, nystrom_factors
 from nystromformer.errors import UserError
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.source import open_source
-from nystromformer.reproduce.near_and_far import encoder_of, reviews_of
 from nystromformer.reproduce.result import trained_bert
+from nystromformer.reproduce.starts import encoder_of, reviews_of
 from nystromformer.settings.reproduce import ReproduceSettings
 
 

@@ -7,11 +7,9 @@ here as a plain dataclass, and every mistake as a UserError. Nobody below sees a
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,8 +29,7 @@ from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, PredictSettings
 from nystromformer.settings.model import INHERITED, ModelSettings
-from nystromformer.settings.prepare import PrepareCommandSettings
-from nystromformer.settings.pretrain import PretrainSettings
+from nystromformer.settings.pretrain import PrepareCommandSettings, PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.schema import Setting, settings_of
 
@@ -109,7 +106,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Settings:
     Raises UserError, one line for each mistake.
     """
     settings = resolve(command, overrides).settings
-    complaints = list(_not_finite(settings)) or list(settings.complaints())
+    complaints = list(settings.complaints())
     if not complaints and command == "pretrain" and isinstance(settings, PretrainSettings):
         # Known before the processes meet: torchrun and Accelerate's launcher set it.
         complaints = list(settings.training.complaints_on(int(os.environ.get("WORLD_SIZE", "1"))))
@@ -215,11 +212,3 @@ def _for_hydra(overrides: Iterable[Override], groups: mistakes.Groups) -> list[s
         key = override.key_or_group
         words[key] = f"~{key}" if key in groups and override.value() is None else override.input_line or ""
     return list(words.values())
-
-
-def _not_finite(settings: Settings) -> Iterator[str]:
-    """Complaints about nan and inf, which pass every comparison that looks for too small a number."""
-    for setting in settings_of(type(settings)):
-        value = attrgetter(setting.key)(settings)
-        if isinstance(value, float) and not math.isfinite(value):
-            yield f"{setting.key}={value} is impossible: write a finite number"

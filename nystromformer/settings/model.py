@@ -1,13 +1,24 @@
-"""Settings of the model."""
+"""Settings of the model, with those that each attention mechanism declares in its own file.
+
+A mechanism's file imports torch, which the command line's help and checks must not wait for: so of the file
+only its class `Settings` is run here. It may use literals, builtins, `dataclass` and `result`, which says
+what a value may be.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+import ast
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-ATTENTIONS = ("nystrom", "softmax", "linformer", "longformer", "performer")
-LANDMARKS = ("segment_means", "uniform", "kmeans")
-SHORT_ROWS = ("exact", "exact_without_convolution", "landmark_per_token", "segments")
+from nystromformer.mechanisms import MECHANISMS
+from nystromformer.settings.schema import Section, record, result, speed
+
+ATTENTIONS = tuple(MECHANISMS)
 _OTHER_NAMES = {"hidden_dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
 
 
@@ -16,53 +27,79 @@ def configuration_name(setting: str) -> str:
     return _OTHER_NAMES.get(setting, setting)
 
 
-@dataclass
-class ModelSettings:
-    """The encoder's shape and its attention; the vocabulary comes from the tokenizer."""
+@functools.cache
+def declared(attention: str) -> type:
+    """The class `Settings` of a mechanism's module, which is not imported; an empty one where it has none.
 
-    attention: str = "nystrom"
+    Raises:
+        ModuleNotFoundError: there is no such module.
+    """
+    module = MECHANISMS[attention].partition(":")[0]
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no module named {module!r}", name=module)
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.ClassDef) and statement.name == "Settings":
+            only = ast.Module([statement], [])
+            names: dict[str, Any] = {"dataclass": dataclass, "result": result, "__name__": __name__}
+            exec(compile(only, spec.origin, "exec"), names)
+            names["Settings"].SOURCE = ast.get_source_segment(source, statement)
+            found: type = names["Settings"]
+            return found
+    return dataclass(type("Settings", (), {"SOURCE": "class Settings: pass"}))
+
+
+def declared_fields(attention: str | None = None) -> tuple[Field, ...]:
+    """The fields of one mechanism, or of all."""
+    names = MECHANISMS if attention is None else (attention,)
+    return tuple(one for name in names for one in fields(declared(name)))
+
+
+def check(attention: str, values: Mapping[str, Any]) -> None:
+    """Raise ValueError where a configuration's value is none that its mechanism can have."""
+    for one in declared_fields(attention):
+        if wrong := one.metadata["limits"].mistake(values[one.name]):
+            raise ValueError(f"{one.name}={values[one.name]!r} {wrong[0]}: use {wrong[1]}")
+
+
+@dataclass
+class _Shape(Section):
+    attention: str = result("nystrom", choices=ATTENTIONS)
     """`nystrom`, `softmax` (exact attention, BERT's), `linformer`, `longformer` or `performer`."""
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_length: int = 512
+    hidden_size: int = result(768, at_least=1)
+    num_hidden_layers: int = result(12, at_least=1)
+    num_attention_heads: int = result(12, at_least=1)
+    intermediate_size: int = result(3072, at_least=1)
+    max_length: int = result(512, at_least=8, fault="too short")
     """Tokens of one example, special tokens included; also what the position table holds."""
-    max_position_embeddings: int | None = None
+    max_position_embeddings: int | None = result(None)
     """Positions in the table; empty means max_length."""
-    num_landmarks: int = 64
-    """Landmarks of each head; `nystrom` only."""
-    landmarks: str = "segment_means"
-    """How landmarks are chosen: `segment_means`, `uniform` (random tokens) or `kmeans`; `nystrom` only."""
-    pinv_iterations: int | None = 6
-    """Iterations of the pseudoinverse, empty for the exact one; `nystrom` only."""
-    neighbours: int | None = None
-    """Tokens of a block: each attends exactly to its own block, the two beside it and the salient tokens, and
-    through landmarks to the rest; empty for landmarks alone, the paper's attention; `nystrom` only."""
-    salient_tokens: int = 1
-    """With neighbours: tokens that all attend to exactly, of each row and head: the first, and the others
-    that the landmarks attend to most."""
-    short_rows: str = "exact"
-    """What `nystrom` does with rows of at most num_landmarks tokens: `exact` attention with the convolution,
-    `exact_without_convolution`, `landmark_per_token`, or `segments` of short_row_segment tokens."""
-    short_row_segment: int = 8
-    """Tokens of a landmark in short rows, for short_rows=segments."""
-    linformer_projected: int = 256
-    """Mixtures of tokens that Linformer attends to."""
-    linformer_share_heads: bool = True
-    """One projection a layer for all of Linformer's heads, or one a head."""
-    longformer_window: int = 257
-    """Positions that a token of Longformer sees, itself in the middle, odd."""
-    performer_features: int = 256
-    """Random features of Performer."""
-    conv_kernel_size: int | None = 33
+
+
+if TYPE_CHECKING:
+
+    class _Declared(_Shape):
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    # Fields of bases come first, those of the last base before all.
+    _Declared = type("_Declared", (*reversed([declared(attention) for attention in MECHANISMS]), _Shape), {})
+
+
+@dataclass
+class ModelSettings(_Declared, at="model"):
+    """The encoder's shape and its attention, with what each mechanism declares in its own file; the
+    vocabulary comes from the tokenizer."""
+
+    conv_kernel_size: int | None = result(33, odd=True, write="an odd number, or null for no convolution")
     """Width of the residual convolution over the values, odd; empty for none."""
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.0
+    hidden_dropout: float = result(0.1, noun="share", at_least=0, below=1)
+    attention_dropout: float = result(0.0, noun="share", at_least=0, below=1)
     """Dropout on the attention matrix; only exact attention has one."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = speed(False)
     """Keep only each layer's input for the backward pass and compute the rest again."""
-    from_source: list[str] = field(default_factory=list)
+    from_source: list[str] = record([])
     """With init=bert or init=checkpoint: the settings above that are init.path's and not what stands here;
     the command line lists those that nobody wrote."""
 
@@ -70,24 +107,7 @@ class ModelSettings:
         """Whether the settings are what stands here."""
         return not set(names) & set(self.from_source)
 
-    def complaints(self) -> Iterator[str]:
-        if self.attention not in ATTENTIONS:
-            yield f"model.attention={self.attention!r} is unknown: write one of {', '.join(ATTENTIONS)}"
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "num_landmarks",
-            "pinv_iterations",
-            "neighbours",
-            "salient_tokens",
-            "short_row_segment",
-            "linformer_projected",
-            "performer_features",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                yield f"model.{name}={getattr(self, name)} is impossible: write at least 1"
+    def complaints_together(self) -> Iterator[str]:
         shape_is_known = self.is_known("hidden_size", "num_attention_heads")
         if shape_is_known and self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
             yield (
@@ -95,8 +115,6 @@ class ModelSettings:
                 f"model.hidden_size={self.hidden_size}: write a divisor, e.g. "
                 f"{_divisor_near(self.hidden_size, self.num_attention_heads)}"
             )
-        if self.max_length < 8:
-            yield f"model.max_length={self.max_length} is too short: write at least 8"
         positions = self.max_position_embeddings
         if positions is not None and positions < self.max_length and self.is_known("max_length"):
             yield (
@@ -104,21 +122,6 @@ class ModelSettings:
                 f"model.max_position_embeddings={positions}: write max_length <= {positions}, or raise "
                 "or remove max_position_embeddings"
             )
-        kernel = self.conv_kernel_size
-        if kernel is not None and (kernel < 1 or kernel % 2 == 0):
-            yield (
-                f"model.conv_kernel_size={kernel} cannot be centred on a token: write an odd number, "
-                "or null for no convolution"
-            )
-        for name in ("hidden_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"model.{name}={getattr(self, name)} is impossible: write a share from 0 to below 1"
-        if self.landmarks not in LANDMARKS:
-            yield f"model.landmarks={self.landmarks!r} is unknown: write one of {', '.join(LANDMARKS)}"
-        if self.short_rows not in SHORT_ROWS:
-            yield f"model.short_rows={self.short_rows!r} is unknown: write one of {', '.join(SHORT_ROWS)}"
-        if self.longformer_window < 1 or self.longformer_window % 2 == 0:
-            yield f"model.longformer_window={self.longformer_window} has no middle: write an odd number"
         can_drop = self.attention == "softmax" or not self.is_known("attention", "attention_dropout")
         if not can_drop and self.attention_dropout > 0:
             yield (

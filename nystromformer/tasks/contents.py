@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.data.tokenizer import content_hash
+from nystromformer.files import sha256_of_json
 from nystromformer.settings.finetune import TaskDataSettings
 from nystromformer.tasks.task import Examples, Splits, Task
 
@@ -34,10 +35,8 @@ def content_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """All that decides how text becomes token ids."""
     if tokenizer.is_fast:
         return short(content_hash(tokenizer))
-    words = json.dumps(
-        [sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_tokens))]
-    )
-    return short(hashlib.sha256(words.encode()).hexdigest())
+    words = [sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_tokens))]
+    return short(sha256_of_json(words))
 
 
 def short(digest: str) -> str:
@@ -47,7 +46,7 @@ def short(digest: str) -> str:
 
 def missing_data(data: TaskDataSettings) -> list[str]:
     """The settings that name a file or folder which is not there."""
-    named = {name: getattr(data, name) for name in ("train", "dev", "test", "root")}
+    named = {name: getattr(data, name) for name in ("train", "dev", "test", "root", "hub")}
     return [
         f"data.{name}={path}" for name, path in named.items() if path and not Path(path).expanduser().exists()
     ]

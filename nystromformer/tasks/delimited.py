@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from nystromformer.data.lines import Line
+from nystromformer.data.text_files import Line
 
 
 class Record(NamedTuple):

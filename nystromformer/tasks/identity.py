@@ -10,40 +10,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
-from nystromformer.settings.mistakes import as_written
-from nystromformer.settings.stored import RENAMED
+from nystromformer.settings.identity import difference, paths_of, read_stored
+from nystromformer.settings.identity import identity as decisive
 from nystromformer.tasks.contents import Contents
 from nystromformer.tasks.task import Splits
 
-_FREE = frozenset(
-    {
-        "model.gradient_checkpointing",
-        "training.eval_batch_size",
-        "training.log_every",
-        "training.max_skipped_steps",
-        "training.micro_batch_size",
-    }
-)
-"""Settings that may differ between two seeds of one table: they change where and how fast, not what."""
-
-_PATHS = {
-    "checkpoint": "checkpoint",
-    "tokenizer_path": "tokenizer",
-    "data.source": "train",
-    "data.root": "train",
-    "data.train": "train",
-    "data.dev": "dev",
-    "data.test": "test",
-}
-"""Settings that say where something is → the content that says what it is."""
-
+_PATHS = paths_of(FinetuneSettings)
 _CONTENTS = "contents"
 
 
@@ -57,17 +36,7 @@ class OtherResults(UserError):
 
 def identity(settings: FinetuneSettings, task: TaskSettings) -> dict[str, Any]:
     """Every setting that decides a seed's result, beside its rate, batch and seed."""
-    found: dict[str, Any] = {
-        "checkpoint": settings.checkpoint,
-        "tokenizer_path": settings.tokenizer_path,
-        "task.kind": task.kind,
-        "task.epochs": task.epochs,
-        "task.metric": task.metric,
-        "task.regression": task.regression,
-    }
-    for name in ("data", "model", "training"):
-        found |= {f"{name}.{key}": value for key, value in asdict(getattr(settings, name)).items()}
-    return {key: value for key, value in found.items() if key not in _FREE}
+    return decisive(replace(settings, task=task))
 
 
 def compare(task_folder: Path, now: dict[str, Any], contents: Contents | None = None) -> None:
@@ -137,24 +106,12 @@ def _compare_settings(
     noted: Contents,
     contents: Contents | None,
 ) -> None:
-    saved = {RENAMED.get(key, key): value for key, value in saved.items()}
-    before = {**identity(FinetuneSettings(), TaskSettings()), **saved}
-    for key in sorted(before.keys() - now.keys()):
-        raise OtherResults(
-            f"{task_folder} holds results with {key}={as_written(before[key])}, a setting that this version "
-            "does not have",
-            "write name=OTHER for a new run, or go on with the version that trained them",
-        )
+    place = str(task_folder / "settings.json")
+    before = decisive(read_stored(FinetuneSettings, saved, place, "write name=OTHER for a new run"))
     known = set() if contents is None else noted.keys() & contents.keys()
-    differing = [
-        key
-        for key in sorted(now)
-        if before[key] != now[key] and not (key in _PATHS and (contents is None or _PATHS[key] in known))
-    ]
-    if differing:
-        then, today = (
-            " ".join(f"{key}={as_written(values[key])}" for key in differing) for values in (before, now)
-        )
+    by_content = {key for key, content in _PATHS.items() if contents is None or content in known}
+    if differing := difference(before, now, ignored=by_content):
+        then, today = differing
         raise OtherResults(
             f"{task_folder} holds results with {then}, and now {today}",
             f"write {then} to add to them, or name=OTHER for a new run",

@@ -28,6 +28,7 @@ from nystromformer.model.layouts import load_model
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
+from nystromformer.settings.schema import Role, settings_of
 from nystromformer.tasks.contents import content_of_tokenizer, short
 from nystromformer.tasks.delimited import written
 from nystromformer.tasks.export import taught
@@ -172,12 +173,15 @@ class _Prediction:
         hashes = ContentHashes(self._folder / _HASHES)
         task = json.dumps([stored(self._task), self._max_length], sort_keys=True)
         parts = (content_of_checkpoint(str(self._checkpoint), hashes), task, content_of_tokenizer(tokenizer))
-        elsewhere = ("checkpoint", "file", "folder", "text", "text_pair", "label")
-        settings = {name: value for name, value in asdict(self._settings).items() if name not in elsewhere}
+        of_task = ("text", "text_pair", "label")
         return {
             "file": short(hashes.of(self._path)),
             "checkpoint": short(hashlib.sha256(json.dumps(parts).encode()).hexdigest()),
-            **settings,
+            **{
+                setting.key: getattr(self._settings, setting.key)
+                for setting in settings_of(type(self._settings))
+                if setting.role in (Role.RESULT, Role.SPEED) and setting.key not in of_task
+            },
         }
 
     def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

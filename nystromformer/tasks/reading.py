@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from nystromformer.data.documents import text_hash
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings, kind_named
+from nystromformer.tasks.hub import as_files
 from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable
 from nystromformer.tasks.task import Examples, Splits, Task, Texts
 
@@ -36,8 +37,21 @@ def load_splits(settings: TaskSettings, data: TaskDataSettings) -> Splits:
     Raises:
         UserError: something is missing, malformed or empty.
     """
-    splits = kind_named(settings.kind).load(settings, data)
-    return limited(check(splits), data.max_train_examples, data.max_dev_examples)
+    with as_files(data) as (files, names):
+        try:
+            splits = check(kind_named(settings.kind).load(settings, files))
+        except UserError as error:
+            raise type(error)(_renamed(str(error), names)) from None
+    splits.origin = _renamed(splits.origin, names)
+    splits.skipped = [_renamed(row, names) for row in splits.skipped]
+    return limited(splits, data.max_train_examples, data.max_dev_examples)
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """A message about files that a split of the hub is in as one about that split."""
+    for path, name in names.items():
+        text = text.replace(path, name)
+    return text
 
 
 def own_splits(

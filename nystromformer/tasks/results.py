@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nystromformer.files import write_atomically
-from nystromformer.markdown import table
+from nystromformer.files import replacing_folder, write_atomically
+from nystromformer.tables import table
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.scores import shown
 
@@ -121,11 +121,8 @@ def keep_best(task_folder: Path, *, keep_all: bool) -> Path:
     source = _seed_folder(task_folder, _best_of(results))
     place = task_folder / "model"
     if (source / "model").exists():
-        beside = task_folder / ".model.tmp"
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(source / "model", beside)
-        shutil.rmtree(place, ignore_errors=True)
-        beside.rename(place)
+        with replacing_folder(place) as beside:
+            shutil.copytree(source / "model", beside, dirs_exist_ok=True)
         for name in ("curve.png", "confusion.png"):
             if (source / name).exists():
                 shutil.copyfile(source / name, task_folder / name)
@@ -248,8 +245,8 @@ def _details(folder: Path, summaries: dict[str, dict[str, Any]]) -> list[str]:
     model, machine = first["model"], first["machine"]
     lines += [
         f"`{'/'.join(Path(model['checkpoint']).parts[-2:])}` ({model['kind']}), "
-        f"{model['attention']} attention, {model['num_landmarks']} landmarks, short rows: "
-        f"{model['short_rows']}. The best checkpoint of a seed is chosen by the held-out examples that the "
+        f"{model['attention']} attention, {model['num_landmarks']} landmarks. "
+        "The best checkpoint of a seed is chosen by the held-out examples that the "
         "figures are of.",
         "",
         *table(head, rows),

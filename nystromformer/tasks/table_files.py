@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nystromformer.data.cleaning import clean
-from nystromformer.data.lines import Line, expand, kind_of, lines
+from nystromformer.data.documents import clean
+from nystromformer.data.text_files import Line, expand, kind_of, lines
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import SEPARATORS
 from nystromformer.tasks.delimited import Record, records

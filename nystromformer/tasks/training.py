@@ -309,7 +309,6 @@ def _finish(
             "salient_tokens": config.salient_tokens,
             "conv_kernel_size": config.conv_kernel_size,
             "convolution": setup.settings.model.convolution,
-            "short_rows": config.short_rows,
             "max_length": max_length_of(setup.checkpoint, setup.settings.model),
         },
         "data": {

@@ -6,7 +6,6 @@ closed form, then, if asked for, by training. The source with exact attention is
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +14,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from nystromformer.attention.nystrom import near_in_words
 from nystromformer.data.corpora import open_corpus
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
+from nystromformer.files import replacing_folder
 from nystromformer.model.closed_form import fit_in_closed_form, with_exact_attention
-from nystromformer.model.configuration import NystromformerConfig, near_in_words
+from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.heads import NystromformerForPreTraining
 from nystromformer.model.layouts import export_for_transformers
 from nystromformer.model.source import Copied, Source, open_source, opened_tokenizer, written
@@ -77,17 +78,11 @@ def _check_target(target: Path) -> None:
 @contextmanager
 def _whole_or_absent(target: Path) -> Iterator[Path]:
     """A folder to write to, which becomes the target at the end; after a mistake nothing is left."""
-    place = target.resolve()
-    beside = place.with_name(f".{place.name}.unfinished")
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        beside.rename(place)
+        with replacing_folder(target.resolve()) as beside:
+            yield beside
     except OSError as error:
         raise UserError(f"target={target} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _about(source: Source, config: NystromformerConfig, settings: ConvertSettings) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nystromformer.attention.mechanism import mechanism_of
 from nystromformer.attention.precision import tf32_allowed
 from nystromformer.model import NystromformerConfig
 
@@ -44,44 +45,21 @@ _PEAK_TFLOPS = {
 def forward_flops(config: NystromformerConfig, lengths: NDArray[np.int64], predicted: int) -> float:
     """Floating-point operations of one forward pass; a multiplication with its addition counts as 2.
 
-    With n real tokens of a row, L layers, hidden d, feed-forward f, h heads, m landmarks, p
-    iterations, kernel k, T predicted tokens and vocabulary V:
+    With n real tokens of a row, L layers, hidden d, feed-forward f, kernel k, T predicted tokens and
+    vocabulary V:
 
         a row   L · (8 n d² + 4 n d f + attention + 2 n d k) + 2 d² + 4 d
-        exact attention              4 n² d        Q Kᵀ and A V
-        Nyström attention            8 n m d       F̃, B̃ and the products with them
-                                   + 4 m² d        Ã, and Z (B̃ V)
-                                   + 8 p h m³      four products of m × m matrices an iteration
-                                                   (the exact inverse, which is no product, counts 0)
-        with neighbours w also       4 n (3 w + g) d   the near scores and values, g salient tokens
-                                   + 2 (n/w − 1) m² d  Z times each block's far part of B̃ V
-        Linformer                    8 n P d       E K, E V, and attention to P mixtures
-        Longformer                   4 n W d + 8 n d   the window, and [CLS] both ways
-        Performer                    8 n R d       the features of Q and K, and the products with them
+        attention of each mechanism  see its `flops`, e.g. exact attention 4 n² d: Q Kᵀ and A V
         MLM head                     T · (2 d² + 2 d V)
 
-    A row with at most m tokens, or 2 w, takes exact attention. The convolution's term falls away without one.
+    The convolution's term falls away without one.
 
     Args:
         lengths: real tokens of each row, (B,).
     """
     n = lengths.astype(np.float64)
     d, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    attention = 4 * n**2 * d
-    if config.attention == "nystrom":
-        m, heads = config.num_landmarks, config.num_attention_heads
-        iterations = config.pinv_iterations or 0
-        landmarks = 8 * n * m * d + 4 * m**2 * d + 8 * iterations * heads * m**3
-        w = config.neighbours
-        if w is not None:
-            landmarks += 4 * n * np.minimum(n, 3 * w + config.salient_tokens) * d + 2 * (n / w - 1) * m**2 * d
-        attention = np.where(n <= max(m, 2 * (w or 0)), attention, landmarks)
-    elif config.attention == "linformer":
-        attention = 8 * n * config.linformer_projected * d
-    elif config.attention == "longformer":
-        attention = 4 * n * np.minimum(n, config.longformer_window) * d + 8 * n * d
-    elif config.attention == "performer":
-        attention = 8 * n * config.performer_features * d
+    attention = mechanism_of(config.attention).flops(config, n)
     layer = 8 * n * d**2 + 4 * n * d * f + attention + 2 * n * d * (config.conv_kernel_size or 0)
     rows = layers * layer.sum() + len(n) * (2 * d**2 + 4 * d)
     return float(rows + predicted * (2 * d**2 + 2 * d * config.vocab_size))

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from nystromformer.settings import PretrainSettings
+from nystromformer.tables import table
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.progress import clock
 from nystromformer.training.run_folder import RunFolder
@@ -33,7 +34,7 @@ def report_page(
             "",
             "## Held-out documents",
             "",
-            *_table(
+            *table(
                 ("step", "MLM loss", "unigram", "MLM accuracy", "order loss", "order accuracy"),
                 (
                     (
@@ -55,7 +56,7 @@ def report_page(
             "",
             f"![speed, gradient norm, waiting for data]({folder.speed.name})",
             "",
-            *_table(("", f"median of {len(train)} readings"), _costs(train)),
+            *table(("", f"median of {len(train)} readings"), _costs(train)),
             "",
             *_skipped_lines(skipped),
             "## Masked words",
@@ -81,7 +82,7 @@ def _approximation_lines(folder: RunFolder, events: list[Event]) -> Iterable[str
     yield f"![error of each layer's attention]({folder.approximation.name})"
     yield ""
     layers = range(len(last["heads"]))
-    yield from _table(
+    yield from table(
         ("step", "mean", *(f"layer {number}" for number in layers)),
         (
             (
@@ -124,7 +125,7 @@ def _skipped_lines(skipped: list[Event]) -> Iterable[str]:
         return
     yield f"{len(skipped)} steps were skipped, because their gradient was not finite:"
     yield ""
-    yield from _table(
+    yield from table(
         ("step", "first parameter", "first layer"),
         ((str(e["step"]), f"`{e['parameter']}`", f"`{e['layer']}`" if e["layer"] else "") for e in skipped),
     )
@@ -134,13 +135,6 @@ def _skipped_lines(skipped: list[Event]) -> Iterable[str]:
 def _filled_line(item: dict[str, Any]) -> str:
     guesses = ", ".join(f"{guess['word']} {guess['probability']:.2f}" for guess in item["guesses"])
     return f"- {item['sentence']} → {guesses} (was: {item['word']})"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
 
 
 def _at_most(events: list[Event], count: int) -> list[Event]:

@@ -13,10 +13,10 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase, pipeline
 from transformers.utils import logging as transformers_logging
 
+from nystromformer.attention.nystrom import near_in_words
 from nystromformer.data.storage import PreparedData
 from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForMaskedLM, NystromformerForPreTraining
-from nystromformer.model.configuration import near_in_words
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.curves import CHANCE_LOSS
 from nystromformer.training.metrics import Event, MetricsLog

@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nystromformer.data.earlier import differences
-from nystromformer.data.plan import plan
+from nystromformer.data.plan import differences, plan
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData, read_manifest
 from nystromformer.errors import UserError

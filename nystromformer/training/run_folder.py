@@ -30,42 +30,7 @@ from omegaconf import OmegaConf
 from nystromformer.errors import UserError
 from nystromformer.files import held, write_atomically
 from nystromformer.settings import PretrainSettings
-from nystromformer.settings.mistakes import as_written
-from nystromformer.settings.stored import flat_settings, read_stored
-
-MAY_CHANGE = frozenset(
-    {
-        "runs_folder",
-        "data.workers",
-        "data.folder",
-        "data.prepared",
-        "data.malformed_rows",
-        "data.streaming",
-        "data.verify",
-        "training.micro_batch_size",
-        "training.compile",
-        "training.static_shapes",
-        "training.loader_workers",
-        "training.log_every",
-        "training.validate_every",
-        "training.checkpoint_every",
-        "training.keep_checkpoints",
-        "training.keep_best",
-        "training.on_full_disk",
-        "training.max_skipped_steps",
-        "training.parallel",
-        "training.approximation_error_every",
-        "training.approximation_error_examples",
-        "training.profile_steps",
-        "training.deterministic",
-        "model.from_source",
-        "model.gradient_checkpointing",
-        "tracking.tracker",
-        "tracking.project",
-    }
-)
-"""Settings that may differ when a run is resumed: they change where and how fast, and the losses by no more
-than the order of sums does. What decides the learning rate at a step is none of them."""
+from nystromformer.settings.identity import difference, identity, read_stored
 
 _OTHER = "write name=OTHER for a new run"
 
@@ -166,12 +131,10 @@ class RunFolder:
         stored = self.stored()
         if stored is None:
             return
-        before, now = flat_settings(stored), flat_settings(settings)
         open_ones = {f"model.{name}" for name in settings.model.from_source}  # will be the run's own
-        for key in sorted(now.keys() - MAY_CHANGE - open_ones):
-            if before[key] != now[key]:
-                was = as_written(before[key])
-                raise UserError(
-                    f"{self.path} holds a run with {key}={was}, and now {key}={as_written(now[key])}: "
-                    f"write {key}={was} to resume it, or name=OTHER for a new run"
-                )
+        if differing := difference(identity(stored), identity(settings), ignored=open_ones):
+            then, now = differing
+            raise UserError(
+                f"{self.path} holds a run with {then}, and now {now}: write {then} to resume it, or "
+                "name=OTHER for a new run"
+            )

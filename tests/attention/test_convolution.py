@@ -3,13 +3,7 @@
 import pytest
 import torch
 
-from nystromformer.attention.convolution import (
-    add_convolution,
-    add_convolution_backward,
-    banded,
-    residual_convolution,
-    sum_of_diagonals,
-)
+from nystromformer.attention.convolution import residual_convolution
 
 
 def conv2d(value, weight):
@@ -20,7 +14,7 @@ def conv2d(value, weight):
 
 @pytest.mark.parametrize("kernel", [1, 3, 33, 65])
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 64, 100, 257])
-def test_both_ways_equal_conv2d(length, kernel):
+def test_equals_conv2d(length, kernel):
     torch.manual_seed(length)
     value = torch.randn(2, length, 3, 5, dtype=torch.float64).transpose(1, 2).requires_grad_()
     weight = torch.randn(3, 1, kernel, 1, dtype=torch.float64, requires_grad=True)
@@ -31,16 +25,6 @@ def test_both_ways_equal_conv2d(length, kernel):
     torch.testing.assert_close(out, expected)
     for ours, other in zip(torch.autograd.grad(out, (value, weight), seed), wanted, strict=True):
         torch.testing.assert_close(ours, other)
-
-    band = banded(weight.detach().view(3, kernel))
-    grad_band = torch.zeros_like(band)
-    for row in range(2):
-        out, grad_value = torch.ones_like(expected[row]), torch.ones_like(expected[row])
-        add_convolution(out, value.detach()[row], band)
-        torch.testing.assert_close(out, expected[row] + 1)
-        add_convolution_backward(grad_value, grad_band, seed[row], value.detach()[row], band)
-        torch.testing.assert_close(grad_value, wanted[0][row] + 1)
-    torch.testing.assert_close(sum_of_diagonals(grad_band).view_as(weight), wanted[1])
 
 
 def test_an_even_kernel_is_named():

@@ -98,7 +98,7 @@ def test_strides_of_any_kind():
 
 @kernels
 def test_pytorchs_own_check_of_the_operator():
-    from nystromformer.attention.gpu import near_operator  # noqa: F401
+    from nystromformer.attention.gpu import neighbours  # noqa: F401
 
     torch.manual_seed(5)
     b, h, n, d, m, w = 2, 1, 40, 8, 4, 16

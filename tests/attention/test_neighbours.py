@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nystromformer import nystrom_attention
 from nystromformer.attention import native
+from nystromformer.attention.neighbours import Blocks, Salient, most_salient
 from nystromformer.attention.nystrom import computed_by
-from nystromformer.attention.salient import Blocks, Salient, most_salient
 from nystromformer.attention.softmax import softmax_attention
 
 from .equations import reference_nystrom

@@ -15,6 +15,7 @@ from torch import Tensor
 from nystromformer import nystrom_attention
 from nystromformer.attention import native
 from nystromformer.attention.composed import composed_nystrom_attention
+from nystromformer.attention.cpu import nystrom_attention_on_cpu
 from nystromformer.attention.softmax import softmax_attention
 
 from .equations import attended, reference_nystrom
@@ -114,8 +115,20 @@ def way(request):
 
 
 def attention(way: str, case: dict) -> Tensor:
-    if way != "composed":
+    if way == "compiled":
         return nystrom_attention(**case)
+    if way == "operator":
+        return nystrom_attention_on_cpu(
+            case["query"],
+            case["key"],
+            case["value"],
+            case["key_padding_mask"],
+            case["conv_weight"],
+            case["num_landmarks"],
+            6,
+            case["neighbours"],
+            case["salient_tokens"],
+        )
     return composed_nystrom_attention(
         case["query"],
         case["key"],

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from nystromformer.benchmark import benchmark
-from nystromformer.benchmark.attention import as_markdown, copy_rate, moved_bytes, ratios
+from nystromformer.benchmark import as_markdown, benchmark
+from nystromformer.benchmark.attention import copy_rate, moved_bytes, ratios
 from nystromformer.benchmark.contenders import (
     CUDNN,
     FLASH,

@@ -41,7 +41,7 @@ def test_writes_speed_start_and_padding(tmp_path, monkeypatch, capsys):
     ("change", "words"),
     [
         ({"loader_workers": []}, "loader_workers"),
-        ({"loader_workers": [-1]}, "contains -1"),
+        ({"loader_workers": [-1]}, "holds -1"),
         ({"batches": 0}, "batches=0"),
         ({"length": 4}, "length=4"),
         ({"vocab_size": 10}, "vocab_size=10"),

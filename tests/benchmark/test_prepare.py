@@ -8,7 +8,7 @@ import time
 import pytest
 
 from nystromformer.benchmark import benchmark
-from nystromformer.benchmark.memory import PeakMemory
+from nystromformer.benchmark.measure import PeakMemory
 from nystromformer.benchmark.prepare import ENCODE, OURS, encode
 from nystromformer.benchmark.text import preparation, saved_tokenizer, texts
 from nystromformer.errors import UserError

@@ -8,7 +8,7 @@ import torch
 
 from nystromformer.benchmark import benchmark, step
 from nystromformer.benchmark.models import BERT, BERT_WITH_DROPOUT, EXACT, MODERNBERT, NEAR, OURS, PEER
-from nystromformer.benchmark.step import benchmark_step, contenders
+from nystromformer.benchmark.step import contenders
 from nystromformer.cli import main
 from nystromformer.errors import UserError
 from nystromformer.model.attention import NystromformerSelfAttention
@@ -95,7 +95,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_the_rest_is_kept(monkeypa
         }
 
     monkeypatch.setattr(step, "makers", makers)
-    result = benchmark_step(BenchmarkSettings(**{**TINY, "lengths": [16, 32], "folder": str(tmp_path)}))
+    result = benchmark(BenchmarkSettings(**{**TINY, "lengths": [16, 32], "folder": str(tmp_path)}))
     assert len(result["lengths"][16]) == 6
     left = {OURS, NEAR, EXACT, PEER, BERT, BERT_WITH_DROPOUT}
     left -= {EXACT, BERT_WITH_DROPOUT} if what == "contenders" else {OURS}
@@ -104,7 +104,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_the_rest_is_kept(monkeypa
     assert "did not fit into memory" in page
     monkeypatch.setattr(step, "_measure_what_fits", lambda *_: {})
     with pytest.raises(UserError, match="tokens="):
-        benchmark_step(BenchmarkSettings(**{**TINY, "folder": str(tmp_path)}))
+        benchmark(BenchmarkSettings(**{**TINY, "folder": str(tmp_path)}))
 
 
 def test_modernbert_is_measured_where_it_is_asked_for():
@@ -124,7 +124,7 @@ def test_the_implementation_is_chosen_and_told():
         settings = BenchmarkSettings(**{**TINY, "implementation": way})
         ours = contenders(settings, 32, torch.device("cpu"))[0]
         layers = [m for m in ours.model.modules() if isinstance(m, NystromformerSelfAttention)]
-        assert [layer.implementation for layer in layers] == [way, way]
+        assert [layer.attend.implementation for layer in layers] == [way, way]
         assert ours.attention.startswith(words)
         assert ("composed" in ours.attention) == (way == "composed")
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nystromformer.data.preparation_report import notes
 from nystromformer.data.prepare import prepare
-from nystromformer.data.tokenizer_training import train_tokenizer
+from nystromformer.data.tokenizer import train_tokenizer
 from nystromformer.errors import UserError
 from nystromformer.settings import TokenizerSettings
 from nystromformer.settings.data import TOKENIZER_KINDS

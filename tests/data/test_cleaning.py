@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nystromformer.data import cleaning
-from nystromformer.data.cleaning import clean, without_surrogates
+from nystromformer.data import documents
+from nystromformer.data.documents import clean, without_surrogates
 
 ANY_TEXT = st.text(st.characters() | st.sampled_from("\ud800\udc00\u0301\x00\x85\u2028\r\n\t e"))
 
@@ -39,8 +39,8 @@ def test_cleaning_twice_is_cleaning_once_and_leaves_utf8_in_nfc(text: str):
 @given(ANY_TEXT | st.text(st.sampled_from([*map(chr, range(0xA1)), "\u2028", "\u2029", "\ufeff", "汉"])))
 def test_what_is_passed_over_holds_nothing_to_replace(text: str):
     text = without_surrogates(text)
-    replaced = cleaning._CONTROL.sub("", cleaning._LINE_BREAK.sub("\n", text))
-    assert cleaning._has_odd(text) == (replaced != text)
+    replaced = documents._CONTROL.sub("", documents._LINE_BREAK.sub("\n", text))
+    assert documents._has_odd(text) == (replaced != text)
     assert clean(text) == unicodedata.normalize("NFC", replaced).strip()
 
 

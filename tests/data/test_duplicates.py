@@ -2,12 +2,12 @@ import random
 
 import pytest
 
-from nystromformer.data import duplicates
-from nystromformer.data.duplicates import HashSet
+from nystromformer.data import reading
+from nystromformer.data.reading import HashSet
 
 
 def test_it_answers_as_a_set_does_however_often_it_merges(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(duplicates, "_RECENT", 7)
+    monkeypatch.setattr(reading, "_RECENT", 7)
     draw = random.Random(0)
     hashes, known = HashSet(), set()
     for _ in range(2000):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nystromformer.cli import main
-from nystromformer.data import inputs, making, plan
+from nystromformer.data import plan, unfinished
 from nystromformer.data import prepare as preparing
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
@@ -209,14 +209,14 @@ def test_a_file_that_changes_under_the_tokenizer_s_sample_leaves_no_tokenizer(
     settings, source: Path, monkeypatch: pytest.MonkeyPatch
 ):
     before = source.read_bytes()
-    survey = making.survey
+    survey = unfinished.survey
 
     def change_after(*arguments: object, **options: object) -> object:
         found = survey(*arguments, **options)  # type: ignore[arg-type]
         source.write_bytes(before.replace(b"a", b"e"))
         return found
 
-    monkeypatch.setattr(making, "survey", change_after)
+    monkeypatch.setattr(unfinished, "survey", change_after)
     with pytest.raises(UserError, match=r"a\.txt changed while it was prepared"):
         prepare(settings, show_progress=False)
     assert not list(Path(settings.data.folder).glob("*/tokenizer"))
@@ -263,7 +263,7 @@ def test_a_file_changed_under_its_old_size_and_time_is_seen(settings, source: Pa
 def test_much_to_be_read_for_its_hash_is_told_once(
     settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(inputs, "_WORTH_SAYING", 1000)
+    monkeypatch.setattr(plan, "_WORTH_SAYING", 1000)
     prepare(settings, show_progress=False)
     prepare(settings, show_progress=False)
     one_line(capsys, "GB once, to know the sources by what they hold")

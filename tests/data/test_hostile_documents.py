@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nystromformer.data import preparation_page
+from nystromformer.data import preparation_report
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
 from nystromformer.settings import TokenizerSettings
@@ -56,7 +56,7 @@ def test_never_a_lost_neighbour(
 ):
     rows = [text for pair in zip(odd, NEIGHBOURS, strict=True) for text in pair]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation_page, "draw", lambda report: b"")
+        patch.setattr(preparation_report, "draw", lambda report: b"")
         data = prepare_rows(prepared, tmp_path_factory.mktemp("odd"), rows)
     report = data.manifest["report"]
     dropped = report["documents"]["dropped"]

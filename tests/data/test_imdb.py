@@ -3,7 +3,7 @@ import importlib.util
 import pytest
 
 from nystromformer.data.corpora import open_corpus
-from nystromformer.data.imdb import Imdb, clean_review
+from nystromformer.data.text_files import Imdb, clean_review
 from nystromformer.errors import UserError
 from nystromformer.settings import DataSettings
 

@@ -8,7 +8,7 @@ import torch
 
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.layout import Layout, best_widths
-from nystromformer.data.masking import IGNORED
+from nystromformer.data.pairs import IGNORED
 from nystromformer.data.storage import PreparedData
 
 

@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nystromformer.data import stateless_random as random
-from nystromformer.data.masking import IGNORED, Masking, _group_words
+from nystromformer.data.pairs import IGNORED, Masking, _group_words
 
 VOCABULARY, PAD, UNK, CLS, SEP, MASK = 200, 0, 1, 2, 3, 4
 SPECIAL = [PAD, UNK, CLS, SEP, MASK]

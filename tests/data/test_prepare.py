@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nystromformer.data import blocks
+from nystromformer.data import reading
 from nystromformer.data.documents import in_validation, text_hash
 from nystromformer.data.prepare import prepare
-from nystromformer.data.sentences import split_sentences
+from nystromformer.data.segmentation import split_sentences
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
 from nystromformer.settings import DataSettings, PrepareSettings, TokenizerSettings
@@ -49,7 +49,7 @@ def test_the_bytes_are_the_same_for_any_number_of_workers(
 ):
     folders = []
     for workers, size in ((1, 2**20), (2, 20_000)):
-        monkeypatch.setattr(blocks, "_BATCH_BYTES", size)
+        monkeypatch.setattr(reading, "_BATCH_BYTES", size)
         folders.append(
             prepare_quietly(text_settings(corpus_file, tmp_path / str(workers), workers=workers)).folder
         )

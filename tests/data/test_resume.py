@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from nystromformer.cli import main
-from nystromformer.data import shards, unfinished
+from nystromformer.data import storage, unfinished
 from nystromformer.data.prepare import prepare, prepare_shard
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
 from nystromformer.settings import PrepareSettings
-from nystromformer.settings.prepare import ShardOf
+from nystromformer.settings.pretrain import ShardOf
 
 from .conftest import text_settings
 from .test_prepare import files_of
@@ -71,7 +71,7 @@ def test_killed_at_a_write_it_goes_on_to_the_same_bytes(
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.os, "replace", replace_or_die)
+        patch.setattr(storage.os, "replace", replace_or_die)
         with pytest.raises(Killed):
             prepare(settings, show_progress=False)
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name.startswith("text")]

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nystromformer.data import stateless_random as random
-from nystromformer.data.sentence_order import Pairs, SpecialIds, _truncate, build_pairs
+from nystromformer.data.pairs import Pairs, SpecialIds, _truncate, build_pairs
 
 SPECIAL = SpecialIds(cls=1, sep=2, pad=0)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nystromformer.data.sentences import split_sentences
+from nystromformer.data.segmentation import split_sentences
 
 
 def test_abbreviations_do_not_end_a_sentence_and_paragraphs_do():

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 
 from nystromformer.data.segmentation import Chunks
-from nystromformer.data.shards import ShardReader, replacing, token_type, write_shard
+from nystromformer.data.storage import ShardReader, token_type, write_shard
 from nystromformer.errors import UserError
+from nystromformer.files import replacing
 
 
 def some_chunks(rows: list[list[list[int]]]) -> Chunks:

@@ -1,7 +1,6 @@
 import pytest
 
-from nystromformer.data.documents import text_hash, validation_below
-from nystromformer.data.splits import SplitRule
+from nystromformer.data.documents import SplitRule, text_hash, validation_below
 
 
 @pytest.mark.parametrize("moved", [None, 5, 2**63])

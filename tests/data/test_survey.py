@@ -4,7 +4,7 @@ import pytest
 
 from nystromformer.data.corpora import open_corpus
 from nystromformer.data.documents import text_hash, validation_below
-from nystromformer.data.survey import survey
+from nystromformer.data.reading import survey
 from nystromformer.errors import UserError
 
 from .conftest import made_up_documents, text_settings
@@ -22,7 +22,7 @@ def corpus_path(tmp_path: Path) -> Path:
 def test_the_sample_is_spread_over_the_corpus_and_bounded(corpus_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = text_settings(corpus_path, corpus_path.parent)
     corpus = open_corpus(settings.data)
-    monkeypatch.setattr("nystromformer.data.survey._MEGABYTE", 30_000)
+    monkeypatch.setattr("nystromformer.data.reading._MEGABYTE", 30_000)
     settings.tokenizer.sample_megabytes = 1
     found, sample = survey(corpus, settings, sample=True, show_progress=False)
     assert found.bytes == sum(map(len, DOCUMENTS))

@@ -10,8 +10,8 @@ from nystromformer.data.tokenizer import (
     continuation_ids,
     load_tokenizer,
     replacement_ids,
+    train_tokenizer,
 )
-from nystromformer.data.tokenizer_training import train_tokenizer
 from nystromformer.errors import UserError
 from nystromformer.settings import TokenizerSettings
 

@@ -7,8 +7,14 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nystromformer.data.prepare import prepare
-from nystromformer.data.tokenizer import content_hash, continuation_ids, load_tokenizer, replacement_ids
-from nystromformer.data.tokenizer_training import special_tokens, train_tokenizer
+from nystromformer.data.tokenizer import (
+    content_hash,
+    continuation_ids,
+    load_tokenizer,
+    replacement_ids,
+    special_tokens,
+    train_tokenizer,
+)
 from nystromformer.settings import TokenizerSettings
 from nystromformer.settings.data import TOKENIZER_KINDS
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nystromformer.data.documents import Document
-from nystromformer.data.wikiextractor import WikiExtractorFiles
+from nystromformer.data.text_files import WikiExtractorFiles
 from nystromformer.errors import UserError
 
 TEXT = """<doc id="12" url="https://en.wikipedia.org/wiki?curid=12" title="Salt &amp; &quot;Pepper&quot;">

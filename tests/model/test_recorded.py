@@ -114,11 +114,11 @@ def test_so_does_an_export_of_the_composed_operators(monkeypatch):
     check(exported.module(), model)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("choice", ["exact_without_convolution", "landmark_per_token", "segments"])
-def test_short_rows_that_go_by_length_are_refused(choice):
-    with pytest.raises(ValueError, match="set short_rows='exact'"):
-        torch.jit.trace(build(short_rows=choice), batch(2, 40, padding=False))
+def test_what_cannot_follow_the_length_is_refused_in_words():
+    with pytest.raises(ValueError, match="longformer attention cannot be exported with a dynamic length"):
+        torch.export.export(
+            build(attention="longformer"), batch(2, 40, padding=False), dynamic_shapes=dynamic_shapes()
+        )
 
 
 @pytest.mark.skipif(

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +13,11 @@ from nystromformer import reproduce as package
 from nystromformer.cli import main
 from nystromformer.errors import UserError
 from nystromformer.files import Held
-from nystromformer.reproduce import RESULTS
-from nystromformer.reproduce.index import write_index
-from nystromformer.reproduce.page import write_report
-from nystromformer.reproduce.result import Result, command_of, configuration_of, read_result, write_result
+from nystromformer.reproduce.pages import write_index, write_report
+from nystromformer.reproduce.result import command_of, configuration_of
+from nystromformer.results import Result, read_result, write_result
 from nystromformer.settings.compose import compose
-from nystromformer.settings.reproduce import ALL, FIGURES, TABLES
+from nystromformer.settings.reproduce import ALL, RESULTS, Entry
 
 WORDS = ["figure=nystrom_tutorial", "scale=smoke"]
 ABOUT = {
@@ -42,8 +42,11 @@ def write_picture(measured, path):
 
 
 def test_every_result_is_registered_and_of_all():
-    assert RESULTS.keys() == {*FIGURES, *TABLES}
-    assert set(ALL) == {*FIGURES, "efficiency", "glue", "lra"}
+    for entry in RESULTS.values():
+        module, _, function = entry.function.partition(":")
+        assert callable(getattr(import_module(f"nystromformer.reproduce.{module}"), function))
+    figures = {name for name, entry in RESULTS.items() if entry.kind == "figure"}
+    assert set(ALL) == {*figures, "efficiency", "glue", "lra"}
 
 
 @pytest.mark.parametrize("scale", ["paper", "gpu", "cpu", "smoke"])
@@ -142,7 +145,7 @@ def test_all_goes_on_after_an_absent_result(tmp_path, capsys, monkeypatch):
         raise UserError("no such data: write data=THERE")
 
     module = SimpleNamespace(**{name: impossible if name == "landmarks" else made for name in ALL})
-    monkeypatch.setattr(package, "RESULTS", {name: f"module:{name}" for name in ALL})
+    monkeypatch.setattr(package, "RESULTS", {name: Entry("table", f"module:{name}") for name in ALL})
     monkeypatch.setattr(package, "import_module", lambda _: module)
     monkeypatch.setattr("nystromformer.reproduce.inputs.inputs_of", lambda *_: {})  # nothing is read
     assert main(["reproduce", "all", "scale=smoke", f"folder={tmp_path}"]) == 2

@@ -9,8 +9,8 @@ import pytest
 
 from nystromformer.cli import main
 from nystromformer.errors import UserError
-from nystromformer.reproduce.glue import models_of
-from nystromformer.reproduce.small import check_same_batches
+from nystromformer.reproduce.finetuning import models_of
+from nystromformer.reproduce.pretraining import check_same_batches
 from nystromformer.settings.compose import compose
 from nystromformer.tasks.benchmarks import TASKS
 from tests.tasks.conftest import make_checkpoint, write_glue
@@ -71,7 +71,7 @@ def test_the_longer_model_goes_on_from_the_shorter_one(monkeypatch, tmp_path):
         asked.append(words)
         return compose("pretrain", [*words, f"runs_folder={tmp_path}"])
 
-    monkeypatch.setattr("nystromformer.reproduce.glue.finished_run", run)
+    monkeypatch.setattr("nystromformer.reproduce.finetuning.finished_run", run)
     models = models_of(compose("reproduce", ["table=glue", "scale=paper"]))
     assert [model.title for model in models] == ["BERT", "Nyströmformer 512", "Nyströmformer 1024"]
     assert asked[2][0] == "experiment=base_1024"
@@ -115,6 +115,6 @@ def test_the_words_of_every_run_compose(scale):
     ):
         if words:
             compose("pretrain", words)  # raises where they do not fit together
-    for part in (section.glue, section.finetune, section.short_rows):
+    for part in (section.glue, section.finetune):
         for words in part.tasks:
             compose("finetune", [*part.every, *words.split(), "checkpoint=any"])

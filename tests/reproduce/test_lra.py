@@ -8,7 +8,7 @@ import torch
 from nystromformer.errors import UserError
 from nystromformer.reproduce.lra import training
 from nystromformer.reproduce.lra.examples import bytes_of, load_task
-from nystromformer.reproduce.lra.listops import Grammar, evaluate, expressions, ids_of, text_of
+from nystromformer.reproduce.lra.listops import END, OPERATORS, VOCABULARY, Grammar, expressions
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
 from nystromformer.reproduce.lra.training import Cell, finished, train_cell
 from nystromformer.settings.model import ATTENTIONS
@@ -34,6 +34,44 @@ SMALL = LraScale(
     checkpoint_every=2,
 )
 CPU = torch.device("cpu")
+
+
+def ids_of(text):
+    """Token ids of an expression as people write it."""
+    return [VOCABULARY.index(token) for token in text.replace("]", " ]").split()]
+
+
+def text_of(ids):
+    """The expression of token ids."""
+    return " ".join(VOCABULARY[token] for token in ids)
+
+
+def evaluate(ids):
+    """The value of an expression, from its tokens alone; raises ValueError where it is none."""
+    open_lists = []
+    value = None
+    for number, token in enumerate(VOCABULARY[token] for token in ids):
+        if value is not None:
+            raise ValueError(f"token {number} follows the end of the expression")
+        if token in OPERATORS:
+            open_lists.append((token, []))
+            continue
+        if token == END:
+            if not open_lists or not open_lists[-1][1]:
+                raise ValueError(f"token {number} ends no list")
+            operator, values = open_lists.pop()
+            result = OPERATORS[operator](values)
+        elif token.isdigit():
+            result = int(token)
+        else:
+            raise ValueError(f"token {number} is padding")
+        if open_lists:
+            open_lists[-1][1].append(result)
+        else:
+            value = result
+    if value is None:
+        raise ValueError("the expression does not end")
+    return value
 
 
 @pytest.fixture(scope="module")

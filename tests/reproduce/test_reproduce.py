@@ -7,7 +7,7 @@ import torch
 
 from nystromformer import NystromformerConfig, NystromformerModel
 from nystromformer.cli import main
-from nystromformer.reproduce.near_and_far import NearAlone
+from nystromformer.reproduce.starts import NearAlone
 
 
 def produced(tmp_path, *words: str) -> dict:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nystromformer.attention.pseudoinverse import iterate
-from nystromformer.benchmark.live import peak_of
+from nystromformer.benchmark.measure import peak_of
 from nystromformer.cli import main
 from nystromformer.reproduce.efficiency import OURS, ROWS, STORED, contender, published_ratios
 from nystromformer.reproduce.heads import residuals

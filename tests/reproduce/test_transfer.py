@@ -12,7 +12,6 @@ from filelock import FileLock
 from nystromformer import NystromformerConfig, NystromformerForSequenceClassification
 from nystromformer.cli import main
 from nystromformer.reproduce.swap import VARIANTS, swapped_classifier
-from nystromformer.settings.finetune import SHORT_ROWS
 from nystromformer.tasks.task import Encoded
 from tests.tasks.conftest import make_checkpoint, write_glue
 
@@ -34,6 +33,10 @@ def test_a_task_without_data_is_named_and_the_others_compared(words, tmp_path, c
     assert str(tmp_path) not in page
     measured = json.loads((tmp_path / "out/finetune_smoke/result.json").read_text())["measured"]
     sides = measured["tasks"]["rotten_tomatoes"]
+    accuracy = sides["exact"]["figures"]["accuracy"][0]
+    low, high = sides["exact"]["intervals"]["accuracy"]
+    assert 0 <= low <= accuracy <= high <= 1
+    assert f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in page
     assert sides["gap"] == sides["exact"]["score"][0] - sides["Nyström"]["score"][0]
     config = json.loads((tmp_path / "runs/finetune_softmax/rotten_tomatoes/model/config.json").read_text())
     assert config["attention"] == "softmax"
@@ -64,6 +67,8 @@ def test_what_is_exchanged_without_training(words, tmp_path, capsys):
     assert (found["held_out"], found["seeds"], found["longer"]["64"]) == (4, 1, 0)
     assert all(figures == found["figures"]["exact"] for figures in found["figures"].values())
     assert measured["lost"]["rotten_tomatoes"]["neighbours, m = w = 64"] == 0
+    assert set(found["mcnemar"]) == set(found["figures"]) - {"exact"}
+    assert all(values == [1.0] for values in found["mcnemar"].values()), "all answers are the same"
     tuned = json.loads((tmp_path / "runs/swap/rotten_tomatoes/model/config.json").read_text())
     assert tuned["attention"] == "softmax"
     capsys.readouterr()
@@ -112,12 +117,3 @@ def test_a_seed_that_another_command_holds_is_named(words, tmp_path, capsys):
     with FileLock(cell / "seed-0.lock"):
         assert main([*words, "table=finetune", "scale.finetune.tasks=['task=rotten_tomatoes']"]) == 2
     assert "another command still trains rotten_tomatoes rate3e-05_batch4 seed 0" in capsys.readouterr().err
-
-
-@pytest.mark.slow  # the warm start's run, in a few steps
-def test_short_rows(words, tmp_path):
-    assert main([*words, "table=short_rows"]) == 0
-    measured = json.loads((tmp_path / "out/short_rows_smoke/result.json").read_text())["measured"]
-    (choices,) = measured["tasks"].values()
-    assert choices.keys() == set(SHORT_ROWS)
-    assert all(sides.keys() == {"BERT", "pretrained"} for sides in choices.values())

@@ -47,7 +47,7 @@ def test_option_composes(command, group, option):
     assert isinstance(settings, PretrainSettings)
 
 
-OWN_DATA = ("custom", "multi_label", "numbers")
+OWN_DATA = ("choice", "custom", "multi_label", "ner", "numbers", "qa", "squad", "tokens")
 """Tasks that are nothing without a file."""
 
 
@@ -156,7 +156,7 @@ def test_paper_extension(experiment, source, length):
 def test_what_the_source_decides_is_shown_as_such():
     settings = compose("pretrain", ["init=checkpoint", "init.path=a", "model.conv_kernel_size=null"])
     printed = OmegaConf.to_container(OmegaConf.create(as_yaml(settings)), resolve=False)["model"]
-    assert printed["hidden_size"] == printed["short_rows"] == OF_SOURCE
+    assert printed["hidden_size"] == printed["salient_tokens"] == OF_SOURCE
     assert printed["conv_kernel_size"] is None
     assert "conv_kernel_size" not in settings.model.from_source
     with pytest.raises(ValueError, match="max_length is the source's"):

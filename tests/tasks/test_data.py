@@ -263,7 +263,7 @@ def test_who_names_a_file_says_whether_it_has_quotes(sst2):
 def test_glues_files_hold_what_the_csv_module_reads_without_quoting(test_data):
     import csv
 
-    from nystromformer.data.cleaning import clean
+    from nystromformer.data.documents import clean
 
     splits = load("mrpc", root=str(test_data / "glue"))
     with (test_data / "glue/MRPC/train.tsv").open(encoding="utf-8-sig", newline="\n") as file:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nystromformer.cli import main
-from nystromformer.data.cleaning import clean
+from nystromformer.data.documents import clean
 from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerConfig
 from nystromformer.model import NystromformerForSequenceClassification as Classifier

@@ -19,6 +19,7 @@ import pytest
 from nystromformer.cli import main
 from nystromformer.files import held
 from nystromformer.model import NystromformerConfig
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import PredictSettings
 from nystromformer.tasks import growing, predict
 from nystromformer.tasks.batches import ordered_batches
@@ -28,7 +29,6 @@ from nystromformer.tasks.kinds.multi_label import MultiLabelTask
 from nystromformer.tasks.kinds.numbers import NumbersTask
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.kinds.tokens import TokenTask
-from nystromformer.model.source import open_tokenizer
 from nystromformer.tasks.task import Examples, Task, joined, stored
 from tests.tasks.conftest import FILLERS
 
@@ -65,7 +65,7 @@ KINDS: dict[str, tuple[Task, Callable[[int], dict[str, Any]], dict[str, Any]]] =
     ),
     "choice": (
         ChoiceTask("choice", "choice"),
-        lambda n: {"context": words(n), "question": "which", "choices": ["a film", "plot", "the"][: 2 + n % 2]},
+        lambda n: {"context": words(n), "question": "which", "choices": ["film", "plot", "the"][: 2 + n % 2]},
         {"label": 1},
     ),
     "answers": (

@@ -216,7 +216,7 @@ def test_a_setting_of_today_has_had_its_default(home, capsys):
 
 def test_a_setting_that_is_gone_is_named(home, capsys):
     as_an_older_version_left_it(home, **{"training.dreams": "electric"})
-    assert "training.dreams=electric, a setting that this version does not have" in refused(home, capsys)
+    assert "training.dreams=electric, which is no setting of this version" in refused(home, capsys)
 
 
 def test_counts_tell_what_an_older_version_did_not_note(home, capsys):

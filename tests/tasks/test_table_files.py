@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nystromformer.data.cleaning import clean
-from nystromformer.data.lines import Line
+from nystromformer.data.documents import clean
+from nystromformer.data.text_files import Line
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import SEPARATORS
 from nystromformer.tasks.delimited import records, written

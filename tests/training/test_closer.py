@@ -133,7 +133,7 @@ def test_nothing_is_left_of_one_that_failed(here, capsys):
         (["convolution=fit"], "convolution='fit' is unknown"),
         (["trained=biases"], "trained='biases' is unknown: write one of mechanism"),
         (["steps=0"], "steps=0 is impossible"),
-        (["minutes=0"], "minutes=0 is impossible"),
+        (["minutes=0"], "minutes=0.0 is impossible"),
         (["attention=softmax"], "softmax made softmax: write data=null"),
         (["data.files=[nowhere.txt]"], "nowhere.txt"),
     ],

@@ -24,7 +24,7 @@ SHAPE: dict[str, Any] = {
 CONFIG = NystromformerConfig(**SHAPE)
 CPU = torch.device("cpu")
 SUITS_THE_KERNEL = "model.num_landmarks=16"
-BY_OPERATORS = "PyTorch's operators, row by row"
+BY_OPERATORS = "composed of PyTorch's operators"
 
 
 def without_kernel(monkeypatch):

@@ -183,7 +183,7 @@ def described(monkeypatch, device: str, capability=(9, 0), **choice) -> str:
     monkeypatch.setattr(support, "find_spec", lambda name: name)
     with FakeTensorMode():
         query = torch.empty(1, 2, 512, 64, dtype=torch.bfloat16, device=device)
-        return nystrom.describe_implementation(query, **{"num_landmarks": 64, **choice})
+        return nystrom.computed_by(query, reason=True, **{"num_landmarks": 64, **choice})
 
 
 def test_the_way_that_attention_takes_is_told(monkeypatch):
@@ -197,8 +197,8 @@ def test_the_way_that_attention_takes_is_told(monkeypatch):
     assert described(monkeypatch, "cuda", default="auto", pinv_iterations=None).startswith(f"{composed}: ")
     assert "shared memory" in described(monkeypatch, "cuda", (7, 5), default="auto")
     assert "exact" in described(monkeypatch, "cuda", default="auto", num_landmarks=512)
-    assert described(monkeypatch, "cpu").startswith(("compiled kernel", "PyTorch's operators, row by row"))
-    assert described(monkeypatch, "cpu", num_landmarks=7) == "PyTorch's operators, row by row"
+    assert described(monkeypatch, "cpu").startswith(("compiled kernel", f"{composed}: its kernel takes"))
+    assert described(monkeypatch, "cpu", num_landmarks=7).startswith(f"{composed}: its kernel takes")
 
 
 def test_micro_batches_that_are_not_written_fit_into_a_gpu(overrides):

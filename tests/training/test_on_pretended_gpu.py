@@ -127,7 +127,7 @@ def test_a_step_by_the_kernels(monkeypatch):
         model = on_gpu(gpu, NystromformerForPreTraining(config()))
         for layer in model.modules():
             if isinstance(layer, NystromformerSelfAttention):
-                layer.implementation = "operator"
+                layer.attend.implementation = "operator"
         optimizer = build_optimizer(model, TrainingSettings())
         for dtype in (torch.bfloat16, torch.float32):
             train_step(

@@ -144,7 +144,7 @@ def test_processes_that_compute_with_other_things_are_told_before_the_first_step
     printed, nothing = (process.communicate(timeout=120)[0] for process in processes)
     assert [process.returncode for process in processes] == [0, 0]
     told = (
-        "process 1 of 2 computes with attention PyTorch's operators, row by row (process 0: compiled kernel "
+        "process 1 of 2 computes with attention composed of PyTorch's operators (process 0: compiled kernel "
     )
     assert printed.count(told) == 1
     assert printed.index(told) < printed.index("step 2/2")

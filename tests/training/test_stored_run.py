@@ -14,7 +14,8 @@ import pytest
 
 from nystromformer.cli import main
 from nystromformer.errors import UserError
-from nystromformer.settings import PrepareSettings, PretrainSettings, stored
+from nystromformer.settings import PrepareSettings, PretrainSettings
+from nystromformer.settings import identity as stored
 from nystromformer.settings.compose import compose
 from nystromformer.training.run_folder import RunFolder
 

@@ -7,10 +7,9 @@ Shapes: B rows, H heads, N positions, D head width, M landmarks, S parts of the 
     gather.py     B̃ V, its positions shared out over S programs     and its backward pass
     mix.py        Z ≈ Ã⁺ and X = Z B̃ V, a head's matrices on chip    and its backward pass
     spread.py     F̃ X + convolution(V)                              and its backward pass
-    near.py       exact neighbours beside the far part               and its backward pass
-    near_operator.py  the operators that PyTorch sees of them
     launch.py     the order of the kernels, and how large their blocks are
-    operator.py   the operators that PyTorch sees; the only file that the rest of the package calls
+    operator.py   the operator that PyTorch sees of them
+    neighbours.py exact neighbours beside the far part: kernels, their launch and their operator
 
 No factor is ever written to memory: the backward pass computes F̃ and B̃ again, tile by tile. Nothing is
 added atomically, so that the same inputs give the same bits.

@@ -9,6 +9,7 @@ alone, so that the same call computes the same bits.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,7 +28,8 @@ from nystromformer.attention.gpu.spread import (
     spread_backward_query_kernel,
     spread_kernel,
 )
-from nystromformer.attention.gpu.support import MOST_ENTRIES, padded
+from nystromformer.attention.gpu.support import INTERPRETED, MOST_ENTRIES, padded
+from nystromformer.attention.operator import empty_like_projections
 from nystromformer.attention.precision import full_float32, tf32_allowed
 from nystromformer.attention.pseudoinverse import iterate, iterate_backward
 
@@ -38,6 +40,8 @@ INVERSE_PRECISION = "tf32x3"
 """Three products of 19-bit numbers, as exact as float32 and on tensor cores."""
 TOKENS_TOGETHER = 64
 """Tokens that a program of `means_kernel` reads at once."""
+DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
+"""Where the operators run."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Sizes:
 
     def constants(self) -> dict[str, Any]:
         """Of every kernel over tiles."""
-        mix, precision, mix_precision = _precision(self.dtype)
+        mix, precision, mix_precision = precision_of(self.dtype)
         stages = 2 if self.hopper and self.dtype == torch.bfloat16 and self.warps == 4 else 1
         return {
             "M": self.m, "M_PAD": padded(self.m), "D": self.d, "D_PAD": padded(self.d),
@@ -149,14 +153,15 @@ def forward(
     iterations: int,
 ) -> tuple[Tensor, ...]:
     """The output, then what the backward pass needs: Q̃ and K̃, Z, B̃ V, X, and B̃'s normalizer."""
+    weight = None if weight is None else weight.contiguous()
     sizes = Sizes.of(query, mask, weight, num_landmarks)
     b, h, n, m, d = sizes.b, sizes.h, sizes.n, sizes.m, sizes.d
-    query, key, value = map(_rowwise, (query, key, value))
+    query, key, value = map(rowwise, (query, key, value))
     rows = Rows() if mask is None else Rows(*rows_of(mask, m))
     out, means, inverse, gathered, mixed, normalizer = empty_outputs(query, m)
     together = max(1, TOKENS_TOGETHER // triton.next_power_of_2(-(-n // m)))
     means_kernel[(b * h, triton.cdiv(m, together), 2)](
-        *_strided(query), *_strided(key), means, rows.segment_BN, rows.first_BM, rows.count_B, b, h, n,
+        *strided(query), *strided(key), means, rows.segment_BN, rows.first_BM, rows.count_B, b, h, n,
         M=m, D=d, D_PAD=padded(d), MASKED=sizes.masked, J=together, T=TOKENS_TOGETHER // together,
         num_warps=4,
     )  # fmt: skip
@@ -167,7 +172,7 @@ def forward(
     in_parts = query.new_empty(b, h, parts, m, d, dtype=torch.float32)
     top, total = query.new_empty(2, b, h, parts, m, dtype=torch.float32)
     gather_kernel[(b * h, parts)](
-        *_strided(key), *_strided(value), means[0], rows.segment_BN, in_parts, top, total,
+        *strided(key), *strided(value), means[0], rows.segment_BN, in_parts, top, total,
         h, n, tokens, sizes.score_scale, **for_gather,
     )  # fmt: skip
     join_kernel[(b * h,)](
@@ -179,14 +184,14 @@ def forward(
         _mix_by_products(means, gathered, inverse, mixed, iterations)
     if on_chip or sizes.masked:
         mix_kernel[(b * h,)](
-            means[0], means[1], gathered, *_strided(value), rows.first_BM, rows.count_B, inverse, mixed,
+            means[0], means[1], gathered, *strided(value), rows.first_BM, rows.count_B, inverse, mixed,
             h, n, iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
             PRECISION=INVERSE_PRECISION, **sizes.constants_of_heads(warps=4),
         )  # fmt: skip
 
     parts, tokens = sizes.parts(2 * sizes.programs)
     spread_kernel[(b * h, parts)](
-        *_strided(query), *_strided(value), means[1], mixed, weight, rows.segment_BN, rows.count_B, out,
+        *strided(query), *strided(value), means[1], mixed, weight, rows.segment_BN, rows.count_B, out,
         h, n, tokens, sizes.score_scale,
         K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window, **constants,
     )  # fmt: skip
@@ -200,18 +205,18 @@ def backward(
     value: Tensor,
     mask: Tensor | None,
     weight: Tensor | None,
-    means: Tensor,
-    inverse: Tensor,
-    gathered: Tensor,
-    mixed: Tensor,
-    normalizer: Tensor,
+    kept: Sequence[Tensor],
+    num_landmarks: int,
     iterations: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of the queries, keys, values and of the convolution's kernel: `forward` from its end."""
-    sizes = Sizes.of(query, mask, weight, means.shape[3])
+    """Gradients of the queries, keys, values and of the convolution's kernel: `forward`, whose results behind
+    the output `kept` is, from its end."""
+    means, inverse, gathered, mixed, normalizer = kept
+    weight = None if weight is None else weight.contiguous()
+    sizes = Sizes.of(query, mask, weight, num_landmarks)
     b, h, n, m, d = sizes.b, sizes.h, sizes.n, sizes.m, sizes.d
     grad_out = grad_out.to(query.dtype)
-    grad_out, query, key, value = map(_rowwise, (grad_out, query, key, value))
+    grad_out, query, key, value = map(rowwise, (grad_out, query, key, value))
     rows = Rows() if mask is None else Rows(*rows_of(mask, m))
     constants = sizes.constants()
     grad_query, grad_key, grad_value = (empty_like_projections(query) for _ in range(3))
@@ -220,7 +225,7 @@ def backward(
     # out = F̃ X
     grad_mixed_parts, grad_key_parts = means.new_empty(2, b, h, parts, m, d)
     spread_backward_means_kernel[(b * h, parts)](
-        *_strided(grad_out), *_strided(query), means[1], mixed, rows.segment_BN, rows.count_B,
+        *strided(grad_out), *strided(query), means[1], mixed, rows.segment_BN, rows.count_B,
         grad_mixed_parts, grad_key_parts, h, n, tokens, sizes.scale, sizes.score_scale, **constants,
     )  # fmt: skip
     # X = Z Y and Z ≈ Ã⁺
@@ -246,7 +251,7 @@ def backward(
     k = sizes.k or 1
     grad_weight_parts = means.new_empty(b, h, parts, sizes.tile, k) if weight is not None else None
     gather_backward_kernel[(b * h, parts)](
-        *_strided(grad_out), *_strided(key), *_strided(value), means[0], normalizer, grad_gathered, delta,
+        *strided(grad_out), *strided(key), *strided(value), means[0], normalizer, grad_gathered, delta,
         grad_key_means, grad_mixed, weight, rows.segment_BN, rows.count_B,
         grad_key, grad_value, grad_query_parts, grad_weight_parts,
         h, n, tokens, sizes.scale, sizes.score_scale,
@@ -254,7 +259,7 @@ def backward(
     )  # fmt: skip
     # Q̃ is a mean of queries
     spread_backward_query_kernel[(b * h, fine_parts)](
-        *_strided(grad_out), *_strided(query), means[1], mixed, grad_query_parts.sum(dim=2),
+        *strided(grad_out), *strided(query), means[1], mixed, grad_query_parts.sum(dim=2),
         rows.segment_BN, rows.count_B, grad_query,
         h, n, fine_tokens, sizes.scale, sizes.score_scale, **constants,
     )  # fmt: skip
@@ -275,12 +280,6 @@ def empty_outputs(query: Tensor, m: int) -> tuple[Tensor, ...]:
         query.new_empty(b, h, m, d, dtype=torch.float32),
         query.new_empty(b, h, m, dtype=torch.float32),
     )
-
-
-def empty_like_projections(x_BHND: Tensor) -> Tensor:
-    """(B, H, N, D) over (B, N, H, D) memory, as a linear layer writes and reads it."""
-    b, h, n, d = x_BHND.shape
-    return x_BHND.new_empty(b, n, h, d).transpose(1, 2)
 
 
 # --- more landmarks than fit on chip ------------------------------------------------------------------
@@ -338,7 +337,7 @@ def _landmark_attention(means: Tensor) -> Tensor:
 # --- arguments ----------------------------------------------------------------------------------------
 
 
-def _precision(dtype: torch.dtype) -> tuple[Any, str, str]:
+def precision_of(dtype: torch.dtype) -> tuple[Any, str, str]:
     """The type of products with X and its like, how inputs are multiplied, and how those are.
 
     X can exceed float16's range, so that such products take float32's, with as many digits.
@@ -351,7 +350,7 @@ def _precision(dtype: torch.dtype) -> tuple[Any, str, str]:
     return tl.float32, precision, precision
 
 
-def _rowwise(x_BHND: Tensor) -> Tensor:
+def rowwise(x_BHND: Tensor) -> Tensor:
     """The same with each head's row contiguous, and a head's entries within 32 bits of its first."""
     n, d = x_BHND.shape[2:]
     if x_BHND.stride(-1) == 1 and (n - 1) * x_BHND.stride(2) + d <= MOST_ENTRIES:
@@ -359,7 +358,7 @@ def _rowwise(x_BHND: Tensor) -> Tensor:
     return x_BHND.contiguous()
 
 
-def _strided(x: Tensor) -> tuple[Tensor | int, ...]:
+def strided(x: Tensor) -> tuple[Tensor | int, ...]:
     """A tensor and its steps from row to row, head to head and position to position."""
     return x, x.stride(0), x.stride(1), x.stride(2)
 

@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nystromformer.benchmark.results import device_of
-from nystromformer.markdown import table
+from nystromformer.intervals import in_percent, proportion_interval
+from nystromformer.machine import device_of
+from nystromformer.pictures import STYLES, legend_below, picture, plot_events
 from nystromformer.reproduce.lra.examples import LraTask, content_of, load_task
 from nystromformer.reproduce.lra.training import Cell, finished, forget_cell, train_cell
-from nystromformer.reproduce.plotting import STYLES, figure, save
-from nystromformer.reproduce.result import Result
+from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import LraScale
+from nystromformer.tables import table
 
 COLUMNS = ("listops", "text", "retrieval", "image", "pathfinder")
 PUBLISHED: dict[str, tuple[float, ...]] = {
@@ -62,7 +63,12 @@ def lra(settings: ReproduceSettings) -> Result:
     measured = {
         "tasks": {name: _about(task) for name, task in tasks.items()},
         "rows": [
-            _row(task, attention, [c for c in found if (c["task"], c["attention"]) == (task, attention)])
+            _row(
+                task,
+                attention,
+                [c for c in found if (c["task"], c["attention"]) == (task, attention)],
+                len(tasks[task].test),
+            )
             for task in scale.tasks
             for attention in scale.attentions
         ],
@@ -90,15 +96,18 @@ def _about(task: LraTask) -> dict[str, Any]:
     }
 
 
-def _row(task: str, attention: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(task: str, attention: str, cells: list[dict[str, Any]], examples: int) -> dict[str, Any]:
     """One attention on one task, over the seeds."""
     scores = [cell["accuracy"] for cell in cells]
+    middle = statistics.median(scores)
     return {
         "task": task,
         "attention": attention,
-        "accuracy": statistics.median(scores),
+        "accuracy": middle,
+        "interval": proportion_interval(middle, examples),
         "lowest": min(scores),
         "highest": max(scores),
+        "accuracies": scores,
         "seeds": [cell["seed"] for cell in cells],
         "steps": cells[0]["steps"],
         "milliseconds_per_step": statistics.median(cell["milliseconds_per_step"] for cell in cells),
@@ -112,8 +121,9 @@ def _lines(measured: dict[str, Any], scale: LraScale) -> list[str]:
     count = len(scale.seeds)
     told = f"the median of {count} seeds, in brackets the lowest and highest" if count > 1 else "of one seed"
     lines = [
-        f"Accuracy in percent after the last step ({told}; no step is chosen by the test examples), beside "
-        "the paper's. Two layers of width 64, feed-forward 128, 2 heads, mean pooling over the real tokens.",
+        f"Accuracy in percent after the last step ({told}; no step is chosen by the test examples), in "
+        "square brackets its 95 % interval over test examples (Wilson's), beside the paper's. Two layers of "
+        "width 64, feed-forward 128, 2 heads, mean pooling over the real tokens.",
         "",
         *_accuracies(measured),
         "",
@@ -173,7 +183,7 @@ def _at_chance(measured: dict[str, Any], task: str) -> list[str]:
 
 def _percent(row: dict[str, Any]) -> str:
     spread = f" ({100 * row['lowest']:.1f}–{100 * row['highest']:.1f})" if len(row["seeds"]) > 1 else ""
-    return f"{100 * row['accuracy']:.1f}{spread}"
+    return f"{100 * row['accuracy']:.1f}{spread} {in_percent(row['interval'])}"
 
 
 def _times(measured: dict[str, Any], task: str) -> list[str]:
@@ -226,16 +236,13 @@ def _headline(measured: dict[str, Any]) -> str:
 def _draw(measured: dict[str, Any], path: Path, *, task: str) -> None:
     """Training loss and accuracy by step; of several seeds the first one's."""
     rows = [row for row in measured["rows"] if row["task"] == task]
-    with figure(1, 2, width="page", height=2.7) as (fig, (loss, quality)):
+    with picture(path, 1, 2, width="page", height=2.7) as (figure, (loss, quality)):
         for row, style in zip(rows, STYLES, strict=False):
-            curve = row["curves"][0]
-            steps = [point["step"] for point in curve]
-            name = NAMES[row["attention"]]
-            loss.plot(steps, [point["loss"] for point in curve], **style, label=name)
-            quality.plot(steps, [100 * point["accuracy"] for point in curve], **style, label=name)
+            curve, name = row["curves"][0], NAMES[row["attention"]]
+            plot_events(loss, curve, "loss", **style, label=name)
+            plot_events(quality, curve, "accuracy", factor=100, **style, label=name)
         chance = 100 * measured["tasks"][task]["chance"]
         quality.axhline(chance, color="0.4", linewidth=0.8, label="commonest class")
         loss.set(title=f"{TITLES[task]}, training", xlabel="step", ylabel="loss (nats)")
         quality.set(title=f"{TITLES[task]}, test examples", xlabel="step", ylabel="accuracy (%)")
-        fig.legend(*quality.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        save(fig, path)
+        legend_below(figure, quality, columns=3)

@@ -32,6 +32,7 @@ from nystromformer.files import held, write_atomically
 from nystromformer.reproduce.lra.examples import LraTask
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
 from nystromformer.settings import TrainingSettings
+from nystromformer.settings.identity import identity
 from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
 from nystromformer.tasks.task import Encoded, padded
@@ -40,9 +41,6 @@ from nystromformer.training.computation import note_computation
 from nystromformer.training.devices import accelerator_of, autocast, on_device, precision
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-
-_OF_TABLE = ("tasks", "attentions", "seeds", "checkpoint_every")
-"""Fields of the scale that no single cell depends on."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,7 @@ class Cell:
 
     def identity(self, scale: LraScale, device: str) -> dict[str, Any]:
         """All that its figures depend on."""
-        other = "text_" if self.task == "listops" else "listops_"
-        sizes = {
-            name: value
-            for name, value in asdict(scale).items()
-            if name not in _OF_TABLE and not name.startswith(other)
-        }
-        return {**asdict(self), "device": device, **sizes}
+        return {**asdict(self), "device": device, **identity(scale, of=self.task)}
 
     def folder(self, runs: str, scale: LraScale, device: str, data: str) -> Path:
         """Its place: another configuration has another one, and so have other examples.
@@ -74,8 +66,8 @@ class Cell:
         earlier = self._place(runs, self.identity(scale, device))
         return earlier if earlier.exists() and not place.exists() else place
 
-    def _place(self, runs: str, identity: dict[str, Any]) -> Path:
-        text = json.dumps(identity, sort_keys=True)
+    def _place(self, runs: str, of: dict[str, Any]) -> Path:
+        text = json.dumps(of, sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         return Path(runs) / "lra" / f"{self.task}_{self.attention}_seed{self.seed}_{digest}"
 

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.data.cleaning import without_surrogates
 from nystromformer.data.layout import Batch
-from nystromformer.data.lines import expand, kind_of, lines
+from nystromformer.data.text_files import expand, kind_of, lines
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForQuestionAnswering
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
@@ -109,8 +109,11 @@ class AnswerTask(Task):
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         name = settings.task.name
-        if not settings.data.train:
-            yield f"data.train is empty: with task={name} write data.train=FILE (SQuAD's .json, or .jsonl)"
+        if not settings.data.has_train:
+            yield (
+                f"data.train is empty: with task={name} write "
+                "data.train=FILE (SQuAD's .json, or .jsonl), or data.hub=NAME"
+            )
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
@@ -459,8 +462,8 @@ def _question(content: Any, number: int, *, labelled: bool) -> Found:
             raise Unusable(f"is malformed (no text in {name!r})")
     question, context = (without_surrogates(content[name]) for name in ("question", "context"))
     answers = _answers(content, context) if labelled else None
-    name = content.get("id")
-    return (question.strip(), context), answers, str(number if name is None else name)
+    given = content.get("id")
+    return (question.strip(), context), answers, str(number if given is None else given)
 
 
 def _answers(content: dict[str, Any], context: str) -> list[tuple[int, str]]:

@@ -28,7 +28,7 @@ from scipy.special import softmax
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nystromformer.data.cleaning import clean
+from nystromformer.data.documents import clean
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForMultipleChoice
@@ -57,9 +57,10 @@ class ChoiceTask(Task):
 
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        if not settings.data.train:
+        if not settings.data.has_train:
             yield (
-                f"data.train is empty: with task={settings.task.name} write data.train=FILE (.jsonl or .csv)"
+                f"data.train is empty: with task={settings.task.name} write "
+                "data.train=FILE (.jsonl or .csv), or data.hub=NAME"
             )
 
     @classmethod

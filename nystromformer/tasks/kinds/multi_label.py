@@ -55,8 +55,11 @@ class MultiLabelTask(SequenceTask):
                 f"task.metric={task.metric!r} does not fit task.kind=multi_label: write one of "
                 f"{', '.join(METRICS)}"
             )
-        if not data.train:
-            yield (f"data.train is empty: with task={task.name} write data.train=FILE (.csv, .tsv or .jsonl)")
+        if not data.has_train:
+            yield (
+                f"data.train is empty: with task={task.name} write "
+                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
+            )
         if data.source != "auto" or data.root:
             yield "data.source and data.root are not for task.kind=multi_label: write data.train=FILE alone"
         if settings.submission:

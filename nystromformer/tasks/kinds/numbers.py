@@ -56,8 +56,11 @@ class NumbersTask(SequenceTask):
                 f"task.metric={task.metric!r} does not fit task.kind=numbers: write one of "
                 f"{', '.join(allowed)}"
             )
-        if not data.train:
-            yield f"data.train is empty: with task={task.name} write data.train=FILE (.csv, .tsv or .jsonl)"
+        if not data.has_train:
+            yield (
+                f"data.train is empty: with task={task.name} write "
+                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
+            )
         if not data.labels:
             yield f"data.labels is empty: with task={task.name} write data.labels=[COLUMN,…]"
         if data.source != "auto" or data.root:

@@ -15,7 +15,7 @@ from scipy.special import softmax
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nystromformer.data.cleaning import clean
+from nystromformer.data.documents import clean
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForSequenceClassification
@@ -106,8 +106,13 @@ class SequenceTask(Task):
         if data.source == "samples" and task.name not in benchmarks.REVIEW_TASKS:
             reviews = " and ".join(benchmarks.REVIEW_TASKS)
             yield f"data.source=samples holds {reviews}, not {task.name}: write hub or folder"
-        if task.name == "custom" and not data.train:
-            yield "data.train is empty: with task=custom write data.train=FILE (.csv, .tsv or .jsonl)"
+        if task.name == "custom" and not data.has_train:
+            yield (
+                "data.train is empty: with task=custom write "
+                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
+            )
+        if task.name != "custom" and data.hub:
+            yield f"data.hub is for data of your own, not for task={task.name}: write task=custom, or null"
         if settings.submission and task.name not in (*benchmarks.GLUE_TASKS, "glue"):
             yield f"submission=true is for GLUE, not for task={task.name}: write false"
 

@@ -93,8 +93,11 @@ class TokenTask(Task):
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         name = settings.task.name
-        if not settings.data.train:
-            yield f"data.train is empty: with task={name} write data.train=FILE (CoNLL columns or .jsonl)"
+        if not settings.data.has_train:
+            yield (
+                f"data.train is empty: with task={name} write "
+                "data.train=FILE (CoNLL columns or .jsonl), or data.hub=NAME"
+            )
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:

@@ -1,0 +1,66 @@
+"""95 % confidence intervals and paired tests, by scipy: what a difference of two figures is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Interval = tuple[float, float]
+LEVEL = 0.95
+
+
+def proportion_interval(share: float, count: int) -> Interval:
+    """Wilson's interval of a share of `count` independent examples."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(share * count), count).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def difference_of_means(first: Sequence[float], second: Sequence[float]) -> Interval | None:
+    """Welch's interval of mean(second) − mean(first), of seeds for example; None of one value a side, and
+    where no value differs from the others of its side."""
+    from scipy.stats import ttest_ind
+
+    if min(len(first), len(second)) < 2 or not np.std(first) + np.std(second):
+        return None
+    found = ttest_ind(second, first, equal_var=False).confidence_interval(LEVEL)
+    return float(found.low), float(found.high)
+
+
+def mcnemar(first_right: Sequence[bool] | np.ndarray, second_right: Sequence[bool] | np.ndarray) -> float:
+    """The exact p-value of two models being right equally often on the same examples."""
+    from scipy.stats import binomtest
+
+    first, second = np.asarray(first_right, bool), np.asarray(second_right, bool)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    differing = only_first + only_second
+    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
+
+
+def paired_difference(
+    figure: Callable[[np.ndarray, np.ndarray], float],
+    labels: Sequence[float],
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The interval of figure(labels, second) − figure(labels, first) over the examples that both predicted:
+    the bootstrap's percentiles."""
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        tuple(np.asarray(each, np.float64) for each in (labels, first, second)),
+        lambda truth, one, other: figure(truth, other) - figure(truth, one),
+        paired=True, vectorized=False, n_resamples=draws, confidence_level=LEVEL, method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)
+
+
+def in_percent(interval: Interval) -> str:
+    """An interval of shares as tables show it."""
+    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
