@@ -136,7 +136,7 @@ class TaskDataSettings(Section, at="data"):
         if self.source == "folder" and not self.root:
             yield "data.root is empty: with data.source=folder write data.root=FOLDER"
         if self.hub and (self.train or self.dev or self.test):
-            yield "data.hub stands beside data.train, data.dev or data.test: write one of them, null for others"
+            yield "data.hub stands beside data.train, data.dev or data.test: write one, null for others"
         if (self.hub_config or self.hub_splits) and not self.hub:
             yield "data.hub is empty: with data.hub_config or data.hub_splits write data.hub=NAME"
         if len(self.hub_splits) > 3:

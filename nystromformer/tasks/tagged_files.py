@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nystromformer.data.cleaning import without_surrogates
+from nystromformer.data.documents import without_surrogates
 from nystromformer.data.text_files import expand, kind_of, lines
 from nystromformer.errors import UserError
 from nystromformer.tasks.table_files import Fault, Faults, Unusable, is_unicode, shortened

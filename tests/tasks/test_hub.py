@@ -10,6 +10,7 @@ import datasets
 import pytest
 
 from nystromformer.cli import main
+from nystromformer.errors import UserError
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import FinetuneSettings
 from nystromformer.tasks.kinds.answers import AnswerTask
@@ -102,8 +103,7 @@ def test_squads_and_races_rows_work_as_they_are(tmp_path):
     assert splits.train.labels == [[(0, "Ada")]] * 5 + [[]]
     features = datasets.Features({"article": text, "question": text, "options": [text], "answer": text})
     rows = [
-        {"article": f"text {n}", "question": "which", "options": ["a", "b", "c"], "answer": "C"}
-        for n in range(4)
+        {"article": f"t{n}", "question": "what", "options": ["a", "b", "c"], "answer": "C"} for n in range(4)
     ]
     race = saved(tmp_path / "race", {"train": rows, "validation": rows, "test": rows}, features, "disk")
     splits = load("task=choice", f"data.hub={race}")
@@ -111,18 +111,17 @@ def test_squads_and_races_rows_work_as_they_are(tmp_path):
     assert len(splits.test["test"]) == 4
 
 
-def test_what_is_wrong_is_one_line(tmp_path, capsys):
+def test_what_is_wrong_is_one_line(tmp_path):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.Value("string")})
     rows = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(8)]
     rows[5]["text"] = ""
     folder = saved(tmp_path / "data", {"train": rows}, features, "disk")
-    command = ["finetune", "task=custom", "checkpoint=somewhere"]
 
-    def said(*words: str) -> str:
-        assert main([*command, *words]) == 2
-        error = capsys.readouterr().err
-        assert len(error.splitlines()) == 1
-        return error
+    def said(*words: str, task: str = "custom") -> str:
+        with pytest.raises(UserError) as error:
+            load(f"task={task}", *words)
+        assert len(str(error.value).splitlines()) == 1
+        return str(error.value)
 
     (tmp_path / "empty").mkdir()
     assert "cannot be loaded as a data set" in said(f"data.hub={tmp_path / 'empty'}")
@@ -135,8 +134,8 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys):
     assert f"{folder}, train, line 6 is malformed (no text in 'text')" in said(f"data.hub={folder}")
     assert "data.hub stands beside data.train" in said(f"data.hub={folder}", "data.train=a.csv")
     assert "data.hub is empty" in said("data.train=a.csv", "data.hub_config=x")
-    command[1] = "task=sst2"
-    assert "data.hub is for data of your own, not for task=sst2" in said(f"data.hub={folder}")
+    own = "data.hub is for data of your own, not for task=sst2"
+    assert own in said(f"data.hub={folder}", task="sst2")
 
 
 def test_a_run_from_the_hub_is_trained_and_goes_on(words, tmp_path, capsys):

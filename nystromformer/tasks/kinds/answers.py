@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nystromformer.data.cleaning import without_surrogates
+from nystromformer.data.documents import without_surrogates
 from nystromformer.data.layout import Batch
 from nystromformer.data.text_files import expand, kind_of, lines
 from nystromformer.errors import UserError
