@@ -208,6 +208,31 @@ def test_with_labels_the_figures_are_those_of_evaluate_and_a_table_says_the_same
             assert cells[name] == (value if isinstance(value, str) else json.dumps(value))
 
 
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("tokens", {"tokens": []}),
+        ("tokens", {"tokens": [[], []]}),
+        ("tokens", {"tokens": ["a", "\ud800"]}),
+        ("choice", {"context": "a film", "questions": []}),
+        ("choice", {"context": "a film", "question": "\ud800", "choices": ["\ud800", "b"], "id": "\ud800"}),
+        ("answers", {"context": "film \ud800", "question": "\ud800", "id": "\ud800"}),
+        ("classes", {"text": "\ud800", "id": "\ud800"}),
+    ],
+)
+def test_no_row_goes_missing(kind, content, checkpoint, tmp_path, capsys):
+    task, row, _ = KINDS[kind]
+    model = model_of(task, checkpoint, tmp_path / "model")
+    file = tmp_path / "rows.jsonl"
+    hole = b"\0" * 60  # as a crash leaves in a file that was written to
+    rows = [json.dumps(row(0)), json.dumps(content), json.dumps(row(2))]
+    file.write_bytes("\n".join(rows).encode() + b"\n" + hole + b"\n" + json.dumps(row(4)).encode())
+    assert main(["predict", f"checkpoint={model}", f"file={file}", f"folder={tmp_path / 'out'}"]) == 0
+    found = lines_of(tmp_path / "out/predictions.jsonl")
+    assert [line["id"] for line in found] == ["0", content.get("id", "1"), "2", "3", "4"]
+    assert ["error" in line for line in found][2:] == [False, True, False]
+
+
 def test_labels_can_be_left_unread(checkpoint, tmp_path, capsys):
     model = model_of(CLASSES, checkpoint, tmp_path / "model")
     file = tmp_path / "rows.csv"

@@ -277,6 +277,8 @@ def _questions(row: Row) -> Iterator[dict[str, Any]]:
     if not isinstance(questions, list):
         yield row.cells
         return
+    if not questions:
+        raise Unusable("is malformed ('questions' is empty)")
     columns = {"options": "options", "answers": "answer"}
     lists = {one: row.cells[many] for many, one in columns.items() if many in row.cells}
     for number, question in enumerate(questions):
