@@ -110,7 +110,7 @@ class NumbersTask(SequenceTask):
         labelled = settings.measured and any(file.has(column) for column in self.labels)
         for column in self.labels if labelled else ():
             file.require(column)
-        rows = self._rows(file, {} if labelled else None, self._id_column(file))
+        rows = self._rows(file, {} if labelled else None, self._id_column)
         return in_parts(rows, at_once, labelled=labelled)
 
     def _label(self, row: Row, ids: dict[str, int]) -> list[float]:

@@ -194,11 +194,13 @@ class SequenceTask(Task):
             file.require(self.label)
         names = (self.values, self.labels)
         ids = {clean(name): number for known in names for number, name in enumerate(known)}
-        rows = self._rows(file, ids if labelled else None, self._id_column(file))
+        rows = self._rows(file, ids if labelled else None, self._id_column)
         return in_parts(rows, at_once, labelled=labelled)
 
-    def _id_column(self, file: TableFile) -> str | None:
-        return "id" if "id" in file.columns and "id" not in self.columns else None
+    @property
+    def _id_column(self) -> str | None:
+        """What names the rows of a file to predict, where it is there."""
+        return None if "id" in self.columns else "id"
 
     def check(self, splits: Splits) -> None:
         if self.regression:
