@@ -64,7 +64,8 @@ def as_files(data: TaskDataSettings) -> Iterator[tuple[TaskDataSettings, dict[st
         for part, path in paths.items():
             _write(loaded[chosen[part]], path)
         named = {str(path): f"{data.hub}, {chosen[part]}" for part, path in paths.items()}
-        yield replace(data, **{part: str(path) for part, path in paths.items()}), named
+        files: dict[str, Any] = {part: str(path) for part, path in paths.items()}
+        yield replace(data, **files), named
 
 
 def _is_unlabelled(rows: Any) -> bool:

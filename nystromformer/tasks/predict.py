@@ -345,9 +345,10 @@ class _Part:
             if path is None:
                 raise
             for place, row in enumerate(self.rows):
+                if isinstance(row, Fault):
+                    continue
                 try:
-                    if isinstance(row, Examples):
-                        self._task.encode(row, tokenizer, max_length)
+                    self._task.encode(row, tokenizer, max_length)
                 except UserError as error:
                     self.rows[place] = Fault(path, f"example {row.ids[0]}", f"cannot be read ({error})")
             self.examples = self._joined()

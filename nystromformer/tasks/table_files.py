@@ -63,19 +63,19 @@ class Faults:
         self._path = path
         self._can_skip = setting.startswith("data.")
         self._skip = skip
-        self._report = report
+        self.reports = report
         self.skipped: list[str] = []
         """Place and reason of each."""
 
     @property
     def errors(self) -> str:
         """How bytes that are no UTF-8 are decoded: rows that hold such can be used or not like others."""
-        return "surrogateescape" if self._skip or self._report else "strict"
+        return "surrogateescape" if self._skip or self.reports else "strict"
 
     def reject(self, place: str, what: str, advice: str = "mend the row") -> list[Fault]:
         """The fault, where it is handed on; raises Malformed where that is to be done."""
         fault = Fault(self._path, place, what)
-        if self._report:
+        if self.reports:
             return [fault]
         if self._skip:
             self.skipped.append(str(fault))
@@ -136,9 +136,9 @@ class TableFile:
     ) -> None:
         self.path = _the_file(path, setting)
         self._faults = Faults(self.path, setting, skip=skip, report=report)
+        self.skipped = self._faults.skipped
         self._prefix = "data." if setting.startswith("data.") else ""
         self._is_strict = self._faults.errors == "strict"
-        self._report = report
         self._headless = list(headless)
         self._is_json = kind_of(self.path) == ".jsonl"
         self._separator = separator or KINDS[kind_of(self.path)] or ""
@@ -172,11 +172,6 @@ class TableFile:
                 f"{self.path}: columns {several} of its header are called {column!r}: rename all but one"
             )
         self._required.append(column)
-
-    @property
-    def skipped(self) -> list[str]:
-        """What was left out: place and reason of each."""
-        return self._faults.skipped
 
     def rows(self) -> Iterator[Row]:
         """Every row that can be read; raises Malformed with file and line for another."""
@@ -236,7 +231,11 @@ class TableFile:
             if isinstance(cells, Exception):
                 yield line, self._on_quotes(cells)
                 continue
-            self._check_quoted(line, raw)
+            if doubt := self._doubt_about(line, raw):
+                if not self._faults.reports:
+                    raise UserError(f"{self.path}, {doubt}")
+                yield line, f"is in doubt: {doubt}"
+                continue
             while len(cells) > width and self._quotes and not cells[-1].strip():
                 cells.pop()  # a separator at the end of the line
             if len(cells) != width:
@@ -246,20 +245,21 @@ class TableFile:
             else:
                 yield Row(dict(zip(self.columns, cells, strict=True)), self.path, line)
 
-    def _check_quoted(self, line: int, raw: list[str]) -> None:
-        """Raise UserError for lines that are one quoted cell, or many rows with a lone quote at both ends.
+    def _doubt_about(self, line: int, raw: list[str]) -> str | None:
+        """What to say of lines that are one quoted cell, or many rows with a lone quote at both ends.
 
         Tabs alone tell: a text seldom has one column's worth in each of three lines, and no doubled quote.
         """
         tabs = len(self.columns) - 1
         if not (self._doubt and self._separator == "tab" and tabs and len(raw) >= _LINES_OF_DOUBT):
-            return
+            return None
         like_rows = all(text.count("\t") == tabs and '""' not in text for text in raw)
-        if like_rows and not _is_written_here(self.columns):
-            raise UserError(
-                f"{self.path}, lines {line} to {line + len(raw) - 1} are one quoted cell, or as many rows: "
-                f"write {self._prefix}quotes=false where a quote is text, or {self._prefix}quotes=true"
-            )
+        if not like_rows or _is_written_here(self.columns):
+            return None
+        return (
+            f"lines {line} to {line + len(raw) - 1} are one quoted cell, or as many rows: "
+            f"write {self._prefix}quotes=false where a quote is text, or {self._prefix}quotes=true"
+        )
 
     def _json_rows(self) -> Iterator[Row | tuple[int, str]]:
         for line in self._lines():

@@ -68,7 +68,6 @@ class TaggedFile:
         (self.path,) = expand([str(path)], setting, None, "") or [path]
         self._faults = Faults(self.path, setting, skip=skip, report=report)
         self.skipped = self._faults.skipped
-        self._report = report
         self._by_sentence = unit == "sentence"
         self._is_json = kind_of(self.path) == ".jsonl"
         self._names = (tokens, tags)
@@ -158,7 +157,7 @@ class TaggedFile:
                 f"is malformed (no list {tokens!r}: write data.tokens=NAME where it has another name)"
             )
         words = _nested(content[tokens], tokens)
-        if self._report and not any(words):
+        if self._faults.reports and not any(words):
             raise Unusable(f"has no words in {tokens!r}")
         names = _nested(content[tags], tags) if isinstance(content.get(tags), list) else None
         if names is None and labelled:

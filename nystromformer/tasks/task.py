@@ -61,8 +61,9 @@ class Examples:
     def take(self: E, indices: Iterable[int]) -> E:
         """Those at these places; every field has an entry for each example, or is None."""
         chosen = list(indices)
-        columns = (getattr(self, column.name) for column in fields(self))
-        return type(self)(*(None if values is None else [values[i] for i in chosen] for values in columns))
+        columns: Any = (getattr(self, column.name) for column in fields(self))
+        taken: Any = (None if values is None else [values[i] for i in chosen] for values in columns)
+        return type(self)(*taken)
 
 
 E = TypeVar("E", bound=Examples)
@@ -70,10 +71,11 @@ E = TypeVar("E", bound=Examples)
 
 def joined(parts: Sequence[E]) -> E:
     """All examples of several, of one kind, in their order."""
-    columns = ([getattr(part, column.name) for part in parts] for column in fields(parts[0]))
-    return type(parts[0])(
-        *(None if any(x is None for x in each) else list(chain.from_iterable(each)) for each in columns)
+    columns: Any = ([getattr(part, column.name) for part in parts] for column in fields(parts[0]))
+    whole: Any = (
+        None if any(x is None for x in each) else list(chain.from_iterable(each)) for each in columns
     )
+    return type(parts[0])(*whole)
 
 
 @dataclass

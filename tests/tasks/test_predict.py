@@ -247,6 +247,16 @@ def test_labels_can_be_left_unread(checkpoint, tmp_path, capsys):
     assert "figures" not in json.loads((tmp_path / "two/result.json").read_text())
 
 
+def test_a_cell_that_may_be_many_rows_is_one_bad_row(checkpoint, tmp_path, capsys):
+    model = model_of(CLASSES, checkpoint, tmp_path / "model")
+    file = tmp_path / "rows.tsv"
+    file.write_text('text\tnote\na film\tx\n"the\tplot\nthe\tplot\nthe\tplot"\tx\na film\ty\n')
+    assert main(["predict", f"checkpoint={model}", f"file={file}", f"folder={tmp_path / 'out'}"]) == 0
+    found = lines_of(tmp_path / "out/predictions.jsonl")
+    assert ["error" in line for line in found] == [False, True, False]
+    assert "lines 3 to 5" in found[1]["error"]
+
+
 def test_where_rows_stop_it_nothing_is_written(checkpoint, tmp_path, capsys):
     model = model_of(CLASSES, checkpoint, tmp_path / "model")
     file = tmp_path / "rows.csv"

@@ -187,7 +187,7 @@ class MultiLabelTask(SequenceTask):
         """Number, labels present, every label's probability, the true ones if known, and the texts."""
         names = {name: unlike(name, self.columns) for name in (*PREDICTIONS, "probability")}
         for row, answer in enumerate(self.answers(examples, predictions, outputs)):
-            record = {names["index"]: examples.ids[row]}
+            record: dict[str, Any] = {names["index"]: examples.ids[row]}
             record |= {names[name]: value for name, value in answer.items()}
             if examples.labels is not None:
                 record[self.label] = self._named(examples.labels[row])
