@@ -49,6 +49,7 @@ from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.training import devices
 from nystromformer.training.flops import peak_flops, training_flops
 from nystromformer.training.optimizer import build_optimizer
+from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
 
 CLIPPING = 1.0
@@ -174,13 +175,13 @@ def _ours(
     autocast = devices.autocast(dtype, device)
     if settings.compile:
         devices.compile_in_place(model)
-    laid_out = Layout(pad_id=0)(batch)
+    laid_out, objective = Layout(pad_id=0)(batch), Pretraining(config)
 
     def step() -> Tensor:
         figures = train_step(
-            model, config, optimizer, [laid_out], accelerator, autocast, gradient_clipping=CLIPPING
+            model, objective, optimizer, [laid_out], accelerator, autocast, gradient_clipping=CLIPPING
         )
-        return figures.mlm_loss
+        return figures.losses[0]
 
     how = layers[0].describe(config.max_position_embeddings, dtype)
     return Contender(name, model, step, _flops(config, batch), attention=how)

@@ -9,7 +9,7 @@ from typing import Any
 
 from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.schema import Section, grid, path, place, record, result, speed
-from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS
+from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS, TrackingSettings
 
 KINDS = {
     "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
@@ -198,11 +198,15 @@ class TaskTrainingSettings(Section, at="training"):
     """Examples at once where nothing is learned."""
     precision: str = result("auto", choices=PRECISIONS)
     """`float32`, `bf16`, or `auto`: bf16 where the device is fast at it; weights stay float32."""
+    compile: bool = speed(False)
+    """Compile the model with torch.compile; rows are then padded to one of at most 8 widths."""
     max_skipped_steps: int = record(10, at_least=0)
     """Steps with a gradient that is not finite change nothing; after so many the seed stops."""
     evaluations_per_epoch: int = result(1, at_least=1)
     """How often the model is evaluated on the held-out examples and a checkpoint written."""
     log_every: int = record(50, at_least=1)
+    profile_steps: int = record(0, at_least=0)
+    """Trace so many steps of a seed, from the third on, into its folder's `profile/`."""
 
 
 @dataclass
@@ -222,7 +226,8 @@ class FinetuneSettings(Section):
     """How many times each cell is trained: the table gives median, mean and standard deviation."""
     first_seed: int = grid(0, at_least=0, at_most=2**31 - 1)
     processes: int | None = speed(None, at_least=1)
-    """Processes that share the seeds and cells, each on a device of its own; empty is one a GPU, or one."""
+    """Processes that share the seeds and cells, each on a device of its own; empty is one a GPU, or one.
+    Those of a launcher train each seed together instead."""
     keep_models: str = record("best", choices=("best", "all"), write="best or all")
     """`best` keeps the model with the best held-out score of a task, `all` every seed's."""
     submission: bool = record(False)
@@ -233,6 +238,7 @@ class FinetuneSettings(Section):
     data: TaskDataSettings = field(default_factory=TaskDataSettings)
     model: TaskModelSettings = field(default_factory=TaskModelSettings)
     training: TaskTrainingSettings = field(default_factory=TaskTrainingSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def complaints_together(self) -> Iterator[str]:
         if not self.checkpoint:

@@ -4,17 +4,19 @@ checkpoint → for each task: data, what there is to say about them, every seed 
 (submission) → one table
 
 Several processes, of one command or of several of one name, share the seeds: each takes the next one that
-nobody holds (jobs.py).
+nobody holds (jobs.py). Those of a launcher train each seed together instead.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from nystromformer.errors import UserError
@@ -46,6 +48,7 @@ from nystromformer.tasks.training import outputs_of, train_seed
 from nystromformer.threads import watch_for_other_work
 from nystromformer.training import devices
 from nystromformer.training.signals import StopRequest
+from nystromformer.training.together import Together
 
 _CRASHED = 1
 
@@ -57,25 +60,71 @@ def finetune(settings: FinetuneSettings) -> None:
         UserError: a setting, the data, the checkpoint or the disk is not usable.
         SystemExit: a signal came; every process wrote a checkpoint first.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "finetune starts its own processes, one a seed at a time: write processes=N, no launcher"
-        )
     transformers_logging.disable_progress_bar()
+    accelerator = None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        accelerator = devices.open_accelerator(TrainingSettings())
+    together = Together(accelerator)
+    try:
+        waiting, told = together.on_main(lambda: begin(settings, together.count))
+        if waiting:
+            try:
+                if accelerator:
+                    work(settings, accelerator, together)
+                else:
+                    _train_all(settings, waiting)
+            except UserError:
+                for task in tasks_of(settings):
+                    together.on_main(partial(forget_unstarted, settings, task))
+                raise
+        together.on_main(lambda: conclude(settings, told))
+    finally:
+        if accelerator:
+            accelerator.end_training()
+
+
+def begin(settings: FinetuneSettings, processes: int) -> tuple[int, set[str]]:
+    """Look at what is there; how many seeds are still to be trained, and what was said about their holders.
+
+    Args:
+        processes: that a launcher started to train each seed together.
+
+    Raises:
+        UserError: what is there is of other settings, or so many processes cannot share a batch.
+    """
     tasks = tasks_of(settings)
+    _check_processes(settings, tasks, processes)
     check_unchanged(settings, tasks)
     jobs = [job for task in tasks for job in jobs_of(settings, task)]
     done = sum(job.finished for job in jobs)
     if done:
         print(f"{done} of {len(jobs)} seeds are done already", flush=True)
-    told = _tell_holders(settings, jobs, set())
-    if done < len(jobs):
-        try:
-            _train_all(settings, len(jobs) - done)
-        except UserError:
-            for task in tasks:
-                forget_unstarted(settings, task)
-            raise
+    return len(jobs) - done, _tell_holders(settings, jobs, set())
+
+
+def _check_processes(settings: FinetuneSettings, tasks: list[TaskSettings], processes: int) -> None:
+    if processes == 1:
+        return
+    if settings.processes is not None:
+        raise UserError(
+            f"processes={settings.processes} shares the seeds out, and the {processes} processes of a "
+            "launcher train each seed together: write processes=null, or start it without a launcher"
+        )
+    for size in (size for task in tasks for size in task.batch_sizes):
+        share, left = divmod(size, processes)
+        micro = settings.training.micro_batch_size or share
+        if left or share % micro:
+            unit = processes * (settings.training.micro_batch_size or 1)
+            raise UserError(
+                f"task.batch_sizes holds {size}, which {processes} processes cannot share: write a multiple "
+                f"of {unit}" + (" or training.micro_batch_size=null" if unit > processes else "")
+            )
+
+
+def conclude(settings: FinetuneSettings, told: set[str]) -> None:
+    """The best models, the submission and the table, where every seed is done."""
+    tasks = tasks_of(settings)
+    jobs = [job for task in tasks for job in jobs_of(settings, task)]
     waiting = [job for job in jobs if not job.finished]
     if waiting:
         _tell_holders(settings, jobs, told)
@@ -124,27 +173,34 @@ def check_unchanged(settings: FinetuneSettings, tasks: list[TaskSettings]) -> No
                 say(task.name, adopt(settings, task, contents, splits) or "")
 
 
-def work(settings: FinetuneSettings) -> None:
-    """Take one seed after the other that is neither done nor held by another process."""
-    accelerator = devices.open_accelerator(TrainingSettings(precision=settings.training.precision))
+def work(settings: FinetuneSettings, accelerator: Accelerator, together: Together) -> None:
+    """Take one seed after the other that is neither done nor held by another command."""
     checkpoint: Checkpoint | None = None
     with StopRequest() as stop:
         for task in tasks_of(settings):
             setup: TaskSetup | None = None
             for job in jobs_of(settings, task):
-                with taken(settings, job) as mine:
-                    if not mine:
+                with ExitStack() as lock:
+                    if not together.on_main(partial(lock.enter_context, taken(settings, job))):
                         continue
-                    checkpoint = checkpoint or read_checkpoint(settings)
+                    checkpoint = checkpoint or together.on_all(partial(read_checkpoint, settings))
                     if setup is None:
-                        setup = prepare_task(settings, task, checkpoint, accelerator, stop)
-                        say(task.name, settle(setup, task, job) or "")
-                    train_seed(setup, job, partial(say, job.label))
+                        shared = (accelerator, together, stop)
+                        setup = together.on_all(partial(prepare_task, settings, task, checkpoint, *shared))
+                        told = together.on_main(partial(settle, setup, task, job))
+                        if told and together.rank == 0:
+                            say(task.name, told)
+                    train_seed(setup, job)
                     if settings.keep_models == "best":
-                        with run_held(settings):
-                            prune_models(job.task_folder)
-                if stop.decide(stop.votes()):
+                        together.on_main(partial(_prune, settings, job))
+                votes = zip(*together.gathered(stop.votes()), strict=True)
+                if stop.decide([sum(of_signal) for of_signal in votes]):
                     stop.exit()
+
+
+def _prune(settings: FinetuneSettings, job: Job) -> None:
+    with run_held(settings):
+        prune_models(job.task_folder)
 
 
 def submit(settings: FinetuneSettings, tasks: list[TaskSettings]) -> None:
@@ -191,7 +247,7 @@ def _train_all(settings: FinetuneSettings, waiting: int) -> None:
     gpus = torch.cuda.device_count()
     processes = min(settings.processes or max(gpus, 1), waiting)
     if processes == 1:
-        work(settings)
+        _work_alone(settings)
         return
     context = torch.multiprocessing.get_context("spawn")
     reports = context.SimpleQueue()
@@ -228,13 +284,18 @@ def _train_all(settings: FinetuneSettings, waiting: int) -> None:
         )
 
 
+def _work_alone(settings: FinetuneSettings) -> None:
+    accelerator = devices.open_accelerator(TrainingSettings())
+    work(settings, accelerator, Together(accelerator))
+
+
 def _work_in_process(settings: FinetuneSettings, threads: int, reports: Any) -> None:
     """What a spawned process runs: a user's mistake goes to the one that started it."""
     torch.set_num_threads(threads)
     watch_for_other_work()
     transformers_logging.disable_progress_bar()
     try:
-        work(settings)
+        _work_alone(settings)
     except UserError as error:
         reports.put(str(error))
         raise SystemExit(_CRASHED) from None

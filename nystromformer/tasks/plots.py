@@ -25,7 +25,7 @@ def draw_learning_curve(metrics: MetricsLog, path: Path, title: str) -> None:
         plot_events(loss, validation, "loss", color="C0", marker="o", label="held out")
         loss.set(title="Loss", xlabel="step")
         for name in validation[-1] if validation else ():
-            if name not in ("kind", "step", "loss", "score"):
+            if name not in ("kind", "step", "seconds", "loss", "score"):
                 plot_events(quality, validation, name, marker="o", label=name)
         quality.set(title="Held-out examples", xlabel="step")
 

@@ -44,7 +44,7 @@ from nystromformer.tasks.table_files import Fault
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Task, joined, stored
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
-from nystromformer.training.progress import ProgressDisplay
+from nystromformer.training.display import ProgressDisplay
 
 _MOST_ROWS = 2048
 _CHARACTERS = 64
@@ -230,14 +230,14 @@ class _Prediction:
                 if len(part.examples):
                     outputs = outputs_of(
                         task, model, part.encoded, settings.batch_size, int(tokenizer.pad_token_id), autocast,
-                        settings.tokens_per_batch,
+                        tokens=settings.tokens_per_batch,
                     )  # fmt: skip
                     part.predict(outputs)
                 texts = self._texts(part, progress)
                 part.note(progress)
                 files.append(texts, asdict(progress))
                 now = time.monotonic()
-                if display.console.is_terminal or now - shown > _BETWEEN_LINES:
+                if display.has_bar or now - shown > _BETWEEN_LINES:
                     speed = (progress.rows - at_first) / (now - began)
                     left = (progress.total - progress.rows) / speed
                     display.reached(progress.rows, f"{speed:,.1f} rows/s", left)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from nystromformer.data.layout import best_widths
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
@@ -24,6 +25,7 @@ from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.start import Checkpoint, max_length_of
 from nystromformer.tasks.task import Encoded, Splits, Task
 from nystromformer.training.signals import StopRequest
+from nystromformer.training.together import Together
 
 
 @dataclass
@@ -40,6 +42,7 @@ class TaskSetup:
     contents: Contents
     """What the seeds are trained on and from."""
     accelerator: Accelerator
+    together: Together
     stop: StopRequest
 
     @property
@@ -52,6 +55,7 @@ def prepare_task(
     task: TaskSettings,
     checkpoint: Checkpoint,
     accelerator: Accelerator,
+    together: Together,
     stop: StopRequest,
 ) -> TaskSetup:
     """Load and tokenize a task's data, and print what there is to say about them."""
@@ -62,11 +66,17 @@ def prepare_task(
     encoded = {
         name: splits.task.encode(part, checkpoint.tokenizer, max_length) for name, part in parts.items()
     }
+    if settings.training.compile:
+        widths = best_widths(encoded["train"].lengths, max_length)
+        encoded = {name: replace(part, widths=widths) for name, part in encoded.items()}
+    tell = say if together.rank == 0 else lambda label, text: None
     landmarks = checkpoint.config.num_landmarks if checkpoint.config.attention == "nystrom" else None
-    say(splits.task.title, "\n".join([splits.origin, *describe(splits.task, encoded, max_length, landmarks)]))
+    tell(
+        splits.task.title, "\n".join([splits.origin, *describe(splits.task, encoded, max_length, landmarks)])
+    )
     if splits.skipped:
         rows = splits.skipped
-        say(splits.task.title, f"{len(rows):,} malformed rows were left out, the first: {rows[0]}")
+        tell(splits.task.title, f"{len(rows):,} malformed rows were left out, the first: {rows[0]}")
     return TaskSetup(
         settings,
         checkpoint,
@@ -80,6 +90,7 @@ def prepare_task(
             **contents_of_data(splits),
         },
         accelerator=accelerator,
+        together=together,
         stop=stop,
     )
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.data.layout import Batch
@@ -107,6 +107,8 @@ class Encoded:
     """Tokens of each row after the cut: rows of like length make a batch."""
     full_lengths: NDArray[np.int64]
     """Tokens of each before it."""
+    widths: tuple[int, ...] = field(default=(), kw_only=True)
+    """Ascending; a batch is padded to the next of them, so that shapes repeat; empty pads to the longest."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -233,12 +235,12 @@ class Task(ABC):
             config.label2id = {name: number for number, name in enumerate(self.labels)}
 
     def items(self, batch: Batch) -> int:
-        """What the loss is a mean over, counted in a batch: its rows, or its labels that are real."""
+        """What the loss is a mean over, counted in a batch of the CPU's memory: rows, or real labels."""
         return len(batch["input_ids"])
 
-    def loss(self, model: PreTrainedModel, batch: Batch, items: int) -> Tensor:
-        """A micro-batch's part of the mean over the `items` of its whole batch: the parts add up to it."""
-        return model(**batch).loss * (self.items(batch) / items)
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean over a micro-batch's `items`, without waiting for the device."""
+        return model(**batch).loss
 
     def outputs(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """What the predictions are made of, for each row; (B, C) logits."""
@@ -319,8 +321,9 @@ def _tuples(value: Any) -> Any:
 
 
 def padded(encoded: Encoded, rows: Sequence[int], pad_token_id: int) -> Batch:
-    """input_ids, attention_mask, (token_type_ids), all (B, N), N the longest row's tokens."""
-    width = max(len(encoded.input_ids[row]) for row in rows)
+    """input_ids, attention_mask, (token_type_ids), all (B, N), N the longest row's tokens or a width."""
+    longest = max(len(encoded.input_ids[row]) for row in rows)
+    width = next((width for width in encoded.widths if width >= longest), longest)
 
     def column(source: list[list[int]], filling: int) -> Tensor:
         return torch.tensor([source[row] + [filling] * (width - len(source[row])) for row in rows])

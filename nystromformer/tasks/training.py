@@ -10,20 +10,23 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
-from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.machine import machine
+from nystromformer.model import NystromformerConfig
 from nystromformer.settings import TrainingSettings
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
 from nystromformer.tasks.export import export
@@ -33,15 +36,33 @@ from nystromformer.tasks.scores import figures_of_sets
 from nystromformer.tasks.setup import TaskSetup, facts
 from nystromformer.tasks.start import build_classifier, max_length_of
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Task
-from nystromformer.training import devices
-from nystromformer.training.checkpoint import load_latest, save_checkpoint, saved_steps
-from nystromformer.training.computation import note_computation
+from nystromformer.training.checkpoint import saved_steps, whole_checkpoint
 from nystromformer.training.devices import on_device
-from nystromformer.training.guard import Guard, NotFinite
-from nystromformer.training.metrics import MetricsLog
-from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate, update
+from nystromformer.training.flops import training_flops
+from nystromformer.training.loop import Run, train
+from nystromformer.training.metrics import open_tracker
+from nystromformer.training.objective import Measured, Measurement
 from nystromformer.training.parallel import load_weights
-from nystromformer.training.step import GradientFault, gradient_norms, last_fault, with_gradient
+from nystromformer.training.together import Together
+
+
+class Finetuning:
+    """The objective: the loss of a task's head, the mean over what the task counts."""
+
+    losses = ("loss",)
+
+    def __init__(self, task: Task, config: NystromformerConfig) -> None:
+        self._task = task
+        self._config = config
+
+    def counts(self, batch: Batch) -> tuple[int]:
+        return (self._task.items(batch),)
+
+    def means(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor]:
+        return (self._task.loss(model, batch),)
+
+    def flops(self, lengths: NDArray[np.int64], counts: list[int]) -> float:
+        return training_flops(self._config, lengths, predicted=0)
 
 
 def recipe_of(setup: TaskSetup, job: Job) -> TrainingSettings:
@@ -61,144 +82,82 @@ def recipe_of(setup: TaskSetup, job: Job) -> TrainingSettings:
         warmup_steps=round(training.warmup_fraction * steps),
         gradient_clipping=training.gradient_clipping,
         precision=training.precision,
+        compile=training.compile,
+        max_skipped_steps=training.max_skipped_steps,
+        profile_steps=training.profile_steps,
+        keep_checkpoints=1,
         seed=job.seed,
     )
 
 
-def train_seed(setup: TaskSetup, job: Job, say: Callable[[str], None]) -> None:
-    """Train, or go on; leaves `job.result` and a model.
+def train_seed(setup: TaskSetup, job: Job) -> None:
+    """Train, or go on, on all processes together; leaves `job.result` and a model.
 
     Raises:
         UserError: too many steps were not finite, or a checkpoint cannot be written.
         SystemExit: a signal came; a checkpoint was written first.
     """
-    recipe, accelerator = recipe_of(setup, job), setup.accelerator
-    task, training = setup.splits.task, setup.settings.training
-    model, report = build_classifier(setup.checkpoint, task, setup.settings.model, setup.train, seed=job.seed)
-    model.to(accelerator.device)
-    optimizer = build_optimizer(model, recipe)
-    checkpoints = job.folder / "checkpoints"
-    progress = load_latest(checkpoints, model, optimizer, accelerator)
-    if progress.step == 0:
-        torch.manual_seed(job.seed)  # dropout
-    dtype = devices.precision(recipe, accelerator.device)
-    note_computation(progress, model.config, accelerator, dtype, say)
-    autocast = devices.autocast(dtype, accelerator.device)
-    batches = TaskBatches(
-        setup.train,
-        partial(task.collate, pad_token_id=setup.pad_token_id, labelled=True),
-        batch_size=job.batch_size,
-        micro_batch_size=recipe.micro_batch_size,
-        seed=job.seed,
-        steps=recipe.steps,
-    )
-    guard = Guard(model, batches, autocast)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    metrics = MetricsLog(job.folder / "metrics.jsonl")
-    metrics.rewind(progress.step)
-    say(
-        f"{recipe.steps} steps of {job.batch_size}, rate {job.learning_rate:g}"
-        + (f", resumed at step {progress.step}" if progress.step else f"\n{report}")
-    )
-    evaluations = evaluation_steps(recipe.steps, job.task.epochs or 1, training.evaluations_per_epoch)
-    began = time.perf_counter() - progress.seconds
-    losses = []
-    model.train()
-    while progress.step < recipe.steps:
-        rate = learning_rate(progress.step, recipe)
-        set_learning_rate(optimizer, rate)
-        loss, norm, fault = training_step(
-            task, model, optimizer, batches.of_step(progress.step), accelerator.device, autocast, recipe
-        )
-        losses.append(loss)
-        progress.step += 1
-        guard.note(progress.step, fault)
-        stopping = setup.stop.decide(setup.stop.votes())
-        evaluating = progress.step in evaluations
-        if evaluating or stopping or progress.step % training.log_every == 0:
-            for found in guard.read():
-                progress.skipped += 1
-                metrics.append(found.event())
-                say(str(found))
-            if progress.skipped > training.max_skipped_steps:
-                raise NotFinite(
-                    f"{job.label}: {progress.skipped} steps had a gradient that is not finite, "
-                    f"training.max_skipped_steps={training.max_skipped_steps}: write lower "
-                    "task.learning_rates"
-                )
-            mean_loss = float(torch.stack(losses).mean())
-            losses.clear()
-            progress.seconds = time.perf_counter() - began
-            metrics.append(
-                {
-                    "kind": "train", "step": progress.step, "loss": mean_loss, "rate": rate,
-                    "gradient_norm": float(norm), "seconds": progress.seconds,
-                }
-            )  # fmt: skip
-        score = None
-        if evaluating:
-            figures, _ = evaluate(task, model, setup, setup.dev, setup.splits.dev, autocast)
-            score = figures["score"]
-            metrics.append({"kind": "validation", "step": progress.step, **figures})
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            say(f"step {progress.step}/{recipe.steps}: training loss {mean_loss:.4f}; held out: {shown}")
-        if evaluating or stopping:
-            progress.seconds = time.perf_counter() - began
-            # The checkpoint with the lowest of these is kept: here the negative of the score.
-            save_checkpoint(
-                checkpoints, model, optimizer, progress, accelerator,
-                keep=1, keep_best=True, validation_loss=None if score is None else -score,
-            )  # fmt: skip
-        if stopping:
-            say(f"stopped at step {progress.step}; the same command goes on from there")
-            setup.stop.exit()
+    run, report = open_seed(setup, job)
+    resumed = f", resumed at step {run.progress.step}" if run.progress.step else f"\n{report}"
+    run.say(f"{run.settings.steps} steps of {job.batch_size}, rate {job.learning_rate:g}{resumed}")
     try:
-        _finish(setup, job, model, recipe, metrics, autocast, progress.seconds)
-    except OSError as error:
-        raise UserError(
-            f"{job.label} is trained, but {job.folder} cannot be written ({error.strerror or error}): "
-            "free space, and the same command writes it"
-        ) from None
+        train(run, setup.stop)
+        _finish(setup, job, run)
+    finally:
+        run.close()
+
+
+def open_seed(setup: TaskSetup, job: Job) -> tuple[Run, str]:
+    """Everything up to the first step, or to the one that was reached; and what the model starts from."""
+    recipe, accelerator, together = recipe_of(setup, job), setup.accelerator, setup.together
+    task, training = setup.splits.task, setup.settings.training
+    model, report = together.on_all(
+        lambda: build_classifier(setup.checkpoint, task, setup.settings.model, setup.train, seed=job.seed)
+    )
+    model.to(accelerator.device)
+    together.on_main(lambda: job.folder.mkdir(parents=True, exist_ok=True))
+    evaluations = evaluation_steps(recipe.steps, job.task.epochs or 1, training.evaluations_per_epoch)
+    run = Run(
+        recipe,
+        job.folder,
+        model,
+        model.config,
+        Finetuning(task, model.config),
+        TaskBatches(
+            setup.train,
+            partial(task.collate, pad_token_id=setup.pad_token_id, labelled=True),
+            batch_size=job.batch_size,
+            micro_batch_size=recipe.micro_batch_size,
+            seed=job.seed,
+            steps=recipe.steps,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        ),
+        accelerator,
+        together,
+        saved=together.on_main(lambda: whole_checkpoint(job.folder / "checkpoints")),
+        logs_after=lambda step: step in evaluations or step % training.log_every == 0,
+        saves_after=evaluations.__contains__,
+        label=job.label,
+        remedy=f"{job.label}: write lower task.learning_rates",
+    )
+
+    def held_out(step: int) -> Measured:
+        figures, _ = evaluate(task, model, setup, setup.dev, setup.splits.dev, run.autocast)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        return Measured(figures, f"held out at step {step}: {shown}", best_by=-figures["score"])
+
+    run.measurements = [Measurement("validation", evaluations.__contains__, held_out)]
+    if accelerator.is_main_process:
+        name, config = f"{setup.settings.name} {job.label}", asdict(setup.settings)
+        run.tracker = open_tracker(setup.settings.tracking, job.folder, name, config)
+    return run, report
 
 
 def evaluation_steps(steps: int, epochs: float, per_epoch: int) -> set[int]:
     """After which steps the model is evaluated on the held-out examples: evenly, and after the last."""
     count = max(round(epochs * per_epoch), 1)
     return {max(round(number * steps / count), 1) for number in range(1, count + 1)}
-
-
-def training_step(
-    task: Task,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    micro_batches: list[Batch],
-    device: torch.device,
-    autocast: torch.autocast,
-    recipe: TrainingSettings,
-) -> tuple[torch.Tensor, torch.Tensor, GradientFault]:
-    """Loss (mean over the batch's `task.items`), gradient norm and fault of one step, on the device.
-
-    However the batch is cut into micro-batches, the gradient is that of the whole. A gradient that is not
-    finite changes nothing; its `fault` says where it began.
-    """
-    items = max(sum(task.items(batch) for batch in micro_batches), 1)
-    total = torch.zeros((), device=device)
-    for batch in micro_batches:
-        batch = on_device(batch, device)
-        with autocast:
-            loss = task.loss(model, batch, items)
-        loss.backward()
-        total += loss.detach()
-    named = with_gradient(model)
-    parameters = list(named.values())
-    norms = gradient_norms(parameters)
-    norm = torch.linalg.vector_norm(norms)
-    if recipe.gradient_clipping is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, recipe.gradient_clipping, norm, foreach=True)
-    finite = norm.isfinite()
-    update(optimizer, finite)
-    optimizer.zero_grad(set_to_none=True)
-    return total, norm, GradientFault(last_fault(norms, finite), list(named))
 
 
 def evaluate(
@@ -212,7 +171,7 @@ def evaluate(
     """Figures of labelled sets, with their mean `loss`, and the outputs of each set's rows."""
     size = setup.settings.training.eval_batch_size
     outputs = {
-        name: outputs_of(task, model, part, size, setup.pad_token_id, autocast)
+        name: outputs_of(task, model, part, size, setup.pad_token_id, autocast, setup.together)
         for name, part in parts.items()
     }
     return figures_of_outputs(task, parts, examples, outputs), outputs
@@ -238,36 +197,39 @@ def outputs_of(
     batch_size: int,
     pad_token_id: int,
     autocast: torch.autocast,
+    together: Together | None = None,
+    *,
     tokens: int | None = None,
 ) -> Outputs:
-    """What `task.outputs` gives for each row, in the rows' own order; at most so many `tokens` at once."""
+    """What `task.outputs` gives for each row, in the rows' own order.
+
+    Args:
+        together: processes that take a part of the batches each; every one gets the outputs of all rows.
+        tokens: most tokens at once, see `ordered_batches`.
+    """
     was_training = model.training
     model.eval()
-    found: list[Any] = [None] * len(part)
+    found: dict[int, Any] = {}
     collate = partial(task.collate, pad_token_id=pad_token_id, labelled=False)
-    for rows, batch in ordered_batches(part, batch_size, collate, tokens):
+    share = (together.rank, together.count) if together else (0, 1)
+    for rows, batch in ordered_batches(part, batch_size, collate, tokens, share=share):
         with autocast:
             outputs = task.outputs(model, on_device(batch, model.device))
-        for row, output in zip(rows, outputs, strict=True):
-            found[row] = output
+        found.update(zip(rows, outputs, strict=True))
     model.train(was_training)
-    return found
+    for theirs in together.gathered(found) if together else []:
+        found.update(theirs)
+    return [found[row] for row in range(len(part))]
 
 
-def _finish(
-    setup: TaskSetup,
-    job: Job,
-    model: PreTrainedModel,
-    recipe: TrainingSettings,
-    metrics: MetricsLog,
-    autocast: torch.autocast,
-    seconds: float,
-) -> None:
+def _finish(setup: TaskSetup, job: Job, run: Run) -> None:
     """Go back to the best checkpoint, write the result and the model, and remove the checkpoints."""
-    checkpoints, task = job.folder / "checkpoints", setup.splits.task
-    best = _best_step(checkpoints)
-    load_weights(model, load_file(checkpoints / f"step-{best}" / "model.safetensors"))
-    figures, outputs = evaluate(task, model, setup, setup.dev, setup.splits.dev, autocast)
+    task, model = setup.splits.task, run.model
+    assert isinstance(model, PreTrainedModel)
+    best = _best_step(run.checkpoints)
+    weights = run.checkpoints / f"step-{best}" / "model.safetensors"
+    setup.together.on_all(lambda: load_weights(model, load_file(weights)))
+    figures, outputs = evaluate(task, model, setup, setup.dev, setup.splits.dev, run.autocast)
     name, part = next(iter(setup.dev.items()))
     labels = setup.splits.dev[name].labels or []
     fitted = task.fitted(part, labels, outputs[name])
@@ -276,13 +238,31 @@ def _finish(
         figures = figures_of_outputs(task, setup.dev, setup.splits.dev, outputs)
     test = None
     if setup.test:
-        test, _ = evaluate(task, model, setup, setup.test, setup.splits.test, autocast)
-    curve = metrics.events("validation")
-    export(model, task, setup, job, figures, job.folder / "model")
-    draw_learning_curve(metrics, job.folder / "curve.png", job.label)
-    drawn = task.draw(labels, task.predict(part, outputs[name]), job.folder, job.label)
-    config = model.config
-    result: dict[str, Any] = {
+        test, _ = evaluate(task, model, setup, setup.test, setup.splits.test, run.autocast)
+
+    def write() -> None:
+        try:
+            export(model, task, setup, job, figures, job.folder / "model")
+            draw_learning_curve(run.metrics, job.folder / "curve.png", job.label)
+            drawn = task.draw(labels, task.predict(part, outputs[name]), job.folder, job.label)
+            result = _result(setup, job, run, task)
+            result |= {"best_step": best, "dev": figures, "test": test, **drawn}
+            write_atomically(job.result, json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{job.label} is trained, but {job.folder} cannot be written ({error.strerror or error}): "
+                "free space, and the same command writes it"
+            ) from None
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+    setup.together.on_main(write)
+
+
+def _result(setup: TaskSetup, job: Job, run: Run, task: Task) -> dict[str, Any]:
+    """What a seed's JSON file holds beside its figures."""
+    config, events = run.config, run.metrics.events("validation")
+    curve = [{key: value for key, value in event.items() if key != "seconds"} for event in events]
+    return {
         "task": task.name,
         "title": task.title,
         "metrics": list(task.metrics),
@@ -291,15 +271,11 @@ def _finish(
         "learning_rate": job.learning_rate,
         "batch_size": job.batch_size,
         "epochs": job.task.epochs,
-        "steps": recipe.steps,
-        "best_step": best,
-        "dev": figures,
+        "steps": run.settings.steps,
         "dev_at_the_end": {k: v for k, v in curve[-1].items() if k not in ("kind", "step")},
-        "test": test,
         "curve": curve,
-        **drawn,
-        "skipped_steps": len(metrics.events("skipped")),
-        "seconds": seconds,
+        "skipped_steps": len(run.metrics.events("skipped")),
+        "seconds": run.progress.seconds,
         "model": {
             "checkpoint": str(setup.settings.checkpoint),
             "kind": setup.checkpoint.source.kind,
@@ -319,8 +295,6 @@ def _finish(
         "contents": setup.contents,
         "machine": machine(setup.accelerator.device),
     }
-    write_atomically(job.result, json.dumps(result, indent=2) + "\n")
-    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _best_step(checkpoints: Path) -> int:

@@ -24,8 +24,8 @@ from nystromformer.errors import UserError
 from nystromformer.model.encoder import NystromformerModel
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.convert import ConvertSettings
+from nystromformer.training.display import ProgressDisplay
 from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from nystromformer.training.progress import ProgressDisplay
 
 SHARES = (1, 1, 2, 4)
 """Lengths of the rows, one after the other, as divisors of the longest: what is fitted to text has to serve

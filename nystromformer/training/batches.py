@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from nystromformer.data.examples import Key, PretrainingExamples
@@ -11,7 +12,6 @@ from nystromformer.data.order import GlobalBatches, largest_divisor, validation_
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
-from nystromformer.training.step import grouped
 
 MOST_TOKENS = 65_536
 """Of a micro-batch whose size is not written."""
@@ -74,7 +74,9 @@ class RunBatches:
             workers=self._settings.loader_workers,
             pin_memory=pin_memory,
         )
-        return grouped(iter(loader), self._micro_batches)
+        micro_batches = iter(loader)
+        while group := list(itertools.islice(micro_batches, self._micro_batches)):
+            yield group
 
     def of_step(self, step: int) -> list[Batch]:
         """The micro-batches of one step, counted from 0, drawn again."""

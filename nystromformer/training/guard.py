@@ -5,26 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from transformers import PreTrainedModel
 
-from nystromformer.data.examples import Key
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.training.devices import on_device
+from nystromformer.training.objective import Batches
 from nystromformer.training.step import GradientFault
-
-
-class StepBatches(Protocol):
-    """What can draw the batches of any step again."""
-
-    def of_step(self, step: int) -> list[Batch]: ...
-
-    def keys_of_step(self, step: int) -> list[Key]: ...
 
 
 class NotFinite(UserError):
@@ -68,7 +59,10 @@ class Fault:
 
 
 def first_offending_layer(
-    model: PreTrainedModel, batches: list[Batch], autocast: torch.autocast
+    model: nn.Module,
+    batches: list[Batch],
+    autocast: torch.autocast,
+    compute: Callable[[nn.Module, Batch], Any],
 ) -> str | None:
     """The first module of any process, in order of computation, whose output is not finite.
 
@@ -85,13 +79,13 @@ def first_offending_layer(
         return look
 
     hooks = [module.register_forward_hook(look_at(name)) for name, module in model.named_modules() if name]
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
         # A compiled forward would pass the hooks by.
         with torch.no_grad(), autocast, torch.compiler.set_stance("force_eager"):
             for batch in batches:
-                model(**on_device(batch, model.device))
+                compute(model, on_device(batch, device))
     finally:
         model.train(was_training)
         for hook in hooks:
@@ -101,12 +95,23 @@ def first_offending_layer(
 
 
 class Guard:
-    """Keeps what each step said about its gradient until the figures are read, then judges."""
+    """Keeps what each step said about its gradient until the figures are read, then judges.
 
-    def __init__(self, model: PreTrainedModel, batches: StepBatches, autocast: torch.autocast) -> None:
+    Args:
+        compute: a forward pass on a micro-batch that is on the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        autocast: torch.autocast,
+        compute: Callable[[nn.Module, Batch], Any] = lambda model, batch: model(**batch),
+    ) -> None:
         self._model = model
         self._batches = batches
         self._autocast = autocast
+        self._compute = compute
         self._unread: list[tuple[int, GradientFault]] = []
 
     def note(self, step: int, fault: GradientFault) -> None:
@@ -126,40 +131,33 @@ class Guard:
         ]
 
     def _explain(self, step: int, parameter: str) -> Fault:
-        layer = first_offending_layer(self._model, self._batches.of_step(step - 1), self._autocast)
+        batches = self._batches.of_step(step - 1)
+        layer = first_offending_layer(self._model, batches, self._autocast, self._compute)
         return Fault(step, self._batches.keys_of_step(step - 1), parameter, layer)
 
 
-def check_finite(what: str, *losses: float, newest: str | None) -> None:
+def check_finite(what: str, *losses: float, newest: str | None, remedy: str) -> None:
     """Stop where a mean loss is not finite although every gradient was.
 
     Args:
         newest: the newest checkpoint.
+        remedy: what a person can do.
 
     Raises:
-        NotFinite: naming it.
+        NotFinite: naming both.
     """
     if not all(map(math.isfinite, losses)):
-        raise NotFinite(f"{what} is not finite: {remedy(newest)}")
+        raise NotFinite(f"{what} is not finite: {_good(newest)}; {remedy}")
 
 
-def check_count(skipped: int, allowed: int, *, newest: str | None) -> None:
-    """Stop where more steps were skipped than `training.max_skipped_steps` allows.
-
-    Raises:
-        NotFinite: naming the newest checkpoint.
-    """
+def check_count(skipped: int, allowed: int, *, newest: str | None, remedy: str) -> None:
+    """Stop where more steps were skipped than `training.max_skipped_steps` allows; see `check_finite`."""
     if skipped > allowed:
         raise NotFinite(
             f"{skipped} steps had a gradient that is not finite, training.max_skipped_steps={allowed}: "
-            + remedy(newest)
+            f"{_good(newest)}; {remedy}, or a higher training.max_skipped_steps to go on with this one"
         )
 
 
-def remedy(newest: str | None) -> str:
-    """What to do about it, for the end of an error message."""
-    good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-    return (
-        f"{good}; write a lower training.learning_rate and name=OTHER for a new run, or a higher "
-        "training.max_skipped_steps to go on with this one"
-    )
+def _good(newest: str | None) -> str:
+    return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"

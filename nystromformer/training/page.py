@@ -8,8 +8,8 @@ from typing import Any
 
 from nystromformer.settings import PretrainSettings
 from nystromformer.tables import table
+from nystromformer.training.display import duration
 from nystromformer.training.metrics import Event, MetricsLog
-from nystromformer.training.progress import clock
 from nystromformer.training.run_folder import RunFolder
 
 
@@ -26,7 +26,7 @@ def report_page(
             f"# {settings.name}",
             "",
             f"{last['step']:,} steps of {training.global_batch_size} examples of at most "
-            f"{settings.model.max_length} tokens in {clock(last['seconds'])}. Every setting is in "
+            f"{settings.model.max_length} tokens in {duration(last['seconds'])}. Every setting is in "
             f"[{folder.config.name}]({folder.config.name}), every figure in "
             f"[{folder.metrics.name}]({folder.metrics.name}).",
             "",

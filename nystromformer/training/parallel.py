@@ -1,6 +1,8 @@
 """How several processes share a model: a copy each (DDP) or a slice of every layer each (FSDP).
 
-Checkpoints hold whole tensors in either case, so that a run may go on the other way, or alone.
+Checkpoints hold whole tensors in either case, so that a run may go on the other way, or alone. They are
+gathered by hand: torch's `get_model_state_dict` gives tied weights once for each name, and
+`get_optimizer_state_dict` names moments otherwise than `optimizer.state_dict()`, which all checkpoints hold.
 """
 
 from __future__ import annotations
@@ -12,14 +14,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from nystromformer.model import NystromformerForPreTraining
 
-
-def shard(model: NystromformerForPreTraining, accelerator: Accelerator) -> None:
+def shard(model: nn.Module, accelerator: Accelerator) -> None:
     """Cut every layer's parameters, in place, into one slice a process.
 
     A layer is gathered for its forward and its backward pass and let go after each; its gradients
@@ -27,7 +28,7 @@ def shard(model: NystromformerForPreTraining, accelerator: Accelerator) -> None:
     which then keeps moments of the slices alone.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for layer in model.nystromformer.encoder.layer:
+    for layer in model.get_submodule("nystromformer.encoder.layer").children():
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
@@ -77,22 +78,13 @@ def whole_weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy whole tensors into the model, each under any one of its names.
+    """Copy whole tensors into the model, each under its first name.
 
     Raises:
-        ValueError: a tensor is unknown, missing or of another shape.
+        RuntimeError: a tensor is unknown, missing or of another shape.
     """
-    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    own |= {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
-    unfilled = {id(tensor) for tensor in own.values()}
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            if name not in own or own[name].shape != tensor.shape:
-                raise ValueError(f"{name} of shape {tuple(tensor.shape)} has no place in the model")
-            own[name].copy_(like(tensor, own[name]))
-            unfilled.discard(id(own[name]))
-    if unfilled:
-        raise ValueError(f"{len(unfilled)} tensors of the model are not in the checkpoint")
+    whole_and_all = StateDictOptions(full_state_dict=True, strict=True)
+    set_model_state_dict(model, {**weights}, options=whole_and_all)
 
 
 def whole_moments(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`nystromformer pretrain`: this file is the table of contents of a run.
 
-data → model → (resume) → checks → steps, validations, checkpoints → export and report
+data → model → (resume) → checks → steps, validations, checkpoints (`loop`) → export and report
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
 from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
@@ -19,28 +20,26 @@ from nystromformer.model import NystromformerForPreTraining
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.settings import PretrainSettings
 from nystromformer.training import devices, run_data
-from nystromformer.training.agreement import Agreement
 from nystromformer.training.batches import RunBatches
-from nystromformer.training.checkpoint import Progress, load_checkpoint, whole_checkpoint
-from nystromformer.training.checks import check_run
-from nystromformer.training.clock import Clock, Forecast
+from nystromformer.training.checkpoint import whole_checkpoint
 from nystromformer.training.curves import draw_approximation, draw_curves, draw_speed
-from nystromformer.training.flops import peak_flops
-from nystromformer.training.guard import Guard
-from nystromformer.training.metrics import MetricsLog
-from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from nystromformer.training.parallel import load_weights, shard, whole_weights
-from nystromformer.training.profiling import StepProfiler
-from nystromformer.training.progress import ProgressDisplay
+from nystromformer.training.guard import check_finite
+from nystromformer.training.loop import Run, train
+from nystromformer.training.metrics import open_tracker
+from nystromformer.training.objective import Measured, Measurement, every
+from nystromformer.training.parallel import load_weights, whole_weights
+from nystromformer.training.pretraining import (
+    Pretraining,
+    ValidationResult,
+    measure_approximation,
+    unigram_losses,
+    validate,
+)
 from nystromformer.training.report import finish_run
-from nystromformer.training.run import Run, approximation_now, checkpoint, judge, log, validate_now
 from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.signals import StopRequest
 from nystromformer.training.start import build_model, fit, settled
-from nystromformer.training.step import train_step
 from nystromformer.training.together import Together
-from nystromformer.training.tracking import open_tracker
-from nystromformer.training.validation import unigram_losses
 
 
 def pretrain(settings: PretrainSettings) -> None:
@@ -55,19 +54,38 @@ def pretrain(settings: PretrainSettings) -> None:
     settings = together.on_all(lambda: _checked(settings, accelerator))
     with ExitStack() as held:
         together.on_main(lambda: held.enter_context(RunFolder(settings).held()))
-        run = setup(settings, accelerator, together)
+        job = setup(settings, accelerator, together)
         try:
-            together.on_all(lambda: check_run(run))
+            together.on_all(lambda: check(job))
             with StopRequest() as stop:
-                train(run, stop)
-            finish(run)
+                train(job.run, stop)
+            finish(job, together)
         finally:
-            leave(run)
+            job.run.close()
+            accelerator.end_training()
 
 
-def setup(settings: PretrainSettings, accelerator: Accelerator, together: Together) -> Run:
+@dataclass
+class PretrainingJob:
+    """What one command works with."""
+
+    settings: PretrainSettings
+    folder: RunFolder
+    prepared: PreparedData
+    tokenizer: PreTrainedTokenizerBase
+    batches: RunBatches
+    model: NystromformerForPreTraining
+    unigram_loss: torch.Tensor
+    run: Run
+
+    @property
+    def title(self) -> str:
+        return f"{self.settings.name}: pretraining"
+
+
+def setup(settings: PretrainSettings, accelerator: Accelerator, together: Together) -> PretrainingJob:
     """Everything up to the first step; on a resumed run, up to the step it had reached."""
-    folder = RunFolder(settings)
+    folder, training = RunFolder(settings), settings.training
     prepared = together.on_main(lambda: run_data.prepared_for(folder, settings, show_progress=True))
     prepared = together.on_all(lambda: PreparedData.open(prepared.folder))  # does every machine see it?
     tokenizer = prepared.tokenizer()
@@ -83,150 +101,124 @@ def setup(settings: PretrainSettings, accelerator: Accelerator, together: Togeth
     model.to(accelerator.device)
     if start.fits_convolution and saved is None:
         fit(start, settings.init, batches.some_training_rows(settings.init.convolution_rows))
-    sharded = settings.training.parallel == "fsdp" and accelerator.num_processes > 1
-    if sharded:
-        shard(model, accelerator)
-    optimizer = build_optimizer(model, settings.training)
-    progress = together.on_all(lambda: load_checkpoint(saved, model, optimizer, accelerator))
-    if progress.step == 0:
-        torch.manual_seed(settings.training.seed + accelerator.process_index)  # dropout
-    wrapped = model if sharded else accelerator.prepare_model(model)
-    if settings.training.compile:
-        devices.compile_in_place(model)
-    dtype = devices.precision(settings.training, accelerator.device)
-    autocast = devices.autocast(dtype, accelerator.device)
-    peak = peak_flops(accelerator.device, dtype)
-    metrics = MetricsLog(folder.metrics)
-    tracker = open_tracker(folder, settings, asdict(settings), on=accelerator.is_main_process)
+    run = Run(
+        training,
+        folder.path,
+        model,
+        model.config,
+        Pretraining(model.config),
+        batches,
+        accelerator,
+        together,
+        saved=saved,
+        logs_after=every(training.log_every),
+        saves_after=every(training.checkpoint_every),
+    )
+    unigram_loss = unigram_losses(prepared.unigram_counts, model.config.vocab_size).to(accelerator.device)
+    job = PretrainingJob(settings, folder, prepared, tokenizer, batches, model, unigram_loss, run)
+    run.measurements = measurements(job)
     if accelerator.is_main_process:
+        run.tracker = open_tracker(settings.tracking, folder.path, settings.name, asdict(settings))
         if changed := run_data.changed_start(folder, settings):
             print(f"{changed}: the run keeps its own; name=OTHER begins from those", file=sys.stderr)
-        metrics.rewind(progress.step)
-        _announce(settings, folder, accelerator, model, prepared, start.description, progress, dtype)
-    return Run(
-        settings=settings,
-        folder=folder,
-        accelerator=accelerator,
-        together=together,
-        prepared=prepared,
-        tokenizer=tokenizer,
-        batches=batches,
-        model=model,
-        wrapped=wrapped,
-        optimizer=optimizer,
-        autocast=autocast,
-        guard=Guard(model, batches, autocast),
-        unigram_loss=unigram_losses(prepared.unigram_counts, model.config.vocab_size).to(accelerator.device),
-        peak_flops=peak and peak * accelerator.num_processes,
-        metrics=metrics,
-        tracker=tracker,
-        progress=progress,
+        _announce(job, start.description)
+    return job
+
+
+def measurements(job: PretrainingJob) -> list[Measurement]:
+    """What is looked at between the steps."""
+    training, run = job.settings.training, job.run
+
+    def approximation(step: int) -> Measured:
+        batches = job.batches.validation(training.approximation_error_examples)
+        return measure_approximation(job.model, batches, run.accelerator, run.autocast, step)
+
+    def draw() -> None:
+        draw_curves(run.metrics, job.folder.curves, job.title)
+
+    validation = Measurement(
+        "validation", every(training.validate_every), lambda step: held_out(job).measured(step), draw
     )
+    if not training.approximation_error_every:
+        return [validation]
+    return [
+        Measurement("approximation", every(training.approximation_error_every), approximation),
+        validation,
+    ]
 
 
-def train(run: Run, stop: StopRequest) -> None:
-    """Steps, with validations and checkpoints between them, until the last step or a signal."""
-    settings, progress, accelerator = run.settings.training, run.progress, run.accelerator
+def held_out(job: PretrainingJob, count: int | None = None) -> ValidationResult:
+    """Losses on the held-out examples, or on so many of them."""
+    run = job.run
+    return validate(job.model, job.batches.validation(count), job.unigram_loss, run.accelerator, run.autocast)
+
+
+def check(job: PretrainingJob) -> None:
+    """Raise UserError for what would otherwise show after hours, or never.
+
+    One batch of the validation is computed: what the device, the number format or the memory cannot
+    do, it cannot do at once.
+    """
+    config, progress, prepared = job.model.config, job.run.progress, job.prepared
+    progress.data = prepared.folder.name
+    if len(job.tokenizer) > config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {prepared.folder} has {len(job.tokenizer)} tokens and the model "
+            f"{config.vocab_size}: write init=scratch, or the tokenizer.path that the weights belong to"
+        )
     if progress.finished:
         return
-    run.wrapped.train()
-    clock, forecast = Clock(progress, settings.max_minutes), Forecast(progress, settings)
-    agreement = Agreement(accelerator)
-    profiler = StepProfiler(
-        run.folder.profile, settings.profile_steps * accelerator.is_main_process, accelerator.device
-    )
-    figures = None
-    steps = run.batches.training(progress.step, pin_memory=accelerator.device.type == "cuda")
-    with ProgressDisplay(settings.steps, progress.step, shown=accelerator.is_main_process) as display:
-        for micro_batches in clock.waiting(steps):
-            rate = learning_rate(progress.step, settings, clock.spent())
-            set_learning_rate(run.optimizer, rate)
-            done = train_step(
-                run.wrapped,
-                run.model.config,
-                run.optimizer,
-                micro_batches,
-                accelerator,
-                run.autocast,
-                gradient_clipping=settings.gradient_clipping,
+    for batch in job.batches.of_step(progress.step):
+        length, largest = batch["input_ids"].shape[1], int(batch["input_ids"].max())
+        if length > config.max_position_embeddings:
+            raise UserError(
+                f"{prepared.folder} holds rows of {length} tokens and the model has "
+                f"{config.max_position_embeddings} positions: write model.max_length={length} or more"
             )
-            figures = done if figures is None else figures + done
-            progress.step += 1
-            run.guard.note(progress.step, done.fault)
-            *votes, seconds = agreement.exchange([*stop.votes(), clock.now() * accelerator.is_main_process])
-            clock.tick(seconds)
-            display.advance(progress.step)
-            last = progress.finished = progress.step == settings.steps or clock.spent() >= 1
-            stopping = stop.decide(votes)
-            if told := forecast.told():
-                display.say(told)
-
-            with clock.outside_laps():
-                if profiler.step():
-                    display.say(f"profile of {settings.profile_steps} steps in {run.folder.profile}")
-            if last or progress.step % settings.log_every == 0:
-                judge(run, display)
-                lap = clock.lap()
-                left = (settings.steps - progress.step) * lap.seconds / figures.steps
-                log(run, display, figures, lap, rate, clock.at_most(left))
-                figures = None
-            every = settings.approximation_error_every
-            if every and (last or progress.step % every == 0):
-                approximation_now(run, clock, display)
-            validation_loss = None
-            if last or progress.step % settings.validate_every == 0:
-                validation_loss = validate_now(run, clock, display)
-            if last or stopping or progress.step % settings.checkpoint_every == 0:
-                checkpoint(run, clock, display, validation_loss)
-            if last:
-                break
-            if stopping:
-                display.say(f"stopped at step {progress.step}; the same command goes on from there")
-                run.tracker.close()
-                stop.exit()
-    profiler.close()
+        if largest >= len(job.tokenizer):
+            raise UserError(
+                f"{prepared.folder} holds token {largest} and its tokenizer has {len(job.tokenizer)}: "
+                "remove the folder, and the same command prepares it again"
+            )
+    result = held_out(job, job.batches.examples_at_once)
+    check_finite(
+        "the loss of one held-out batch, before any training,",
+        result.mlm_loss,
+        result.sop_loss,
+        newest=job.run.newest_checkpoint,
+        remedy=job.run.remedy,
+    )
 
 
-def finish(run: Run) -> None:
+def finish(job: PretrainingJob, together: Together) -> None:
     """Export the model, draw the curves, and say how it went."""
-    model = _whole_model(run)
-    run.together.on_main(lambda: _export(run, model))
-    run.tracker.close()
+    model = _whole_model(job)
+    together.on_main(lambda: _export(job, model))
 
 
-def _export(run: Run, model: NystromformerForPreTraining) -> None:
-    title = f"{run.settings.name}: pretraining"
+def _export(job: PretrainingJob, model: NystromformerForPreTraining) -> None:
+    folder, metrics = job.folder, job.run.metrics
     try:
-        draw_curves(run.metrics, run.folder.curves, title)
-        draw_speed(run.metrics, run.folder.speed, title)
-        draw_approximation(run.metrics, run.folder.approximation, title)
-        finish_run(run.settings, run.folder, model, run.tokenizer, run.prepared, run.metrics)
+        draw_curves(metrics, folder.curves, job.title)
+        draw_speed(metrics, folder.speed, job.title)
+        draw_approximation(metrics, folder.approximation, job.title)
+        finish_run(job.settings, folder, model, job.tokenizer, job.prepared, metrics)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise UserError(
-            f"training is over and {run.newest_checkpoint} holds it, but {run.folder.model} cannot be "
+            f"training is over and {job.run.newest_checkpoint} holds it, but {folder.model} cannot be "
             f"written ({error.strerror}): free space, and the same command writes it"
         ) from None
 
 
-def leave(run: Run) -> None:
-    """Part from the other processes: first the model they share, then the group they are.
-
-    In the other order the shared model would end the group when Python frees it, which waits for the
-    group's threads while holding the lock that those may be waiting for.
-    """
-    run.wrapped = run.model
-    run.accelerator.free_memory()
-    run.accelerator.end_training()
-
-
-def _whole_model(run: Run) -> NystromformerForPreTraining:
+def _whole_model(job: PretrainingJob) -> NystromformerForPreTraining:
     """The model to be exported: itself, or a new one with all processes' slices put together."""
+    run = job.run
     if run.wrapped is not run.model or run.accelerator.num_processes == 1:
-        return run.model
-    weights = whole_weights(run.model, keep=run.accelerator.is_main_process)
-    model = NystromformerForPreTraining(run.model.config)
+        return job.model
+    weights = whole_weights(job.model, keep=run.accelerator.is_main_process)
+    model = NystromformerForPreTraining(job.model.config)
     if weights:
         load_weights(model, weights)
     return model
@@ -247,24 +239,17 @@ def _begin(folder: RunFolder, settings: PretrainSettings, prepared: PreparedData
     run_data.remember(folder, prepared, settings)
 
 
-def _announce(
-    settings: PretrainSettings,
-    folder: RunFolder,
-    accelerator: Accelerator,
-    model: NystromformerForPreTraining,
-    prepared: PreparedData,
-    start: str,
-    progress: Progress,
-    dtype: torch.dtype,
-) -> None:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"run      {folder.path}" + (f", resumed at step {progress.step}" if progress.step else ""))
-    print(f"data     {prepared.folder}")
+def _announce(job: PretrainingJob, start: str) -> None:
+    settings, run, step = job.settings, job.run, job.run.progress.step
+    parameters = sum(parameter.numel() for parameter in job.model.parameters())
+    print(f"run      {job.folder.path}" + (f", resumed at step {step}" if step else ""))
+    print(f"data     {job.prepared.folder}")
     print(
-        f"model    {parameters / 1e6:.1f} M parameters, {settings.model.attention} attention, {start}"
-        if not progress.step
-        else f"model    {parameters / 1e6:.1f} M parameters, {settings.model.attention} attention"
+        f"model    {parameters / 1e6:.1f} M parameters, {settings.model.attention} attention"
+        + ("" if step else f", {start}")
     )
-    layer: NystromformerSelfAttention = model.nystromformer.encoder.layer[0].get_submodule("attention.self")  # type: ignore[assignment]
-    how = layer.describe(settings.model.max_length, dtype)
-    print(f"device   {devices.describe(accelerator, dtype)}; attention: {how}", flush=True)
+    layer: NystromformerSelfAttention = job.model.nystromformer.encoder.layer[0].get_submodule(
+        "attention.self"
+    )  # type: ignore[assignment]
+    how = layer.describe(settings.model.max_length, run.dtype)
+    print(f"device   {devices.describe(run.accelerator, run.dtype)}; attention: {how}", flush=True)

@@ -19,9 +19,9 @@ from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForMaskedLM, NystromformerForPreTraining
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.curves import CHANCE_LOSS
+from nystromformer.training.display import duration
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.page import report_page
-from nystromformer.training.progress import clock
 from nystromformer.training.run_folder import RunFolder
 
 FILLED_SENTENCES = 3
@@ -177,7 +177,7 @@ def _print_summary(
 ) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print()
-    table = Table(title=f"Held-out documents after {last['step']:,} steps, {clock(last['seconds'])}")
+    table = Table(title=f"Held-out documents after {last['step']:,} steps, {duration(last['seconds'])}")
     for column in ("", "trained", "baseline", "accuracy"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(

@@ -17,8 +17,8 @@ from nystromformer.model.closed_form import fit_in_closed_form
 from nystromformer.model.source import Source, open_source, written
 from nystromformer.settings import InitSettings, ModelSettings, PretrainSettings
 from nystromformer.settings.model import configuration_name
+from nystromformer.training.pretraining import unigram_losses
 from nystromformer.training.run_folder import RunFolder
-from nystromformer.training.validation import unigram_losses
 
 S = TypeVar("S", bound=PretrainSettings)
 

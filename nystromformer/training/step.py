@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from nystromformer.data.layout import Batch
-from nystromformer.model import NystromformerConfig
-from nystromformer.model.heads import IGNORED
 from nystromformer.training.devices import numbers_on, on_device
-from nystromformer.training.flops import training_flops
+from nystromformer.training.objective import Objective
 from nystromformer.training.optimizer import update
 from nystromformer.training.parallel import accumulating, whole
 
@@ -37,9 +33,8 @@ class StepFigures:
     Reading a tensor makes the CPU wait for the device, so the loop reads them only when it logs.
     """
 
-    mlm_loss: Tensor
-    """Share of the mean over the global batch's predicted tokens, nats; 0 for a skipped step."""
-    sop_loss: Tensor
+    losses: list[Tensor]
+    """Of each loss, the share of its mean over the global batch; 0 for a skipped step."""
     tokens: int
     """Real tokens."""
     positions: int
@@ -56,8 +51,7 @@ class StepFigures:
 
     def __add__(self, later: StepFigures) -> StepFigures:
         return StepFigures(
-            mlm_loss=self.mlm_loss + later.mlm_loss,
-            sop_loss=self.sop_loss + later.sop_loss,
+            losses=[mine + theirs for mine, theirs in zip(self.losses, later.losses, strict=True)],
             tokens=self.tokens + later.tokens,
             positions=self.positions + later.positions,
             flops=self.flops + later.flops,
@@ -70,7 +64,7 @@ class StepFigures:
 
 def train_step(
     model: torch.nn.Module,
-    config: NystromformerConfig,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     micro_batches: list[Batch],
     accelerator: Accelerator,
@@ -80,34 +74,29 @@ def train_step(
 ) -> StepFigures:
     """Forward and backward over the micro-batches, then one step of the optimizer.
 
-    The loss is the mean over the predicted tokens of the whole global batch. Averaging the means of
-    micro-batches or processes instead would weigh tokens of short rows more, and would make the
-    result depend on how the batch is cut.
+    Each loss is the mean over the whole global batch. Averaging the means of micro-batches or processes
+    instead would weigh tokens of short rows more, and would make the result depend on how the batch is cut.
 
     A step whose gradient is not finite changes neither weights nor moments; the device decides that
     itself, so that the CPU need not wait to know.
     """
-    targets = sum(predicted_tokens(batch) for batch in micro_batches)
-    rows = sum(len(batch["input_ids"]) for batch in micro_batches)
-    lengths = torch.cat([batch["attention_mask"].sum(1) for batch in micro_batches])
-    totals = numbers_on(accelerator.device, [targets, rows])
-    all_targets, all_rows = accelerator.reduce(totals, "sum").unbind()
+    counts = [objective.counts(batch) for batch in micro_batches]
+    own = [sum(of_loss) for of_loss in zip(*counts, strict=True)]
+    lengths = torch.cat([batch["attention_mask"].sum(-1).flatten() for batch in micro_batches])
+    totals = accelerator.reduce(numbers_on(accelerator.device, own), "sum").unbind()
 
-    mlm_sum = torch.zeros((), device=accelerator.device)
-    sop_sum = torch.zeros((), device=accelerator.device)
-    for batch, is_last in _with_last(micro_batches):
-        in_batch = predicted_tokens(batch)
+    sums = [torch.zeros((), device=accelerator.device) for _ in own]
+    for number, (batch, in_batch) in enumerate(zip(micro_batches, counts, strict=True), start=1):
         batch = on_device(batch, accelerator.device)
         # Processes exchange gradients once a step, with the last micro-batch.
-        with contextlib.nullcontext() if is_last else accumulating(model):
+        with contextlib.nullcontext() if number == len(micro_batches) else accumulating(model):
             with autocast:
-                output = model(**batch)
-            mlm_loss = output.mlm_loss * (in_batch / all_targets)
-            sop_loss = output.sop_loss * (len(batch["input_ids"]) / all_rows)
+                means = objective.means(model, batch)
+            shares = [mean * (n / total) for mean, n, total in zip(means, in_batch, totals, strict=True)]
             # The exchange averages over the processes, and these losses are shares of a sum.
-            accelerator.backward((mlm_loss + sop_loss) * accelerator.num_processes)
-        mlm_sum += mlm_loss.detach()
-        sop_sum += sop_loss.detach()
+            accelerator.backward(sum(shares[1:], shares[0]) * accelerator.num_processes)
+        for loss, share in zip(sums, shares, strict=True):
+            loss += share.detach()
 
     named = with_gradient(model)
     parameters = list(named.values())
@@ -119,26 +108,14 @@ def train_step(
     update(optimizer, finite)
     optimizer.zero_grad(set_to_none=True)
     return StepFigures(
-        mlm_loss=torch.where(finite, mlm_sum, 0.0),
-        sop_loss=torch.where(finite, sop_sum, 0.0),
+        losses=[torch.where(finite, loss, 0.0) for loss in sums],
         tokens=int(lengths.sum()),
         positions=sum(batch["input_ids"].numel() for batch in micro_batches),
-        flops=training_flops(config, lengths.numpy(), targets),
+        flops=objective.flops(lengths.numpy(), own),
         gradient_norm=norm,
         fault=GradientFault(last_fault(norms, finite), list(named)),
         taken=finite.float(),
     )
-
-
-def predicted_tokens(batch: Batch) -> int:
-    """How many tokens a batch predicts, the empty slots aside; where it still is in the CPU's memory."""
-    return int((batch["prediction_labels"] != IGNORED).sum())
-
-
-def grouped(micro_batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """The micro-batches of one optimizer step at a time."""
-    while group := list(itertools.islice(micro_batches, size)):
-        yield group
 
 
 def with_gradient(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -166,8 +143,3 @@ def last_fault(norms: Tensor, finite: Tensor) -> Tensor:
     last = torch.where(norms.isfinite(), -1, numbers).amax()
     last = torch.where(last >= 0, last, norms.argmax())
     return torch.where(finite, -1, last)
-
-
-def _with_last(batches: list[Batch]) -> Iterator[tuple[Batch, bool]]:
-    for number, batch in enumerate(batches, start=1):
-        yield batch, number == len(batches)

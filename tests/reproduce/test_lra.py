@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nystromformer.errors import UserError
-from nystromformer.reproduce.lra import training
 from nystromformer.reproduce.lra.examples import bytes_of, load_task
 from nystromformer.reproduce.lra.listops import END, OPERATORS, VOCABULARY, Grammar, expressions
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
@@ -14,6 +13,7 @@ from nystromformer.reproduce.lra.training import Cell, finished, train_cell
 from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.task import Examples
+from nystromformer.training import loop
 
 SMALL = LraScale(
     seeds=[0],
@@ -154,20 +154,21 @@ def test_each_attention_trains(attention, listops, tmp_path):
 def test_a_killed_cell_goes_on_to_the_same_end(listops, tmp_path, monkeypatch):
     cell = Cell("listops", "nystrom", 0)
     whole = train_cell(cell, listops, SMALL, CPU, tmp_path / "whole")
-    step, done = training._step, []
+    step, rate, done = loop.train_step, loop.learning_rate, []
 
-    def killed(*args):
+    def killed(*args, **named):
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(1)
-        return step(*args)
+        return step(*args, **named)
 
-    monkeypatch.setattr(training, "_step", killed)
+    monkeypatch.setattr(loop, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
         train_cell(cell, listops, SMALL, CPU, tmp_path / "killed")
     assert finished(tmp_path / "killed") is None
     steps = []
-    monkeypatch.setattr(training, "_step", lambda *args: steps.append(args[3]) or step(*args))
+    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: steps.append(step) or rate(step, *rest))
     again = train_cell(cell, listops, SMALL, CPU, tmp_path / "killed")
     assert steps == [2, 3]  # from the checkpoint of step 2
     assert again["curve"] == whole["curve"]

@@ -43,8 +43,9 @@ NOT_OF_FILES = {
     "data.masking", "data.masking_probability",
 }  # fmt: skip
 FREE_OF_A_SEED = {
-    "model.gradient_checkpointing", "training.eval_batch_size", "training.log_every",
-    "training.max_skipped_steps", "training.micro_batch_size",
+    "model.gradient_checkpointing", "training.compile", "training.eval_batch_size", "training.log_every",
+    "training.max_skipped_steps", "training.micro_batch_size", "training.profile_steps", "tracking.tracker",
+    "tracking.project",
 }  # fmt: skip
 BESIDE_A_SEED = {
     "name", "runs_folder", "seeds", "first_seed", "processes", "keep_models", "submission", "beside",

@@ -25,8 +25,10 @@ from nystromformer.tasks.results import results_in, spread
 from nystromformer.tasks.scores import figures_of
 from nystromformer.tasks.submission import check_submission, write_predictions, zip_submission
 from nystromformer.tasks.task import Encoded
-from nystromformer.tasks.training import evaluation_steps, training_step
+from nystromformer.tasks.training import Finetuning, evaluation_steps
+from nystromformer.training.devices import accelerator_of
 from nystromformer.training.optimizer import build_optimizer
+from nystromformer.training.step import train_step
 
 from .conftest import planted
 
@@ -281,11 +283,17 @@ def test_accumulated_gradient_is_that_of_the_whole(checkpoint):
             steps=1,
         )
         autocast = torch.autocast("cpu", enabled=False)
-        loss, norm, fault = training_step(
-            TASKS["sst2"], model, optimizer, batches.of_step(0), torch.device("cpu"), autocast, recipe
+        done = train_step(
+            model,
+            Finetuning(TASKS["sst2"], model.config),
+            optimizer,
+            batches.of_step(0),
+            accelerator_of(cpu=True),
+            autocast,
+            gradient_clipping=None,
         )
-        assert fault.number == -1
-        weights.append((loss, norm))
+        assert done.fault.number == -1
+        weights.append((done.losses[0], done.gradient_norm))
     assert torch.allclose(weights[0][0], weights[1][0], atol=1e-6)
     assert torch.allclose(weights[0][1], weights[1][1], rtol=1e-4)
 

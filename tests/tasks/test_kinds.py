@@ -33,8 +33,10 @@ from nystromformer.tasks.reading import Found, gathered, in_parts, own_splits, o
 from nystromformer.tasks.scores import with_score
 from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, from_stored, padded, stored
-from nystromformer.tasks.training import training_step
+from nystromformer.tasks.training import Finetuning
+from nystromformer.training.devices import accelerator_of
 from nystromformer.training.optimizer import build_optimizer
+from nystromformer.training.step import train_step
 from tests.tasks.conftest import FILLERS, PLANTED
 
 IGNORED = -100
@@ -227,16 +229,16 @@ def test_micro_batches_add_up_where_rows_have_unlike_counts_of_labels(checkpoint
     for parts in ([[0, 1, 2, 3, 4, 5]], [[0, 1], [2, 3], [4, 5]], [[0], [1, 2, 3, 4], [5]]):
         torch.manual_seed(0)
         model = task.head.from_pretrained(checkpoint, num_labels=4, hidden_dropout_prob=0.0).eval()
-        loss, norm, _ = training_step(
-            task,
+        done = train_step(
             model,
+            Finetuning(task, model.config),
             build_optimizer(model, recipe),
             [task.collate(encoded, part, 0, labelled=True) for part in parts],
-            torch.device("cpu"),
+            accelerator_of(cpu=True),
             torch.autocast("cpu", enabled=False),
-            recipe,
+            gradient_clipping=None,
         )
-        found.append((float(loss), float(norm)))
+        found.append((float(done.losses[0]), float(done.gradient_norm)))
     assert len({task.items(task.collate(encoded, [row], 0, labelled=True)) for row in range(6)}) > 1
     for one in found[1:]:
         assert one == pytest.approx(found[0], rel=1e-4)

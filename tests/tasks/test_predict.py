@@ -250,7 +250,7 @@ def test_labels_can_be_left_unread(checkpoint, tmp_path, capsys):
 def test_a_cell_that_may_be_many_rows_is_one_bad_row(checkpoint, tmp_path, capsys):
     model = model_of(CLASSES, checkpoint, tmp_path / "model")
     file = tmp_path / "rows.tsv"
-    file.write_text('text\tnote\na film\tx\n"the\tplot\nthe\tplot\nthe\tplot"\tx\na film\ty\n')
+    file.write_text('text\tnote\na film\tx\nthe\t"plot\nthe\tplot\nthe\tplot"\na film\ty\n')
     assert main(["predict", f"checkpoint={model}", f"file={file}", f"folder={tmp_path / 'out'}"]) == 0
     found = lines_of(tmp_path / "out/predictions.jsonl")
     assert ["error" in line for line in found] == [False, True, False]

@@ -182,8 +182,9 @@ def test_words_do_not_depend_on_batch_mates_and_parts_add_up(checkpoint):
             np.testing.assert_allclose(found, alone, atol=2e-5)
         whole = TASK.collate(rows, [0, 1, 2], pad, labelled=True)
         expected = model(**whole).loss
-        parts = [TASK.loss(model, TASK.collate(rows, [n], pad, labelled=True), 32) for n in range(3)]
-    torch.testing.assert_close(sum(parts), expected)
+        parts = [TASK.collate(rows, [n], pad, labelled=True) for n in range(3)]
+        shares = [TASK.loss(model, part) * TASK.items(part) / 32 for part in parts]
+    torch.testing.assert_close(sum(shares), expected)
     torch.testing.assert_close(TASK.losses(rows, together).mean(), expected)
 
 

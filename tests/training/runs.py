@@ -15,13 +15,17 @@ from safetensors.torch import load_file
 COMMAND = [sys.executable, "-m", "nystromformer", "pretrain"]
 
 
-def on_processes(count: int, arguments: list[str]) -> None:
-    """Run `nystromformer pretrain` on so many CPU processes over gloo; raises where it fails."""
+def on_processes(count: int, arguments: list[str], command: str = "pretrain") -> str:
+    """Run `nystromformer COMMAND` on so many CPU processes over gloo; what it printed.
+
+    Raises where it fails.
+    """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command = [*torchrun, "-m", "nystromformer", "pretrain", *arguments]
+    words = [*torchrun, "-m", "nystromformer", command, *arguments]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def events(run: Path, kind: str) -> list[dict]:

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from nystromformer import NystromformerConfig, NystromformerForPreTraining, approximation_error
 from nystromformer.cli import main
-from nystromformer.training.approximation import measure_approximation
+from nystromformer.training.pretraining import measure_approximation
 
 from .runs import events, losses
 
@@ -63,11 +63,11 @@ def test_rows_that_are_exact_or_do_not_count_stay_out_of_the_mean():
     long, mixed, other = batch(16, 9), batch(4, 12, 1), batch(16)
     event = measure_approximation(
         model, [(long, True), (mixed, True), (other, False)], accelerator, autocast, 3
-    )
+    ).figures
     assert (event["rows"], event["exact_rows"]) == (5, 2)
     rows = [approximation_error(model, long).error_LBH, approximation_error(model, mixed).error_LBH[:, [1]]]
     torch.testing.assert_close(torch.tensor(event["heads"]), torch.cat(rows, dim=1).mean(1))
-    short = measure_approximation(model, [(batch(4, 2), True)], accelerator, autocast, 3)
+    short = measure_approximation(model, [(batch(4, 2), True)], accelerator, autocast, 3).figures
     assert (short["mean"], short["layer_1"], short["heads"], short["exact_rows"]) == (None, None, None, 2)
 
 

@@ -11,9 +11,9 @@ import torch
 from nystromformer import NystromformerConfig
 from nystromformer.attention import native
 from nystromformer.cli import main
-from nystromformer.training import computation
+from nystromformer.training import devices
 from nystromformer.training.checkpoint import Progress
-from nystromformer.training.computation import computation_of, note_computation
+from nystromformer.training.devices import computation_of, note_computation
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
@@ -35,7 +35,7 @@ def without_kernel(monkeypatch):
 def noted(progress: Progress, monkeypatch, *every: dict[str, str], rank: int = 0) -> list[str]:
     """What is said where the processes compute with `every`."""
     said: list[str] = []
-    monkeypatch.setattr(computation, "gather_object", lambda mine: list(every) or mine)
+    monkeypatch.setattr(devices, "gather_object", lambda mine: list(every) or mine)
     accelerator = SimpleNamespace(device=CPU, is_main_process=rank == 0)
     note_computation(progress, CONFIG, accelerator, torch.float32, said.append)
     return said

@@ -18,8 +18,8 @@ from nystromformer.errors import UserError
 from nystromformer.settings import TrainingSettings
 from nystromformer.training import devices
 from nystromformer.training.optimizer import build_optimizer
+from nystromformer.training.pretraining import Pretraining, validate
 from nystromformer.training.step import train_step
-from nystromformer.training.validation import validate
 
 LEAKS = {
     "ACCELERATE_MIXED_PRECISION": "bf16",
@@ -154,8 +154,9 @@ def test_full_batches_are_computed_without_a_mask(seen):
     model, calls = seen
     accelerator, autocast = devices.accelerator_of(cpu=True), torch.autocast("cpu", enabled=False)
     micro_batches = [batch_of([16, 16]), batch_of([16, 9])]
+    optimizer = build_optimizer(model, TrainingSettings())
     figures = train_step(
-        model, model.config, build_optimizer(model, TrainingSettings()), micro_batches, accelerator, autocast,
+        model, Pretraining(model.config), optimizer, micro_batches, accelerator, autocast,
         gradient_clipping=None,
     )  # fmt: skip
     assert ["attention_mask" in names for names in calls] == [False, True]

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 from nystromformer.cli import main
 from nystromformer.settings import PretrainSettings, TrainingSettings
 from nystromformer.settings.compose import compose
-from nystromformer.training import devices, pretrain
-from nystromformer.training.agreement import Agreement
+from nystromformer.training import devices, loop
 from nystromformer.training.checkpoint import Progress, save_checkpoint, saved_steps
 from nystromformer.training.clock import Clock, Forecast
 from nystromformer.training.signals import SIGNALS, StopRequest
+from nystromformer.training.together import Agreement
 
 
 def test_one_process_agrees_with_itself_at_once():
@@ -99,13 +99,13 @@ def test_a_slow_machine_hears_at_once_how_long_it_will_take():
 
 def test_a_slow_step_is_heard_of_before_the_run_is_cut(overrides, tmp_path, capsys, monkeypatch):
     """A step that sleeps, in real runs: one that the limit cuts, one that it does not."""
-    step = pretrain.train_step
+    step = loop.train_step
 
     def slow(*arguments, **named):
         time.sleep(0.05)
         return step(*arguments, **named)
 
-    monkeypatch.setattr(pretrain, "train_step", slow)
+    monkeypatch.setattr(loop, "train_step", slow)
     monkeypatch.setattr(Forecast, "LEAST_SECONDS", 0.2)
     few = ["training.log_every=20", "training.validate_every=10000", "training.checkpoint_every=10000"]
     assert main(["pretrain", *overrides, *few, "training.steps=10000", "training.max_minutes=0.05"]) == 0

@@ -15,10 +15,11 @@ from nystromformer.data.layout import Layout
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.settings import TrainingSettings
 from nystromformer.tasks.benchmarks import TASKS
-from nystromformer.tasks.training import training_step
+from nystromformer.tasks.training import Finetuning
 from nystromformer.training import devices
 from nystromformer.training.guard import Guard
 from nystromformer.training.optimizer import build_optimizer
+from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
 from tests.pretend.gpu import PRETENDED, pytest_on_it, why_not
 
@@ -108,10 +109,10 @@ def test_a_step_of_pretraining(mechanism, precision):
             if checkpointing:
                 getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
             figures = train_step(
-                model, model.config, optimizer, batches, ALONE, devices.autocast(dtype, DEVICE),
+                model, Pretraining(model.config), optimizer, batches, ALONE, devices.autocast(dtype, DEVICE),
                 gradient_clipping=1.0,
             )  # fmt: skip
-            for figure in (figures.mlm_loss, figures.gradient_norm, figures.fault.number, figures.taken):
+            for figure in (*figures.losses, figures.gradient_norm, figures.fault.number, figures.taken):
                 assert figure.device == DEVICE
     products = [name for name in gpu.operations if "scaled_dot_product" in name or "aten.mm" in name]
     assert products
@@ -131,7 +132,8 @@ def test_a_step_by_the_kernels(monkeypatch):
         optimizer = build_optimizer(model, TrainingSettings())
         for dtype in (torch.bfloat16, torch.float32):
             train_step(
-                model, model.config, optimizer, [pretraining_batch(PADDED), pretraining_batch(FULL)], ALONE,
+                model, Pretraining(model.config), optimizer,
+                [pretraining_batch(PADDED), pretraining_batch(FULL)], ALONE,
                 devices.autocast(dtype, DEVICE), gradient_clipping=1.0,
             )  # fmt: skip
     taken = [name for name in gpu.operations if "nystromformer.nystrom_attention_gpu" in name]
@@ -145,14 +147,12 @@ def test_a_step_of_finetuning(mechanism):
         for labels, changes in ((torch.tensor([0, 1, 2, 0]), {}), (torch.rand(4), {"num_labels": 1})):
             model = NystromformerForSequenceClassification(config(**MECHANISMS[mechanism], **changes))
             on_gpu(gpu, model)
-            recipe = TrainingSettings()
-            optimizer = build_optimizer(model, recipe)
+            optimizer = build_optimizer(model, TrainingSettings())
             batches = [{**rows(real), "labels": labels} for real in (PADDED, FULL)]
             autocast = devices.autocast(torch.bfloat16, DEVICE)
-            loss, norm, fault = training_step(
-                TASKS["sst2"], model, optimizer, batches, DEVICE, autocast, recipe
-            )
-            assert all(figure.device == DEVICE for figure in (loss, norm, fault.number))
+            objective = Finetuning(TASKS["sst2"], model.config)
+            done = train_step(model, objective, optimizer, batches, ALONE, autocast, gradient_clipping=1.0)
+            assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
 
 
 @pretended

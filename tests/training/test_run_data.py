@@ -43,16 +43,16 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_stopped_run_is_not_resumed_on_a_corpus_that_lost_half_its_documents(
     own: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
-    from nystromformer.training import pretrain
+    from nystromformer.training import loop
 
-    step = pretrain.train_step
+    step = loop.train_step
 
     def step_and_signal(*arguments: object, **options: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "train_step", step_and_signal)
+        patch.setattr(loop, "train_step", step_and_signal)
         with pytest.raises(SystemExit):
             main(["pretrain", *own])
     assert (tmp_path / "runs/smoke/checkpoints/step-1").is_dir()

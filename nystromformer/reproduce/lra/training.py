@@ -14,7 +14,6 @@ import hashlib
 import json
 import shutil
 import statistics
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -25,10 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.files import held, write_atomically
+from nystromformer.model import NystromformerConfig
 from nystromformer.reproduce.lra.examples import LraTask
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
 from nystromformer.settings import TrainingSettings
@@ -36,11 +38,14 @@ from nystromformer.settings.identity import identity
 from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
 from nystromformer.tasks.task import Encoded, padded
-from nystromformer.training.checkpoint import load_latest, save_checkpoint
-from nystromformer.training.computation import note_computation
-from nystromformer.training.devices import accelerator_of, autocast, on_device, precision
+from nystromformer.training.checkpoint import whole_checkpoint
+from nystromformer.training.devices import accelerator_of, on_device
+from nystromformer.training.flops import training_flops
+from nystromformer.training.loop import Run, train
 from nystromformer.training.metrics import MetricsLog
-from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from nystromformer.training.objective import Measured, Measurement, every
+from nystromformer.training.signals import StopRequest
+from nystromformer.training.together import Together
 
 
 @dataclass(frozen=True)
@@ -109,55 +114,67 @@ def train_cell(
 def _train_cell(
     cell: Cell, task: LraTask, scale: LraScale, device: torch.device, folder: Path
 ) -> dict[str, Any]:
-    training = _training_settings(cell, scale)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator_of(cpu=device.type == "cpu")
+    training = _training_settings(cell, scale, device)
     torch.manual_seed(cell.seed)
     model = LraClassifier(configuration(cell.attention, task, scale)).to(device)
-    optimizer = build_optimizer(model, training)
-    checkpoints, log = folder / "checkpoints", MetricsLog(folder / "metrics.jsonl")
-    progress = load_latest(checkpoints, model, optimizer, accelerator)
-    log.rewind(progress.step)
-    batches = _batches(task.train, training)
+    config, steps = model.encoder.config, training.steps
+    run = Run(
+        training,
+        folder,
+        model,
+        config,
+        Classification(config),
+        _batches(task.train, training),
+        accelerator,
+        Together(accelerator),
+        saved=whole_checkpoint(folder / "checkpoints"),
+        logs_after=every(scale.curve_every),
+        saves_after=lambda step: (
+            step % scale.curve_every == 0 and step % scale.checkpoint_every < scale.curve_every
+        ),
+        label=f"{cell.task}, {cell.attention}, seed {cell.seed}",
+        remedy="it is the mechanism's own answer to this recipe",
+    )
     shown = _spread(task.test, scale.curve_examples)
-    # On a CPU all in float32: of the mechanisms, some are much slower in bf16 there.
-    dtype = precision(training, device) if device.type == "cuda" else torch.float32
-    note_computation(progress, model.encoder.config, accelerator, dtype, partial(print, flush=True))
-    losses: list[torch.Tensor] = []
-    mark = time.perf_counter()
-    while progress.step < training.steps:
-        set_learning_rate(optimizer, learning_rate(progress.step, training))
-        losses.append(_step(model, optimizer, batches, progress.step, device, dtype))
-        progress.step += 1
-        last = progress.step == training.steps
-        if progress.step % scale.curve_every == 0 or last:
-            loss = float(torch.stack(losses).mean())  # waits for the device, so the clock is right
-            progress.seconds += time.perf_counter() - mark
-            if loss != loss:
-                raise UserError(f"{folder.name}: the loss is no number after step {progress.step:,}")
-            correct = accuracy(model, task.test if last else shown, scale, device, dtype)
-            log.append(
-                {"kind": "validation", "step": progress.step, "loss": loss, "accuracy": correct,
-                 "seconds": progress.seconds, "steps": len(losses)}
-            )  # fmt: skip
-            print(
-                f"{cell.task}, {cell.attention}, seed {cell.seed}: step {progress.step:,} of "
-                f"{training.steps:,}, loss {loss:.3f}, accuracy {correct:.3f}, {progress.seconds:.0f} s",
-                flush=True,
-            )
-            losses.clear()
-            if progress.step % scale.checkpoint_every < scale.curve_every and not last:
-                save_checkpoint(checkpoints, model, optimizer, progress, accelerator, keep=1)
-            mark = time.perf_counter()
-    measured = _measured(cell, model, log, scale, device)
-    write_atomically(folder / "cell.json", json.dumps(measured, indent=1) + "\n")
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return measured
+
+    def measured(step: int) -> Measured:
+        examples = task.test if step == steps else shown
+        share = accuracy(model, examples, scale, device, run.autocast)
+        return Measured({"accuracy": share}, f"step {step:,} of {steps:,}: accuracy {share:.3f}")
+
+    run.measurements = [Measurement("validation", every(scale.curve_every), measured)]
+    with StopRequest() as stop:
+        train(run, stop)
+    result = _measured(cell, model, run.metrics, scale, device)
+    write_atomically(folder / "cell.json", json.dumps(result, indent=1) + "\n")
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return result
+
+
+class Classification:
+    """The objective: cross-entropy, the mean over the rows."""
+
+    losses = ("loss",)
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        self._config = config
+
+    def counts(self, batch: Batch) -> tuple[int]:
+        return (len(batch["labels"]),)
+
+    def means(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor]:
+        logits = model(batch["input_ids"], batch.get("attention_mask"))
+        return (F.cross_entropy(logits.float(), batch["labels"]),)
+
+    def flops(self, lengths: NDArray[np.int64], counts: list[int]) -> float:
+        return training_flops(self._config, lengths, predicted=0)
 
 
 @torch.no_grad()
 def accuracy(
-    model: LraClassifier, examples: Encoded, scale: LraScale, device: torch.device, dtype: torch.dtype
+    model: LraClassifier, examples: Encoded, scale: LraScale, device: torch.device, autocast: torch.autocast
 ) -> float:
     """Share of the examples whose likeliest class is theirs; the model goes on training afterwards."""
     assert examples.labels is not None
@@ -166,14 +183,14 @@ def accuracy(
     for rows, batch in ordered_batches(examples, scale.batch_size, partial(padded, pad_token_id=0)):
         labels = torch.tensor([examples.labels[row] for row in rows], device=device)
         batch = on_device(batch, device)
-        with autocast(dtype, device):
+        with autocast:
             logits = model(batch["input_ids"], batch.get("attention_mask"))
         right += (logits.argmax(dim=-1) == labels).sum()
     model.train()
     return right.item() / len(examples)
 
 
-def _training_settings(cell: Cell, scale: LraScale) -> TrainingSettings:
+def _training_settings(cell: Cell, scale: LraScale, device: torch.device) -> TrainingSettings:
     steps = scale.listops_steps if cell.task == "listops" else scale.text_steps
     return TrainingSettings(
         steps=steps,
@@ -182,6 +199,10 @@ def _training_settings(cell: Cell, scale: LraScale) -> TrainingSettings:
         warmup_steps=round(scale.warmup_share * steps),
         weight_decay=scale.weight_decay,
         seed=cell.seed,
+        # On a CPU all in float32: of the mechanisms, some are much slower in bf16 there.
+        precision="auto" if device.type == "cuda" else "float32",
+        keep_checkpoints=1,
+        keep_best=False,
     )
 
 
@@ -202,42 +223,28 @@ def _labelled(encoded: Encoded, rows: Sequence[int]) -> Batch:
     return {**padded(encoded, rows, 0), "labels": labels}
 
 
-def _step(
-    model: LraClassifier,
-    optimizer: torch.optim.Optimizer,
-    batches: TaskBatches,
-    step: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    (batch,) = batches.of_step(step)
-    batch = on_device(batch, device)
-    with autocast(dtype, device):
-        logits = model(batch["input_ids"], batch.get("attention_mask"))
-    loss = F.cross_entropy(logits.float(), batch["labels"])
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.detach()
-
-
 def _measured(
     cell: Cell, model: LraClassifier, log: MetricsLog, scale: LraScale, device: torch.device
 ) -> dict[str, Any]:
-    events = log.events("validation")
-    starts = [0.0, *(event["seconds"] for event in events)]
-    speeds = [
-        (event["seconds"] - start) / event["steps"] for start, event in zip(starts, events, strict=False)
-    ]
+    events, laps = log.events("validation"), log.events("train")
+    # An earlier version wrote loss and seconds beside the accuracy, and no laps.
+    earlier = [event for event in events if "loss" in event]
+    losses = {event["step"]: event["loss"] for event in [*earlier, *laps]}
+    before, seconds = (earlier[-1]["step"], earlier[-1]["seconds"]) if earlier else (0, 0.0)
+    ends = [before, *(lap["step"] for lap in laps)]
+    speeds = [lap["steps_per_second"] for lap in laps]
     return {
         **cell.identity(scale, device.type),
         "accuracy": events[-1]["accuracy"],
         "steps": events[-1]["step"],
-        "seconds": events[-1]["seconds"],
-        "milliseconds_per_step": statistics.median(speeds) * 1000,
+        "seconds": seconds
+        + sum((end - start) / speed for start, end, speed in zip(ends, ends[1:], speeds, strict=False)),
+        "milliseconds_per_step": 1000 / statistics.median(speeds),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "curve": [{key: event[key] for key in ("step", "loss", "accuracy")} for event in events],
+        "curve": [
+            {"step": event["step"], "loss": losses[event["step"]], "accuracy": event["accuracy"]}
+            for event in events
+        ],
     }
 
 

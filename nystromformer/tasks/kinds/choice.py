@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.special import softmax
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.data.documents import clean
@@ -165,9 +165,9 @@ class ChoiceTask(Task):
         """One column: a score of each choice."""
         return 1
 
-    def loss(self, model: PreTrainedModel, batch: Batch, items: int) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         given = {name: column for name, column in batch.items() if name != "labels"}
-        return F.cross_entropy(_logits(model, given), batch["labels"], reduction="sum") / items
+        return F.cross_entropy(_logits(model, given), batch["labels"])
 
     def outputs(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """A row's logits, of as many choices as it has."""
@@ -216,7 +216,7 @@ rows = tokenizer(documents, choices, padding=True, truncation="only_first", retu
 print(model(**{name: row[None] for name, row in rows.items()}).logits.softmax(-1))"""
 
 
-def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
     """(B, K) in float32; those of the copies that fill a row up are as low as can be."""
     given = {name: column for name, column in batch.items() if name != "choices"}
     logits = model(**given).logits.float()

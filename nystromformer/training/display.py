@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, a line now and then in a log."""
+"""What a person sees while a training goes on: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nystromformer.training.metrics import Event
-from nystromformer.training.validation import ValidationResult
-
 
 class ProgressDisplay:
-    """A context manager; on other processes than the main one it shows nothing."""
+    """A context manager; on other processes than the main one it shows nothing.
 
-    def __init__(self, steps: int, done: int, *, shown: bool, unit: str = "step") -> None:
+    Args:
+        label: stands before every line, where several trainings share a terminal; there is no bar then.
+        unit: what is counted.
+    """
+
+    def __init__(self, steps: int, done: int, *, shown: bool, label: str = "", unit: str = "step") -> None:
         self._steps = steps
         self._shown = shown
+        self._label = label
         self._unit = unit
-        self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self._bar: Progress | None = None
-        if shown and self.console.is_terminal:
+        if shown and self._console.is_terminal and not label:
             self._bar = Progress(
                 TextColumn(unit),
                 MofNCompleteColumn(),
@@ -28,7 +31,7 @@ class ProgressDisplay:
                 TextColumn("{task.fields[figures]}"),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                console=self.console,
+                console=self._console,
             )
             self._task = self._bar.add_task("train", total=steps, completed=done, figures="")
 
@@ -47,10 +50,13 @@ class ProgressDisplay:
 
     def train(self, step: int, loss: float, rate: float, tokens_per_second: float, left: float) -> None:
         """Figures of the steps since the last call; `left` in seconds."""
-        if not self._shown:
-            return
         figures = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
         self.reached(step, figures, left, f"  rate {rate:.2e}")
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether it can be told of every step: there is a bar, and no lines."""
+        return self._bar is not None
 
     def reached(self, step: int, figures: str, left: float, more: str = "") -> None:
         """Show how far it is, with figures; `left` in seconds; `more` is for a log alone."""
@@ -58,31 +64,16 @@ class ProgressDisplay:
             self._bar.update(self._task, completed=step, figures=figures)
         else:
             width = len(str(self._steps))
-            self.say(f"{self._unit} {step:>{width}}/{self._steps}  {figures}{more}  left {clock(left)}")
+            self.say(f"{self._unit} {step:>{width}}/{self._steps}  {figures}{more}  left {duration(left)}")
 
-    def validation(self, step: int, result: ValidationResult) -> None:
-        self.say(
-            f"validation at step {step}: MLM loss {result.mlm_loss:.3f} "
-            f"(unigram {result.unigram_loss:.3f}), accuracy {result.mlm_accuracy:.3f}; "
-            f"sentence order loss {result.sop_loss:.3f}, accuracy {result.sop_accuracy:.3f}"
-        )
-
-    def approximation(self, event: Event) -> None:
-        """The error of the attention; see `approximation`."""
-        layers = [value for name, value in event.items() if name.startswith("layer_")]
-        if event["mean"] is None:
-            self.say(f"attention is exact in all {event['rows']} rows that were looked at")
-        else:
-            shown = ", ".join(f"{error:.3f}" for error in layers)
-            self.say(f"approximation error at step {event['step']}: {event['mean']:.3f} (by layer {shown})")
-
-    def say(self, line: str) -> None:
+    def say(self, text: str) -> None:
         if self._shown:
-            self.console.print(line, markup=False)
-            self.console.file.flush()
+            for line in text.splitlines():
+                self._console.print(f"{self._label}: {line}" if self._label else line, markup=False)
+            self._console.file.flush()
 
 
-def clock(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """75 → 1:15; 4000 → 1:06:40."""
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
