@@ -129,6 +129,7 @@ COMMANDS = {
             "nystromformer benchmark device=cuda dtype=bfloat16 tokens=65536",
             "nystromformer benchmark what=prepare 'files=[corpus/*.txt]' workers=2",
             "nystromformer benchmark what=loader 'loader_workers=[0,1,2,4]'",
+            "nystromformer benchmark what=inference 'lengths=[512,4096]'",
         ),
     ),
     "convert": Command(
@@ -141,6 +142,15 @@ COMMANDS = {
             "transfer=true minutes=10",
             "nystromformer convert source=cp-0099.model target=mine tokenizer_path=FacebookAI/roberta-base",
             "nystromformer convert source=runs/demo/model target=for_transformers layout=transformers",
+        ),
+    ),
+    "export": Command(
+        "A model as ONNX or torch.export, for every length and padding, checked against PyTorch.",
+        "nystromformer.export:export",
+        (
+            "nystromformer export checkpoint=runs/demo/model target=exported",
+            "nystromformer export checkpoint=runs/finetune/sst2/model target=small int8=true",
+            "nystromformer export checkpoint=runs/demo/model target=hidden head=encoder format=torch",
         ),
     ),
     "reproduce": Command(

@@ -78,6 +78,27 @@ def replacing_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def check_new_folder(target: Path) -> None:
+    """Raise UserError where something is there: what another model left would be taken for this one's."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"target={target} is a file: write a folder")
+    there = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if "config.json" in there:
+        raise UserError(f"target={target} holds a model already: write another folder, or remove it")
+    if there:
+        raise UserError(f"target={target} holds {there[0]} already: write another folder, or empty it")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes the target at the end; after a mistake nothing is left."""
+    try:
+        with replacing_folder(target.resolve()) as beside:
+            yield beside
+    except OSError as error:
+        raise UserError(f"target={target} cannot be written: {error.strerror or error}") from None
+
+
 def recover_folder(place: Path) -> None:
     """Clear up what a kill left; between two renames the earlier folder is out of its place."""
     shutil.rmtree(_unfinished(place), ignore_errors=True)

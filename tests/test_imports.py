@@ -1,4 +1,4 @@
-"""The one-way street: settings → attention → model → data → training → tasks → benchmark, reproduce → cli."""
+"""The one-way street: settings → attention → model → data → training → tasks → export → benchmark … cli."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ LAYERS = (
     ("data",),
     ("training",),
     ("tasks",),
+    ("export",),
     ("benchmark",),
     ("reproduce",),
     ("cli", "__main__"),

@@ -46,11 +46,6 @@ def composed_nystrom_attention(
     """`nystrom_attention` on arguments known to be right; `kernels` as of `attention_with_neighbours`."""
     query_BHND, key_BHND, value_BHND = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
     recorded = is_recorded()  # for other lengths too: segments serve them all
-    if recorded and neighbours is not None:
-        raise ValueError(
-            "neighbours are computed in blocks, whose number a trace or an export cannot follow: set "
-            "neighbours=None in the configuration, or attention='softmax'"
-        )
     if not recorded and query_BHND.shape[2] <= max(num_landmarks, 2 * (neighbours or 0)):
         out = softmax_attention(query_BHND, key_BHND, value_BHND, key_padding_mask=key_padding_mask_BN)
     elif neighbours is not None:
@@ -105,18 +100,21 @@ def _with_neighbours(
     """See `neighbours.py`. Its blocks are cut from real tokens, which padding must not lie between."""
     b, _, n, _ = query_BHND.shape
     query, key, value, first, segments = query_BHND, key_BHND, value_BHND, None, None
+    if is_recorded():  # the record is run on other masks
+        key_padding_mask_BN = _mask_of(query_BHND, key_padding_mask_BN)
     if key_padding_mask_BN is not None:
-        first = RealTokensFirst.of(key_padding_mask_BN)
+        first = RealTokensFirst.of(key_padding_mask_BN, neighbours)
         query, key, value = (first.pack(x) for x in (query, key, value))
+        n = query.shape[2]
     if first is not None or landmarks != "segment_means":
-        segments = Segments.of(_mask_of(query, None if first is None else first.padding_BN), num_landmarks)
+        segments = Segments.of(_mask_of(query, None if first is None else first.padding_BP), num_landmarks)
     query_BHMD, key_BHMD = (
         landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query, key)
     )
     inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
     count_B = torch.full((b,), n, device=query.device)
     if first is not None:
-        count_B = n - first.padding_BN.sum(dim=1)
+        count_B = n - first.padding_BP.sum(dim=1)
     blocks = Blocks.of(count_B, n, neighbours, num_landmarks)
     arguments = (query, key, value, query_BHMD, key_BHMD, inverse_BHMM, neighbours, salient_tokens, blocks)
     out = attention_with_neighbours(*arguments, kernels=kernels)
@@ -124,9 +122,12 @@ def _with_neighbours(
         return out
     if 2 * neighbours < num_landmarks:
         # Rows of at most M tokens are exact although not all of their tokens are near.
-        few = (x[:, :, :num_landmarks] for x in (query, key, value))
-        exact = softmax_attention(*few, key_padding_mask=first.padding_BN[:, :num_landmarks])
-        exact = F.pad(exact, (0, 0, 0, n - num_landmarks))
+        # In a record there may be fewer positions than M.
+        m, more = num_landmarks, num_landmarks if is_recorded() else 0
+        few = (F.pad(x, (0, 0, 0, more))[:, :, :m] for x in (query, key, value))
+        few_padding_BM = F.pad(first.padding_BP, (0, more), value=True)[:, :m]
+        exact = softmax_attention(*few, key_padding_mask=few_padding_BM)
+        exact = F.pad(exact, (0, 0, 0, n))[:, :, :n]
         out = torch.where(segments.short_B[:, None, None, None], exact, out)
     return first.unpack(out)
 

@@ -16,6 +16,7 @@ from nystromformer.attention import native
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.native import Problem
 from nystromformer.attention.operator import define, empty_like_projections
+from nystromformer.attention.recording import is_recorded
 
 
 def nystrom_attention_on_cpu(
@@ -91,7 +92,7 @@ def _kept(problem: Problem, zeros: bool) -> list[Tensor]:
     m, w = problem.num_landmarks, problem.neighbours
     shapes = [(m, d), (m, d), (m, m), (m, d), (m,)]
     if w is not None:
-        b = b if n > max(m, 2 * w) else 0
+        b = b if is_recorded() or n > max(m, 2 * w) else 0
         shapes = [(m, d), (m, d), (m, m), (m,), (n,), (n,)]
     elif zeros:
         zeros = n > m

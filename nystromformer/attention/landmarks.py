@@ -135,7 +135,10 @@ def uniform_samples(x_BHND: Tensor, num_landmarks: int, segments: Segments, seed
     """
     rank_BN = segments.real_BN.cumsum(dim=1) - 1
     priority_BN = torch.where(segments.real_BN, _hash(rank_BN, seed), 2**32)
+    if is_recorded():  # there may be fewer positions than M
+        priority_BN = F.pad(priority_BN, (0, num_landmarks), value=2**32)
     position_BM = priority_BN.topk(num_landmarks, dim=1, largest=False).indices.sort(dim=1).values
+    position_BM = position_BM.clamp(max=x_BHND.shape[2] - 1)
     return _tokens_at(x_BHND, position_BM)
 
 

@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nystromformer.attention.precision import without_autocast
+from nystromformer.attention.recording import is_recorded
 
 SMALLEST = -60.0
 """Logarithm of the least share of the near part that is told from nothing, so that no sum is 0."""
@@ -119,7 +120,7 @@ class Salient:
     def marks(self, positions: int) -> Tensor:
         """(B, H, N) bool, True at salient tokens."""
         marks_BHN = self.rank_BHS.new_zeros(*self.rank_BHS.shape[:2], positions, dtype=torch.bool)
-        return marks_BHN.scatter(2, self.rank_BHS, True)
+        return marks_BHN.scatter(2, self.rank_BHS, torch.ones_like(self.rank_BHS, dtype=torch.bool))
 
 
 def most_salient(attention_BHN: Tensor, blocks: Blocks, salient_tokens: int) -> Tensor:
@@ -127,6 +128,11 @@ def most_salient(attention_BHN: Tensor, blocks: Blocks, salient_tokens: int) -> 
     place_N = torch.arange(attention_BHN.shape[2], device=attention_BHN.device)
     attention_BHN = attention_BHN.masked_fill(~blocks.real_BN[:, None], float("-inf"))
     attention_BHN = attention_BHN.masked_fill(place_N == 0, float("inf"))
+    if is_recorded():  # there may be fewer places than S, and the last holds no token
+        places = attention_BHN.shape[2]
+        padded = F.pad(attention_BHN, (0, salient_tokens), value=float("-inf"))
+        chosen_BHS = padded.topk(salient_tokens, dim=-1).indices
+        return chosen_BHS.clamp(max=places - 1).sort(dim=-1).values
     order_BHN = attention_BHN.argsort(dim=-1, descending=True, stable=True)
     return order_BHN[..., :salient_tokens].sort(dim=-1).values
 
@@ -308,9 +314,9 @@ def _mixed(
     log_scale_BH11 = log_ratio_BHM1.amax(dim=2, keepdim=True).detach()
     # The values have a column of ones beside them, whose sums are the softmax's.
     value_BHCwE = F.pad(value_BHCwD.to(exact), (0, 1), value=1.0)
-    salient_BHCw = salient.marks(factor_BHMN.shape[-1]).unflatten(-1, key_BHCwD.shape[2:4])
+    salient_BHCw = salient.marks(factor_BHMN.shape[-1]).unflatten(-1, (-1, key_BHCwD.shape[3]))
     value_BHCwE = value_BHCwE.masked_fill(salient_BHCw[..., None], 0)
-    part_BHCME = factor_BHMN.unflatten(-1, key_BHCwD.shape[2:4]).transpose(2, 3) @ value_BHCwE
+    part_BHCME = factor_BHMN.unflatten(-1, (-1, key_BHCwD.shape[3])).transpose(2, 3) @ value_BHCwE
     before, own, after = _three(part_BHCME)
     far_BHCME = part_BHCME.sum(dim=2, keepdim=True) - (before + own + after)
     far_BHCME = torch.where(salient.far_BHC[..., None, None], far_BHCME, 0)
@@ -353,26 +359,40 @@ def _three(x_BHCXY: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class RealTokensFirst:
-    """The rows' real tokens in front, in order; what follows them is padding."""
+    """The rows' real tokens in front, in order; what follows them is padding.
 
-    order_BN: Tensor
-    """The position that each token comes from."""
+    P places: N, but in a record whole blocks, one more than there need be. A number of blocks that follows
+    from N by rounding, or that can be 1, would tie the record to the lengths that round alike.
+    """
+
+    order_BP: Tensor
+    """The position that each place's token comes from."""
     back_BN: Tensor
-    """Where it went."""
-    padding_BN: Tensor
+    """The place that each position's token went to."""
+    padding_BP: Tensor
     """True at padding, of the new order."""
 
     @classmethod
-    def of(cls, key_padding_mask_BN: Tensor) -> RealTokensFirst:
-        order_BN = torch.argsort(key_padding_mask_BN.to(torch.uint8), dim=1, stable=True)
-        return cls(order_BN, order_BN.argsort(dim=1), key_padding_mask_BN.gather(1, order_BN))
+    def of(cls, key_padding_mask_BN: Tensor, neighbours: int) -> RealTokensFirst:
+        b, n = key_padding_mask_BN.shape
+        real_BN = (~key_padding_mask_BN).long()
+        count_B1 = real_BN.sum(dim=1, keepdim=True)
+        after_BN = count_B1 + key_padding_mask_BN.long().cumsum(dim=1) - 1
+        back_BN = torch.where(key_padding_mask_BN, after_BN, real_BN.cumsum(dim=1) - 1)
+        places = ((n - 1) // neighbours + 2) * neighbours if is_recorded() else n
+        every_N = torch.arange(n, device=back_BN.device)
+        order_BP = back_BN.new_zeros(b, places).scatter(1, back_BN, every_N.expand_as(back_BN))
+        padding_BP = torch.arange(places, device=back_BN.device) >= count_B1
+        return cls(order_BP, back_BN, padding_BP)
 
     def pack(self, x_BHND: Tensor) -> Tensor:
-        return _taken(x_BHND, self.order_BN)
+        """(B, H, P, D), 0 at padding as before."""
+        packed_BHPD = _taken(x_BHND, self.order_BP)
+        return packed_BHPD.masked_fill(self.padding_BP[:, None, :, None], 0) if is_recorded() else packed_BHPD
 
-    def unpack(self, x_BHND: Tensor) -> Tensor:
-        return _taken(x_BHND, self.back_BN)
+    def unpack(self, x_BHPD: Tensor) -> Tensor:
+        return _taken(x_BHPD, self.back_BN)
 
 
-def _taken(x_BHND: Tensor, position_BN: Tensor) -> Tensor:
-    return x_BHND.gather(2, position_BN[:, None, :, None].expand_as(x_BHND))
+def _taken(x: Tensor, places: Tensor) -> Tensor:
+    return x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

@@ -102,7 +102,7 @@ class NystromformerIntermediate(nn.Module):
         self.activation = activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(linear(self.dense, hidden_states))
+        return linear(self.dense, hidden_states, self.activation)
 
 
 class NystromformerLayer(GradientCheckpointingLayer):

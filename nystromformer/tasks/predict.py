@@ -12,14 +12,13 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
@@ -30,7 +29,6 @@ from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
 from nystromformer.settings.schema import Role, settings_of
 from nystromformer.tasks.contents import content_of_tokenizer, short
-from nystromformer.tasks.delimited import written
 from nystromformer.tasks.export import taught
 from nystromformer.tasks.growing import (
     PROGRESS,
@@ -40,17 +38,14 @@ from nystromformer.tasks.growing import (
     read_progress,
     written_so_far,
 )
-from nystromformer.tasks.table_files import Fault
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Task, joined, stored
+from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
+from nystromformer.tasks.task import Task, stored
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
 from nystromformer.training.display import ProgressDisplay
 
-_MOST_ROWS = 2048
 _CHARACTERS = 64
 """A chunk holds at most so many for each token of a batch: some 16 batches."""
-_SHOWN = 5
-"""Rows that cannot be read which are shown."""
 _BETWEEN_LINES = 10.0
 """Seconds between two lines of progress in a log."""
 _COMPARED = "compared.jsonl"
@@ -76,27 +71,6 @@ def predict(settings: PredictSettings) -> None:
         UserError: as `evaluate`; or the folder is of other predictions, or another process has it.
     """
     _Prediction(settings, settings.format, anew=False).run()
-
-
-@dataclass
-class _Progress:
-    """How far it is; JSON."""
-
-    of: dict[str, Any]
-    """What it is the progress of, and by which settings."""
-    total: int
-    """Rows of the file."""
-    labelled: bool = False
-    rows: int = 0
-    """Rows done, with those that cannot be read."""
-    examples: int = 0
-    errors: int = 0
-    first_errors: list[str] = field(default_factory=list)
-    encoded: int = 0
-    """Rows that the model read, and those of them that were cut."""
-    cut: int = 0
-    finished: bool = False
-    sizes: dict[str, int] = field(default_factory=dict)
 
 
 class _Prediction:
@@ -125,7 +99,7 @@ class _Prediction:
             if progress:
                 self._compare(progress.of, now)
             else:
-                progress = _Progress(now, total)
+                progress = Progress(now, total)
                 self._clear()
             if not progress.finished:
                 self._grow(progress, tokenizer)
@@ -152,13 +126,13 @@ class _Prediction:
 
     # --- going on ------------------------------------------------------------------------------------
 
-    def _before(self) -> _Progress | None:
+    def _before(self) -> Progress | None:
         """How far an earlier command came; None where there was none, or what it made is gone."""
         content = None if self._anew else read_progress(self._folder)
         if content is None:
             return None
         try:
-            progress = _Progress(**content)
+            progress = Progress(**content)
         except TypeError:
             raise UserError(
                 f"{self._folder / PROGRESS} is of another version: write folder=OTHER, or delete that folder"
@@ -209,7 +183,7 @@ class _Prediction:
 
     # --- rows ----------------------------------------------------------------------------------------
 
-    def _grow(self, progress: _Progress, tokenizer: PreTrainedTokenizerBase) -> None:
+    def _grow(self, progress: Progress, tokenizer: PreTrainedTokenizerBase) -> None:
         """Predict what is left."""
         settings, task = self._settings, self._task
         model = open_model(self._checkpoint, task)[0]
@@ -224,8 +198,8 @@ class _Prediction:
         display = ProgressDisplay(progress.total, progress.rows, shown=True, unit="row")
         shown, began, at_first = time.monotonic(), time.monotonic(), progress.rows
         with files.opened(), display:
-            for chunk in _chunks(rows, _CHARACTERS * settings.tokens_per_batch):
-                part = _Part(task, chunk)
+            for chunk in chunks(rows, _CHARACTERS * settings.tokens_per_batch):
+                part = Part(task, chunk)
                 part.encode(tokenizer, self._max_length, self._path if settings.reported else None)
                 if len(part.examples):
                     outputs = outputs_of(
@@ -243,26 +217,26 @@ class _Prediction:
                     display.reached(progress.rows, f"{speed:,.1f} rows/s", left)
                     shown = now
 
-    def _texts(self, part: _Part, progress: _Progress) -> dict[str, str]:
+    def _texts(self, part: Part, progress: Progress) -> dict[str, str]:
         """What a part adds to each file."""
         records = part.records(progress.rows)
         if self._form == "jsonl":
-            texts = {self._file: _json_lines(records)}
+            texts = {self._file: json_lines(records)}
         elif self._form == "tsv":
-            texts = {self._file: _table(self._task, records, head=not progress.rows)}
+            texts = {self._file: table(self._task, records, head=not progress.rows)}
         else:
-            texts = {name: _json_lines(part.errors(progress.rows)) for name in self._errors_apart}
+            texts = {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
             if len(part.examples):
                 texts[self._file] = self._task.written(
                     part.examples, part.predictions, part.outputs, first=progress.examples
                 )
         if part.examples.labels is not None:
-            texts[_COMPARED] = _json_lines(zip(part.examples.labels, part.predictions, strict=True))
+            texts[_COMPARED] = json_lines(zip(part.examples.labels, part.predictions, strict=True))
         return texts
 
     # --- the end -------------------------------------------------------------------------------------
 
-    def _finish(self, progress: _Progress) -> dict[str, Any]:
+    def _finish(self, progress: Progress) -> dict[str, Any]:
         """Name the files, and write the result; what is done already is done no more."""
         folder, task = self._folder, self._task
         if progress.finished and (folder / _RESULT).exists():
@@ -296,7 +270,7 @@ class _Prediction:
             (folder / PROGRESS).unlink(missing_ok=True)
         return result
 
-    def _tell(self, progress: _Progress, result: Mapping[str, Any]) -> None:
+    def _tell(self, progress: Progress, result: Mapping[str, Any]) -> None:
         cut = f"{result['truncated']:.1%} cut to {self._max_length} tokens"
         print(f"{self._settings.file}: {progress.examples:,} examples, {cut}")
         for name, value in result.get("figures", {}).items():
@@ -304,131 +278,11 @@ class _Prediction:
         print(self._folder / self._file)
         if progress.errors:
             first = "".join(f"\n  {error}" for error in progress.first_errors)
-            more = f", the first {_SHOWN}" if progress.errors > _SHOWN else ""
+            more = f", the first {SHOWN}" if progress.errors > SHOWN else ""
             print(
                 f"{progress.errors:,} of {progress.rows:,} rows could not be read{more}:{first}",
                 file=sys.stderr,
             )
-
-
-# --- parts --------------------------------------------------------------------------------------------
-
-
-class _Part:
-    """A chunk of rows, and what the model makes of it."""
-
-    encoded: Encoded
-    outputs: Outputs = ()
-    predictions: Sequence[Any] = ()
-
-    def __init__(self, task: Task, rows: list[Examples | Fault]) -> None:
-        self._task = task
-        self.rows = rows
-        self.examples = self._joined()
-
-    def _joined(self) -> Examples:
-        examples = [row for row in self.rows if isinstance(row, Examples)]
-        return joined(examples) if examples else Examples([], None, [])
-
-    @property
-    def faults(self) -> list[tuple[int, Fault]]:
-        """Each with its place among the rows."""
-        return [(place, row) for place, row in enumerate(self.rows) if isinstance(row, Fault)]
-
-    def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path | None) -> None:
-        """Make rows of token ids; with a `path` an example of which none can be made is a fault of it."""
-        if not len(self.examples):
-            return
-        try:
-            self.encoded = self._task.encode(self.examples, tokenizer, max_length)
-        except UserError:
-            if path is None:
-                raise
-            for place, row in enumerate(self.rows):
-                if isinstance(row, Fault):
-                    continue
-                try:
-                    self._task.encode(row, tokenizer, max_length)
-                except UserError as error:
-                    self.rows[place] = Fault(path, f"example {row.ids[0]}", f"cannot be read ({error})")
-            self.examples = self._joined()
-            self.encode(tokenizer, max_length, None)
-
-    def predict(self, outputs: Outputs) -> None:
-        self.outputs = outputs
-        self.predictions = self._task.predict(self.encoded, outputs)
-
-    def note(self, progress: _Progress) -> None:
-        """Count it as done."""
-        faults = self.faults
-        progress.rows += len(self.rows)
-        progress.errors += len(faults)
-        progress.first_errors += [str(fault) for _, fault in faults[: _SHOWN - len(progress.first_errors)]]
-        if len(self.examples):
-            progress.labelled |= self.examples.labels is not None
-            progress.examples += len(self.examples)
-            progress.encoded += len(self.encoded)
-            progress.cut += int((self.encoded.full_lengths > self.encoded.lengths).sum())
-
-    def records(self, first: int) -> Iterator[dict[str, Any]]:
-        """A record of each row, `first` the number of the first one."""
-        answers = iter(self._task.answers(self.examples, self.predictions, self.outputs))
-        ids = iter(self.examples.ids)
-        for number, row in enumerate(self.rows, start=first):
-            if isinstance(row, Fault):
-                yield _of_fault(number, row)
-            else:
-                yield {"id": next(ids), **next(answers)}
-
-    def errors(self, first: int) -> Iterator[dict[str, Any]]:
-        return (_of_fault(first + place, fault) for place, fault in self.faults)
-
-
-def _chunks(rows: Iterable[Examples | Fault], characters: int) -> Iterator[list[Examples | Fault]]:
-    """The rows, one an item, in lists of at most _MOST_ROWS that hold some `characters` in all."""
-    chunk: list[Examples | Fault] = []
-    held = 0
-    for row in rows:
-        chunk.append(row)
-        if isinstance(row, Examples):
-            held += sum(len(text) + 1 for texts in row.texts for text in texts)
-        if len(chunk) == _MOST_ROWS or held >= characters:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk
-
-
-def _of_fault(number: int, fault: Fault) -> dict[str, Any]:
-    return {"id": str(number), "error": str(fault)}
-
-
-def _json_lines(records: Iterable[Any]) -> str:
-    return "".join(json.dumps(x, ensure_ascii=False, default=_plain) + "\n" for x in records)
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and dataclasses as JSON's lists."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else list(vars(value).values())
-
-
-def _table(task: Task, records: Iterable[Mapping[str, Any]], *, head: bool) -> str:
-    """Tab-separated; of an object with an entry for each label, a column each."""
-    columns: list[tuple[str, ...]] = [("id",)]
-    for name in task.told:
-        whole = name.removesuffix(".*")
-        columns += [(name,)] if whole == name else [(whole, label) for label in task.labels]
-    columns.append(("error",))
-    rows = [[_cell(record, column) for column in columns] for record in records]
-    return written([[".".join(column) for column in columns], *rows] if head else rows)
-
-
-def _cell(record: Any, column: tuple[str, ...]) -> str:
-    for name in column:
-        record = None if record is None else record.get(name)
-    if record is None or isinstance(record, str):
-        return record or ""
-    return json.dumps(record, ensure_ascii=False, default=_plain)
 
 
 def open_model(folder: Path, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

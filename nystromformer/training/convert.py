@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from nystromformer.attention.nystrom import near_in_words
 from nystromformer.data.corpora import open_corpus
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
-from nystromformer.files import replacing_folder
+from nystromformer.files import check_new_folder, new_folder
 from nystromformer.model.closed_form import fit_in_closed_form, with_exact_attention
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.heads import NystromformerForPreTraining
@@ -41,7 +40,7 @@ def convert(settings: ConvertSettings) -> None:
     if complaints := list(settings.complaints()):
         raise UserError("\n".join(complaints))
     target = Path(str(settings.target)).expanduser()
-    _check_target(target)
+    check_new_folder(target)
     source = open_source(
         str(settings.source), setting="source", num_attention_heads=settings.num_attention_heads
     )
@@ -51,7 +50,7 @@ def convert(settings: ConvertSettings) -> None:
     model, copied = source.model(source.configuration(changes), positions=settings.positions)
     tokenizer = _tokenizer(settings, source)
     lines = _bring_closer(settings, model, source, copied, tokenizer) if settings.data.corpus else []
-    with _whole_or_absent(target) as beside:
+    with new_folder(target) as beside:
         if settings.layout == "transformers":
             copied.left_out += export_for_transformers(model, beside, nystrom_length=settings.nystrom_length)
         else:
@@ -59,30 +58,6 @@ def convert(settings: ConvertSettings) -> None:
         told = _write_tokenizer(tokenizer, settings, model.config.max_position_embeddings, beside)
     print(f"{source.kind} {source.path} → {target}\n{copied}")
     print("\n".join([*lines, _about(source, model.config, settings), f"  tokenizer {told}"]))
-
-
-# --- where it is written ------------------------------------------------------------------------------
-
-
-def _check_target(target: Path) -> None:
-    """Raise UserError where something is there: what another model left would be taken for this one's."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"target={target} is a file: write a folder")
-    there = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
-    if "config.json" in there:
-        raise UserError(f"target={target} holds a model already: write another folder, or remove it")
-    if there:
-        raise UserError(f"target={target} holds {there[0]} already: write another folder, or empty it")
-
-
-@contextmanager
-def _whole_or_absent(target: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes the target at the end; after a mistake nothing is left."""
-    try:
-        with replacing_folder(target.resolve()) as beside:
-            yield beside
-    except OSError as error:
-        raise UserError(f"target={target} cannot be written: {error.strerror or error}") from None
 
 
 def _about(source: Source, config: NystromformerConfig, settings: ConvertSettings) -> str:

@@ -227,12 +227,6 @@ def test_an_impossible_block_is_named():
         nystrom_attention(q, k, v, neighbours=8, salient_tokens=0)
 
 
-def test_a_recording_is_refused_in_words():
-    q, k, v, _ = (x.detach() for x in leaves())
-    with pytest.raises(ValueError, match="neighbours=None"):
-        torch.jit.trace(lambda *x: nystrom_attention(*x, num_landmarks=4, neighbours=5), (q, k, v))
-
-
 def test_what_computes_it_is_said():
     query = torch.empty(1, 1, 100, 16)
     choices = (16, 6, "segment_means")

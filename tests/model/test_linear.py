@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from nystromformer.model import linear as module
+from nystromformer.model.encoder import activation
 from nystromformer.model.linear import linear
 
 pytestmark = pytest.mark.skipif(
@@ -97,6 +98,25 @@ def test_a_plain_layer_goes_through_onednn(products):
     ours, _ = pair()
     linear(ours, torch.randn(5, 48))
     assert products
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "relu"])
+def test_an_activation_follows_to_the_same_bits(name):
+    ours, _ = pair()
+    then = activation(name)
+    x = torch.randn(3, 5, 48)
+    expected = then(linear(ours, x.requires_grad_()))
+    torch.testing.assert_close(linear(ours, x, then), expected, rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(ours, x, then), expected.detach(), rtol=0, atol=1e-6)
+
+
+def test_a_hook_on_the_activation_is_called():
+    ours, _ = pair()
+    then, calls = observed(activation("gelu"))
+    with torch.no_grad():
+        linear(ours, torch.randn(5, 48), then)
+    assert calls
 
 
 def observed(layer):

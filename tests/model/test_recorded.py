@@ -10,12 +10,24 @@ from torch import Tensor, nn
 from nystromformer import NystromformerConfig, NystromformerForMaskedLM, NystromformerModel
 
 M = 8
-OTHERS = [(2, 40, True), (3, 70, True), (2, 20, False), (2, M + 1, True), (2, M, True), (1, 2, False)]
+OTHERS = [
+    (2, 40, True),
+    (3, 70, True),
+    (2, 20, False),
+    (2, M + 1, True),
+    (2, M, True),
+    (1, 2, False),
+    (1, 25, True),
+]
 """Rows, tokens, and whether there is padding."""
 RECORDABLE = {
     "paper": {},
     "exact inverse": {"pinv_iterations": None},
     "kmeans": {"landmarks": "kmeans"},
+    "uniform": {"landmarks": "uniform"},
+    "neighbours by their operator": {"neighbours": 16, "num_landmarks": 16},
+    "neighbours": {"neighbours": 12},
+    "neighbours, few": {"neighbours": 3, "salient_tokens": 9},
     "softmax": {"attention": "softmax"},
     "linformer": {"attention": "linformer"},
     "performer": {"attention": "performer"},
@@ -107,10 +119,14 @@ def test_an_export_of_dynamic_length_serves_every_length(changes):
     check(exported.module(), model)
 
 
-def test_so_does_an_export_of_the_composed_operators(monkeypatch):
-    model = build()
-    with composed(monkeypatch):
-        exported = torch.export.export(model, batch(2, 40, padding=False), dynamic_shapes=dynamic_shapes())
+@pytest.mark.parametrize("changes", [{}, {"neighbours": 12}], ids=["landmarks", "neighbours"])
+def test_so_does_an_export_of_the_composed_operators(changes, monkeypatch):
+    model = build(**changes)
+    anything = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
+    with composed(monkeypatch), torch.no_grad():
+        exported = torch.export.export(
+            model, batch(2, 40, padding=False), dynamic_shapes=(anything, anything)
+        )
     check(exported.module(), model)
 
 

@@ -21,7 +21,7 @@ from nystromformer.files import held
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import PredictSettings
-from nystromformer.tasks import growing, predict
+from nystromformer.tasks import growing, parts, predict
 from nystromformer.tasks.batches import ordered_batches
 from nystromformer.tasks.kinds.answers import AnswerTask
 from nystromformer.tasks.kinds.choice import ChoiceTask
@@ -97,7 +97,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(predict, "_MOST_ROWS", 7)
+    monkeypatch.setattr(parts, "MOST_ROWS", 7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -362,11 +362,11 @@ def test_batches_hold_so_many_tokens_and_no_more(checkpoint):
 def test_parts_of_one_example_are_the_whole(test_data):
     task = KINDS["tokens"][0]
     settings = PredictSettings(file=str(test_data / "ner/wikiann_en_dev.conll"), figures=False)
-    parts = [part for part in task.read(settings, 1) if isinstance(part, Examples)]
+    found = [part for part in task.read(settings, 1) if isinstance(part, Examples)]
     (whole,) = task.read(settings, sys.maxsize)
     assert isinstance(whole, Examples)
-    assert len(whole) == len(parts) == 10_000
-    assert joined(parts) == whole
+    assert len(whole) == len(found) == 10_000
+    assert joined(found) == whole
 
 
 # --- kills --------------------------------------------------------------------------------------------
@@ -434,12 +434,12 @@ def test_killed_at_every_write_it_becomes_the_same_files(
         try:
             assert main(command) == 0
             monkeypatch.undo()
-            monkeypatch.setattr(predict, "_MOST_ROWS", 7)
+            monkeypatch.setattr(parts, "MOST_ROWS", 7)
             break
         except Killed:
             kills += 1
             monkeypatch.undo()
-            monkeypatch.setattr(predict, "_MOST_ROWS", 7)
+            monkeypatch.setattr(parts, "MOST_ROWS", 7)
     assert kills >= 3
     left = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert left.keys() == whole.keys()

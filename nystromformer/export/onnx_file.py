@@ -1,0 +1,99 @@
+"""ONNX: a recorded program as a file, its int8 twin, and ONNX Runtime that runs either."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from nystromformer.errors import UserError
+
+OPSET = 18
+"""Version of ONNX's operators: the first with all that is used, and PyTorch's own choice."""
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LARGEST = 1.9e9
+"""Bytes of weights beyond which they stand in a file of their own: protobuf holds 2 GiB."""
+QUANTISED = ("MatMul", "Gemm", "Gather")
+"""Operators whose weights become int8: linear layers and embeddings, not the convolution."""
+
+
+def missing_packages() -> list[str]:
+    """Those of PACKAGES that are not installed."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def check_packages(setting: str) -> None:
+    """Raise UserError where ONNX's packages are missing."""
+    if missing := missing_packages():
+        raise UserError(
+            f"{setting} needs {' and '.join(missing)}, not installed here: pip install 'nystromformer[onnx]'"
+        )
+
+
+def write(program: ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Write the program as ONNX, weights inside unless they are too large for one file."""
+    size = sum(x.numel() * x.element_size() for x in program.state_dict.values())
+    with _quiet():
+        torch.onnx.export(
+            program,
+            (),
+            path,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            external_data=size > LARGEST,
+            verbose=False,
+        )
+
+
+def quantise(path: Path, target: Path) -> None:
+    """Weights of the linear layers and embeddings in int8; activations are quantised as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            path,
+            target,
+            op_types_to_quantize=list(QUANTISED),
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            use_external_data_format=path.with_name(path.name + ".data").exists(),
+        )
+
+
+def open_session(path: Path, threads: int | None = None) -> Callable[..., tuple[Tensor, ...]]:
+    """ONNX Runtime on the CPU: the file as a function of its inputs' tensors, in their order."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return tuple(torch.from_numpy(x) for x in session.run(None, given))
+
+    return run
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks: on torchvision's absence, and that shapes were not inferred."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
