@@ -109,8 +109,16 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "A fine-tuned model on a file: predictions, and figures where the file has labels.",
-        "nystromformer.tasks.evaluate:evaluate",
+        "nystromformer.tasks.predict:evaluate",
         ("nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",),
+    ),
+    "predict": Command(
+        "A fine-tuned model on a file of any size, row by row; the same command again goes on.",
+        "nystromformer.tasks.predict:predict",
+        (
+            "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.jsonl folder=predicted",
+            "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.csv format=tsv",
+        ),
     ),
     "benchmark": Command(
         "Speed and memory of attention, training, preparation and loader on this machine, beside the peers.",

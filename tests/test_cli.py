@@ -38,7 +38,7 @@ def test_help_shows_groups_settings_and_examples(command, capsys):
     out = capsys.readouterr().out
     assert cli.COMMANDS[command].summary in out
     lone = {"benchmark": "repeats=5"}
-    lone |= {"evaluate": "folder=evaluated", "export": "format=onnx"}
+    lone |= {"evaluate": "folder=evaluated", "predict": "folder=predicted", "export": "format=onnx"}
     if command in lone:
         assert "groups" not in out
         assert lone[command] in out
@@ -112,7 +112,7 @@ def test_answers_at_once_without_the_heavy_libraries(words):
         (
             ["dance"],
             "nystromformer: 'dance' is no command: write one of prepare, pretrain, finetune, "
-            "evaluate, benchmark, convert, export, reproduce",
+            "evaluate, predict, benchmark, convert, export, reproduce",
         ),
         (
             ["pretrain", "training.stepz=5"],

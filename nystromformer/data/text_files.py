@@ -223,9 +223,10 @@ def _decode(line: bytes, path: Path, offset: int, errors: str, *, first: bool) -
     if first and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path} is UTF-16: convert it, for instance with iconv -f utf-16 -t utf-8")
     if b"\0" in line and line.count(b"\0") * _NULS_OF_TEXT > len(line):
-        raise UserError(
-            f"{path} is binary or UTF-16 (a NUL byte at offset {offset + line.index(0)}): give text in UTF-8"
-        )
+        if first or errors == "strict":
+            place = f"a NUL byte at offset {offset + line.index(0)}"
+            raise UserError(f"{path} is binary or UTF-16 ({place}): give text in UTF-8")
+        line = line.replace(b"\0", b"\xff")  # a hole that a crash left: no text either
     try:
         text = line.decode("utf-8-sig" if first else "utf-8", errors)
     except UnicodeDecodeError as error:

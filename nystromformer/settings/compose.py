@@ -28,7 +28,7 @@ from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.export import ExportSettings
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings
+from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, PredictSettings
 from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.pretrain import PrepareCommandSettings, PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
@@ -38,6 +38,7 @@ Settings: TypeAlias = (
     PretrainSettings
     | FinetuneSettings
     | EvaluateSettings
+    | PredictSettings
     | BenchmarkSettings
     | ConvertSettings
     | ExportSettings
@@ -50,6 +51,7 @@ SCHEMAS: dict[str, type[Settings]] = {
     "prepare": PrepareCommandSettings,
     "finetune": FinetuneSettings,
     "evaluate": EvaluateSettings,
+    "predict": PredictSettings,
     "benchmark": BenchmarkSettings,
     "convert": ConvertSettings,
     "export": ExportSettings,

@@ -1,4 +1,4 @@
-"""Settings of `nystromformer finetune` and `nystromformer evaluate`."""
+"""Settings of `nystromformer finetune`, `evaluate` and `predict`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,14 @@ class TaskDataSettings(Section, at="data"):
     """custom: held-out examples to choose the best checkpoint by; empty takes data.dev_fraction of train."""
     test: str | None = path(None, content="test")
     """custom: labelled examples that the model is evaluated on once, at the end."""
+    hub: str | None = path(None, content="train")
+    """Own kinds of data from the hub instead of files: a repository's name, or a folder with a data set's
+    Parquet files or what `save_to_disk` wrote. Rows are read as JSON lines of the same columns are."""
+    hub_config: str | None = path(None, content="train")
+    """Name of the repository's configuration, where it has several."""
+    hub_splits: list[str] = path([], content="train")
+    """Names of the splits for training, to choose checkpoints by, and for the test at the end; empty is
+    `[train, validation, test]` as far as they are there. Without a second, data.dev_fraction is held out."""
     text: str = result("text")
     """custom: name of the column with the text."""
     text_pair: str | None = result(None)
@@ -119,9 +127,20 @@ class TaskDataSettings(Section, at="data"):
     max_dev_examples: int | None = result(None, at_least=2)
     """The same for the held-out examples: results are then not comparable with published ones."""
 
+    @property
+    def has_train(self) -> bool:
+        """Whether there are data of the user's own."""
+        return bool(self.train or self.hub)
+
     def complaints_together(self) -> Iterator[str]:
         if self.source == "folder" and not self.root:
             yield "data.root is empty: with data.source=folder write data.root=FOLDER"
+        if self.hub and (self.train or self.dev or self.test):
+            yield "data.hub stands beside data.train, data.dev or data.test: write one, null for others"
+        if (self.hub_config or self.hub_splits) and not self.hub:
+            yield "data.hub is empty: with data.hub_config or data.hub_splits write data.hub=NAME"
+        if len(self.hub_splits) > 3:
+            yield f"data.hub_splits has {len(self.hub_splits)} names: write at most three, [train, dev, test]"
 
 
 @dataclass
@@ -241,7 +260,8 @@ class EvaluateSettings(Section):
     checkpoint: str | None = path(None)
     """Folder of a model that `finetune` wrote."""
     file: str | None = path(None)
-    """A .csv, .tsv or .jsonl file, or a file of the model's own GLUE task in GLUE's layout."""
+    """A file of a layout that the model's kind of task has: .csv, .tsv or .jsonl, CoNLL columns, SQuAD's
+    .json, or a file of the model's own GLUE task in GLUE's layout."""
     text: str | None = result(None)
     """Name of the column with the text; empty takes that of the model's task."""
     text_pair: str | None = result(None)
@@ -255,13 +275,47 @@ class EvaluateSettings(Section):
     """Whether cells may stand in double quotes, as pandas and spreadsheets write them. Empty is true, and
     stops where that is in doubt; but false for files of the model's own GLUE task, where a quote is text."""
     folder: str = place("evaluated")
-    """Where predictions.tsv, result.json and, with labels, confusion.png go."""
+    """Where the predictions, result.json and, with labels, a picture go."""
     batch_size: int = speed(64, at_least=1)
+    """Most rows at once."""
+    tokens_per_batch: int = speed(16384, at_least=1)
+    """Most tokens at once, padding included: of rows of 4,096 tokens, four; a longer row goes by itself."""
     precision: str = result("float32", choices=PRECISIONS)
     """`float32`, `bf16`, or `auto`: bf16 where the device is fast at it."""
+    malformed_rows: str = result("stop", choices=("stop", "report"), write="stop or report")
+    """A row that cannot be read: `stop`, naming it, or `report` it beside the predictions and go on."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether labels are read where there are some."""
+        return True
+
+    @property
+    def reported(self) -> bool:
+        """Whether rows that cannot be read are handed on as faults."""
+        return self.malformed_rows == "report"
 
     def complaints_together(self) -> Iterator[str]:
         if not self.checkpoint:
             yield "checkpoint is empty: write checkpoint=FOLDER, e.g. checkpoint=runs/finetune/sst2/model"
         if not self.file:
-            yield "file is empty: write file=FILE (.csv, .tsv or .jsonl)"
+            yield "file is empty: write file=FILE, of a layout that the model's kind of task has"
+
+
+@dataclass
+class PredictSettings(EvaluateSettings):
+    """A fine-tuned model on a file of any size; the same command again goes on where it was stopped."""
+
+    folder: str = place("predicted")
+    """Where the predictions and result.json go, with progress.json to go on by."""
+    format: str = result("jsonl", choices=("jsonl", "tsv", "own"))
+    """`jsonl`, a JSON object a row, or `tsv`: id or row number, prediction, scores, and what is wrong with a
+    row that cannot be read; `own`, the file that `evaluate` writes, with such rows in errors.jsonl."""
+    figures: bool = result(True)
+    """Where the file has labels, compare them with the predictions; false does not read them."""
+    batch_size: int = speed(256, at_least=1)
+    malformed_rows: str = result("report", choices=("stop", "report"), write="stop or report")
+
+    @property
+    def measured(self) -> bool:
+        return self.figures

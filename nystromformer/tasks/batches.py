@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -70,15 +71,36 @@ class TaskBatches:
 
 
 def ordered_batches(
-    encoded: Encoded, size: int, collate: Collate, *, share: tuple[int, int] = (0, 1)
+    encoded: Encoded,
+    size: int,
+    collate: Collate,
+    tokens: int | None = None,
+    *,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[int], Batch]]:
     """All rows once, the longest first, so that memory runs out at once or never: which rows, the batch.
 
     Args:
+        size: most rows at once.
+        tokens: most tokens at once, padding included; a longer row goes by itself.
         share: which of how many processes this is, each of which takes a part of the batches.
     """
-    order = np.argsort(-encoded.lengths, kind="stable").tolist()
     process, processes = share
-    for start in range(process * size, len(order), processes * size):
-        rows = order[start : start + size]
+    for rows in islice(_parts(encoded, size, tokens), process, None, processes):
         yield rows, collate(encoded, rows)
+
+
+def _parts(encoded: Encoded, size: int, tokens: int | None) -> Iterator[list[int]]:
+    """The rows of each batch."""
+    rows: list[int] = []
+    width = texts = 0
+    for row in np.argsort(-encoded.lengths, kind="stable").tolist():
+        widest, most = max(width, int(encoded.lengths[row])), max(texts, encoded.texts_of(row))
+        full = len(rows) == size or (tokens is not None and (len(rows) + 1) * widest * most > tokens)
+        if rows and full:
+            yield rows
+            rows, widest, most = [], int(encoded.lengths[row]), encoded.texts_of(row)
+        rows.append(row)
+        width, texts = widest, most
+    if rows:
+        yield rows

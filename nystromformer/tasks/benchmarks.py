@@ -27,6 +27,7 @@ from typing import Any
 from nystromformer.data.text_files import Imdb, clean_review
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings
+from nystromformer.tasks.hub import load_from_hub
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.reading import divide
 from nystromformer.tasks.table_files import TableFile
@@ -36,6 +37,10 @@ HELD_OUT = {"imdb": 0.2, "rotten_tomatoes": 0.1}
 """Share of each class of the film reviews that is held out."""
 REVIEW_TASKS = tuple(HELD_OUT)
 _DIAGNOSTIC = "diagnostic/diagnostic.tsv"
+_OTHERWISE = (
+    "connect to the network, or write data.root=FOLDER with GLUE's TSV files (imdb and rotten_tomatoes: "
+    "data.source=samples)"
+)
 
 _ZERO_ONE = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -174,7 +179,7 @@ def glue_from_hub(task: SequenceTask) -> Splits:
         UserError: it cannot be loaded.
     """
     repository, configuration = task.hub
-    loaded = load_from_hub(repository, configuration)
+    loaded = load_from_hub(repository, configuration, _OTHERWISE)
     several = len(task.dev_files) > 1
     dev = {
         name: examples_of(loaded[f"validation_{name}" if several else "validation"], task)
@@ -184,23 +189,9 @@ def glue_from_hub(task: SequenceTask) -> Splits:
         name: examples_of(loaded[f"test_{name}" if several else "test"], task) for name, _ in task.test_files
     }
     if task.name == "mnli":
-        test["diagnostic"] = examples_of(load_from_hub(repository, "ax")["test"], task)
+        test["diagnostic"] = examples_of(load_from_hub(repository, "ax", _OTHERWISE)["test"], task)
     where = f"{repository}, {configuration}" if configuration else repository
     return Splits(task, examples_of(loaded["train"], task), dev, test, f"{where} on the hub")
-
-
-def load_from_hub(repository: str, configuration: str | None) -> Any:
-    """A DatasetDict; raises UserError with what to do without the network."""
-    import datasets
-
-    try:
-        return datasets.load_dataset(repository, configuration)
-    except Exception as error:  # the library and the hub's client raise a dozen kinds
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{repository} cannot be loaded from the hub ({first_line}): connect to the network, or write "
-            "data.root=FOLDER with GLUE's TSV files (imdb and rotten_tomatoes: data.source=samples)"
-        ) from None
 
 
 def examples_of(rows: Any, task: SequenceTask) -> Examples:
@@ -242,7 +233,7 @@ def _label_id(value: str, task: SequenceTask) -> float:
 def reviews_from_hub(task: SequenceTask) -> Splits:
     """Load the repository of a task; raises UserError where it is out of reach."""
     repository, configuration = task.hub
-    loaded = load_from_hub(repository, configuration)
+    loaded = load_from_hub(repository, configuration, _OTHERWISE)
     train = _cleaned(examples_of(loaded["train"], task))
     if "validation" in loaded:
         dev = _cleaned(examples_of(loaded["validation"], task))

@@ -46,7 +46,7 @@ def short(digest: str) -> str:
 
 def missing_data(data: TaskDataSettings) -> list[str]:
     """The settings that name a file or folder which is not there."""
-    named = {name: getattr(data, name) for name in ("train", "dev", "test", "root")}
+    named = {name: getattr(data, name) for name in ("train", "dev", "test", "root", "hub")}
     return [
         f"data.{name}={path}" for name, path in named.items() if path and not Path(path).expanduser().exists()
     ]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from nystromformer.data.documents import text_hash
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings, kind_named
-from nystromformer.tasks.table_files import Row, TableFile, Unusable
+from nystromformer.tasks.hub import as_files
+from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable
 from nystromformer.tasks.task import Examples, Splits, Task, Texts
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -37,8 +37,21 @@ def load_splits(settings: TaskSettings, data: TaskDataSettings) -> Splits:
     Raises:
         UserError: something is missing, malformed or empty.
     """
-    splits = kind_named(settings.kind).load(settings, data)
-    return limited(check(splits), data.max_train_examples, data.max_dev_examples)
+    with as_files(data) as (files, names):
+        try:
+            splits = check(kind_named(settings.kind).load(settings, files))
+        except UserError as error:
+            raise type(error)(_renamed(str(error), names)) from None
+    splits.origin = _renamed(splits.origin, names)
+    splits.skipped = [_renamed(row, names) for row in splits.skipped]
+    return limited(splits, data.max_train_examples, data.max_dev_examples)
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """A message about files that a split of the hub is in as one about that split."""
+    for path, name in names.items():
+        text = text.replace(path, name)
+    return text
 
 
 def own_splits(
@@ -82,36 +95,55 @@ def own_table(path: str, columns: Sequence[str], setting: str, data: TaskDataSet
     )
 
 
+Found = tuple[Texts, Any, str]
+"""Texts, label and name of an example."""
+
+
 def usable_rows(
     file: TableFile,
     texts: Callable[[Row], Texts],
     label: Callable[[Row], Any] | None,
     id_column: str | None = None,
-) -> Iterator[tuple[Texts, Any, str]]:
-    """Texts, label and name of each row of a table.
+) -> Iterator[Found | Fault]:
+    """Texts, label and name of each row of a table, and the rows that the file reports.
 
     Args:
         texts, label: what a row holds, raising Unusable for one that cannot be used.
-        id_column: what names a row; its number, from 0, when absent.
+        id_column: what names a row; its number, from 0, where there is none.
 
     Raises:
-        Malformed: naming file and line, for a row that cannot be used, unless the file skips such rows.
+        Malformed: naming file and line, for a row that cannot be used, unless the file skips or reports it.
     """
-    count = 0
-    for row in file.rows():
+    for number, row in enumerate(_usable(file, texts, label)):
+        if isinstance(row, Fault):
+            yield row
+            continue
+        found, cells = row
+        name = cells.get(id_column) if id_column else None
+        yield *found, str(number) if name in (None, "") else str(name)
+
+
+def _usable(
+    file: TableFile, texts: Callable[[Row], Texts], label: Callable[[Row], Any] | None
+) -> Iterator[tuple[tuple[Texts, Any], dict[str, Any]] | Fault]:
+    for row in file.rows_and_faults():
+        if isinstance(row, Fault):
+            yield row
+            continue
         try:
             found = texts(row), label(row) if label else None
         except Unusable as error:
-            file.reject(row, str(error))
+            yield from file.reject(row, str(error))
             continue
-        yield *found, row.cells[id_column] if id_column else str(count)
-        count += 1
+        yield found, row.cells
 
 
-def gathered(rows: Iterable[tuple[Texts, Any, str]], *, labelled: bool) -> Examples:
-    """The rows as examples."""
+def gathered(rows: Iterable[Found | Fault], *, labelled: bool) -> Examples:
+    """The rows as examples; faults are for `in_parts`."""
     examples = Examples([], [] if labelled else None, [])
-    for texts, label, name in rows:
+    for row in rows:
+        assert not isinstance(row, Fault), f"nobody asked to be told of {row}"
+        texts, label, name = row
         examples.texts.append(texts)
         examples.ids.append(name)
         if examples.labels is not None:
@@ -119,10 +151,31 @@ def gathered(rows: Iterable[tuple[Texts, Any, str]], *, labelled: bool) -> Examp
     return examples
 
 
-def in_parts(rows: Iterator[tuple[Texts, Any, str]], at_once: int, *, labelled: bool) -> Iterator[Examples]:
-    """The rows as examples, `at_once` of them at a time."""
-    while len(part := gathered(islice(rows, at_once), labelled=labelled)):
-        yield part
+def in_parts(rows: Iterator[Found | Fault], at_once: int, *, labelled: bool) -> Iterator[Examples | Fault]:
+    """The rows as examples, at most `at_once` of them at a time, and the faults where they stand."""
+    return parts_of(rows, at_once, lambda part: gathered(part, labelled=labelled))
+
+
+R = TypeVar("R")
+
+
+def parts_of(
+    rows: Iterable[R | Fault], at_once: int, gather: Callable[[list[R]], Examples]
+) -> Iterator[Examples | Fault]:
+    """The same for rows that are gathered in another way."""
+    part: list[R] = []
+    for row in rows:
+        if not isinstance(row, Fault):
+            part.append(row)
+            if len(part) < at_once:
+                continue
+        if part:
+            yield gather(part)
+            part = []
+        if isinstance(row, Fault):
+            yield row
+    if part:
+        yield gather(part)
 
 
 def number_of(text: str) -> float | None:

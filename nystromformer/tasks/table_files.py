@@ -37,6 +37,54 @@ class Unusable(Exception):
 
 
 @dataclass(frozen=True)
+class Fault:
+    """A row that cannot be used."""
+
+    path: Path
+    place: str
+    """`line 4`."""
+    what: str
+    """A predicate: `has no label in 'kind'`."""
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.place} {self.what}"
+
+
+class Faults:
+    """What becomes of the rows of a file that cannot be used: `stop`, `skip` or `report`.
+
+    Args:
+        setting: what the file's path was given by, for messages.
+        skip: leave them out, and list them in `skipped`.
+        report: hand them on in their place among the others. Without either the first is raised.
+    """
+
+    def __init__(self, path: Path, setting: str, *, skip: bool, report: bool) -> None:
+        self._path = path
+        self._can_skip = setting.startswith("data.")
+        self._skip = skip
+        self.reports = report
+        self.skipped: list[str] = []
+        """Place and reason of each."""
+
+    @property
+    def errors(self) -> str:
+        """How bytes that are no UTF-8 are decoded: rows that hold such can be used or not like others."""
+        return "surrogateescape" if self._skip or self.reports else "strict"
+
+    def reject(self, place: str, what: str, advice: str = "mend the row") -> list[Fault]:
+        """The fault, where it is handed on; raises Malformed where that is to be done."""
+        fault = Fault(self._path, place, what)
+        if self.reports:
+            return [fault]
+        if self._skip:
+            self.skipped.append(str(fault))
+            return []
+        advice = f" {advice}" if what.endswith(" or") else f": {advice}"
+        raise Malformed(f"{fault}{advice}{', or write data.malformed_rows=skip' if self._can_skip else ''}")
+
+
+@dataclass(frozen=True)
 class Row:
     """One row, by column name, and where it stands."""
 
@@ -71,7 +119,7 @@ class TableFile:
         separator: what stands between the columns, a name of SEPARATORS; None goes by the ending.
         quotes: whether a cell may stand in double quotes; None is true, but for a cell that looks like rows.
         setting: what the path was given by, for messages.
-        skip: leave rows that cannot be used out and list them in `skipped`, rather than raise.
+        skip, report: see Faults.
     """
 
     def __init__(
@@ -84,12 +132,13 @@ class TableFile:
         quotes: bool | None = None,
         setting: str = "file",
         skip: bool = False,
+        report: bool = False,
     ) -> None:
         self.path = _the_file(path, setting)
-        self.skipped: list[str] = []
-        """What was left out: place and reason of each."""
+        self._faults = Faults(self.path, setting, skip=skip, report=report)
+        self.skipped = self._faults.skipped
         self._prefix = "data." if setting.startswith("data.") else ""
-        self._skip = skip
+        self._is_strict = self._faults.errors == "strict"
         self._headless = list(headless)
         self._is_json = kind_of(self.path) == ".jsonl"
         self._separator = separator or KINDS[kind_of(self.path)] or ""
@@ -125,27 +174,24 @@ class TableFile:
         self._required.append(column)
 
     def rows(self) -> Iterator[Row]:
-        """Every row; raises Malformed with file and line for one that cannot be read."""
+        """Every row that can be read; raises Malformed with file and line for another."""
+        return (row for row in self.rows_and_faults() if isinstance(row, Row))
+
+    def rows_and_faults(self) -> Iterator[Row | Fault]:
+        """The same with the rows that are reported."""
         for row in self._json_rows() if self._is_json else self._delimited_rows():
             if isinstance(row, Row):
                 yield row
             else:
-                self._reject(*row)
+                line, what = row
+                yield from self._faults.reject(f"line {line}", what)
 
-    def reject(self, row: Row, what: str) -> None:
-        """What to do with a row that `what` says something against: raise Malformed, or list it."""
-        self._reject(row.line, what)
-
-    def _reject(self, line: int, what: str) -> None:
-        place = f"{self.path}, line {line}"
-        if self._skip:
-            self.skipped.append(f"{place} {what}")
-            return
-        skip = ", or write data.malformed_rows=skip" if self._prefix else ""
-        raise Malformed(f"{place} {what}: mend the row{skip}")
+    def reject(self, row: Row, what: str) -> list[Fault]:
+        """What to do with a row that `what` says something against, see Faults."""
+        return self._faults.reject(f"line {row.line}", what)
 
     def _lines(self) -> Iterator[Line]:
-        return lines(self.path, errors="surrogateescape" if self._skip else "strict")
+        return lines(self.path, errors=self._faults.errors)
 
     def _header(self) -> list[str]:
         if self._headless:
@@ -185,30 +231,35 @@ class TableFile:
             if isinstance(cells, Exception):
                 yield line, self._on_quotes(cells)
                 continue
-            self._check_quoted(line, raw)
+            if doubt := self._doubt_about(line, raw):
+                if not self._faults.reports:
+                    raise UserError(f"{self.path}, {doubt}")
+                yield line, f"is in doubt: {doubt}"
+                continue
             while len(cells) > width and self._quotes and not cells[-1].strip():
                 cells.pop()  # a separator at the end of the line
             if len(cells) != width:
                 yield line, f"is malformed ({len(cells)} columns, where there should be {width})"
-            elif self._skip and not _is_unicode(cells):
+            elif not self._is_strict and not is_unicode(cells):
                 yield line, "is malformed (no UTF-8)"
             else:
                 yield Row(dict(zip(self.columns, cells, strict=True)), self.path, line)
 
-    def _check_quoted(self, line: int, raw: list[str]) -> None:
-        """Raise UserError for lines that are one quoted cell, or many rows with a lone quote at both ends.
+    def _doubt_about(self, line: int, raw: list[str]) -> str | None:
+        """What to say of lines that are one quoted cell, or many rows with a lone quote at both ends.
 
         Tabs alone tell: a text seldom has one column's worth in each of three lines, and no doubled quote.
         """
         tabs = len(self.columns) - 1
         if not (self._doubt and self._separator == "tab" and tabs and len(raw) >= _LINES_OF_DOUBT):
-            return
+            return None
         like_rows = all(text.count("\t") == tabs and '""' not in text for text in raw)
-        if like_rows and not _is_written_here(self.columns):
-            raise UserError(
-                f"{self.path}, lines {line} to {line + len(raw) - 1} are one quoted cell, or as many rows: "
-                f"write {self._prefix}quotes=false where a quote is text, or {self._prefix}quotes=true"
-            )
+        if not like_rows or _is_written_here(self.columns):
+            return None
+        return (
+            f"lines {line} to {line + len(raw) - 1} are one quoted cell, or as many rows: "
+            f"write {self._prefix}quotes=false where a quote is text, or {self._prefix}quotes=true"
+        )
 
     def _json_rows(self) -> Iterator[Row | tuple[int, str]]:
         for line in self._lines():
@@ -225,7 +276,7 @@ class TableFile:
                 yield line.number, f"is malformed (no {missing[0]!r})"
             elif twice := [name for name in self._required if name in content.twice]:
                 yield line.number, f"is malformed ({twice[0]!r} stands in it twice)"
-            elif self._skip and not _is_unicode([line.text]):
+            elif not self._is_strict and not is_unicode([line.text]):
                 yield line.number, "is malformed (no UTF-8)"
             else:
                 yield Row(content, self.path, line.number)
@@ -283,7 +334,7 @@ def _is_written_here(columns: Sequence[str]) -> bool:
     return all(name.startswith(ours) for name, ours in zip(columns, PREDICTIONS, strict=False))
 
 
-def _is_unicode(texts: Iterable[str]) -> bool:
+def is_unicode(texts: Iterable[str]) -> bool:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

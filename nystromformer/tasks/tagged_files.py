@@ -14,9 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from nystromformer.data.documents import without_surrogates
 from nystromformer.data.text_files import expand, kind_of, lines
 from nystromformer.errors import UserError
-from nystromformer.tasks.table_files import Malformed, Unusable, shortened
+from nystromformer.tasks.table_files import Fault, Faults, Unusable, is_unicode, shortened
 
 _DOCUMENT = "-DOCSTART-"
 _PREFIXES = {"bio": "BI", "iobes": "BIES"}
@@ -55,46 +56,39 @@ class TaggedFile:
     Args:
         setting: what the path was given by, for messages.
         unit: `document` or `sentence`: what an example is.
-        skip: leave examples that cannot be used out and list them in `skipped`, rather than raise.
         tokens, tags: names in JSON lines.
+        skip, report: see Faults.
     """
 
-    def __init__(self, path: Path, *, setting: str, unit: str, skip: bool, tokens: str, tags: str) -> None:
+    def __init__(
+        self, path: Path, *, setting: str, unit: str, tokens: str, tags: str, skip: bool, report: bool = False
+    ) -> None:
         if path.is_dir():
             raise UserError(f"{setting}: {str(path)!r} is a folder: write a file of CoNLL columns or .jsonl")
         (self.path,) = expand([str(path)], setting, None, "") or [path]
-        self.skipped: list[str] = []
-        """What was left out: place and reason of each."""
+        self._faults = Faults(self.path, setting, skip=skip, report=report)
+        self.skipped = self._faults.skipped
         self._by_sentence = unit == "sentence"
-        self._skip = skip
-        self._can_skip = setting.startswith("data.")
         self._is_json = kind_of(self.path) == ".jsonl"
         self._names = (tokens, tags)
 
     @property
     def is_labelled(self) -> bool:
-        """Whether the first word has a tag."""
+        """Whether a word has a tag."""
         raw = self._json(labelled=None) if self._is_json else self._columns(labelled=None)
-        first = next((document for document in raw if isinstance(document, Document)), None)
-        return first is not None and any(first.tags())
+        return any(any(document.tags()) for document in raw if isinstance(document, Document))
 
-    def documents(self, *, labelled: bool) -> Iterator[Document]:
+    def documents(self, *, labelled: bool) -> Iterator[Document | Fault]:
         """The examples; raises Malformed with file and line for one that cannot be read."""
         for found in self._json(labelled) if self._is_json else self._columns(labelled):
             if isinstance(found, Document):
                 yield from self._units(found)
             else:
-                self.reject(*found)
+                yield from self.reject(*found)
 
-    def reject(self, line: int, what: str) -> None:
-        """What to do with an example that something is wrong with: raise Malformed, or list it."""
-        place = f"{self.path}, line {line}"
-        if self._skip:
-            self.skipped.append(f"{place} {what}")
-            return
-        skip = ", or write data.malformed_rows=skip" if self._can_skip else ""
-        what += " mend the line" if what.endswith(" or") else ": mend the line"
-        raise Malformed(f"{place} {what}{skip}")
+    def reject(self, line: int, what: str) -> list[Fault]:
+        """What to do with an example that something is wrong with, see Faults."""
+        return self._faults.reject(f"line {line}", what, "mend the line")
 
     def _units(self, document: Document) -> Iterator[Document]:
         sentences = [sentence for sentence in document.sentences if sentence]
@@ -109,7 +103,7 @@ class TaggedFile:
         """Documents where the file has them, else each sentence by itself."""
         sentences: list[list[Word]] = [[]]
         in_documents, width, wrong = False, None, None
-        for line in lines(self.path):
+        for line in lines(self.path, errors=self._faults.errors):
             cells = line.text.split("\t") if "\t" in line.text else line.text.split()
             if not line.text.strip():
                 sentences.append([])
@@ -124,6 +118,8 @@ class TaggedFile:
                         line.number,
                         f"is malformed ({len(cells)} columns, where there should be {width})",
                     )
+                elif wrong is None and not is_unicode([line.text]):
+                    wrong = (line.number, "is malformed (no UTF-8)")
                 elif wrong is None and not cells[0].strip():
                     wrong = (line.number, "has no word: write a word and its tag, with a tab between them")
                 elif wrong is None and labelled and (width == 1 or not cells[-1].strip()):
@@ -140,8 +136,11 @@ class TaggedFile:
     # --- JSON lines ----------------------------------------------------------------------------------
 
     def _json(self, labelled: bool | None) -> Iterator[Document | tuple[int, str]]:
-        for line in lines(self.path):
+        for line in lines(self.path, errors=self._faults.errors):
             if not line.text.strip():
+                continue
+            if not is_unicode([line.text]):
+                yield line.number, "is malformed (no UTF-8)"
                 continue
             try:
                 yield self._of_json(line.text, line.number, labelled)
@@ -158,6 +157,8 @@ class TaggedFile:
                 f"is malformed (no list {tokens!r}: write data.tokens=NAME where it has another name)"
             )
         words = _nested(content[tokens], tokens)
+        if self._faults.reports and not any(words):
+            raise Unusable(f"has no words in {tokens!r}")
         names = _nested(content[tags], tags) if isinstance(content.get(tags), list) else None
         if names is None and labelled:
             raise Unusable(f"has no list {tags!r}: write data.tags=NAME where it has another name")
@@ -181,7 +182,7 @@ def _nested(values: list[Any], name: str) -> list[list[str]]:
                 raise Unusable(
                     f"is malformed ({name!r} holds {shortened(str(value))}, where a word should be)"
                 )
-    return [[str(value).strip() for value in row] for row in rows]
+    return [[without_surrogates(str(value)).strip() for value in row] for row in rows]
 
 
 # --- spans --------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from nystromformer.settings.finetune import (
     TaskSettings,
     kind_named,
 )
-from nystromformer.tasks.table_files import shortened
+from nystromformer.tasks.table_files import Fault, shortened
 
 Texts = tuple[str, ...]
 """The texts of an example, in the order of the task's columns."""
@@ -57,13 +58,24 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, indices: Iterable[int]) -> Examples:
+    def take(self: E, indices: Iterable[int]) -> E:
+        """Those at these places; every field has an entry for each example, or is None."""
         chosen = list(indices)
-        return Examples(
-            [self.texts[i] for i in chosen],
-            None if self.labels is None else [self.labels[i] for i in chosen],
-            [self.ids[i] for i in chosen],
-        )
+        columns: Any = (getattr(self, column.name) for column in fields(self))
+        taken: Any = (None if values is None else [values[i] for i in chosen] for values in columns)
+        return type(self)(*taken)
+
+
+E = TypeVar("E", bound=Examples)
+
+
+def joined(parts: Sequence[E]) -> E:
+    """All examples of several, of one kind, in their order."""
+    columns: Any = ([getattr(part, column.name) for part in parts] for column in fields(parts[0]))
+    whole: Any = (
+        None if any(x is None for x in each) else list(chain.from_iterable(each)) for each in columns
+    )
+    return type(parts[0])(*whole)
 
 
 @dataclass
@@ -105,6 +117,11 @@ class Encoded:
     def examples(self) -> int:
         """How many examples the rows are of."""
         return len(self)
+
+    def texts_of(self, row: int) -> int:
+        """How many texts a row holds."""
+        ids = self.input_ids[row]
+        return len(ids) if ids and isinstance(ids[0], list) else 1
 
     @property
     def truncated(self) -> float:
@@ -154,8 +171,11 @@ class Task(ABC):
         return self
 
     @abstractmethod
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
         """The examples of a file of any size, in its order, so many at a time; labelled where it has labels.
+
+        With `settings.reported` a row that cannot be used is a fault among them; labels are read where
+        `settings.measured`.
 
         Raises:
             UserError: no such file or column, or a malformed row.
@@ -250,12 +270,27 @@ class Task(ABC):
         """Draw `pictures` into a folder; what they show, for the result's JSON."""
         return {}
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The names that `answers` may have; with `.*` behind where it is an entry for each of `labels`."""
+        return ("prediction",)
+
+    def answers(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[dict[str, Any]]:
+        """What `predict` writes of each example: its prediction as people read it, and scores."""
+        return ({"prediction": prediction} for prediction in predictions)
+
+    def from_json(self, prediction: Any) -> Any:
+        """A prediction that was JSON in between, its arrays as lists: comparable with a label again."""
+        return prediction
+
     def records(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
     ) -> Iterator[Mapping[str, Any]]:
-        """An example's line in a file of predictions."""
-        for name, prediction in zip(examples.ids, predictions, strict=True):
-            yield {"id": name, "prediction": prediction}
+        """An example's line in the file of predictions that `evaluate` writes."""
+        answers = self.answers(examples, predictions, outputs)
+        return ({"id": name, **answer} for name, answer in zip(examples.ids, answers, strict=True))
 
     def written(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0

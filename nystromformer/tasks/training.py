@@ -198,18 +198,21 @@ def outputs_of(
     pad_token_id: int,
     autocast: torch.autocast,
     together: Together | None = None,
+    *,
+    tokens: int | None = None,
 ) -> Outputs:
     """What `task.outputs` gives for each row, in the rows' own order.
 
     Args:
         together: processes that take a part of the batches each; every one gets the outputs of all rows.
+        tokens: most tokens at once, see `ordered_batches`.
     """
     was_training = model.training
     model.eval()
     found: dict[int, Any] = {}
     collate = partial(task.collate, pad_token_id=pad_token_id, labelled=False)
     share = (together.rank, together.count) if together else (0, 1)
-    for rows, batch in ordered_batches(part, batch_size, collate, share=share):
+    for rows, batch in ordered_batches(part, batch_size, collate, tokens, share=share):
         with autocast:
             outputs = task.outputs(model, on_device(batch, model.device))
         found.update(zip(rows, outputs, strict=True))

@@ -13,17 +13,19 @@ class ProgressDisplay:
 
     Args:
         label: stands before every line, where several trainings share a terminal; there is no bar then.
+        unit: what is counted.
     """
 
-    def __init__(self, steps: int, done: int, *, shown: bool, label: str = "") -> None:
+    def __init__(self, steps: int, done: int, *, shown: bool, label: str = "", unit: str = "step") -> None:
         self._steps = steps
         self._shown = shown
         self._label = label
+        self._unit = unit
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self._bar: Progress | None = None
         if shown and self._console.is_terminal and not label:
             self._bar = Progress(
-                TextColumn("step"),
+                TextColumn(unit),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[figures]}"),
@@ -49,11 +51,20 @@ class ProgressDisplay:
     def train(self, step: int, loss: float, rate: float, tokens_per_second: float, left: float) -> None:
         """Figures of the steps since the last call; `left` in seconds."""
         figures = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+        self.reached(step, figures, left, f"  rate {rate:.2e}")
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether it can be told of every step: there is a bar, and no lines."""
+        return self._bar is not None
+
+    def reached(self, step: int, figures: str, left: float, more: str = "") -> None:
+        """Show how far it is, with figures; `left` in seconds; `more` is for a log alone."""
         if self._bar:
             self._bar.update(self._task, completed=step, figures=figures)
         else:
             width = len(str(self._steps))
-            self.say(f"step {step:>{width}}/{self._steps}  {figures}  rate {rate:.2e}  left {duration(left)}")
+            self.say(f"{self._unit} {step:>{width}}/{self._steps}  {figures}{more}  left {duration(left)}")
 
     def say(self, text: str) -> None:
         if self._shown:

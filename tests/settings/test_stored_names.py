@@ -26,7 +26,8 @@ AT_LOAD_TIME = ["data.masking=ngram", "data.masking_probability=0.2", "data.malf
 NEWER = {
     "task.kind": "sequence", "data.labels": [], "data.label_separator": "comma", "data.tokens": "tokens",
     "data.tags": "tags", "data.scheme": "auto", "data.repair_tags": False, "data.unit": "document",
-    "data.stride": 128, "data.max_answer_tokens": 30,
+    "data.stride": 128, "data.max_answer_tokens": 30, "data.hub": None, "data.hub_config": None,
+    "data.hub_splits": [],
 }  # fmt: skip
 """Settings of fine-tuning that did not exist then, each with what was computed then."""
 

@@ -44,6 +44,7 @@ def squad(*questions: dict) -> str:
 def read(path: Path, text: str) -> Examples:
     path.write_text(text)
     (examples,) = TASK.read(EvaluateSettings(file=str(path)), 1000)
+    assert isinstance(examples, Examples)
     return examples
 
 

@@ -60,9 +60,9 @@ def test_every_command_runs(place, capsys):
 
 def test_everything_named_exists():
     tasks = groups_in(config_folder())["task"]
-    assert set(tasks) == set(
-        re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]*)\|", PAGE, re.MULTILINE)))
-    )
+    own, _, _ = (ROOT / "docs/tasks.md").read_text(encoding="utf-8").partition("## Predict")
+    cells = re.findall(r"^\| (`[^|]*)\|", PAGE + own, re.MULTILINE)
+    assert set(tasks) == set(re.findall(r"`(\w+)`", "".join(cells)))
     section = PAGE.partition("## A kind of task of your own")[2]
     asked = {name for name in vars(Task) if not name.startswith("_")} | {"head", "pipeline"}
     assert asked - {"labels", "metrics", "score"} == {

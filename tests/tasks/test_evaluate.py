@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from nystromformer.model import NystromformerForSequenceClassification as Classi
 from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import EvaluateSettings
 from nystromformer.tasks.benchmarks import TASKS
-from nystromformer.tasks.evaluate import read_file
 from nystromformer.tasks.kinds.sequence import SequenceTask as Task
 from nystromformer.tasks.kinds.sequence import with_labels
 from nystromformer.tasks.task import Examples
@@ -32,6 +32,12 @@ CLEANED = ANYTHING.map(clean)
 CLASSES = st.lists(CLEANED.filter(bool), min_size=2, max_size=4, unique=True)
 COLUMNS = st.sampled_from(["text", "index", "prediction", "p(a)", 'my "note"', "a\tb"])
 NASTY = ["a\tb", 'say "no"', "two\nlines", "NA", "$\\frac{1}$", "①", "=1+1", "名前", " , ", "'"]
+
+
+def read_file(settings: EvaluateSettings, task: Task) -> Examples:
+    (examples,) = task.read(settings, sys.maxsize)
+    assert isinstance(examples, Examples)
+    return examples
 
 
 def custom(labels: list[str], columns: tuple[str, ...] = ("text",), label: str = "label") -> Task:

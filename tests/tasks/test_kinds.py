@@ -29,9 +29,9 @@ from nystromformer.settings.finetune import (
     TaskSettings,
 )
 from nystromformer.tasks.kinds.sequence import SequenceTask
-from nystromformer.tasks.reading import gathered, in_parts, own_splits, own_table, usable_rows
+from nystromformer.tasks.reading import Found, gathered, in_parts, own_splits, own_table, usable_rows
 from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.table_files import Row, TableFile, Unusable
+from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, from_stored, padded, stored
 from nystromformer.tasks.training import Finetuning
 from nystromformer.training.devices import accelerator_of
@@ -76,7 +76,7 @@ class Tagging(Task):
             lambda file: gathered(task._rows(file, labelled=True), labelled=True),
         )
 
-    def _rows(self, file: TableFile, *, labelled: bool) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    def _rows(self, file: TableFile, *, labelled: bool) -> Iterator[Found | Fault]:
         return usable_rows(file, lambda row: tuple(row.cells[self.text]), self._tags if labelled else None)
 
     def _tags(self, row: Row) -> list[int]:
@@ -85,7 +85,7 @@ class Tagging(Task):
             raise Unusable(f"has {len(tags)} tags for {len(row.cells[self.text])} words")
         return [self.labels.index(tag) for tag in tags]
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
         file = TableFile(Path(str(settings.file)), (self.text,))
         labelled = file.has(self.label)
         return in_parts(self._rows(file, labelled=labelled), at_once, labelled=labelled)

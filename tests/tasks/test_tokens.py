@@ -55,7 +55,7 @@ def test_json_lines_of_words_or_of_sentences(tmp_path):
     ]
     documents = read(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
     assert documents.labels == [[[1, 0]], [[1], [0, 0]]]
-    assert documents.ids == ["first", "0"]
+    assert documents.ids == ["first", "1"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,15 +27,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nystromformer.data.documents import without_surrogates
 from nystromformer.data.layout import Batch
 from nystromformer.data.text_files import expand, kind_of, lines
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForQuestionAnswering
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.reading import gathered, own_splits
+from nystromformer.tasks.reading import Found, gathered, in_parts, own_splits
 from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.table_files import Malformed, Unusable, shortened
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts, padded
+from nystromformer.tasks.table_files import Fault, Faults, Unusable, is_unicode, shortened
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
 
 _AT_ONCE = 100
 _SHOWN = 5
@@ -108,8 +109,11 @@ class AnswerTask(Task):
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         name = settings.task.name
-        if not settings.data.train:
-            yield f"data.train is empty: with task={name} write data.train=FILE (SQuAD's .json, or .jsonl)"
+        if not settings.data.has_train:
+            yield (
+                f"data.train is empty: with task={name} write "
+                "data.train=FILE (SQuAD's .json, or .jsonl), or data.hub=NAME"
+            )
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
@@ -129,12 +133,11 @@ class AnswerTask(Task):
         sides = ("exact_answerable", "f1_answerable", "exact_unanswerable", "f1_unanswerable")
         return replace(splits, task=replace(task, has_unanswerable=True, metrics=(*task.metrics, *sides)))
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
-        file = QuestionFile(Path(str(settings.file)).expanduser(), setting="file", skip=False)
-        labelled = file.is_labelled
-        rows = file.rows(labelled=labelled)
-        while len(part := gathered(islice(rows, at_once), labelled=labelled)):
-            yield part
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
+        path = Path(str(settings.file)).expanduser()
+        file = QuestionFile(path, setting="file", skip=False, report=settings.reported)
+        labelled = settings.measured and file.is_labelled
+        return in_parts(file.rows(labelled=labelled), at_once, labelled=labelled)
 
     def check(self, splits: Splits) -> None:
         if not any(splits.train.labels or []):
@@ -145,6 +148,11 @@ class AnswerTask(Task):
         return f"{unanswerable:.1%} without an answer"
 
     # --- rows and model ------------------------------------------------------------------------------
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        silence = ("no_answer_score",) if self.has_unanswerable else ()
+        return ("prediction", "start", "end", *silence, "n_best")
 
     @property
     def num_labels(self) -> int:
@@ -268,22 +276,32 @@ class AnswerTask(Task):
         answers = self.predict(encoded, outputs)
         return replace(self, threshold=best_threshold(labels, answers))
 
-    def records(
+    def answers(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
     ) -> Iterator[dict[str, Any]]:
         """The answer, where it stands, and the best spans; an empty answer for none."""
-        labels = examples.labels or [None] * len(examples)
-        for name, (question, _), label, answer in zip(
-            examples.ids, examples.texts, labels, predictions, strict=True
-        ):
+        for answer in predictions:
             best = [span._asdict() for span in answer.spans]
-            found = {"id": name, "question": question, "prediction": answer.text}
+            found = {"prediction": answer.text}
             if answer.text:
                 found |= {"start": best[0]["start"], "end": best[0]["end"]}
             if self.has_unanswerable:
                 found["no_answer_score"] = answer.nothing
-            found["n_best"] = best
-            yield found if label is None else {**found, "answers": [text for _, text in label]}
+            yield {**found, "n_best": best}
+
+    def records(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[dict[str, Any]]:
+        """The same with the question, and the right answers where they are known."""
+        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
+            found = {"id": examples.ids[row], "question": examples.texts[row][0], **answer}
+            if examples.labels is not None:
+                found["answers"] = [text for _, text in examples.labels[row]]
+            yield found
+
+    def from_json(self, prediction: Any) -> Answer:
+        text, spans, nothing = prediction
+        return Answer(text, tuple(Span(*span) for span in spans), nothing)
 
     def usage(self) -> str:
         return """from transformers import AutoModelForQuestionAnswering, AutoTokenizer  # no pipeline
@@ -368,40 +386,42 @@ class QuestionFile:
 
     Args:
         setting: what the path was given by, for messages.
-        skip: leave questions that cannot be used out and list them in `skipped`, rather than raise.
+        skip, report: see Faults.
     """
 
-    def __init__(self, path: Path, *, setting: str, skip: bool) -> None:
+    def __init__(self, path: Path, *, setting: str, skip: bool, report: bool = False) -> None:
         hint = "write SQuAD's .json, or .jsonl with context, question and answers"
         if path.is_dir():
             raise UserError(f"{setting}: {str(path)!r} is a folder: {hint}")
         (self.path,) = expand([str(path)], setting, (".json", ".jsonl"), hint)
-        self.skipped: list[str] = []
-        """What was left out: place and reason of each."""
-        self._skip = skip
-        self._advice = ", or write data.malformed_rows=skip" if setting.startswith("data.") else ""
+        self._faults = Faults(self.path, setting, skip=skip, report=report)
+        self.skipped = self._faults.skipped
 
     @property
     def is_labelled(self) -> bool:
-        """Whether the first question has answers, or says that it has none."""
-        _, first = next(self._questions(), ("", {}))
-        return isinstance(first, dict) and ("answers" in first or "is_impossible" in first)
+        """Whether a question has answers, or says that it has none."""
+        return any(
+            isinstance(question, dict) and ("answers" in question or "is_impossible" in question)
+            for _, question in self._questions()
+        )
 
-    def rows(self, *, labelled: bool) -> Iterator[tuple[Texts, Any, str]]:
+    def rows(self, *, labelled: bool) -> Iterator[Found | Fault]:
         """Question and context, right answers, name; raises Malformed for a question that cannot be used."""
-        numbers = count()
+        number = 0
         for place, question in self._questions():
             try:
-                yield _question(question, numbers, labelled=labelled)
+                yield _question(question, number, labelled=labelled)
             except Unusable as error:
-                if not self._skip:
-                    raise Malformed(f"{self.path}, {place} {error}: mend it{self._advice}") from None
-                self.skipped.append(f"{self.path}, {place} {error}")
+                faults = self._faults.reject(place, str(error), "mend it")
+                yield from faults
+                number += len(faults)
+            else:
+                number += 1
 
     def _questions(self) -> Iterator[tuple[str, Any]]:
         """Where each stands, and what it holds with its context."""
         if kind_of(self.path) == ".jsonl":
-            for line in lines(self.path):
+            for line in lines(self.path, errors=self._faults.errors):
                 if line.text.strip():
                     yield f"line {line.number}", _parsed(line.text)
             return
@@ -426,22 +446,24 @@ class QuestionFile:
 
 def _parsed(text: str) -> Any:
     """A JSON value; where it is none, the reason, which is no object."""
+    if not is_unicode([text]):
+        return "no UTF-8"
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         return f"no JSON: {error}"
 
 
-def _question(content: Any, numbers: Iterator[int], *, labelled: bool) -> tuple[Texts, Any, str]:
+def _question(content: Any, number: int, *, labelled: bool) -> Found:
     if not isinstance(content, dict):
         raise Unusable(f"is malformed ({content if isinstance(content, str) else 'no JSON object'})")
     for name in ("question", "context"):
         if not isinstance(content.get(name), str) or not content[name].strip():
             raise Unusable(f"is malformed (no text in {name!r})")
-    question, context = content["question"].strip(), content["context"]
+    question, context = (without_surrogates(content[name]) for name in ("question", "context"))
     answers = _answers(content, context) if labelled else None
     given = content.get("id")
-    return (question, context), answers, str(next(numbers) if given is None else given)
+    return (question.strip(), context), answers, str(number if given is None else given)
 
 
 def _answers(content: dict[str, Any], context: str) -> list[tuple[int, str]]:
@@ -462,6 +484,7 @@ def _answers(content: dict[str, Any], context: str) -> list[tuple[int, str]]:
 def _right(answer: Any, context: str) -> tuple[int, str]:
     held = answer if isinstance(answer, dict) else {}
     text, start = held.get("text"), held.get("answer_start")
+    text = without_surrogates(text) if isinstance(text, str) else text
     if not isinstance(text, str) or not isinstance(start, int) or not text:
         raise Unusable("is malformed (an answer is no object of 'text' and 'answer_start')")
     if context[start : start + len(text)] != text or start < 0:

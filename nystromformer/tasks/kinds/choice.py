@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,10 +33,10 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForMultipleChoice
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.reading import gathered, in_parts, own_splits, own_table
+from nystromformer.tasks.reading import Found, gathered, in_parts, own_splits, own_table
 from nystromformer.tasks.scores import figures_of
-from nystromformer.tasks.table_files import Row, TableFile, Unusable, shortened
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts, padded
+from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable, shortened
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
 
 _CONTEXTS = ("context", "article", "passage", "sent1")
 _QUESTIONS = ("question", "sent2")
@@ -57,9 +57,10 @@ class ChoiceTask(Task):
 
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        if not settings.data.train:
+        if not settings.data.has_train:
             yield (
-                f"data.train is empty: with task={settings.task.name} write data.train=FILE (.jsonl or .csv)"
+                f"data.train is empty: with task={settings.task.name} write "
+                "data.train=FILE (.jsonl or .csv), or data.hub=NAME"
             )
 
     @classmethod
@@ -72,12 +73,12 @@ class ChoiceTask(Task):
             lambda file: gathered(_usable(file, labelled=True), labelled=True),
         )
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
         file = TableFile(
-            Path(str(settings.file)).expanduser(), (), separator=settings.separator, quotes=settings.quotes
-        )
-        first = next((example for row in file.rows() for example in islice(_examples(row), 1)), None)
-        labelled = first is not None and first.label is not None
+            Path(str(settings.file)).expanduser(), (), separator=settings.separator, quotes=settings.quotes,
+            report=settings.reported,
+        )  # fmt: skip
+        labelled = settings.measured and any(map(_is_labelled, file.rows()))
         return in_parts(_usable(file, labelled=labelled), at_once, labelled=labelled)
 
     def check(self, splits: Splits) -> None:
@@ -156,6 +157,10 @@ class ChoiceTask(Task):
         return batch
 
     @property
+    def told(self) -> tuple[str, ...]:
+        return ("prediction", "choice", "probabilities")
+
+    @property
     def num_labels(self) -> int:
         """One column: a score of each choice."""
         return 1
@@ -184,21 +189,21 @@ class ChoiceTask(Task):
     def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         return figures_of(self, labels, predictions)
 
+    def answers(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[dict[str, Any]]:
+        """Number and text of the choice, and each choice's probability."""
+        for (_, _, *choices), number, logits in zip(examples.texts, predictions, outputs, strict=True):
+            chances = [round(float(chance), 6) for chance in softmax(logits)]
+            yield {"prediction": number, "choice": choices[number], "probabilities": chances}
+
     def records(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
     ) -> Iterator[dict[str, Any]]:
-        """Number and text of the choice, each choice's probability, and the label where there is one."""
-        labels = examples.labels or [None] * len(examples)
-        every = zip(examples.ids, examples.texts, labels, predictions, outputs, strict=True)
-        for name, (_, question, *choices), label, prediction, logits in every:
-            found = {
-                "id": name,
-                "question": question,
-                "prediction": prediction,
-                "choice": choices[prediction],
-            }
-            found["probabilities"] = [round(float(chance), 6) for chance in softmax(logits)]
-            yield found if label is None else {**found, "label": label}
+        """The same with the question, and the label where there is one."""
+        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
+            found = {"id": examples.ids[row], "question": examples.texts[row][1], **answer}
+            yield found if examples.labels is None else {**found, "label": examples.labels[row]}
 
     def usage(self) -> str:
         return """from transformers import AutoModelForMultipleChoice, AutoTokenizer  # no pipeline
@@ -237,16 +242,28 @@ class _Example:
     name: str | None
 
 
-def _usable(file: TableFile, *, labelled: bool) -> Iterator[tuple[Texts, Any, str]]:
-    """Texts, label and name of every example; rows without one are refused or, where asked, left out."""
+def _is_labelled(row: Row) -> bool:
+    with suppress(Unusable):
+        return any(_label_of(question) is not None for question in _questions(row))
+    return False
+
+
+def _usable(file: TableFile, *, labelled: bool) -> Iterator[Found | Fault]:
+    """Texts, label and name of every example; what becomes of rows without one, the file knows."""
     count = 0
-    for row in file.rows():
+    for row in file.rows_and_faults():
+        if isinstance(row, Fault):
+            yield row
+            count += 1
+            continue
         try:
-            found = list(_examples(row))
+            found = [_example(row.cells, question, labelled=labelled) for question in _questions(row)]
             if labelled and any(example.label is None for example in found):
                 raise Unusable(f"has no label ({', '.join(_LABELS)})")
         except Unusable as error:
-            file.reject(row, str(error))
+            for fault in file.reject(row, str(error)):
+                yield fault
+                count += 1
             continue
         for example in found:
             texts = (example.context, example.question, *example.choices)
@@ -254,26 +271,32 @@ def _usable(file: TableFile, *, labelled: bool) -> Iterator[tuple[Texts, Any, st
             count += 1
 
 
-def _examples(row: Row) -> Iterator[_Example]:
-    """The examples of a row, one a question; raises Unusable."""
+def _questions(row: Row) -> Iterator[dict[str, Any]]:
+    """What each question of a row has of its own; raises Unusable."""
     questions = row.cells.get("questions")
     if not isinstance(questions, list):
-        yield _example(row.cells, row.cells)
+        yield row.cells
         return
+    if not questions:
+        raise Unusable("is malformed ('questions' is empty)")
     columns = {"options": "options", "answers": "answer"}
     lists = {one: row.cells[many] for many, one in columns.items() if many in row.cells}
     for number, question in enumerate(questions):
         if isinstance(question, dict):  # QuALITY
-            yield _example(row.cells, question)
+            yield question
             continue
         for one, values in lists.items():
             if not isinstance(values, list) or len(values) != len(questions):
                 raise Unusable(f"is malformed (not one of {one!r} for each of {len(questions)} questions)")
-        own = {one: values[number] for one, values in lists.items()}
-        yield _example(row.cells, {"question": question, **own})
+        yield {"question": question, **{one: values[number] for one, values in lists.items()}}
 
 
-def _example(row: dict[str, Any], of_question: dict[str, Any]) -> _Example:
+def _label_of(question: dict[str, Any]) -> str | None:
+    """The name of its label, if it has one."""
+    return next((name for name in _LABELS if question.get(name) not in (None, "")), None)
+
+
+def _example(row: dict[str, Any], of_question: dict[str, Any], *, labelled: bool) -> _Example:
     """One example, from a row and what its question has of its own."""
     listed = _first(of_question, _CHOICES)
     if listed is None:
@@ -288,7 +311,7 @@ def _example(row: dict[str, Any], of_question: dict[str, Any]) -> _Example:
     question = _text(_first(of_question, _QUESTIONS, ""), "the question")
     if not context and not question:
         raise Unusable(f"is malformed (neither a context nor a question): {_LAYOUT}")
-    key = next((key for key in _LABELS if of_question.get(key) not in (None, "")), None)
+    key = _label_of(of_question) if labelled else None
     label = None if key is None else _number(of_question[key], choices, first=key == "gold_label")
     name = _first(of_question, ("id", "question_unique_id"))
     return _Example(context, question, choices, label, None if name is None else str(name))

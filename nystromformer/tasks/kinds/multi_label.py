@@ -55,8 +55,11 @@ class MultiLabelTask(SequenceTask):
                 f"task.metric={task.metric!r} does not fit task.kind=multi_label: write one of "
                 f"{', '.join(METRICS)}"
             )
-        if not data.train:
-            yield (f"data.train is empty: with task={task.name} write data.train=FILE (.csv, .tsv or .jsonl)")
+        if not data.has_train:
+            yield (
+                f"data.train is empty: with task={task.name} write "
+                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
+            )
         if data.source != "auto" or data.root:
             yield "data.source and data.root are not for task.kind=multi_label: write data.train=FILE alone"
         if settings.submission:
@@ -170,17 +173,22 @@ class MultiLabelTask(SequenceTask):
     def draw(self, *_: Any) -> dict[str, Any]:
         return {}
 
+    def answers(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[dict[str, Any]]:
+        """The labels present, and every label's probability."""
+        for chances in predictions:
+            present = self._named(np.flatnonzero(chances >= self._thresholds).tolist())
+            yield {"prediction": present, "probability": self._rounded(chances)}
+
     def records(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
     ) -> Iterator[Mapping[str, Any]]:
         """Number, labels present, every label's probability, the true ones if known, and the texts."""
-        index, prediction, chance = (unlike(name, self.columns) for name in (*PREDICTIONS, "probability"))
-        for row, chances in enumerate(predictions):
-            record = {
-                index: examples.ids[row],
-                prediction: self._named(np.flatnonzero(chances >= self._thresholds).tolist()),
-                chance: {name: round(float(p), 6) for name, p in zip(self.labels, chances, strict=True)},
-            }
+        names = {name: unlike(name, self.columns) for name in (*PREDICTIONS, "probability")}
+        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
+            record: dict[str, Any] = {names["index"]: examples.ids[row]}
+            record |= {names[name]: value for name, value in answer.items()}
             if examples.labels is not None:
                 record[self.label] = self._named(examples.labels[row])
             yield record | dict(zip(self.texts, examples.texts[row], strict=True))

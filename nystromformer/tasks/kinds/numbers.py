@@ -22,7 +22,7 @@ from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, 
 from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits, number_in, unlike
 from nystromformer.tasks.reading import in_parts
 from nystromformer.tasks.scores import METRICS, with_score
-from nystromformer.tasks.table_files import PREDICTIONS, Row, TableFile, Unusable
+from nystromformer.tasks.table_files import PREDICTIONS, Fault, Row, TableFile, Unusable
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
 
 OF_NUMBERS = ("pearson", "spearman", "mse", "mae")
@@ -56,8 +56,11 @@ class NumbersTask(SequenceTask):
                 f"task.metric={task.metric!r} does not fit task.kind=numbers: write one of "
                 f"{', '.join(allowed)}"
             )
-        if not data.train:
-            yield f"data.train is empty: with task={task.name} write data.train=FILE (.csv, .tsv or .jsonl)"
+        if not data.has_train:
+            yield (
+                f"data.train is empty: with task={task.name} write "
+                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
+            )
         if not data.labels:
             yield f"data.labels is empty: with task={task.name} write data.labels=[COLUMN,…]"
         if data.source != "auto" or data.root:
@@ -99,13 +102,16 @@ class NumbersTask(SequenceTask):
             )
         return super().of_file(settings)
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
         path = Path(str(settings.file)).expanduser()
-        file = TableFile(path, self.texts, separator=settings.separator, quotes=settings.quotes)
-        labelled = any(file.has(column) for column in self.labels)
+        file = TableFile(
+            path, self.texts, separator=settings.separator, quotes=settings.quotes, report=settings.reported
+        )
+        labelled = settings.measured and any(file.has(column) for column in self.labels)
         for column in self.labels if labelled else ():
             file.require(column)
-        return in_parts(self._rows(file, {} if labelled else None), at_once, labelled=labelled)
+        rows = self._rows(file, {} if labelled else None, self._id_column)
+        return in_parts(rows, at_once, labelled=labelled)
 
     def _label(self, row: Row, ids: dict[str, int]) -> list[float]:
         values = [(column, row.label(column)) for column in self.labels]
@@ -162,14 +168,25 @@ class NumbersTask(SequenceTask):
     def draw(self, *_: Any) -> dict[str, Any]:
         return {}
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        return ("prediction.*",)
+
+    def answers(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[dict[str, Any]]:
+        """What is predicted for each column."""
+        for numbers in predictions:
+            named = zip(self.labels, numbers, strict=True)
+            yield {"prediction": {name: float(f"{value:.6g}") for name, value in named}}
+
     def records(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
     ) -> Iterator[Mapping[str, Any]]:
         """Number, what is predicted for each column, the true numbers if known, and the texts."""
         index, prediction = (unlike(name, self.columns) for name in PREDICTIONS)
-        for row, numbers in enumerate(predictions):
-            named = {name: float(f"{value:.6g}") for name, value in zip(self.labels, numbers, strict=True)}
-            record: dict[str, Any] = {index: examples.ids[row], prediction: named}
+        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
+            record: dict[str, Any] = {index: examples.ids[row], prediction: answer["prediction"]}
             if examples.labels is not None:
                 record |= dict(zip(self.labels, examples.labels[row], strict=True))
             yield record | dict(zip(self.texts, examples.texts[row], strict=True))

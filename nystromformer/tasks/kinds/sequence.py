@@ -22,9 +22,17 @@ from nystromformer.model import NystromformerConfig, NystromformerForSequenceCla
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.delimited import written
 from nystromformer.tasks.plots import draw_confusion
-from nystromformer.tasks.reading import gathered, in_parts, number_of, own_splits, own_table, usable_rows
+from nystromformer.tasks.reading import (
+    Found,
+    gathered,
+    in_parts,
+    number_of,
+    own_splits,
+    own_table,
+    usable_rows,
+)
 from nystromformer.tasks.scores import figures_of
-from nystromformer.tasks.table_files import PREDICTIONS, Row, TableFile, Unusable, listed, shortened
+from nystromformer.tasks.table_files import PREDICTIONS, Fault, Row, TableFile, Unusable, listed, shortened
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts
 
 _MOST_CLASSES = 1000
@@ -98,8 +106,13 @@ class SequenceTask(Task):
         if data.source == "samples" and task.name not in benchmarks.REVIEW_TASKS:
             reviews = " and ".join(benchmarks.REVIEW_TASKS)
             yield f"data.source=samples holds {reviews}, not {task.name}: write hub or folder"
-        if task.name == "custom" and not data.train:
-            yield "data.train is empty: with task=custom write data.train=FILE (.csv, .tsv or .jsonl)"
+        if task.name == "custom" and not data.has_train:
+            yield (
+                "data.train is empty: with task=custom write "
+                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
+            )
+        if task.name != "custom" and data.hub:
+            yield f"data.hub is for data of your own, not for task={task.name}: write task=custom, or null"
         if settings.submission and task.name not in (*benchmarks.GLUE_TASKS, "glue"):
             yield f"submission=true is for GLUE, not for task={task.name}: write false"
 
@@ -123,7 +136,7 @@ class SequenceTask(Task):
 
     def _rows(
         self, file: TableFile, label_ids: dict[str, int] | None, id_column: str | None = None
-    ) -> Iterator[tuple[Texts, Any, str]]:
+    ) -> Iterator[Found | Fault]:
         """The rows of a file, with labels where it is told the id of each value of their column."""
         if label_ids is None:
             return usable_rows(file, self._texts, None, id_column)
@@ -163,7 +176,7 @@ class SequenceTask(Task):
             texts[1] = settings.text_pair
         return replace(self, texts=tuple(texts), label=settings.label or self.label)
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
         from nystromformer.tasks.benchmarks import in_glues_layout
 
         path = Path(str(settings.file)).expanduser()
@@ -174,13 +187,20 @@ class SequenceTask(Task):
             headless=self.headless if glues and path.name in ("train.tsv", "dev.tsv") else (),  # CoLA's
             separator=settings.separator,
             quotes=False if glues and settings.quotes is None else settings.quotes,
+            report=settings.reported,
         )
-        labelled = settings.label is not None or file.has(self.label)
+        labelled = settings.measured and (settings.label is not None or file.has(self.label))
         if labelled:
             file.require(self.label)
         names = (self.values, self.labels)
         ids = {clean(name): number for known in names for number, name in enumerate(known)}
-        return in_parts(self._rows(file, ids if labelled else None), at_once, labelled=labelled)
+        rows = self._rows(file, ids if labelled else None, self._id_column)
+        return in_parts(rows, at_once, labelled=labelled)
+
+    @property
+    def _id_column(self) -> str | None:
+        """What names the rows of a file to predict, where it is there."""
+        return None if "id" in self.columns else "id"
 
     def check(self, splits: Splits) -> None:
         if self.regression:
@@ -260,6 +280,25 @@ class SequenceTask(Task):
             return {"confusion": None}
         path = folder / "confusion.png"
         return {"confusion": draw_confusion(self.labels, labels, predictions, path, title)}
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        return ("prediction",) if self.regression else ("prediction", "probability.*")
+
+    def answers(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[dict[str, Any]]:
+        """The number; or the class, and each class's probability."""
+        if self.regression:
+            return ({"prediction": float(f"{value:.6g}")} for value in predictions)
+        chances = softmax(np.asarray(outputs), axis=1)
+        return (
+            {"prediction": self.labels[int(number)], "probability": self._rounded(row)}
+            for number, row in zip(predictions, chances, strict=True)
+        )
+
+    def _rounded(self, chances: Iterable[float]) -> dict[str, float]:
+        return {name: round(float(chance), 6) for name, chance in zip(self.labels, chances, strict=True)}
 
     def written(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0

@@ -15,13 +15,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain, count, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import softmax
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,16 +32,19 @@ from nystromformer.model import NystromformerForTokenClassification
 from nystromformer.model.losses import IGNORED
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.plots import draw_class_scores
-from nystromformer.tasks.reading import own_splits
+from nystromformer.tasks.reading import own_splits, parts_of
 from nystromformer.tasks.scores import with_score
+from nystromformer.tasks.table_files import Fault
 from nystromformer.tasks.tagged_files import Document, Misplaced, TaggedFile, is_spans, mended, scheme_of
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts, padded
 
 _AT_ONCE = 10_000
 """Words tokenized in one call."""
 
 Sentences = list[list[int]]
 """The tag ids of a document: a list a sentence."""
+_Found = tuple[Texts, Sentences | None, str, list[int]]
+T = TypeVar("T")
 
 
 @dataclass
@@ -49,11 +53,6 @@ class Documents(Examples):
 
     sentences: list[list[int]] = field(default_factory=list)
     """How many words each sentence of each has."""
-
-    def take(self, indices: Iterable[int]) -> Documents:
-        chosen = list(indices)
-        part = super().take(chosen)
-        return Documents(part.texts, part.labels, part.ids, [self.sentences[i] for i in chosen])
 
 
 @dataclass
@@ -94,8 +93,11 @@ class TokenTask(Task):
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         name = settings.task.name
-        if not settings.data.train:
-            yield f"data.train is empty: with task={name} write data.train=FILE (CoNLL columns or .jsonl)"
+        if not settings.data.has_train:
+            yield (
+                f"data.train is empty: with task={name} write "
+                "data.train=FILE (CoNLL columns or .jsonl), or data.hub=NAME"
+            )
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
@@ -104,8 +106,11 @@ class TokenTask(Task):
             repair=data.repair_tags,
         )  # fmt: skip
         skip = data.malformed_rows == "skip"
-        train = task._open(str(data.train), "data.train", skip)
-        tags = Counter(tag for document in train.documents(labelled=True) for tag in document.tags())
+        train = task._open(str(data.train), "data.train", skip=skip)
+        documents = (
+            document for document in train.documents(labelled=True) if isinstance(document, Document)
+        )
+        tags = Counter(tag for document in documents for tag in document.tags())
         if not tags:
             raise UserError(f"{train.path} has no words with tags: write a word and its tag on each line")
         found = scheme_of(tags)
@@ -121,46 +126,52 @@ class TokenTask(Task):
         return own_splits(
             task,
             data,
-            lambda path, setting: task._open(path, setting, skip),
-            lambda file: task._gathered(file.documents(labelled=True), file, count(), labelled=True),
+            lambda path, setting: task._open(path, setting, skip=skip),
+            lambda file: gathered(list(task._usable(file, labelled=True)), labelled=True),
         )
 
-    def _open(self, path: str, setting: str, skip: bool) -> TaggedFile:
+    def _open(self, path: str, setting: str, *, skip: bool, report: bool = False) -> TaggedFile:
         return TaggedFile(
-            Path(path).expanduser(), setting=setting, unit=self.unit, skip=skip,
+            Path(path).expanduser(), setting=setting, unit=self.unit, skip=skip, report=report,
             tokens=self.tokens, tags=self.tags,
         )  # fmt: skip
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples]:
-        file = self._open(str(settings.file), "file", skip=False)
-        labelled, numbers = file.is_labelled, count()
-        documents = file.documents(labelled=labelled)
-        while part := list(islice(documents, at_once)):
-            yield self._gathered(part, file, numbers, labelled=labelled)
+    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
+        file = self._open(str(settings.file), "file", skip=False, report=settings.reported)
+        labelled = settings.measured and file.is_labelled
+        rows = self._usable(file, labelled=labelled)
+        return parts_of(rows, at_once, lambda part: gathered(part, labelled=labelled))
 
-    def _gathered(
-        self, documents: Iterable[Document], file: TaggedFile, numbers: Iterator[int], *, labelled: bool
-    ) -> Documents:
+    def _usable(self, file: TaggedFile, *, labelled: bool) -> Iterator[_Found | Fault]:
+        """Words, tag ids, name and lengths of sentences of each document."""
         ids = {tag: number for number, tag in enumerate(self.labels)}
-        found = Documents([], [] if labelled else None, [], [])
-        for document in documents:
-            sentences = document.sentences
+        number = 0
+        for document in file.documents(labelled=labelled):
+            if isinstance(document, Fault):
+                yield document
+                number += 1
+                continue
+            sentences, fault = document.sentences, None
             try:
                 if labelled and is_spans(self.scheme):
                     sentences = [mended(words, self.scheme, repair=self.repair) for words in sentences]
             except Misplaced as error:
-                file.reject(*error.args)
-                continue
+                fault = error.args
             unknown = next((word for words in sentences for word in words if word.tag not in ids), None)
-            if labelled and unknown is not None:
-                file.reject(unknown.line, f"has the tag {unknown.tag!r}, which no training example has")
+            if labelled and fault is None and unknown is not None:
+                fault = unknown.line, f"has the tag {unknown.tag!r}, which no training example has"
+            if fault is not None:
+                faults = file.reject(*fault)
+                yield from faults
+                number += len(faults)
                 continue
-            found.texts.append(tuple(word.text for words in sentences for word in words))
-            found.sentences.append([len(words) for words in sentences])
-            found.ids.append(document.name or str(next(numbers)))
-            if found.labels is not None:
-                found.labels.append([[ids[word.tag] for word in words] for words in sentences])
-        return found
+            yield (
+                tuple(word.text for words in sentences for word in words),
+                [[ids[word.tag] for word in words] for words in sentences] if labelled else None,
+                document.name or str(number),
+                [len(words) for words in sentences],
+            )
+            number += 1
 
     def check(self, splits: Splits) -> None:
         if len(self.labels) < 2:
@@ -266,13 +277,24 @@ class TokenTask(Task):
         draw_class_scores(classes, folder / "classes.png", title)
         return {"classes": classes}
 
-    def records(
+    @property
+    def told(self) -> tuple[str, ...]:
+        return ("tokens", "prediction", "probability")
+
+    def answers(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
     ) -> Iterator[dict[str, Any]]:
-        """Words and tags of a document."""
-        for name, words, sentences in zip(examples.ids, examples.texts, predictions, strict=True):
-            tags = [self.labels[tag] for sentence in sentences for tag in sentence]
-            yield {"id": name, self.tokens: list(words), self.tags: tags}
+        """Words, their tags and those tags' probabilities; lists of sentences where there are several."""
+        chances = chain.from_iterable(softmax(row, axis=1).max(axis=1).tolist() for row in outputs)
+        for words, sentences in zip(examples.texts, predictions, strict=True):
+            lengths = [len(sentence) for sentence in sentences]
+            tags = [[self.labels[tag] for tag in sentence] for sentence in sentences]
+            of_words = [round(chance, 6) for chance in islice(chances, len(words))]
+            columns = (_cut_up(list(words), lengths), tags, _cut_up(of_words, lengths))
+            yield {
+                name: column[0] if len(column) == 1 else column
+                for name, column in zip(self.told, columns, strict=True)
+            }
 
     def written(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
@@ -387,6 +409,15 @@ def _cuts(lengths: list[int], sentences: list[int], room: int) -> Iterator[tuple
         yield begin, ends[-1]
 
 
-def _cut_up(tags: list[int], lengths: list[int]) -> Sentences:
+def _cut_up(values: list[T], lengths: list[int]) -> list[list[T]]:
     ends = list(accumulate(lengths))
-    return [tags[end - size : end] for end, size in zip(ends, lengths, strict=True)]
+    return [values[end - size : end] for end, size in zip(ends, lengths, strict=True)]
+
+
+def gathered(rows: Sequence[_Found | Fault], *, labelled: bool) -> Documents:
+    """The documents as examples."""
+    found = [row for row in rows if not isinstance(row, Fault)]
+    texts, labels, names, sentences = (
+        (list(column) for column in zip(*found, strict=True)) if found else ([], [], [], [])
+    )
+    return Documents(texts, labels if labelled else None, names, sentences)

@@ -1,0 +1,160 @@
+"""Parts of a file to predict: rows, what the model makes of them, and the lines that they become."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from nystromformer.errors import UserError
+from nystromformer.tasks.delimited import written
+from nystromformer.tasks.table_files import Fault
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Task, joined
+
+MOST_ROWS = 2048
+"""Of a chunk."""
+SHOWN = 5
+"""Rows that cannot be read which are shown."""
+
+
+@dataclass
+class Progress:
+    """How far it is; JSON."""
+
+    of: dict[str, Any]
+    """What it is the progress of, and by which settings."""
+    total: int
+    """Rows of the file."""
+    labelled: bool = False
+    rows: int = 0
+    """Rows done, with those that cannot be read."""
+    examples: int = 0
+    errors: int = 0
+    first_errors: list[str] = field(default_factory=list)
+    encoded: int = 0
+    """Rows that the model read, and those of them that were cut."""
+    cut: int = 0
+    finished: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+class Part:
+    """A chunk of rows, and what the model makes of it."""
+
+    encoded: Encoded
+    outputs: Outputs = ()
+    predictions: Sequence[Any] = ()
+
+    def __init__(self, task: Task, rows: list[Examples | Fault]) -> None:
+        self._task = task
+        self.rows = rows
+        self.examples = self._joined()
+
+    def _joined(self) -> Examples:
+        examples = [row for row in self.rows if isinstance(row, Examples)]
+        return joined(examples) if examples else Examples([], None, [])
+
+    @property
+    def faults(self) -> list[tuple[int, Fault]]:
+        """Each with its place among the rows."""
+        return [(place, row) for place, row in enumerate(self.rows) if isinstance(row, Fault)]
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path | None) -> None:
+        """Make rows of token ids; with a `path` an example of which none can be made is a fault of it."""
+        if not len(self.examples):
+            return
+        try:
+            self.encoded = self._task.encode(self.examples, tokenizer, max_length)
+        except UserError:
+            if path is None:
+                raise
+            for place, row in enumerate(self.rows):
+                if isinstance(row, Fault):
+                    continue
+                try:
+                    self._task.encode(row, tokenizer, max_length)
+                except UserError as error:
+                    self.rows[place] = Fault(path, f"example {row.ids[0]}", f"cannot be read ({error})")
+            self.examples = self._joined()
+            self.encode(tokenizer, max_length, None)
+
+    def predict(self, outputs: Outputs) -> None:
+        self.outputs = outputs
+        self.predictions = self._task.predict(self.encoded, outputs)
+
+    def note(self, progress: Progress) -> None:
+        """Count it as done."""
+        faults = self.faults
+        progress.rows += len(self.rows)
+        progress.errors += len(faults)
+        progress.first_errors += [str(fault) for _, fault in faults[: SHOWN - len(progress.first_errors)]]
+        if len(self.examples):
+            progress.labelled |= self.examples.labels is not None
+            progress.examples += len(self.examples)
+            progress.encoded += len(self.encoded)
+            progress.cut += int((self.encoded.full_lengths > self.encoded.lengths).sum())
+
+    def records(self, first: int) -> Iterator[dict[str, Any]]:
+        """A record of each row, `first` the number of the first one."""
+        answers = iter(self._task.answers(self.examples, self.predictions, self.outputs))
+        ids = iter(self.examples.ids)
+        for number, row in enumerate(self.rows, start=first):
+            if isinstance(row, Fault):
+                yield _of_fault(number, row)
+            else:
+                yield {"id": next(ids), **next(answers)}
+
+    def errors(self, first: int) -> Iterator[dict[str, Any]]:
+        return (_of_fault(first + place, fault) for place, fault in self.faults)
+
+
+def chunks(rows: Iterable[Examples | Fault], characters: int) -> Iterator[list[Examples | Fault]]:
+    """The rows, one an item, in lists of at most MOST_ROWS that hold some `characters` in all."""
+    chunk: list[Examples | Fault] = []
+    held = 0
+    for row in rows:
+        chunk.append(row)
+        if isinstance(row, Examples):
+            held += sum(len(text) + 1 for texts in row.texts for text in texts)
+        if len(chunk) == MOST_ROWS or held >= characters:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def _of_fault(number: int, fault: Fault) -> dict[str, Any]:
+    return {"id": str(number), "error": str(fault)}
+
+
+def json_lines(records: Iterable[Any]) -> str:
+    return "".join(json.dumps(x, ensure_ascii=False, default=_plain) + "\n" for x in records)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and dataclasses as JSON's lists."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else list(vars(value).values())
+
+
+def table(task: Task, records: Iterable[Mapping[str, Any]], *, head: bool) -> str:
+    """Tab-separated; of an object with an entry for each label, a column each."""
+    columns: list[tuple[str, ...]] = [("id",)]
+    for name in task.told:
+        whole = name.removesuffix(".*")
+        columns += [(name,)] if whole == name else [(whole, label) for label in task.labels]
+    columns.append(("error",))
+    rows = [[_cell(record, column) for column in columns] for record in records]
+    return written([[".".join(column) for column in columns], *rows] if head else rows)
+
+
+def _cell(record: Any, column: tuple[str, ...]) -> str:
+    for name in column:
+        record = None if record is None else record.get(name)
+    if record is None or isinstance(record, str):
+        return record or ""
+    return json.dumps(record, ensure_ascii=False, default=_plain)
