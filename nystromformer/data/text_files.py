@@ -236,7 +236,7 @@ def _decode(line: bytes, path: Path, offset: int, errors: str, *, first: bool) -
             f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x} at offset "
             f"{offset + skipped + error.start}): convert it, for instance with iconv -f latin1 -t utf-8"
         ) from error
-    return text.rstrip("\r\n")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 # --- WikiExtractor ------------------------------------------------------------------------------------
