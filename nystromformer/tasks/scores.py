@@ -1,4 +1,4 @@
-"""The tasks' metrics, by scikit-learn and scipy, on predictions of a whole set.
+"""The tasks' metrics, by scikit-learn, scipy and seqeval, on predictions of a whole set.
 
 A figure that its definition leaves open is 0: Matthews or a correlation where all predictions are the same.
 """
@@ -6,8 +6,12 @@ A figure that its definition leaves open is 0: Matthews or a correlation where a
 from __future__ import annotations
 
 import math
+import re
+import string
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +24,7 @@ from sklearn.metrics import (
     mean_squared_error,
 )
 
+from nystromformer.tasks.tagged_files import is_spans
 from nystromformer.tasks.task import Task
 
 Numbers = NDArray[np.float64]
@@ -85,3 +90,74 @@ def figures_of_sets(figures: dict[str, dict[str, float]]) -> dict[str, float]:
     }
     flat["score"] = float(np.mean([found["score"] for found in figures.values()]))
     return flat
+
+
+# --- spans, see tagged_files ---------------------------------------------------------------------------
+
+
+def span_scores(truth: list[list[str]], found: list[list[str]], scheme: str) -> dict[str, float]:
+    """Strict precision, recall and F1 of spans over all classes, by seqeval."""
+    from seqeval.metrics.v1 import precision_recall_fscore_support  # its strict mode
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on classes without a span, which count as 0
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            truth, found, scheme=_of_seqeval(scheme), average="micro", zero_division=0
+        )
+    return {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
+
+
+def class_scores(truth: list[list[str]], found: list[list[str]], scheme: str) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and count of each class, the commonest first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if is_spans(scheme):
+            from seqeval.metrics import classification_report
+
+            report = classification_report(
+                truth, found, mode="strict", scheme=_of_seqeval(scheme), output_dict=True, zero_division=0
+            )
+        else:
+            from sklearn.metrics import classification_report as of_words
+
+            report = of_words(list(chain(*truth)), list(chain(*found)), output_dict=True, zero_division=0)
+    means = ("accuracy", "micro avg", "macro avg", "weighted avg")
+    classes = {name: scores for name, scores in report.items() if name not in means}
+    return {
+        name: {key.removesuffix("-score"): float(value) for key, value in scores.items()}
+        for name, scores in sorted(classes.items(), key=lambda item: -item[1]["support"])
+    }
+
+
+def _of_seqeval(scheme: str) -> type:
+    from seqeval import scheme as schemes
+
+    return {"bio": schemes.IOB2, "iobes": schemes.IOBES}[scheme]
+
+
+# --- answers, as SQuAD's official scripts define them ---------------------------------------------------
+
+
+def normalized(text: str) -> str:
+    """Lower case, without punctuation, articles and superfluous white space."""
+    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def answer_scores(found: str, right: Sequence[tuple[int, str]]) -> tuple[float, float]:
+    """Exact match and F1 of one answer: the highest over the right ones, of which none means no answer.
+
+    Right answers that are only articles and punctuation do not count, as in SQuAD 2.0's script.
+    """
+    texts = [text for _, text in right if normalized(text)] or [""]
+    exact = max(float(normalized(found) == normalized(text)) for text in texts)
+    return exact, max(f1_of(found, text) for text in texts)
+
+
+def f1_of(found: str, right: str) -> float:
+    """Harmonic mean of precision and recall of the words; 1 where both have none, 0 where one has none."""
+    words, answer = normalized(found).split(), normalized(right).split()
+    if not words or not answer:
+        return float(words == answer)
+    common = sum((Counter(words) & Counter(answer)).values())
+    return 2 * common / (len(words) + len(answer))

@@ -19,11 +19,9 @@ from nystromformer.tasks.kinds.answers import (
     AnswerTask,
     Span,
     best_threshold,
-    f1_of,
-    normalized,
-    scores_of,
 )
 from nystromformer.tasks.results import results_in
+from nystromformer.tasks.scores import answer_scores, f1_of, normalized
 from nystromformer.tasks.task import Examples
 
 from .conftest import FILLERS, PLANTED
@@ -93,13 +91,13 @@ def test_another_layout_is_said(text, words, tmp_path, capsys):
 def test_metrics_are_those_of_the_official_scripts():
     assert normalized("The  Denver Broncos, (a team)!") == "denver broncos team"
     right = [(0, "Denver Broncos"), (0, "The Broncos")]
-    assert scores_of("broncos", right) == (1.0, 1.0)
-    exact, f1 = scores_of("the Denver team", right)
+    assert answer_scores("broncos", right) == (1.0, 1.0)
+    exact, f1 = answer_scores("the Denver team", right)
     assert (exact, f1) == (0.0, pytest.approx(2 * 1 / (2 + 2)))
     assert f1_of("a b b c", "b b d") == pytest.approx(2 * (2 / 3) * (2 / 3) / (4 / 3))  # "a" is an article
     # Without a right answer, silence is right; articles alone are no answer.
-    assert scores_of("", []) == scores_of("", [(0, "the")]) == (1.0, 1.0)
-    assert scores_of("film", []) == (0.0, 0.0)
+    assert answer_scores("", []) == answer_scores("", [(0, "the")]) == (1.0, 1.0)
+    assert answer_scores("film", []) == (0.0, 0.0)
 
 
 def test_right_answers_have_their_own_values_on_real_questions(test_data):
@@ -184,7 +182,9 @@ def test_threshold_gives_the_highest_f1_of_all(checkpoint):
 
     def f1_at(threshold: float) -> float:
         given = [a.spans[0].text if a.margin <= threshold else "" for a in answers]
-        return float(np.mean([scores_of(text, right)[1] for text, right in zip(given, labels, strict=True)]))
+        return float(
+            np.mean([answer_scores(text, right)[1] for text, right in zip(given, labels, strict=True)])
+        )
 
     best = best_threshold(labels, answers)
     assert f1_at(best) == max(f1_at(margin) for margin in [-99.0, *(a.margin for a in answers)])

@@ -15,8 +15,9 @@ from nystromformer.cli import main
 from nystromformer.model.losses import IGNORED
 from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import EvaluateSettings
-from nystromformer.tasks.kinds.tokens import Documents, TokenTask, class_scores, span_scores
+from nystromformer.tasks.kinds.tokens import Documents, TokenTask
 from nystromformer.tasks.results import results_in
+from nystromformer.tasks.scores import class_scores, span_scores
 from nystromformer.tasks.tagged_files import Word, mended, scheme_of
 
 from .conftest import FILLERS, PLANTED

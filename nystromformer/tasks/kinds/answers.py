@@ -10,10 +10,6 @@ Shapes: B rows of a batch, N tokens of the longest.
 
 from __future__ import annotations
 
-import json
-import re
-import string
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -27,15 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nystromformer.data.documents import without_surrogates
 from nystromformer.data.layout import Batch
-from nystromformer.data.text_files import expand, kind_of, lines
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForQuestionAnswering
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.reading import Found, gathered, in_parts, own_splits
-from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.table_files import Fault, Faults, Unusable, is_unicode, shortened
+from nystromformer.tasks.question_files import QuestionFile
+from nystromformer.tasks.reading import gathered, in_parts, own_splits
+from nystromformer.tasks.scores import answer_scores, with_score
+from nystromformer.tasks.table_files import Fault
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
 
 _AT_ONCE = 100
@@ -256,7 +251,9 @@ class AnswerTask(Task):
 
     def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """Exact match and F1 as SQuAD's official scripts define them, as shares of 1."""
-        scores = [scores_of(answer.text, right) for answer, right in zip(predictions, labels, strict=True)]
+        scores = [
+            answer_scores(answer.text, right) for answer, right in zip(predictions, labels, strict=True)
+        ]
         sides = {
             "": list(range(len(labels))),
             "_answerable": [n for n, right in enumerate(labels) if right],
@@ -315,38 +312,10 @@ first, last = int(logits.start_logits.argmax()), int(logits.end_logits.argmax())
 print(tokenizer.decode(row["input_ids"][0, first : last + 1]))"""
 
 
-# --- the official metrics -----------------------------------------------------------------------------
-
-
-def normalized(text: str) -> str:
-    """Lower case, without punctuation, articles and superfluous white space."""
-    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
-
-
-def scores_of(found: str, right: Sequence[tuple[int, str]]) -> tuple[float, float]:
-    """Exact match and F1 of one answer: the highest over the right ones, of which none means no answer.
-
-    Right answers that are only articles and punctuation do not count, as in SQuAD 2.0's script.
-    """
-    texts = [text for _, text in right if normalized(text)] or [""]
-    exact = max(float(normalized(found) == normalized(text)) for text in texts)
-    return exact, max(f1_of(found, text) for text in texts)
-
-
-def f1_of(found: str, right: str) -> float:
-    """Harmonic mean of precision and recall of the words; 1 where both have none, 0 where one has none."""
-    words, answer = normalized(found).split(), normalized(right).split()
-    if not words or not answer:
-        return float(words == answer)
-    common = sum((Counter(words) & Counter(answer)).values())
-    return 2 * common / (len(words) + len(answer))
-
-
 def best_threshold(labels: Sequence[Any], answers: Sequence[Answer]) -> float:
     """The margin up to which the best span is given, for the highest F1; the lowest of equals."""
     rows = sorted(
-        (answer.margin, scores_of(answer.spans[0].text if answer.spans else "", right)[1], not right)
+        (answer.margin, answer_scores(answer.spans[0].text if answer.spans else "", right)[1], not right)
         for answer, right in zip(answers, labels, strict=True)
     )
     score = best = float(sum(unanswerable for _, _, unanswerable in rows))  # nothing is ever answered
@@ -376,120 +345,3 @@ def _places(answers: Sequence[tuple[int, str]], offsets: NDArray[np.int32]) -> t
     end = start + len(text)
     last = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] >= end) & (offsets[:, 0] >= 0))
     return (int(first[0]), int(last[-1])) if len(first) and len(last) else (0, 0)
-
-
-# --- files --------------------------------------------------------------------------------------------
-
-
-class QuestionFile:
-    """Questions with their contexts: SQuAD's JSON, or JSON lines.
-
-    Args:
-        setting: what the path was given by, for messages.
-        skip, report: see Faults.
-    """
-
-    def __init__(self, path: Path, *, setting: str, skip: bool, report: bool = False) -> None:
-        hint = "write SQuAD's .json, or .jsonl with context, question and answers"
-        if path.is_dir():
-            raise UserError(f"{setting}: {str(path)!r} is a folder: {hint}")
-        (self.path,) = expand([str(path)], setting, (".json", ".jsonl"), hint)
-        self._faults = Faults(self.path, setting, skip=skip, report=report)
-        self.skipped = self._faults.skipped
-
-    @property
-    def is_labelled(self) -> bool:
-        """Whether a question has answers, or says that it has none."""
-        return any(
-            isinstance(question, dict) and ("answers" in question or "is_impossible" in question)
-            for _, question in self._questions()
-        )
-
-    def rows(self, *, labelled: bool) -> Iterator[Found | Fault]:
-        """Question and context, right answers, name; raises Malformed for a question that cannot be used."""
-        number = 0
-        for place, question in self._questions():
-            try:
-                yield _question(question, number, labelled=labelled)
-            except Unusable as error:
-                faults = self._faults.reject(place, str(error), "mend it")
-                yield from faults
-                number += len(faults)
-            else:
-                number += 1
-
-    def _questions(self) -> Iterator[tuple[str, Any]]:
-        """Where each stands, and what it holds with its context."""
-        if kind_of(self.path) == ".jsonl":
-            for line in lines(self.path, errors=self._faults.errors):
-                if line.text.strip():
-                    yield f"line {line.number}", _parsed(line.text)
-            return
-        content = _parsed("\n".join(line.text for line in lines(self.path)))
-        articles = content.get("data") if isinstance(content, dict) else None
-        if not isinstance(articles, list):
-            raise UserError(
-                f"{self.path} is not of SQuAD's layout (no list 'data'): write such a file, or .jsonl"
-            )
-        try:
-            for article in articles:
-                for paragraph in article["paragraphs"]:
-                    for question in paragraph["qas"]:
-                        name = question.get("id", "without id")
-                        yield f"question {name}", {**question, "context": paragraph["context"]}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self.path} is not of SQuAD's layout ({type(error).__name__}: {error}): data holds "
-                "articles, those paragraphs with a context and qas"
-            ) from None
-
-
-def _parsed(text: str) -> Any:
-    """A JSON value; where it is none, the reason, which is no object."""
-    if not is_unicode([text]):
-        return "no UTF-8"
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return f"no JSON: {error}"
-
-
-def _question(content: Any, number: int, *, labelled: bool) -> Found:
-    if not isinstance(content, dict):
-        raise Unusable(f"is malformed ({content if isinstance(content, str) else 'no JSON object'})")
-    for name in ("question", "context"):
-        if not isinstance(content.get(name), str) or not content[name].strip():
-            raise Unusable(f"is malformed (no text in {name!r})")
-    question, context = (without_surrogates(content[name]) for name in ("question", "context"))
-    answers = _answers(content, context) if labelled else None
-    given = content.get("id")
-    return (question.strip(), context), answers, str(number if given is None else given)
-
-
-def _answers(content: dict[str, Any], context: str) -> list[tuple[int, str]]:
-    """The right answers of a question; none where it says so."""
-    if content.get("is_impossible") is True:
-        return []
-    given: Any = content.get("answers")
-    if isinstance(given, dict):  # the hub's layout
-        texts, starts = given.get("text"), given.get("answer_start")
-        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-            raise Unusable("is malformed ('answers' has not as many 'text' as 'answer_start')")
-        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
-    if not isinstance(given, list):
-        raise Unusable("has no list 'answers': an empty one says that there is no answer")
-    return [_right(answer, context) for answer in given]
-
-
-def _right(answer: Any, context: str) -> tuple[int, str]:
-    held = answer if isinstance(answer, dict) else {}
-    text, start = held.get("text"), held.get("answer_start")
-    text = without_surrogates(text) if isinstance(text, str) else text
-    if not isinstance(text, str) or not isinstance(start, int) or not text:
-        raise Unusable("is malformed (an answer is no object of 'text' and 'answer_start')")
-    if context[start : start + len(text)] != text or start < 0:
-        raise Unusable(
-            f"has the answer {shortened(text)} at character {start} of its context, where "
-            f"{shortened(context[max(start, 0) : max(start, 0) + len(text)])} stands"
-        )
-    return start, text

@@ -11,7 +11,6 @@ Shapes: B rows of a batch, N tokens of the longest, W words of the row with most
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +32,7 @@ from nystromformer.model.losses import IGNORED
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.plots import draw_class_scores
 from nystromformer.tasks.reading import own_splits, parts_of
-from nystromformer.tasks.scores import with_score
+from nystromformer.tasks.scores import class_scores, span_scores, with_score
 from nystromformer.tasks.table_files import Fault
 from nystromformer.tasks.tagged_files import Document, Misplaced, TaggedFile, is_spans, mended, scheme_of
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts, padded
@@ -321,46 +320,6 @@ print(tag("words of a text"))"""
     def _names(self, documents: Sequence[Sentences]) -> list[list[str]]:
         """Tags of each sentence by name: a span ends with its sentence."""
         return [[self.labels[tag] for tag in sentence] for document in documents for sentence in document]
-
-
-def span_scores(truth: list[list[str]], found: list[list[str]], scheme: str) -> dict[str, float]:
-    """Strict precision, recall and F1 of spans over all classes, by seqeval."""
-    from seqeval.metrics.v1 import precision_recall_fscore_support  # its strict mode
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on classes without a span, which count as 0
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            truth, found, scheme=_of_seqeval(scheme), average="micro", zero_division=0
-        )
-    return {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
-
-
-def class_scores(truth: list[list[str]], found: list[list[str]], scheme: str) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and count of each class, the commonest first."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if is_spans(scheme):
-            from seqeval.metrics import classification_report
-
-            report = classification_report(
-                truth, found, mode="strict", scheme=_of_seqeval(scheme), output_dict=True, zero_division=0
-            )
-        else:
-            from sklearn.metrics import classification_report as of_words
-
-            report = of_words(list(chain(*truth)), list(chain(*found)), output_dict=True, zero_division=0)
-    means = ("accuracy", "micro avg", "macro avg", "weighted avg")
-    classes = {name: scores for name, scores in report.items() if name not in means}
-    return {
-        name: {key.removesuffix("-score"): float(value) for key, value in scores.items()}
-        for name, scores in sorted(classes.items(), key=lambda item: -item[1]["support"])
-    }
-
-
-def _of_seqeval(scheme: str) -> type:
-    from seqeval import scheme as schemes
-
-    return {"bio": schemes.IOB2, "iobes": schemes.IOBES}[scheme]
 
 
 def mended_tags(tags: Iterable[str], scheme: str) -> set[str]:
