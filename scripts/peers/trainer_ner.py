@@ -3,7 +3,7 @@
     python scripts/peers/trainer_ner.py checkpoint=FOLDER train=FILE dev=FILE rate=1e-4 epochs=3 batch=32
 
 Files are CoNLL columns; parts=2 computes a batch in two, where the memory is short. Prints strict F1 of spans
-and accuracy of words on the held-out file after the last epoch, as seqeval counts them, and the seconds of training.
+and accuracy of words on the held-out file after the last epoch, as seqeval counts them, and the seconds.
 """
 
 from __future__ import annotations
