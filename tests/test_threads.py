@@ -82,7 +82,7 @@ def compute(settings):
         x.mul_(1.0)
     time.sleep(0.2)
     print(len(os.listdir("/proc/self/task")) > 2 * len(os.sched_getaffinity(0)))
-cli.COMMANDS["convert"] = cli.Command("", compute, ())
+cli.COMMANDS["convert"] = cli.Command("", "__main__:compute", ())
 sys.exit(cli.main(["convert", "source=a", "target=b"]))
 """
     cores = sorted(os.sched_getaffinity(0))[:2]

@@ -83,7 +83,8 @@ def define(
         ctx.save_for_backward(*inputs[:count], *output[0 if keeps_output else 1 :])
 
     def differentiate(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, kept = ctx.saved_tensors[:count], list(ctx.saved_tensors[count:])
+        saved = ctx.saved_tensors  # once: recomputed activations are handed out a single time
+        inputs, kept = saved[:count], list(saved[count:])
         composed = otherwise(*inputs, *ctx.numbers) if otherwise is not None else None
         if composed is not None:
             found = _recomputed(composed, grad_out, list(inputs), ctx.numbers, places)
