@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from nystromformer.attention.mechanism import Mechanism
 from nystromformer.data.documents import in_validation, text_hash
 from nystromformer.data.layout import Batch
 from nystromformer.data.text_files import Imdb
@@ -170,35 +171,29 @@ def _middle(scale: StartsScale) -> tuple[int, int]:
     return m, w
 
 
-class NearAlone(nn.Module):
+class NearAlone(Mechanism):
     """Exact attention of one row to its near tokens, nothing beyond: with n × n matrices, to measure only."""
 
-    def __init__(self, attention: NystromformerSelfAttention, neighbours: int) -> None:
+    def __init__(self, neighbours: int) -> None:
         super().__init__()
-        self.attention, self.neighbours = attention, neighbours
+        self.neighbours = neighbours
 
-    def forward(self, hidden_1NE: Tensor, padding_mask: Tensor | None, segments: object) -> Tensor:
-        assert padding_mask is None
-        inner = self.attention
-        query, key, value = (
-            projection(hidden_1NE).unflatten(-1, (inner.num_heads, -1)).transpose(1, 2)
-            for projection in (inner.query, inner.key, inner.value)
-        )
-        block_N = torch.arange(hidden_1NE.shape[1], device=hidden_1NE.device) // self.neighbours
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        assert key_padding_mask is None
+        block_N = torch.arange(query.shape[2], device=query.device) // self.neighbours
         near_NN = (block_N[:, None] - block_N).abs() <= 1
         near_NN[:, 0] = True
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=near_NN)
-        return out.transpose(1, 2).flatten(2)
-
-    def segments(self, padding_mask: Tensor | None) -> None:
-        return None
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=near_NN)
 
 
 def near_alone(encoder: NystromformerModel, neighbours: int) -> NystromformerModel:
-    """The encoder with the far part left out, for rows without padding."""
-    for layer in encoder.encoder.layer:
-        attention = layer.get_submodule("attention")
-        attention.self = NearAlone(attention.self, neighbours)  # type: ignore[arg-type]
+    """The encoder with the far part and the convolution left out, for rows without padding."""
+    for attention in encoder.modules():
+        if isinstance(attention, NystromformerSelfAttention):
+            attention.conv = None
+            attention.add_module(attention.mechanism, NearAlone(neighbours))
     return encoder
 
 

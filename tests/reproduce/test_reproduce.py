@@ -7,7 +7,7 @@ import torch
 
 from nystromformer import NystromformerConfig, NystromformerModel
 from nystromformer.cli import main
-from nystromformer.reproduce.starts import NearAlone
+from nystromformer.reproduce.starts import near_alone
 
 
 def produced(tmp_path, *words: str) -> dict:
@@ -64,17 +64,20 @@ def test_neighbours_alone_are_attention_to_the_tokens_that_are_near():
         vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         neighbours=4, num_landmarks=2, conv_kernel_size=None, initializer_range=0.5,
     )  # fmt: skip
-    inner = NystromformerModel(config).eval().encoder.layer[0].attention.self
+    encoder = NystromformerModel(config).eval()
+    inner = encoder.encoder.layer[0].attention.self
     hidden = torch.randn(1, 19, 8)
+    short = hidden[:, :8]
+    exact = inner(short, None)
     q, k, v = (p(hidden)[0].unflatten(-1, (2, 4)) for p in (inner.query, inner.key, inner.value))
-    found = NearAlone(inner, 4)(hidden, None, None)[0].unflatten(-1, (2, 4))
+    near_alone(encoder, 4)
+    found = inner(hidden, None)[0].unflatten(-1, (2, 4))
     for i in range(19):
         near = [j for j in range(19) if j == 0 or abs(j // 4 - i // 4) <= 1]
         for head in range(2):
             share = (k[near, head] @ q[i, head] / 2).softmax(0)
             torch.testing.assert_close(found[i, head], share @ v[near, head], atol=1e-5, rtol=1e-5)
-    short = hidden[:, :8]
-    torch.testing.assert_close(NearAlone(inner, 4)(short, None, None), inner(short, None, None))
+    torch.testing.assert_close(inner(short, None), exact)
 
 
 @pytest.mark.slow
