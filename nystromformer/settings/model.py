@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from importlib.util import find_spec
@@ -137,5 +138,6 @@ INHERITED = tuple(
 
 
 def _divisor_near(number: int, wanted: int) -> int:
-    divisors = [d for d in range(1, max(number, 1) + 1) if number % d == 0]
-    return min(divisors, key=lambda d: (abs(d - wanted), d), default=1)
+    """The divisor of a number that is nearest to the one wanted, the smaller of two."""
+    small = [d for d in range(1, math.isqrt(max(number, 0)) + 1) if number % d == 0]
+    return min([*small, *(number // d for d in small)], key=lambda d: (abs(d - wanted), d), default=1)
