@@ -99,7 +99,9 @@ def finetuning(*words: str) -> FinetuneSettings:
 def started(folder: Path, *words: str, start: str = "checkpoint") -> NystromformerConfig:
     """The configuration that `nystromformer pretrain` trains."""
     composed = pretraining(f"init={start}", *words)
-    composed = replace(composed, init=replace(composed.init, path=str(folder)))
+    # In a folder of its own: a run of the same name in the current one would go on with its settings.
+    init = replace(composed.init, path=str(folder))
+    composed = replace(composed, init=init, runs_folder=str(folder / "runs"))
     source = open_source(str(folder), start)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     return model_config(settled(composed).model, tokenizer, source)
