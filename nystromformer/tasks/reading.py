@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,7 +14,7 @@ from nystromformer.data.documents import text_hash
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings, kind_named
 from nystromformer.tasks.hub import as_files
-from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable
+from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable, listed, shortened
 from nystromformer.tasks.task import Examples, Splits, Task, Texts
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -258,3 +258,29 @@ def _trimmed(picked: list[int], at_most: int, strata: Sequence[Hashable]) -> lis
             counts[strata[index]] -= 1
             kept.remove(index)
     return kept
+
+
+def in_order(values: Iterable[str]) -> list[str]:
+    """Numbers by size where all of them are numbers, else all of them by their letters."""
+    numbers = {value: number_of(value) for value in values}
+    if None in numbers.values():
+        return sorted(numbers)
+    return sorted(numbers, key=lambda value: (numbers[value], value))
+
+
+def id_of(value: str, ids: dict[str, int]) -> int:
+    if value not in ids:
+        raise Unusable(f"has the label {shortened(value)}, which is none of {listed(ids)}")
+    return ids[value]
+
+
+def number_in(value: str, column: str) -> float:
+    if (number := number_of(value)) is None:
+        raise Unusable(f"has {shortened(value)} in {column!r}, which is no number")
+    return number
+
+
+def unlike(name: str, taken: Collection[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name

@@ -53,7 +53,6 @@ def place(tmp_path, monkeypatch, checkpoint):
 
 
 def test_every_command_runs(place, capsys):
-    pytest.importorskip("seqeval")
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
     small = ["task.epochs=1", "task.batch_sizes=[8]", "task.learning_rates=[1e-3]"]

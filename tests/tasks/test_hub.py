@@ -63,7 +63,6 @@ def test_classes_have_their_names_and_minus_one_is_no_label(layout, tmp_path):
 
 
 def test_lists_of_classes_are_tags(tmp_path):
-    pytest.importorskip("seqeval")
     names = ["O", "B-PER", "I-PER"]
     features = datasets.Features(
         {

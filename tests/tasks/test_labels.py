@@ -15,8 +15,8 @@ from nystromformer.errors import UserError
 from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
 from nystromformer.tasks.batches import ordered_batches
-from nystromformer.tasks.kinds.sequence import custom_splits, custom_task, in_order
-from nystromformer.tasks.reading import number_of
+from nystromformer.tasks.kinds.sequence import custom_splits, custom_task
+from nystromformer.tasks.reading import in_order, number_of
 from nystromformer.tasks.task import Splits
 
 

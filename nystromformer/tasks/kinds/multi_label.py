@@ -23,7 +23,8 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings.finetune import SEPARATORS, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits, id_of, unlike
+from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits
+from nystromformer.tasks.reading import id_of, unlike
 from nystromformer.tasks.scores import with_score
 from nystromformer.tasks.table_files import PREDICTIONS, Row, Unusable
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits, number_in, unlike
-from nystromformer.tasks.reading import in_parts
+from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits
+from nystromformer.tasks.reading import in_parts, number_in, unlike
 from nystromformer.tasks.scores import METRICS, with_score
 from nystromformer.tasks.table_files import PREDICTIONS, Fault, Row, TableFile, Unusable
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,14 +25,17 @@ from nystromformer.tasks.plots import draw_confusion
 from nystromformer.tasks.reading import (
     Found,
     gathered,
+    id_of,
+    in_order,
     in_parts,
-    number_of,
+    number_in,
     own_splits,
     own_table,
+    unlike,
     usable_rows,
 )
 from nystromformer.tasks.scores import figures_of
-from nystromformer.tasks.table_files import PREDICTIONS, Fault, Row, TableFile, Unusable, listed, shortened
+from nystromformer.tasks.table_files import PREDICTIONS, Fault, Row, TableFile, Unusable, shortened
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts
 
 _MOST_CLASSES = 1000
@@ -382,29 +385,3 @@ def _values_in(file: TableFile, task: SequenceTask) -> list[str]:
 def with_labels(task: SequenceTask, values: tuple[str, ...]) -> SequenceTask:
     """The same task with the classes that its data turned out to have."""
     return replace(task, values=values, labels=values)
-
-
-def in_order(values: Iterable[str]) -> list[str]:
-    """Numbers by size where all of them are numbers, else all of them by their letters."""
-    numbers = {value: number_of(value) for value in values}
-    if None in numbers.values():
-        return sorted(numbers)
-    return sorted(numbers, key=lambda value: (numbers[value], value))
-
-
-def id_of(value: str, ids: dict[str, int]) -> int:
-    if value not in ids:
-        raise Unusable(f"has the label {shortened(value)}, which is none of {listed(ids)}")
-    return ids[value]
-
-
-def number_in(value: str, column: str) -> float:
-    if (number := number_of(value)) is None:
-        raise Unusable(f"has {shortened(value)} in {column!r}, which is no number")
-    return number
-
-
-def unlike(name: str, taken: Collection[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
