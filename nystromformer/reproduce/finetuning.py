@@ -227,8 +227,8 @@ def finetune(settings: ReproduceSettings) -> Result:
         "",
         *absent_lines(absent),
         "Rows of at most 64 tokens, the number of landmarks, get exact attention in all, of at most "
-        f"{2 * NEIGHBOURS} with neighbours, so that on GLUE's short sentences Nyström attention differs by its "
-        "convolution; IMDB's reviews are what landmarks work on. "
+        f"{2 * NEIGHBOURS} with neighbours, so that on GLUE's short sentences Nyström attention differs by "
+        "its convolution; IMDB's reviews are what landmarks work on. "
         f"{_origin(measured)}",
     ]  # fmt: skip
     return Result(

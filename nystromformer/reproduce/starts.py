@@ -81,8 +81,8 @@ def starts(settings: ReproduceSettings) -> Result:
         "`scaled` also fits a factor on each head's output, folded into the output projection.",
         "",
         f"With exact neighbours in blocks of w, on {rows} held-out reviews of each length. Without "
-        "a word there is no convolution; `neighbours alone` leaves the far part out; g salient tokens, 1 where "
-        "nothing is said. Fitted on "
+        "a word there is no convolution; `neighbours alone` leaves the far part out; of g salient tokens the "
+        "first is the row's first, which alone it is where nothing is said. Fitted on "
         f"{rows} reviews, projections on {scale.reconstructed_rows}, of {scale.length} tokens, of "
         f"half and a quarter of it; transferred: {told}.",
         "",

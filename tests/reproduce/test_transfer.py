@@ -97,7 +97,7 @@ def test_a_taggers_attention_is_exchanged(words, tmp_path):
 
 
 def test_what_exchanged_attention_loses_is_counted_in_answers():
-    """One of the three words of one document of two is wrong: over documents drawn anew, 0 to a third lost."""
+    """One of three words of one document of two is wrong: over documents drawn anew, 0 to a third lost."""
     label, found = [[0, 1], [2]], [[0, 1], [0]]
     assert (_answers(label), _right(label, label), _right(label, found)) == (3, 3, 2)
     assert (_answers(1), _right(1, 1), _right(1, 0), _right([0, 1], np.array([0, 1]))) == (1, 1, 0, 1)
