@@ -191,7 +191,9 @@ def test_the_way_that_attention_takes_is_told(monkeypatch):
     composed = "composed of PyTorch's operators"
     assert described(monkeypatch, "cuda").startswith("Triton 3")
     assert described(monkeypatch, "cuda", default="composed") == composed
-    assert described(monkeypatch, "cuda", default="composed", implementation="operator").startswith("Triton 3")
+    assert described(monkeypatch, "cuda", default="composed", implementation="operator").startswith(
+        "Triton 3"
+    )
     assert described(monkeypatch, "cuda", pinv_iterations=None).startswith(f"{composed}: ")
     assert "shared memory" in described(monkeypatch, "cuda", (7, 5))
     assert "exact" in described(monkeypatch, "cuda", num_landmarks=512)

@@ -246,14 +246,15 @@ def backward(
     grad_mixed_parts, grad_key_parts = means.new_empty(2, b, h, parts, m, d)
     spread_backward_means_kernel[(b * h, parts)](
         *strided(grad_out), *strided(query), means[1], mixed, rows.segment_BN, rows.count_B,
-        grad_mixed_parts, grad_key_parts, h, n, tokens, sizes.scale, sizes.score_scale, **constants,
+        grad_mixed_parts, grad_key_parts, h, n, tokens, sizes.scale, sizes.score_scale,
+        **(constants | {"num_stages": 3 if constants["num_stages"] == 2 else 1}),
     )  # fmt: skip
     # X = Z Y and Z ≈ Ã⁺
     grad_mixed, grad_gathered, grad_key_means = means.new_empty(3, *sizes.means)
     delta = torch.empty_like(normalizer)
     grad_query_parts = means.new_empty(b, h, parts + 1, m, d)
     on_chip = sizes.on_chip
-    programs = min(b * h, 2 * sizes.multiprocessors)
+    programs = min(b * h, 2 * sizes.multiprocessors)  # two of 128 threads and 255 registers fill one
     step_dtype = torch.float32 if sizes.dtype == torch.float32 else torch.float16
     steps = means.new_empty(programs * iterations * 3 * padded(m) ** 2 if on_chip else 1, dtype=step_dtype)
     mix_backward_kernel[(programs,)](

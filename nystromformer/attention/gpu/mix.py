@@ -13,7 +13,6 @@ import triton.language as tl
 
 from nystromformer.attention.gpu.tiles import load_tile, real_count, store_tile
 
-
 HEADROOM = tl.constexpr(64.0)
 """By how much a gradient's largest entry is brought below 1: six steps multiply it by at most 1,200."""
 
