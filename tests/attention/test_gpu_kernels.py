@@ -233,6 +233,20 @@ def test_the_same_bits_again():
 
 
 @kernels
+@pytest.mark.parametrize("power", [-40, 40])
+def test_gradients_of_any_size_have_the_same_digits(power):
+    """The inverse's are multiplied in float16, whose range ends at 6e-8 and 65,504."""
+    torch.manual_seed(15)
+    inputs = leaves(torch.bfloat16)[:3]
+    seed = torch.randn(4, 1, N, 24, dtype=torch.bfloat16, device=DEVICE)
+    grads = torch.autograd.grad(by_kernels(inputs, None, 9), inputs, seed)
+    for scaled, grad in zip(
+        torch.autograd.grad(by_kernels(inputs, None, 9), inputs, seed * 2.0**power), grads, strict=True
+    ):
+        torch.testing.assert_close(scaled * 2.0**-power, grad)
+
+
+@kernels
 def test_strides_of_any_kind():
     torch.manual_seed(8)
     inputs = leaves(rows=2, heads=2, k=3)
