@@ -27,7 +27,7 @@ from nystromformer.benchmark.contenders import (
     contenders,
 )
 from nystromformer.benchmark.lengths import figures_by_length, mechanism_of, ratios_by_length
-from nystromformer.benchmark.measure import captured, in_turn, kept_bytes, peak_of
+from nystromformer.benchmark.measure import in_turn, kept_bytes, peak_of
 from nystromformer.errors import UserError
 from nystromformer.pictures import legend_below, log_log, picture, style_of
 from nystromformer.settings.benchmark import BenchmarkSettings
@@ -77,8 +77,8 @@ def measure_contenders(
     runs: dict[str, Callable[[], object]] = {}
     for contender in found:
         seed = torch.randn_like(contender.run().detach())
-        runs[f"{contender.name} forward"] = captured(torch.no_grad()(contender.run), device)
-        runs[f"{contender.name} training"] = captured(partial(_train, contender, seed), device)
+        runs[f"{contender.name} forward"] = torch.no_grad()(contender.run)
+        runs[f"{contender.name} training"] = partial(_train, contender, seed)
     gc.collect()
     seconds = in_turn(runs, repeats, device)
     return {
@@ -202,8 +202,6 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         f"turn, medians of {settings['repeats']}. Projections are left out everywhere; exact attention has "
         "no convolution."
     )
-    if result.get("floor"):
-        about += " Each is launched as one CUDA graph where it can be recorded."
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     figures = (
         ("Forward and backward, ms", "training_median", 1e3),

@@ -36,29 +36,6 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The same work by one launch of a CUDA graph, so that what Python takes for many is not timed.
-
-    On a CPU, and where it cannot be recorded, as when it waits for the device, `run` itself.
-    """
-    if device.type != "cuda":
-        return run
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # allocates workspaces and compiles, neither of which can be recorded
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            run()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return run
-    return graph.replay
-
-
 def in_turn(
     runs: Mapping[str, Callable[[], object]],
     repeats: int,
