@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from nystromformer.intervals import Interval, in_percent, mcnemar, paired_difference, proportion_interval
+from nystromformer.machine import device_of
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.layouts import load_model
 from nystromformer.model.source import NEW_CONVOLUTION
@@ -130,7 +131,7 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
     figures: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
     right: dict[str, list[list[int]]] = {variant: [] for variant in variants}
     asked: list[int] = []
-    task = splits.task
+    task, device = splits.task, device_of(settings.device)
     for job in jobs:
         folder = job.folder / "model"
         _, tokenizer = open_model(folder, task)
@@ -140,7 +141,7 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
         labels = {name: part.labels or [] for name, part in splits.dev.items()}
         asked = [_answers(label) for part in labels.values() for label in part]
         for variant, changes in variants.items():
-            model = swapped_model(task, folder, train, settings.scale.swap.rows, **changes)
+            model = swapped_model(task, folder, train, settings.scale.swap.rows, device, **changes)
             predictions = {name: _predicted(task, model, part) for name, part in dev.items()}
             of_sets = {name: task.figures(labels[name], found) for name, found in predictions.items()}
             for name, value in figures_of_sets(of_sets).items():
@@ -161,13 +162,20 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
 
 
 def swapped_model(
-    task: Task, folder: Path, train: Encoded, rows: int, *, how: str | None = None, **changes: Any
+    task: Task,
+    folder: Path,
+    train: Encoded,
+    rows: int,
+    device: torch.device,
+    *,
+    how: str | None = None,
+    **changes: Any,
 ) -> PreTrainedModel:
     """A fine-tuned model with another attention; what is fitted is fitted on the longest training rows."""
     if how:
         changes["conv_kernel_size"] = NEW_CONVOLUTION
     wrong, fix = f"checkpoint={folder}", ": train it again"
-    model = load_model(task.head, str(folder), wrong=wrong, fix=fix, **changes)[0].eval()
+    model = load_model(task.head, str(folder), wrong=wrong, fix=fix, **changes)[0].eval().to(device)
     if how:
         collate = partial(task.collate, labelled=False)
         print(f"  {fit_on_longest(model, train, rows, how, collate)}", flush=True)
@@ -176,7 +184,7 @@ def swapped_model(
 
 def _predicted(task: Task, model: PreTrainedModel, part: Encoded) -> list[Any]:
     """The prediction of each example, in float32."""
-    plain = torch.autocast("cpu", enabled=False)
+    plain = torch.autocast(model.device.type, enabled=False)
     return task.predict(part, outputs_of(task, model, part, BATCH, model.config.pad_token_id or 0, plain))
 
 

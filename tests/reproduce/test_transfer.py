@@ -16,6 +16,8 @@ from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.task import Encoded
 from tests.tasks.conftest import make_checkpoint, write_glue
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def words(tmp_path) -> list[str]:
@@ -123,11 +125,11 @@ def test_what_is_fitted_to_an_exchanged_classifier(tmp_path):
     rows = [torch.randint(5, 60, (n,)).tolist() for n in lengths]
     train = Encoded(rows, None, [0.0] * 4, lengths, lengths)
     nystrom = {"attention": "nystrom", "num_landmarks": 4, "neighbours": 4}
-    plain = swapped_model(TASKS["sst2"], tmp_path, train, 2, **nystrom)
+    given = TASKS["sst2"], tmp_path
+    plain = swapped_model(*given, train, 2, CPU, **nystrom)
     assert plain.config.conv_kernel_size is None
     found = {
-        how: swapped_model(TASKS["sst2"], tmp_path, train, 2, how=how, **nystrom)
-        for how in ("fitted", "reconstructed")
+        how: swapped_model(*given, train, 2, CPU, how=how, **nystrom) for how in ("fitted", "reconstructed")
     }
     batch = {"input_ids": torch.tensor([rows[1]])}
     wanted = tuned.nystromformer(**batch).last_hidden_state
@@ -138,9 +140,9 @@ def test_what_is_fitted_to_an_exchanged_classifier(tmp_path):
     assert error(found["reconstructed"]) < error(plain)
     for name, tensor in tuned.state_dict().items():
         assert torch.equal(found["fitted"].state_dict()[name], tensor)
-    alone = swapped_model(TASKS["sst2"], tmp_path, train, 1, how="fitted", **nystrom)
+    alone = swapped_model(*given, train, 1, CPU, how="fitted", **nystrom)
     only = Encoded([rows[1]], None, [0.0], lengths[1:2], lengths[1:2])
-    same = swapped_model(TASKS["sst2"], tmp_path, only, 1, how="fitted", **nystrom)
+    same = swapped_model(*given, only, 1, CPU, how="fitted", **nystrom)
     for name, tensor in alone.state_dict().items():
         assert torch.equal(same.state_dict()[name], tensor)
 
