@@ -114,7 +114,7 @@ def test_what_is_unknown_is_named(script, capsys, word):
 def test_the_wheels_are_pinned():
     lines = (SCRIPT.parent / "wheels.txt").read_text().splitlines()
     packages = [line for line in lines if line and not line.startswith("#")]
-    assert len(packages) == 5
+    assert len(packages) == 6
     assert all(line.count("==") == 1 for line in packages)
 
 
