@@ -21,6 +21,7 @@ from nystromformer.training.guard import Guard
 from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
+from tests.model.test_trainer import HEADS, case
 from tests.pretend.gpu import PRETENDED, pytest_on_it, why_not
 
 if PRETENDED:
@@ -38,6 +39,7 @@ MECHANISMS = {
     "longformer": {"attention": "longformer", "conv_kernel_size": None},
     "performer": {"attention": "performer", "conv_kernel_size": None},
 }
+SMALL = {"linformer_projected": 4, "longformer_window": 3, "performer_features": 4}
 PADDED = [40, 21, 8, 40]
 """With 8 landmarks: a row of exactly m tokens is among them."""
 FULL = [40, 40, 40, 40]
@@ -155,6 +157,57 @@ def test_a_step_of_finetuning(mechanism):
             assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
 
 
+class Loss:
+    """The objective that is a head's own loss."""
+
+    losses = ("loss",)
+
+    def counts(self, batch):
+        return (len(batch["input_ids"]),)
+
+    def means(self, model, batch):
+        return (model(**batch).loss,)
+
+    def flops(self, lengths, counts):
+        return 0.0
+
+
+BY_LABELS = [name for name in HEADS if not (name.startswith("pretraining"))]
+"""Heads that say all by shapes. The one of pretraining has logits for as many tokens as there are labels
+(T, V), and its static form is the one with positions, `pretraining_batch`."""
+
+
+def batches_of(head: str, real=(12, 7, 4, 12, 3, 9, 12, 1)):
+    """Padded and whole batches of what `test_trainer` trains."""
+    inputs = case(head)[1]
+    padded = torch.arange(12) < torch.tensor(real)[:, None]
+    mask = padded[:, None].expand(inputs["input_ids"].shape) if inputs["input_ids"].dim() == 3 else padded
+    return [{**inputs, "attention_mask": mask.long()}, inputs]
+
+
+@pretended
+@pytest.mark.parametrize("mechanism", ["nystrom", "softmax", "linformer", "longformer", "performer"])
+@pytest.mark.parametrize("head", BY_LABELS)
+def test_a_step_of_every_head(head, mechanism):
+    for dtype in (torch.bfloat16, torch.float32) if mechanism == "nystrom" else (torch.bfloat16,):
+        with PretendGPU() as gpu:
+            model = on_gpu(gpu, case(head, **SMALL, **MECHANISMS[mechanism])[0])
+            optimizer = build_optimizer(model, TrainingSettings())
+            if dtype == torch.float32:
+                model.gradient_checkpointing_enable()
+            done = train_step(
+                model, Loss(), optimizer, batches_of(head), ALONE, devices.autocast(dtype, DEVICE),
+                gradient_clipping=1.0,
+            )  # fmt: skip
+        assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
+
+
+@pretended
+@pytest.mark.parametrize("head", BY_LABELS)
+def test_every_head_is_one_graph(head):
+    assert_one_graph(lambda: case(head)[0], batches_of(head)[0])
+
+
 @pretended
 def test_a_full_batch_takes_fewer_operations():
     counts = {}
@@ -197,15 +250,19 @@ def test_inference_and_a_fault_are_told_of_where_the_model_is():
     ids=lambda value: value if isinstance(value, str) else "full" if value is FULL else "padded",
 )
 def test_one_graph(mechanism, real):
-    """Strict export is torch.compile's tracing, where a break of the graph is an error."""
-    from torch._subclasses import FakeTensorMode
-
     batch = pretraining_batch(real, static=True)
     if real is FULL:
         del batch["attention_mask"]
+    assert_one_graph(lambda: NystromformerForPreTraining(config(**MECHANISMS[mechanism])), batch)
+
+
+def assert_one_graph(build, batch) -> None:
+    """Strict export is torch.compile's tracing, where a break of the graph is an error."""
+    from torch._subclasses import FakeTensorMode
+
     with FakeTensorMode(allow_non_fake_inputs=True):
         with DEVICE:
-            model = NystromformerForPreTraining(config(**MECHANISMS[mechanism]))
+            model = build()
             inputs = {name: torch.empty(x.shape, dtype=x.dtype) for name, x in batch.items()}
         with devices.autocast(torch.bfloat16, DEVICE):
             graph = torch.export.export(model, (), inputs, strict=True).graph_module
