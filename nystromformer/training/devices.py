@@ -14,7 +14,12 @@ from importlib.metadata import version
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    gather_object,
+)
 
 from nystromformer.attention import build
 from nystromformer.attention.nystrom import computed_by
@@ -28,6 +33,10 @@ from nystromformer.training.checkpoint import Progress
 TRAINING_TIMEOUT = timedelta(minutes=30)
 """How long an exchange between training processes may take before all of them end: what is left of a process
 that hangs must not hold the others' devices for days. Where they wait for the main one, see `together`."""
+
+
+DDP = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+"""Gradients lie where they are exchanged, which spares a second copy of them all and the copying."""
 
 
 def open_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -69,7 +78,7 @@ def accelerator_of(*, cpu: bool = False) -> Accelerator:
         mixed_precision="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=TRAINING_TIMEOUT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TRAINING_TIMEOUT), DDP],
     )
 
 
