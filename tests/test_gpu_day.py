@@ -156,6 +156,7 @@ for module in pkgutil.walk_packages(nystromformer.__path__, "nystromformer."):
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)
 def test_all_of_it_on_a_cpu(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, "scale=smoke", f"out={tmp_path / 'out'}", f"work={tmp_path / 'work'}"],

@@ -92,12 +92,6 @@ def on_gpu(gpu, model):
     return model
 
 
-def checkpointed(model):
-    """By transformers' newer name where it has that."""
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    return model
-
-
 ALONE = SimpleNamespace(
     device=torch.device("cuda", 0),
     num_processes=1,
@@ -120,7 +114,7 @@ def test_a_step_of_pretraining(mechanism, precision):
         batches = [pretraining_batch(PADDED), pretraining_batch(FULL), pretraining_batch(PADDED, static=True)]
         for checkpointing in (False, True):
             if checkpointing:
-                checkpointed(model)
+                model.recompute_layers()
             figures = train_step(
                 model, Pretraining(model.config), optimizer, batches, ALONE, devices.autocast(dtype, DEVICE),
                 gradient_clipping=1.0,
@@ -181,7 +175,7 @@ def test_a_step_of_one_of_two_processes(parallel, mechanism, checkpointing, two_
     with PretendGPU() as gpu:
         model = on_gpu(gpu, NystromformerForPreTraining(config(**MECHANISMS[mechanism])))
         if checkpointing:
-            checkpointed(model)
+            model.recompute_layers()
         if parallel == "fsdp":
             shard(model, two_processes)
             wrapped = model
@@ -255,7 +249,7 @@ def test_a_step_of_every_head(head, mechanism):
             model = on_gpu(gpu, case(head, **MECHANISMS[mechanism])[0])
             optimizer = build_optimizer(model, TrainingSettings())
             if dtype == torch.float32:
-                checkpointed(model)
+                model.recompute_layers()
             done = train_step(
                 model, Loss(), optimizer, batches_of(head), ALONE, devices.autocast(dtype, DEVICE),
                 gradient_clipping=1.0,
@@ -319,10 +313,12 @@ def test_one_graph(mechanism, real):
 
 @pretended
 def test_one_graph_with_gradient_checkpointing():
-    assert_one_graph(
-        lambda: checkpointed(NystromformerForPreTraining(config())),
-        pretraining_batch(PADDED, static=True),
-    )
+    def build():
+        model = NystromformerForPreTraining(config())
+        model.recompute_layers()
+        return model
+
+    assert_one_graph(build, pretraining_batch(PADDED, static=True))
 
 
 def assert_one_graph(build, batch) -> None:
