@@ -102,7 +102,7 @@ def table() -> list[str]:
     rows = [
         [
             f"`{of_kernel[0].kernel}`",
-            *(cell for work in of_kernel for cell in _cells(*work[1:], work.seconds)),
+            *(cell for work in of_kernel for cell in _cells(work.bytes, work.flops, work.seconds)),
         ]
         for of_kernel in zip(*found, strict=True)
     ]

@@ -93,10 +93,9 @@ if PRETENDED:
             return lambda *_, **__: self
 
     # What FSDP asks of the device on which it gathers and scatters.
-    torch.cuda.current_device = lambda: 0
-    torch.cuda.Stream = torch.cuda.Event = Idle
-    torch.cuda.current_stream = Idle
-    torch.cuda.stream = nullcontext
+    idle = {"Stream": Idle, "Event": Idle, "current_stream": Idle, "stream": nullcontext}
+    for name, stand_in in (idle | {"current_device": lambda: 0}).items():
+        setattr(torch.cuda, name, stand_in)
 
     DEVICE = torch.device("cuda", 0)
 

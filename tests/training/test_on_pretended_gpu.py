@@ -16,6 +16,7 @@ from nystromformer.data.layout import Layout
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.settings import TrainingSettings
 from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.kinds.choice import ChoiceTask
 from nystromformer.tasks.training import Finetuning
 from nystromformer.training import devices
 from nystromformer.training.guard import Guard
@@ -255,6 +256,21 @@ def test_a_step_of_every_head(head, mechanism):
                 gradient_clipping=1.0,
             )  # fmt: skip
         assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
+
+
+@pretended
+def test_a_step_of_rows_with_unequal_numbers_of_choices():
+    class Choices(Loss):
+        def means(self, model, batch):
+            return (ChoiceTask.loss(SimpleNamespace(), model, batch),)
+
+    batches = [{**batch, "choices": torch.arange(8) % 2 + 2} for batch in batches_of("choices")]
+    with PretendGPU() as gpu:
+        model = on_gpu(gpu, case("choices")[0])
+        optimizer = build_optimizer(model, TrainingSettings())
+        autocast = devices.autocast(torch.bfloat16, DEVICE)
+        done = train_step(model, Choices(), optimizer, batches, ALONE, autocast, gradient_clipping=1.0)
+    assert done.losses[0].device == DEVICE
 
 
 @pretended
