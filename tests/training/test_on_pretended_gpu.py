@@ -127,16 +127,21 @@ def test_a_step_of_pretraining(mechanism, precision):
     assert any("_fused_adamw_" in name for name in gpu.operations)
 
 
+def by_the_kernels():
+    model = NystromformerForPreTraining(config())
+    for layer in model.modules():
+        if isinstance(layer, NystromformerSelfAttention):
+            layer.attend.implementation = "operator"
+    return model
+
+
 @pretended
 def test_a_step_by_the_kernels(monkeypatch):
     """By what the Triton operators say of their results' shapes, types and devices: none is launched."""
     pytest.importorskip("triton")
     monkeypatch.setattr("nystromformer.attention.nystrom.why_not_on_gpu", lambda *_: None)
     with PretendGPU() as gpu:
-        model = on_gpu(gpu, NystromformerForPreTraining(config()))
-        for layer in model.modules():
-            if isinstance(layer, NystromformerSelfAttention):
-                layer.attend.implementation = "operator"
+        model = on_gpu(gpu, by_the_kernels())
         optimizer = build_optimizer(model, TrainingSettings())
         for dtype in (torch.bfloat16, torch.float32):
             train_step(
@@ -325,6 +330,13 @@ def test_one_graph(mechanism, real):
     if real is FULL:
         del batch["attention_mask"]
     assert_one_graph(lambda: NystromformerForPreTraining(config(**MECHANISMS[mechanism])), batch)
+
+
+@pretended
+def test_one_graph_by_the_kernels(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr("nystromformer.attention.nystrom.why_not_on_gpu", lambda *_: None)
+    assert_one_graph(by_the_kernels, pretraining_batch(PADDED, static=True))
 
 
 @pretended
