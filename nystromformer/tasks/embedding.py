@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.model.embedding import NystromformerForEmbedding, other_vectors
-from nystromformer.model.source import open_source, open_tokenizer, place_of
+from nystromformer.model.source import open_source, open_tokenizer, place_of, written
 from nystromformer.settings import TrainingSettings
+from nystromformer.settings.finetune import SwapSettings
 from nystromformer.tasks.batches import ordered_batches
 from nystromformer.tasks.export import taught
 from nystromformer.tasks.rows import rows_of_texts
@@ -142,3 +143,9 @@ def own_length(checkpoint: str) -> int:
     if (folder / "task.json").is_file():
         return taught(folder)[1]
     return open_source(checkpoint, setting="checkpoint").config.max_position_embeddings
+
+
+def swap(settings: SwapSettings) -> dict[str, Any]:
+    """What is changed of a checkpoint, as `Embedder.load` takes it."""
+    changes = {name: value for name, value in written(settings).items() if value is not None}
+    return {"max_length": settings.max_length, "positions": settings.positions, **changes}

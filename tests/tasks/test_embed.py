@@ -200,8 +200,13 @@ def test_of_a_part_nothing_is_kept_but_its_vectors(checkpoint, pairs):
     model = model_of(checkpoint)
 
     def kept(at_once: int | None) -> int:
-        found = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: found.append(x.numel()), lambda _: None):
+        found: list[int] = []
+
+        def note(x: torch.Tensor) -> torch.Tensor:
+            found.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
             task.loss(model, task.training_batch(encoded, range(12), 0, at_once))
         return sum(found)
 
