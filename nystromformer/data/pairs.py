@@ -170,19 +170,23 @@ def _choose_units(
 def windows(
     chunks: Sequence[tuple[NDArray[Any], NDArray[np.int32]]], keys: UInt64Array, tokens: int
 ) -> list[tuple[NDArray[Any], NDArray[np.int32]]]:
-    """Of each chunk of more than so many tokens a window of whole sentences that has as many or more.
+    """Of each chunk of more than so many tokens a window of as many: its ids and its sentences' lengths.
 
-    It begins with any sentence that so many tokens follow, all as likely, and has two sentences at least.
+    It begins with a sentence, all as likely, or ends with the chunk's end. Where that holds no border of two
+    sentences, one is in its middle.
     """
     draws = random.bits(keys, Stream.WINDOW)
     found = []
     for (ids, lengths), draw in zip(chunks, draws, strict=True):
-        if len(ids) > tokens:
-            starts = offsets_of(lengths)
-            last = min(int(np.searchsorted(starts, len(ids) - tokens, side="right")) - 1, len(lengths) - 2)
-            first = int(random.below(draw, last + 1))
-            end = max(int(np.searchsorted(starts, starts[first] + tokens)), first + 2)
-            ids, lengths = ids[starts[first] : starts[end]], lengths[first:end]
+        if (spare := len(ids) - tokens) > 0:
+            borders = offsets_of(lengths)
+            sentence = int(random.below(draw, len(lengths)))
+            begin = min(int(borders[sentence]), spare)
+            if not np.any((borders > begin) & (borders < begin + tokens)):
+                border = int(borders[min(max(sentence, 1), len(lengths) - 1)])
+                begin = min(max(border - tokens // 2, 0), spare)
+            ids = ids[begin : begin + tokens]
+            lengths = np.diff(np.unique(np.clip(borders, begin, begin + tokens))).astype(np.int32)
         found.append((ids, lengths))
     return found
 

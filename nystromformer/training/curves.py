@@ -49,14 +49,12 @@ def draw_curves(metrics: MetricsLog, path: Path, title: str, plan: Plan) -> None
 
 
 def _mark_phases(axes: Iterable[Any], plan: Plan) -> None:
-    """A line where each phase but the first begins, with its number; nothing of a run of one."""
-    for each in axes:
-        for number, phase in enumerate(plan.phases[1:], start=2):
-            each.axvline(phase.first_step, **_BORDER)
-            each.annotate(
-                f"phase {number}", (phase.first_step, 1), xycoords=("data", "axes fraction"), rotation=90,
-                xytext=(2, -4), textcoords="offset points", va="top", fontsize=7, color="0.3",
-            )  # fmt: skip
+    """A line where each phase but the first begins, its number above; nothing of a run of one."""
+    borders = {phase.first_step: f"phase {n}" for n, phase in enumerate(plan.phases, start=1) if n > 1}
+    for each in axes if borders else ():
+        for step in borders:
+            each.axvline(step, **_BORDER)
+        each.secondary_xaxis("top").set_xticks(list(borders), list(borders.values()), fontsize=7)
 
 
 def draw_speed(metrics: MetricsLog, path: Path, title: str, plan: Plan) -> None:

@@ -9,6 +9,7 @@ import errno
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -101,14 +102,11 @@ def setup(settings: PretrainSettings, accelerator: Accelerator, together: Togeth
     model = start.model
     together.on_main(lambda: _begin(folder, settings, prepared))
     saved = together.on_main(
-        lambda: (
-            branch.begin(settings, prepared, batches.plan) if branch else whole_checkpoint(folder.checkpoints)
-        )
+        partial(branch.begin, settings, prepared, batches.plan)
+        if branch
+        else partial(whole_checkpoint, folder.checkpoints)
     )
     model.to(accelerator.device)
-    if not settings.data.sentence_order:  # what nothing is learned by would have no gradient
-        model.nystromformer.get_submodule("pooler").requires_grad_(False)
-        model.cls.seq_relationship.requires_grad_(False)
     if start.fits_convolution and saved is None:
         fit(start, settings.init, batches.some_training_rows(settings.init.convolution_rows))
     run = Run(

@@ -86,10 +86,13 @@ def is_unfinished(checkpoints: Path, keep: int) -> bool:
     return half or not_latest or set(steps) != kept
 
 
-def check(overrides: list[str], tmp_path: Path, *, writing: int, training: int, steps: int) -> Kills:
+def check(
+    overrides: list[str], tmp_path: Path, *, writing: int, training: int, steps: int | None = None
+) -> Kills:
     changes = [
         *overrides,
-        f"training.steps={steps}",  # 60 documents and 8 examples a step: an epoch ends every few steps
+        # 60 documents and 8 examples a step: an epoch ends every few steps
+        *([f"training.steps={steps}"] if steps else []),
         "training.checkpoint_every=1",
         "training.keep_checkpoints=2",
         "training.log_every=1",
@@ -138,3 +141,24 @@ def test_killed_thirty_times(overrides, tmp_path):
 )
 def test_attention_that_draws_random_numbers_is_killed_too(overrides, tmp_path, attention):
     check([*overrides, *attention], tmp_path, writing=2, training=2, steps=100)
+
+
+PHASES = (
+    "training.phases=[{steps:30,max_length:32,masking_probability:0.3},"
+    "{tokens:9000,batch_warmup_from:4,batch_warmup_tokens:3000,weights:[0.7]},"
+    "{steps:20,global_batch_size:16,learning_rate:0.002,decay:sqrt,decay_steps:10},{steps:30,decay:cosine}]"
+)
+
+
+def test_phases_are_killed_twice(overrides, tmp_path):
+    words = PHASES.replace("steps:30", "steps:6").replace("steps:20", "steps:11")
+    check([*overrides, words.replace("tokens:9000", "tokens:4000"), "training.decay=none"], tmp_path,
+          writing=1, training=1)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_phases_are_killed_ten_times_across_their_borders(overrides, tmp_path):
+    kills = check([*overrides, PHASES, "training.decay=none"], tmp_path, writing=5, training=5)
+    assert kills.writing >= 5
+    assert kills.training >= 5
