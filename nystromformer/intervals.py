@@ -39,26 +39,40 @@ def mcnemar(first_right: Sequence[bool] | np.ndarray, second_right: Sequence[boo
     return float(binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
-def paired_difference(
+def bootstrap(
     figure: Callable[[np.ndarray, np.ndarray], float],
-    labels: Sequence[float],
-    first: Sequence[float],
-    second: Sequence[float],
+    labels: np.ndarray,
+    models: Sequence[np.ndarray],
     *,
-    draws: int = 2000,
+    draws: int = 500,
     seed: int = 0,
-) -> Interval:
-    """The interval of figure(labels, second) − figure(labels, first) over the examples that both predicted:
-    the bootstrap's percentiles."""
-    from scipy.stats import bootstrap
+) -> np.ndarray:
+    """A figure of several models, the mean over their seeds, on examples and seeds that are drawn anew.
 
-    found = bootstrap(
-        tuple(np.asarray(each, np.float64) for each in (labels, first, second)),
-        lambda truth, one, other: figure(truth, other) - figure(truth, one),
-        paired=True, vectorized=False, n_resamples=draws, confidence_level=LEVEL, method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+    Each draw has the same examples and seeds of all models, so that their differences are paired.
+
+    Args:
+        figure: of labels and predictions.
+        labels: (examples,)
+        models: each model's predictions, (seeds, examples).
+
+    Returns:
+        (draws, models)
+    """
+    generator = np.random.default_rng(seed)
+    found = np.empty((draws, len(models)))
+    for draw in range(draws):
+        rows = generator.integers(0, len(labels), len(labels))
+        seeds = generator.integers(0, len(models[0]), len(models[0]))
+        for number, predictions in enumerate(models):
+            found[draw, number] = np.mean([figure(labels[rows], predictions[each, rows]) for each in seeds])
+    return found
+
+
+def middle_of(samples: np.ndarray) -> Interval:
+    """The interval that a bootstrap's samples, (draws,), give: their percentiles."""
+    low, high = np.percentile(samples, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(low), float(high)
 
 
 def in_percent(interval: Interval) -> str:
