@@ -74,20 +74,21 @@ class RunBatches:
         self._rank = rank
         self._world_size = world_size
         data, length = settings.data, settings.model.max_length
+        masked = {
+            "train": data.masking_probability,
+            "validation": data.validation_masking_probability or data.masking_probability,
+        }
         self._train, self._validation = (
             PretrainingExamples(
                 prepared,
                 split,
                 max_length=length,
-                masking_probability=masked,
+                masking_probability=masked[split],
                 masking=data.masking,
                 seed=settings.training.seed,
                 sentence_order=data.sentence_order,
             )
-            for split, masked in (
-                ("train", data.masking_probability),
-                ("validation", data.validation_masking_probability or data.masking_probability),
-            )
+            for split in masked
         )
         if not len(self._validation):
             raise UserError(f"{prepared.folder} holds no validation examples: raise data.validation_fraction")
@@ -102,9 +103,9 @@ class RunBatches:
         """Of the steps."""
         ways = dict.fromkeys(stretch.drawing for stretch in self.plan.stretches)
         self._drawn = _LaidOut(list(ways), self._train, static=settings.training.fixed_shapes)
-        self._layout = self._validation.layout(static=False)
-        if settings.training.fixed_shapes:
-            self._layout = self._train.layout(static=True)
+        self._layout = self._train.layout(static=settings.training.fixed_shapes)
+        held_out = self._train.as_drawn(length, masked["validation"])  # of the training rows' widths
+        self._held_out_layout = held_out.layout(static=settings.training.fixed_shapes)
 
     def _row_tokens(self, drawing: Drawing) -> float:
         """Real tokens of a row, the mean over places spread evenly over an epoch."""
@@ -136,7 +137,12 @@ class RunBatches:
     @property
     def examples_at_once(self) -> int:
         """Examples that all processes together compute at one time."""
-        return self.micro_batch_size(self.plan.stretches[-1]) * self._world_size
+        return self._held_out_at_once * self._world_size
+
+    @property
+    def _held_out_at_once(self) -> int:
+        longest = max(self.plan.stretches, key=lambda stretch: stretch.drawing.max_length)
+        return self.micro_batch_size(longest)
 
     def training(self, start_step: int, *, pin_memory: bool) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is still to do, one step at a time."""
@@ -180,7 +186,7 @@ class RunBatches:
             validation_batches(
                 len(self._validation),
                 count=count,
-                batch_size=self.micro_batch_size(self.plan.stretches[-1]),
+                batch_size=self._held_out_at_once,
                 rank=rank,
                 world_size=self._world_size,
                 lengths=self._validation.lengths,
@@ -190,7 +196,7 @@ class RunBatches:
         for number in range(len(first)):
             counts = number < len(keys)
             batch = self._validation.__getitems__(keys[number] if counts else [(0, 0)])
-            yield self._layout(batch), counts
+            yield self._held_out_layout(batch), counts
 
     def order(self, stretch: Stretch, start_step: int) -> GlobalBatches:
         """The keys of this process's micro-batches from a step of a stretch on."""

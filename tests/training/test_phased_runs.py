@@ -92,12 +92,15 @@ def test_a_damaged_checkpoint_and_other_data_are_refused(overrides, stable, tmp_
 
 def test_the_validation_has_its_own_share_of_masks(overrides, tmp_path):
     shares = ["data.validation_masking_probability=0.15", "data.masking_probability=0.3"]
-    for name, words in {"usual": [], "more": shares, "all": shares[1:]}.items():
+    fewer = ["data.validation_masking_probability=0.3", "training.static_shapes=true"]
+    for name, words in {"usual": [], "more": shares, "all": shares[1:], "fewer": fewer}.items():
         assert run([*overrides, "training.steps=1", "training.warmup_steps=0", *words], name) == 0
-    usual, more, everywhere = (
-        events(tmp_path / "runs" / name, "validation")[0] for name in ("usual", "more", "all")
+    usual, more, everywhere, static = (
+        events(tmp_path / "runs" / name, "validation")[0] for name in ("usual", "more", "all", "fewer")
     )
     assert (more["tokens"], more["unigram_loss"]) == (usual["tokens"], usual["unigram_loss"])
+    assert static["unigram_loss"] == pytest.approx(everywhere["unigram_loss"], abs=1e-4)
+    assert static["tokens"] == everywhere["tokens"]
     assert everywhere["tokens"] == pytest.approx(2 * usual["tokens"], rel=0.05)
 
 

@@ -11,7 +11,8 @@ from transformers import get_cosine_schedule_with_warmup, get_wsd_schedule
 
 from nystromformer.data.order import GlobalBatches
 from nystromformer.errors import UserError
-from nystromformer.settings import TrainingSettings
+from nystromformer.settings import PretrainSettings, TrainingSettings
+from nystromformer.settings.compose import compose
 from nystromformer.settings.training import PhaseSettings
 from nystromformer.training.phases import Drawing, Plan, plan_of
 
@@ -215,6 +216,23 @@ def test_every_size_of_batch_is_divided_by_the_processes():
     ]
     (line,) = replace(training, batch_warmup_from=None, micro_batch_size=8).complaints_on(1)
     assert "training.phases[1].global_batch_size=9" in line
+
+
+def test_the_modern_experiment_is_ten_billion_tokens_that_end_in_a_decay():
+    settings = compose("pretrain", ["experiment=modern_512"])
+    assert isinstance(settings, PretrainSettings)
+    assert not list(settings.complaints())
+    assert (settings.data.sentence_order, settings.data.masking_probability) == (False, 0.3)
+    plan = plan_of(settings.training, max_length=512, masking_probability=0.3, row_tokens=tokens_of)
+    tokens = [
+        stretch.steps * stretch.batch_size * stretch.drawing.max_length / 2 for stretch in plan.stretches
+    ]
+    assert sum(tokens) == pytest.approx(1e10, rel=1e-3)
+    assert [stretch.batch_size for stretch in plan.stretches] == [*range(256, 2049, 256), 512]
+    decay = plan.schedules[-1]
+    assert (decay.decay, decay.warmup_steps) == ("sqrt", 0)
+    assert plan.rate(decay.first_step) == plan.rate(decay.first_step - 1) == 7e-4
+    assert plan.rate(plan.steps - 1) < 1e-6
 
 
 def test_shapes_go_from_one_to_zero():
