@@ -39,6 +39,28 @@ def mcnemar(first_right: Sequence[bool] | np.ndarray, second_right: Sequence[boo
     return float(binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
+def paired_difference(
+    figure: Callable[[np.ndarray, np.ndarray], float],
+    labels: Sequence[float],
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The interval of figure(labels, second) − figure(labels, first) over the examples that both predicted:
+    the bootstrap's percentiles."""
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        tuple(np.asarray(each, np.float64) for each in (labels, first, second)),
+        lambda truth, one, other: figure(truth, other) - figure(truth, one),
+        paired=True, vectorized=False, n_resamples=draws, confidence_level=LEVEL, method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)
+
+
 def bootstrap(
     figure: Callable[[np.ndarray, np.ndarray], float],
     labels: np.ndarray,

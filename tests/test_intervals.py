@@ -10,6 +10,7 @@ from nystromformer.intervals import (
     in_percent,
     mcnemar,
     middle_of,
+    paired_difference,
     proportion_interval,
 )
 
@@ -56,8 +57,12 @@ def test_a_paired_bootstrap_is_narrower_than_the_examples_are_hard():
     second[:6] = labels[:6]  # right where the first was wrong, on a few
     gain = f1_score(labels, second) - f1_score(labels, first)
     samples = bootstrap(f1_score, labels, [first[None], second[None]])
-    low, high = middle_of(samples[:, 1] - samples[:, 0])
-    assert 0 <= low <= gain <= high < 0.03
+    for low, high in (
+        paired_difference(f1_score, labels, first, second, draws=500),
+        middle_of(samples[:, 1] - samples[:, 0]),
+    ):
+        assert 0 <= low <= gain <= high < 0.03
+    assert paired_difference(f1_score, labels, first, first, draws=50) == (0, 0)
 
 
 def accuracy(labels, predictions):

@@ -157,7 +157,7 @@ def test_phases_are_killed_twice(overrides, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_phases_are_killed_ten_times_across_their_borders(overrides, tmp_path):
     kills = check([*overrides, PHASES, "training.decay=none"], tmp_path, writing=5, training=5)
     assert kills.writing >= 5
