@@ -38,6 +38,10 @@ def test_a_task_without_data_is_named_and_the_others_compared(words, tmp_path, c
     accuracy = sides["exact"]["figures"]["accuracy"][0]
     low, high = sides["exact"]["intervals"]["accuracy"]
     assert 0 <= low <= accuracy <= high <= 1
+    above = sides["exact"]["above"]["accuracy"]
+    assert above["difference"] == pytest.approx(accuracy - sides["Nyström"]["figures"]["accuracy"][0])
+    assert above["interval"][0] <= above["difference"] <= above["interval"][1]
+    assert f", p = {above['mcnemar'][0]:.2g} | 1 |" in page
     assert f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in page
     assert sides["gap"] == sides["exact"]["score"][0] - sides["Nyström"]["score"][0]
     (tuned,) = tmp_path.glob("runs/finetune_softmax_rotten_tomatoes_*/rotten_tomatoes/model/config.json")
