@@ -22,7 +22,7 @@ def seeds_of(rights: list[float], *parts: str, kept: bool = True, seed: int = 0)
             part: (labels, np.where(draw.random(EXAMPLES) < right, labels, 1 - labels))
             for part in parts or ("dev",)
         }
-        figures = {}
+        figures: dict[str, float] = {}
         for part, (truth, predictions) in answers.items():
             end = f"_{part}" if len(answers) > 1 else ""
             figures |= {
