@@ -196,6 +196,12 @@ class TrainingSettings(Section, at="training"):
             own[number : number + 1] = [replace(phase, **blank)]
         return own
 
+    @property
+    def in_tokens(self) -> bool:
+        """Whether a length is in tokens, so that the steps are known once the corpus is."""
+        names = ("tokens", "warmup_tokens", "decay_tokens", "batch_warmup_tokens")
+        return any(getattr(phase, name) is not None for phase in self.filled_phases() for name in names)
+
     def key_of(self, phase: int, name: str) -> str:
         """The setting that gives a phase its value, as a user writes it."""
         own = self.phases and getattr(self.phases[phase], name) is not None

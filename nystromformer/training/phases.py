@@ -192,7 +192,7 @@ def plan_of(
             phase.masking_probability or masking_probability,
             tuple(phase.weights),
         )
-        tokens = row_tokens(drawing) if row_tokens and _in_tokens(written) else 0.0
+        tokens = row_tokens(drawing) if row_tokens and training.in_tokens else 0.0
         stages.append(list(_stages(phase, drawing, tokens, training, number)))
     lengths = [sum(stage.steps for stage in of_phase) for of_phase in stages]
     firsts = [0, *accumulate(lengths)]
@@ -208,11 +208,6 @@ def plan_of(
         )
     )
     return Plan(phases, tuple(schedules), tuple(_merged([each for part in stages for each in part])))
-
-
-def _in_tokens(phases: Sequence[PhaseSettings]) -> bool:
-    names = ("tokens", "warmup_tokens", "decay_tokens", "batch_warmup_tokens")
-    return any(getattr(phase, name) is not None for phase in phases for name in names)
 
 
 def _stages(

@@ -30,6 +30,7 @@ from nystromformer.training.loop import Run, train
 from nystromformer.training.metrics import open_tracker
 from nystromformer.training.objective import Measured, Measurement, every
 from nystromformer.training.parallel import load_weights, whole_weights
+from nystromformer.training.phases import plan_of
 from nystromformer.training.pretraining import (
     Pretraining,
     ValidationResult,
@@ -237,6 +238,8 @@ def _checked(settings: PretrainSettings, accelerator: Accelerator) -> PretrainSe
     """The settings, all known, before what takes long: whether the run can be, as far as they tell."""
     if complaints := list(settings.training.complaints_on(accelerator.num_processes)):
         raise UserError(complaints[0])
+    if not settings.training.in_tokens:
+        plan_of(settings.training)
     settings = settled(settings)
     RunFolder(settings).check(settings)
     branch_of(settings)

@@ -90,6 +90,13 @@ def test_a_damaged_checkpoint_and_other_data_are_refused(overrides, stable, tmp_
     assert "files" in capsys.readouterr().err
 
 
+def test_a_plan_that_does_not_fit_is_told_before_the_data_are_prepared(overrides, tmp_path, capsys):
+    words = ["training.phases=[{steps:5}]", "training.warmup_steps=6", f"data.folder={tmp_path / 'none'}"]
+    assert run([*overrides, *words], "early") == 2
+    assert "training.warmup_steps=6: 6 steps of warm-up" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_validation_has_its_own_share_of_masks(overrides, tmp_path):
     shares = ["data.validation_masking_probability=0.15", "data.masking_probability=0.3"]
     fewer = ["data.validation_masking_probability=0.3", "training.static_shapes=true"]
