@@ -143,22 +143,27 @@ def test_attention_that_draws_random_numbers_is_killed_too(overrides, tmp_path, 
     check([*overrides, *attention], tmp_path, writing=2, training=2, steps=100)
 
 
-PHASES = (
-    "training.phases=[{steps:30,max_length:32,masking_probability:0.3},"
-    "{tokens:9000,batch_warmup_from:4,batch_warmup_tokens:3000,weights:[0.7]},"
-    "{steps:20,global_batch_size:16,learning_rate:0.002,decay:sqrt,decay_steps:10},{steps:30,decay:cosine}]"
+KINDS = (
+    "steps:4,max_length:32,masking_probability:0.3",
+    "tokens:1500,batch_warmup_from:2,batch_warmup_tokens:500,weights:[0.7]",
+    "steps:3,global_batch_size:16,learning_rate:0.002,decay:sqrt,decay_steps:2",
+    "steps:4,decay:cosine",
 )
 
 
+def phases(times: int, last: int) -> list[str]:
+    """So many phases of each kind, a few steps each, and a last one of more steps."""
+    listed = [*KINDS] * times + [f"steps:{last}"]
+    return [f"training.phases=[{','.join(f'{{{phase}}}' for phase in listed)}]", "training.decay=none"]
+
+
 def test_phases_are_killed_twice(overrides, tmp_path):
-    words = PHASES.replace("steps:30", "steps:6").replace("steps:20", "steps:11")
-    check([*overrides, words.replace("tokens:9000", "tokens:4000"), "training.decay=none"], tmp_path,
-          writing=1, training=1)  # fmt: skip
+    check([*overrides, *phases(1, 8)], tmp_path, writing=1, training=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_phases_are_killed_ten_times_across_their_borders(overrides, tmp_path):
-    kills = check([*overrides, PHASES, "training.decay=none"], tmp_path, writing=5, training=5)
+    kills = check([*overrides, *phases(4, 30)], tmp_path, writing=5, training=5)
     assert kills.writing >= 5
     assert kills.training >= 5
