@@ -85,6 +85,8 @@ def composed_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainS
         ],
     )
     assert isinstance(run, PretrainSettings)
+    if not run.data.sentence_order:
+        raise UserError("data.sentence_order=false: tables and figures show sentence order: leave it out")
     if RunFolder(run).config.exists() and _fits(run):
         return run
     name = run.name + _digest(settings, [*words, *settings.overrides], PretrainSettings)

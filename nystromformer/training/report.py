@@ -46,7 +46,10 @@ def finish_run(
         "steps": last["step"],
         "seconds": last["seconds"],
         "final": last,
-        "baselines": {"unigram_loss": last["unigram_loss"], "chance_sop_loss": CHANCE_LOSS},
+        "baselines": {
+            "unigram_loss": last["unigram_loss"],
+            **({"chance_sop_loss": CHANCE_LOSS} if "sop_loss" in last else {}),
+        },
         "filled": filled,
     }
     write_atomically(folder.report, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -126,7 +125,7 @@ def test_masked_tokens_alone(overrides, tmp_path, capsys):
     page, card = (folder / "report.md").read_text(), (folder / "model/README.md").read_text()
     assert "order" not in page + card
     assert "1. 3 steps of 8 rows, at most 64 tokens, 15% masked" in page
-    assert "sop" not in json.dumps(json.loads((folder / "report.json").read_text())["final"])
+    assert "sop" not in (folder / "report.json").read_text()
     assert AutoModelForMaskedLM.from_pretrained(folder / "model") is not None
 
 
