@@ -145,7 +145,7 @@ def test_attention_that_draws_random_numbers_is_killed_too(overrides, tmp_path, 
 
 KINDS = (
     "steps:4,max_length:32,masking_probability:0.3",
-    "tokens:1500,batch_warmup_from:2,batch_warmup_tokens:500,weights:[0.7]",
+    "tokens:1500,batch_warmup_from:4,batch_warmup_tokens:500,weights:[0.7]",
     "steps:3,global_batch_size:16,learning_rate:0.002,decay:sqrt,decay_steps:2",
     "steps:4,decay:cosine",
 )
