@@ -88,7 +88,7 @@ def transfer_attention(
     for parameter in trained:
         parameter.requires_grad_(True)
     recipe = TrainingSettings(
-        steps=settings.steps,
+        steps=max(settings.steps, WARMUP),
         learning_rate=settings.learning_rate,
         warmup_steps=WARMUP,
         weight_decay=0.0,
