@@ -104,7 +104,7 @@ def build_model(
         start.model.nystromformer.get_submodule("pooler").requires_grad_(False)
         start.model.cls.seq_relationship.requires_grad_(False)
     if settings.model.gradient_checkpointing:
-        start.model.gradient_checkpointing_enable()
+        start.model.recompute_layers()
     return start
 
 
