@@ -42,8 +42,7 @@ class Text(NamedTuple):
     hash: int
     copies: int
     """How often it is in the training split; a document of the validation split is there once."""
-    part: int
-    """Of the corpus."""
+    part: int  # of the corpus
 
 
 @dataclass
