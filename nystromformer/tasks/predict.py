@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,22 @@ from nystromformer.files import ContentHashes, held, write_atomically
 from nystromformer.model.layouts import load_model
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
-from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
+from nystromformer.settings.finetune import EvaluateSettings, PredictSettings, SwapSettings
 from nystromformer.settings.schema import Role, settings_of
+from nystromformer.tasks import vectors
 from nystromformer.tasks.contents import content_of_tokenizer, short
+from nystromformer.tasks.embedding import Embedder, own_length, swap
 from nystromformer.tasks.export import taught
 from nystromformer.tasks.growing import (
     PROGRESS,
     GrowingFiles,
+    growing,
     name_for_good,
     note_progress,
     read_progress,
     written_so_far,
 )
+from nystromformer.tasks.kinds.embed import EmbedTask
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
 from nystromformer.tasks.task import Task, stored
 from nystromformer.tasks.training import outputs_of
@@ -76,23 +81,50 @@ def predict(settings: PredictSettings) -> None:
 class _Prediction:
     """A file, a model, and the folder where predictions go."""
 
-    def __init__(self, settings: EvaluateSettings, form: str, *, anew: bool) -> None:
+    def __init__(self, settings: EvaluateSettings, form: str | None, *, anew: bool) -> None:
         self._settings = settings
-        self._form = form
         self._anew = anew
         self._folder = Path(settings.folder).expanduser()
         self._checkpoint = Path(str(settings.checkpoint)).expanduser()
-        task, self._max_length = taught(self._checkpoint)
+        task, self._max_length = self._of_checkpoint()
         self._task = task.of_file(settings)
         self._path = Path(str(settings.file)).expanduser()
-        self._file = self._task.predictions if form == "own" else f"predictions.{form}"
-        self._errors_apart = [_ERRORS] if form == "own" and settings.reported else []
+        self._form = form or ("npy" if "vector" in task.told else "jsonl")
+        self._are_vectors = self._form in vectors.FORMATS
+        if self._are_vectors and "vector" not in task.told:
+            raise UserError(f"format={form} is for vectors, not for {task.title}: write jsonl, tsv or own")
+        if self._are_vectors:
+            self._file = f"vectors.{self._form}"
+        else:
+            self._file = self._task.predictions if form == "own" else f"predictions.{self._form}"
+        apart = self._are_vectors or form == "own"
+        self._errors_apart = [_ERRORS] if apart and settings.reported else []
+
+    def _of_checkpoint(self) -> tuple[Task, int]:
+        """What the checkpoint is for, and its length; raises UserError where it is no such checkpoint."""
+        if self._any_checkpoint is None:
+            return taught(self._checkpoint)
+        return EmbedTask("embed", "embedding"), self._any_checkpoint.max_length or own_length(
+            str(self._checkpoint)
+        )
+
+    @property
+    def _tokenizer_path(self) -> str | None:
+        settings = self._settings
+        return settings.tokenizer_path if isinstance(settings, PredictSettings) else None
+
+    @property
+    def _any_checkpoint(self) -> SwapSettings | None:
+        """With `task=embed`, what is changed of a checkpoint that may be of any kind."""
+        settings = self._settings
+        return settings.model if isinstance(settings, PredictSettings) and settings.task else None
 
     def run(self) -> None:
         folder = self._folder
         before = self._before()
         total = before.total if before else self._count()
-        tokenizer = open_tokenizer(None, str(self._checkpoint))
+        tokenizer = open_tokenizer(self._tokenizer_path, str(self._checkpoint))
+        model = None if before and before.finished else self._model()  # before anything is written
         now = self._identity(tokenizer)
         with self._writing(), held(folder / ".lock", str(folder), "write folder=OTHER") as lock:
             progress = self._before()
@@ -102,7 +134,7 @@ class _Prediction:
                 progress = Progress(now, total)
                 self._clear()
             if not progress.finished:
-                self._grow(progress, tokenizer)
+                self._grow(progress, model or self._model(), tokenizer)
             result = self._finish(progress)
             lock.unlink(missing_ok=True)
         self._tell(progress, result)
@@ -152,7 +184,7 @@ class _Prediction:
             "file": short(hashes.of(self._path)),
             "checkpoint": short(hashlib.sha256(json.dumps(parts).encode()).hexdigest()),
             **{
-                setting.key: getattr(self._settings, setting.key)
+                setting.key: attrgetter(setting.key)(self._settings)
                 for setting in settings_of(type(self._settings))
                 if setting.role in (Role.RESULT, Role.SPEED) and setting.key not in of_task
             },
@@ -183,16 +215,24 @@ class _Prediction:
 
     # --- rows ----------------------------------------------------------------------------------------
 
-    def _grow(self, progress: Progress, tokenizer: PreTrainedTokenizerBase) -> None:
+    def _model(self) -> PreTrainedModel:
+        changes = self._any_checkpoint
+        if changes is None:
+            return open_model(self._checkpoint, self._task)[0]
+        named = {"tokenizer_path": self._tokenizer_path, **swap(changes)}
+        return Embedder.load(self._checkpoint, device="cpu", **named).model
+
+    def _grow(self, progress: Progress, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Predict what is left."""
         settings, task = self._settings, self._task
-        model = open_model(self._checkpoint, task)[0]
         recipe = TrainingSettings(precision=settings.precision)
         accelerator = devices.open_accelerator(recipe)
         model.to(accelerator.device)
         autocast = devices.autocast(devices.precision(recipe, accelerator.device), accelerator.device)
         if not progress.sizes:
-            progress.sizes = dict.fromkeys([self._file, _COMPARED, *self._errors_apart], 0)
+            own = [vectors.VECTORS, vectors.IDS] if self._are_vectors else [self._file]
+            progress.sizes = dict.fromkeys([*own, _COMPARED, *self._errors_apart], 0)
+            progress.width = int(model.config.hidden_size)
         files = GrowingFiles(self._folder, progress.sizes)
         rows = islice(task.read(settings, 1), progress.rows, None)
         display = ProgressDisplay(progress.total, progress.rows, shown=True, unit="row")
@@ -217,9 +257,12 @@ class _Prediction:
                     display.reached(progress.rows, f"{speed:,.1f} rows/s", left)
                     shown = now
 
-    def _texts(self, part: Part, progress: Progress) -> dict[str, str]:
+    def _texts(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
         """What a part adds to each file."""
+        if self._are_vectors:
+            return self._vectors(part, progress)
         records = part.records(progress.rows)
+        texts: dict[str, str | bytes]
         if self._form == "jsonl":
             texts = {self._file: json_lines(records)}
         elif self._form == "tsv":
@@ -233,6 +276,12 @@ class _Prediction:
         if part.examples.labels is not None:
             texts[_COMPARED] = json_lines(zip(part.examples.labels, part.predictions, strict=True))
         return texts
+
+    def _vectors(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
+        """The same of vectors, their file begun with its header."""
+        begin = b"" if progress.rows else vectors.header(progress.total, progress.width)
+        texts = vectors.part_of(part.examples.ids, part.predictions if len(part.examples) else [], begin)
+        return texts | {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -257,15 +306,21 @@ class _Prediction:
             result["figures"] = task.figures(labels, predictions)
             drawn = task.draw(labels, predictions, folder, task.title)
             result |= {name: value for name, value in drawn.items() if value is not None}
+        if self._are_vectors:
+            vectors.tell_count(folder, progress.examples, progress.width)
+            result["width"] = progress.width
+        if self._form == "parquet":
+            vectors.write_parquet(folder, folder / self._file)
         progress.finished = True
         if not self._anew:
             note_progress(folder, asdict(progress))
+        passing = (_COMPARED, *((vectors.VECTORS, vectors.IDS) if self._form == "parquet" else ()))
         for name in progress.sizes:
-            if name != _COMPARED:
+            if name not in passing:
                 name_for_good(folder, name)
         write_atomically(folder / _RESULT, json.dumps(result, indent=2) + "\n")
-        for name in (f"{_COMPARED}.part", _HASHES):
-            (folder / name).unlink(missing_ok=True)
+        for path in (*(growing(folder, name) for name in passing), folder / _HASHES):
+            path.unlink(missing_ok=True)
         if self._anew:
             (folder / PROGRESS).unlink(missing_ok=True)
         return result

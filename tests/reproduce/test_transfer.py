@@ -11,7 +11,9 @@ from filelock import FileLock
 
 from nystromformer import NystromformerConfig, NystromformerForSequenceClassification
 from nystromformer.cli import main
+from nystromformer.reproduce.runs import finetune_run
 from nystromformer.reproduce.swap import VARIANTS, _answers, _compared, _right, swapped_model
+from nystromformer.settings.compose import compose
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.task import Encoded
 from tests.tasks.conftest import make_checkpoint, write_glue
@@ -39,13 +41,17 @@ def test_a_task_without_data_is_named_and_the_others_compared(words, tmp_path, c
     accuracy = sides["exact"]["figures"]["accuracy"][0]
     low, high = sides["exact"]["intervals"]["accuracy"]
     assert 0 <= low <= accuracy <= high <= 1
+    above = sides["Nyström"]["above"]["accuracy"]
+    assert above["difference"] == pytest.approx(sides["Nyström"]["figures"]["accuracy"][0] - accuracy)
+    assert above["interval"][0] <= above["difference"] <= above["interval"][1]
+    assert f", p = {above['mcnemar'][0]:.2g} |" in page
     assert f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in page
     assert sides["gap"] == sides["exact"]["score"][0] - sides["Nyström"]["score"][0]
     assert sides["gap_with_neighbours"] == sides["exact"]["score"][0] - sides["neighbours"]["score"][0]
-    config = json.loads((tmp_path / "runs/finetune_neighbours/rotten_tomatoes/model/config.json").read_text())
-    assert config["neighbours"] == 64
-    config = json.loads((tmp_path / "runs/finetune_softmax/rotten_tomatoes/model/config.json").read_text())
-    assert config["attention"] == "softmax"
+    for side, setting, value in (("neighbours", "neighbours", 64), ("softmax", "attention", "softmax")):
+        (tuned,) = tmp_path.glob(f"runs/finetune_{side}_rotten_tomatoes_*/rotten_tomatoes/model/config.json")
+        config = json.loads(tuned.read_text())
+        assert config[setting] == value
 
     root = write_glue(tmp_path / "glue", TASKS["cola"])
     capsys.readouterr()
@@ -76,8 +82,8 @@ def test_what_is_exchanged_without_training(words, tmp_path, capsys):
     low, high = found["intervals"]["accuracy"]
     assert 0 <= low <= found["figures"]["exact"]["accuracy"][0] <= high <= 1
     assert all(interval == [0, 0] for interval in found["intervals"]["lost"].values())
-    tuned = json.loads((tmp_path / "runs/swap/rotten_tomatoes/model/config.json").read_text())
-    assert tuned["attention"] == "softmax"
+    (tuned,) = tmp_path.glob("runs/swap_rotten_tomatoes_*/rotten_tomatoes/model/config.json")
+    assert json.loads(tuned.read_text())["attention"] == "softmax"
     capsys.readouterr()
     assert main([*words, "table=swap", "again=true"]) == 0
     assert "seed 0: step" not in capsys.readouterr().out
@@ -148,8 +154,12 @@ def test_what_is_fitted_to_an_exchanged_classifier(tmp_path):
 
 
 def test_a_seed_that_another_command_holds_is_named(words, tmp_path, capsys):
-    cell = tmp_path / "runs/finetune_nystrom/rotten_tomatoes/rate3e-05_batch4"
+    asked = [*words, "table=finetune", "scale.finetune.tasks=['task=rotten_tomatoes']"]
+    settings = compose("reproduce", asked[1:])
+    own = [*settings.scale.finetune.every, "task=rotten_tomatoes", "model.attention=nystrom"]
+    run = finetune_run(settings, own, settings.checkpoint, name="finetune_nystrom")
+    cell = tmp_path / "runs" / run.name / "rotten_tomatoes/rate3e-05_batch4"
     cell.mkdir(parents=True)
     with FileLock(cell / "seed-0.lock"):
-        assert main([*words, "table=finetune", "scale.finetune.tasks=['task=rotten_tomatoes']"]) == 2
+        assert main(asked) == 2
     assert "another command still trains rotten_tomatoes rate3e-05_batch4 seed 0" in capsys.readouterr().err
