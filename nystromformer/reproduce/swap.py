@@ -76,7 +76,7 @@ def swap(settings: ReproduceSettings) -> Result:
             ("task and figure", *VARIANTS),
             [
                 (
-                    f"{found['title']} {name.replace('_', ' ')}",
+                    f"{found['title']}: {name.replace('_', ' ')}",
                     _exact_entry(found, name),
                     *(_entry(found, variant, name) for variant in swapped),
                 )
@@ -107,7 +107,7 @@ def swap(settings: ReproduceSettings) -> Result:
     ]
     best = "neighbours, m = w = 64"
     return Result(
-        title="Classifiers of exact attention, their attention exchanged without training",
+        title="Classifiers and taggers of exact attention, their attention exchanged without training",
         measured={"tasks": measured, "lost": lost, "absent": absent},
         lines=lines,
         headline="Points lost with neighbours (landmarks alone): "
@@ -151,7 +151,7 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
             print(f"  {task.title}, seed {job.seed}, {variant}: {figures[variant]}", flush=True)
     lengths = np.concatenate([part.lengths for part in dev.values()])
     return {
-        "title": task.title if task.name in TASKS else f"{task.name}, {task.title}:",
+        "title": task.title if task.name in TASKS else f"{task.name}, {task.title}",
         "figures": figures,
         **({} if getattr(task, "regression", False) else _compared(right, asked)),
         "seeds": len(jobs),

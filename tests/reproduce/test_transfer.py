@@ -68,7 +68,7 @@ def test_what_is_exchanged_without_training(words, tmp_path, capsys):
     folder = tmp_path / "out/swap_smoke"
     page = (folder / "README.md").read_text()
     assert "- cola: absent, " in page
-    assert "| Rotten Tomatoes accuracy |" in page
+    assert "| Rotten Tomatoes: accuracy |" in page
     assert str(tmp_path) not in page
     measured = json.loads((folder / "result.json").read_text())["measured"]
     found = measured["tasks"]["rotten_tomatoes"]
