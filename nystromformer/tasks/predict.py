@@ -4,18 +4,21 @@
 
 A chunk holds so many rows or characters, whichever comes first, and no more is in memory. Chunks and batches
 depend on file and settings alone: what was killed goes on, and its file is that of an undisturbed run.
+Processes of a launcher take a chunk each in turn, and the main one writes: the file is that of one process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from itertools import islice
+from functools import partial
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +42,12 @@ from nystromformer.tasks.growing import (
     written_so_far,
 )
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
-from nystromformer.tasks.task import Task, stored
+from nystromformer.tasks.table_files import Fault
+from nystromformer.tasks.task import Examples, Task, stored
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
 from nystromformer.training.display import ProgressDisplay
+from nystromformer.training.together import Together
 
 _CHARACTERS = 64
 """A chunk holds at most so many for each token of a batch: some 16 batches."""
@@ -61,7 +66,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     Raises:
         UserError: the model or the file is not usable, or the folder cannot be written.
     """
-    _Prediction(settings, "own", anew=True).run()
+    _share(settings, "own", anew=True)
 
 
 def predict(settings: PredictSettings) -> None:
@@ -70,41 +75,71 @@ def predict(settings: PredictSettings) -> None:
     Raises:
         UserError: as `evaluate`; or the folder is of other predictions, or another process has it.
     """
-    _Prediction(settings, settings.format, anew=False).run()
+    _share(settings, settings.format, anew=False)
+
+
+def _share(settings: EvaluateSettings, form: str, *, anew: bool) -> None:
+    """With the processes of a launcher, where there is one."""
+    recipe = TrainingSettings(precision=settings.precision)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        _Prediction(settings, form, Together(None), anew=anew).run()
+        return
+    accelerator = devices.open_accelerator(recipe)
+    try:
+        _Prediction(settings, form, Together(accelerator), anew=anew).run()
+    finally:
+        accelerator.end_training()
 
 
 class _Prediction:
     """A file, a model, and the folder where predictions go."""
 
-    def __init__(self, settings: EvaluateSettings, form: str, *, anew: bool) -> None:
+    def __init__(self, settings: EvaluateSettings, form: str, together: Together, *, anew: bool) -> None:
         self._settings = settings
         self._form = form
+        self._together = together
         self._anew = anew
         self._folder = Path(settings.folder).expanduser()
         self._checkpoint = Path(str(settings.checkpoint)).expanduser()
-        task, self._max_length = taught(self._checkpoint)
-        self._task = task.of_file(settings)
         self._path = Path(str(settings.file)).expanduser()
+
+        def read() -> tuple[Task, int, PreTrainedTokenizerBase]:
+            task, max_length = taught(self._checkpoint)
+            return task.of_file(settings), max_length, open_tokenizer(None, str(self._checkpoint))
+
+        self._task, self._max_length, self._tokenizer = together.on_all(read)
         self._file = self._task.predictions if form == "own" else f"predictions.{form}"
         self._errors_apart = [_ERRORS] if form == "own" and settings.reported else []
 
     def run(self) -> None:
-        folder = self._folder
+        with ExitStack() as lock:
+            progress = self._together.on_main(partial(self._begin, lock))
+            if not progress.finished:
+                progress = self._grow(progress)
+            self._together.on_main(partial(self._conclude, progress))
+
+    def _begin(self, lock: ExitStack) -> Progress:
+        """Take the folder, and look how far it is."""
         before = self._before()
         total = before.total if before else self._count()
-        tokenizer = open_tokenizer(None, str(self._checkpoint))
-        now = self._identity(tokenizer)
-        with self._writing(), held(folder / ".lock", str(folder), "write folder=OTHER") as lock:
+        now = self._identity()
+        with self._writing():
+            held_by_us = held(self._folder / ".lock", str(self._folder), "write folder=OTHER")
+            path = lock.enter_context(held_by_us)
+            lock.callback(path.unlink, missing_ok=True)
             progress = self._before()
             if progress:
                 self._compare(progress.of, now)
             else:
-                progress = Progress(now, total)
+                progress = Progress(of=now, total=total)
                 self._clear()
-            if not progress.finished:
-                self._grow(progress, tokenizer)
+            if not progress.sizes:
+                progress.sizes = dict.fromkeys([self._file, _COMPARED, *self._errors_apart], 0)
+        return progress
+
+    def _conclude(self, progress: Progress) -> None:
+        with self._writing():
             result = self._finish(progress)
-            lock.unlink(missing_ok=True)
         self._tell(progress, result)
 
     @contextmanager
@@ -140,13 +175,14 @@ class _Prediction:
         gone = not any(self._folder.glob(f"{self._file}*"))
         return None if progress.finished and gone else progress
 
-    def _identity(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """All that a byte of the predictions depends on."""
         if self._anew:
             return {}
         hashes = ContentHashes(self._folder / _HASHES)
         task = json.dumps([stored(self._task), self._max_length], sort_keys=True)
-        parts = (content_of_checkpoint(str(self._checkpoint), hashes), task, content_of_tokenizer(tokenizer))
+        weights = content_of_checkpoint(str(self._checkpoint), hashes)
+        parts = (weights, task, content_of_tokenizer(self._tokenizer))
         of_task = ("text", "text_pair", "label")
         return {
             "file": short(hashes.of(self._path)),
@@ -183,39 +219,67 @@ class _Prediction:
 
     # --- rows ----------------------------------------------------------------------------------------
 
-    def _grow(self, progress: Progress, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Predict what is left."""
-        settings, task = self._settings, self._task
-        model = open_model(self._checkpoint, task)[0]
-        recipe = TrainingSettings(precision=settings.precision)
-        accelerator = devices.open_accelerator(recipe)
-        model.to(accelerator.device)
-        autocast = devices.autocast(devices.precision(recipe, accelerator.device), accelerator.device)
-        if not progress.sizes:
-            progress.sizes = dict.fromkeys([self._file, _COMPARED, *self._errors_apart], 0)
+    def _grow(self, progress: Progress) -> Progress:
+        """Predict what is left: every process reads all rows, and answers one chunk of each turn."""
+        settings, together = self._settings, self._together
+        rows = islice(self._task.read(settings, 1), progress.rows, None)
+        waiting = chunks(rows, _CHARACTERS * settings.tokens_per_batch)
+        answer = together.on_all(self._answering)
         files = GrowingFiles(self._folder, progress.sizes)
-        rows = islice(task.read(settings, 1), progress.rows, None)
-        display = ProgressDisplay(progress.total, progress.rows, shown=True, unit="row")
+        display = ProgressDisplay(progress.total, progress.rows, shown=together.rank == 0, unit="row")
         shown, began, at_first = time.monotonic(), time.monotonic(), progress.rows
-        with files.opened(), display:
-            for chunk in chunks(rows, _CHARACTERS * settings.tokens_per_batch):
-                part = Part(task, chunk)
-                part.encode(tokenizer, self._max_length, self._path if settings.reported else None)
-                if len(part.examples):
-                    outputs = outputs_of(
-                        task, model, part.encoded, settings.batch_size, int(tokenizer.pad_token_id), autocast,
-                        tokens=settings.tokens_per_batch,
-                    )  # fmt: skip
-                    part.predict(outputs)
-                texts = self._texts(part, progress)
-                part.note(progress)
-                files.append(texts, asdict(progress))
+
+        def write(turn: list[tuple[Progress, dict[str, str]]]) -> None:
+            with self._writing():
+                for reached, texts in turn:
+                    files.append(texts, asdict(reached))
+
+        with ExitStack() as opened:
+            together.on_main(partial(self._open, files, opened))
+            opened.enter_context(display)
+            while turn := together.on_all(lambda: list(islice(waiting, together.count))):
+                mine = turn[together.rank] if together.rank < len(turn) else []
+                part = together.on_all(partial(answer, mine))
+                counts = together.gathered(part.counts)[: len(turn)]
+                reached = list(accumulate(counts, Progress.after, initial=progress))
+                texts = together.gathered(self._texts(part, reached[min(together.rank, len(turn))]))
+                together.on_main(partial(write, list(zip(reached[1:], texts, strict=False))))
+                progress = reached[-1]
                 now = time.monotonic()
                 if display.has_bar or now - shown > _BETWEEN_LINES:
                     speed = (progress.rows - at_first) / (now - began)
                     left = (progress.total - progress.rows) / speed
                     display.reached(progress.rows, f"{speed:,.1f} rows/s", left)
                     shown = now
+        return progress
+
+    def _open(self, files: GrowingFiles, stack: ExitStack) -> None:
+        with self._writing():
+            stack.enter_context(files.opened())
+
+    def _answering(self) -> Callable[[list[Examples | Fault]], Part]:
+        """What answers a chunk: the model on its device."""
+        settings, task = self._settings, self._task
+        model = open_model(self._checkpoint, task)[0]
+        recipe = TrainingSettings(precision=settings.precision)
+        device = devices.open_accelerator(recipe).device
+        model.to(device)
+        autocast = devices.autocast(devices.precision(recipe, device), device)
+        pad, path = int(self._tokenizer.pad_token_id), self._path if settings.reported else None
+
+        def answer(chunk: list[Examples | Fault]) -> Part:
+            part = Part(task, chunk)
+            part.encode(self._tokenizer, self._max_length, path)
+            if len(part.examples):
+                part.predict(
+                    outputs_of(
+                        task, model, part.encoded, settings.batch_size, pad, autocast,
+                        tokens=settings.tokens_per_batch,
+                    )
+                )  # fmt: skip
+            return part
+
+        return answer
 
     def _texts(self, part: Part, progress: Progress) -> dict[str, str]:
         """What a part adds to each file."""

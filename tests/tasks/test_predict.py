@@ -149,6 +149,24 @@ def test_every_kind_has_a_line_a_row_in_order_and_bad_rows_are_told(
         assert _close({**one, "id": ""}, {**other, "id": ""})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_of_bad_rows_alone_is_told_like_others(kind, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "MOST_ROWS", 2)
+    task, row, _ = KINDS[kind]
+    model = model_of(task, checkpoint, tmp_path / "model")
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([json.dumps(row(0)), "{", "{", "{", json.dumps(row(1))]) + "\n")
+    command = ["predict", f"checkpoint={model}", f"file={file}", f"folder={tmp_path / 'out'}"]
+    assert main(command) == 0
+    assert ["error" in line for line in lines_of(tmp_path / "out/predictions.jsonl")] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
 def _close(one: Any, other: Any) -> bool:
     if isinstance(one, float):
         return one == pytest.approx(other, abs=3e-6, rel=1e-4)
