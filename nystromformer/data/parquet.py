@@ -91,8 +91,8 @@ class HubRepository:
         except Exception as error:  # datasets, the hub's client and fsspec each raise their own
             raise UserError(
                 f"{self._setting}={self._name!r} (config {config}, revision {revision}) cannot be read from "
-                f"the hub ({first_line(error)}): download its Parquet files where there is a network and write "
-                f"{self._setting}=FOLDER, or use data=imdb or data=text"
+                f"the hub ({first_line(error)}): download its Parquet files where there is a network and "
+                f"write {self._setting}=FOLDER, or use data=imdb or data=text"
             ) from error
 
 

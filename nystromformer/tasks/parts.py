@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.tasks.delimited import written
+from nystromformer.tasks.scores import Reliability, reliability
 from nystromformer.tasks.table_files import Fault
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Task, joined
 
@@ -35,6 +36,8 @@ class Counts:
     cut: int = 0
     labelled: bool = False
     first_errors: list[str] = field(default_factory=list)
+    reliability: Reliability = field(default_factory=list)
+    """Of labelled rows, where the task gives probabilities."""
 
 
 @dataclass
@@ -52,6 +55,8 @@ class Progress(Counts):
         """With a part that is done besides."""
         sums = {name: getattr(self, name) + value for name, value in vars(part).items()}
         sums |= {"labelled": self.labelled or part.labelled, "first_errors": sums["first_errors"][:SHOWN]}
+        known = [np.array(x) for x in (self.reliability, part.reliability) if x]
+        sums["reliability"] = np.sum(known, axis=0).tolist() if known else []
         return replace(self, **sums)
 
 
@@ -101,15 +106,17 @@ class Part:
 
     @property
     def counts(self) -> Counts:
-        faults, read = self.faults, len(self.examples) > 0
+        faults, read, labels = self.faults, len(self.examples) > 0, self.examples.labels
+        certain = self._task.certainty(labels, self.outputs) if labels else None
         return Counts(
             len(self.rows),
             len(self.examples),
             len(faults),
             len(self.encoded) if read else 0,
             int((self.encoded.full_lengths > self.encoded.lengths).sum()) if read else 0,
-            self.examples.labels is not None,
+            labels is not None,
             [str(fault) for _, fault in faults[:SHOWN]],
+            reliability(*certain) if certain else [],
         )
 
     def records(self, first: int) -> Iterator[dict[str, Any]]:

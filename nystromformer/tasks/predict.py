@@ -42,6 +42,7 @@ from nystromformer.tasks.growing import (
     written_so_far,
 )
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
+from nystromformer.tasks.plots import RELIABILITY, draw_reliability
 from nystromformer.tasks.table_files import Fault
 from nystromformer.tasks.task import Examples, Task, stored
 from nystromformer.tasks.training import outputs_of
@@ -213,7 +214,7 @@ class _Prediction:
     def _clear(self) -> None:
         """Remove what an earlier command left, the result first."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        names = [_RESULT, PROGRESS, *self._task.pictures, _ERRORS]
+        names = [_RESULT, PROGRESS, *self._task.pictures, RELIABILITY, _ERRORS]
         for name in names:
             (self._folder / name).unlink(missing_ok=True)
 
@@ -320,6 +321,9 @@ class _Prediction:
             predictions = [task.from_json(prediction) for _, prediction in pairs]
             result["figures"] = task.figures(labels, predictions)
             drawn = task.draw(labels, predictions, folder, task.title)
+            if progress.reliability:
+                place = folder / RELIABILITY
+                drawn["reliability"] = draw_reliability(progress.reliability, place, task.title)
             result |= {name: value for name, value in drawn.items() if value is not None}
         progress.finished = True
         if not self._anew:

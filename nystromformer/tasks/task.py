@@ -270,6 +270,13 @@ class Task(ABC):
         """Draw `pictures` into a folder; what they show, for the result's JSON."""
         return {}
 
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Probabilities of what is predicted of labelled examples, and whether each of that is true.
+
+        None where a kind gives no probabilities.
+        """
+        return None
+
     @property
     def told(self) -> tuple[str, ...]:
         """The names that `answers` may have; with `.*` behind where it is an entry for each of `labels`."""

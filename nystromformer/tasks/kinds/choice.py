@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -188,6 +189,11 @@ class ChoiceTask(Task):
 
     def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         return figures_of(self, labels, predictions)
+
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Of the likeliest choice."""
+        right = [row.argmax() == label for row, label in zip(outputs, labels, strict=True)]
+        return np.array([softmax(row).max() for row in outputs]), np.array(right)
 
     def answers(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs

@@ -174,6 +174,10 @@ class MultiLabelTask(SequenceTask):
     def draw(self, *_: Any) -> dict[str, Any]:
         return {}
 
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Of each label of each example."""
+        return expit(np.asarray(outputs, np.float64)).ravel(), self._present(labels).ravel()
+
     def answers(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
     ) -> Iterator[dict[str, Any]]:

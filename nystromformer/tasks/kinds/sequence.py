@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -283,6 +284,13 @@ class SequenceTask(Task):
             return {"confusion": None}
         path = folder / "confusion.png"
         return {"confusion": draw_confusion(self.labels, labels, predictions, path, title)}
+
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Of the predicted class."""
+        if self.regression:
+            return None
+        chances = softmax(np.asarray(outputs), axis=1)
+        return chances.max(axis=1), chances.argmax(axis=1) == np.asarray(labels)
 
     @property
     def told(self) -> tuple[str, ...]:

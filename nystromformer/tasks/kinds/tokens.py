@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -275,6 +276,12 @@ class TokenTask(Task):
         classes = class_scores(truth, found, self.scheme)
         draw_class_scores(classes, folder / "classes.png", title)
         return {"classes": classes}
+
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Of each word's tag."""
+        logits = np.concatenate(list(outputs))
+        truth = np.array(list(chain.from_iterable(chain.from_iterable(labels))))
+        return softmax(logits, axis=1).max(axis=1), logits.argmax(axis=1) == truth
 
     @property
     def told(self) -> tuple[str, ...]:
