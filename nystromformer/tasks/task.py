@@ -145,6 +145,8 @@ class Task(ABC):
     """The model's class; its encoder is `nystromformer`."""
     pipeline: ClassVar[str]
     """transformers' name for what the model does, e.g. `text-classification`."""
+    layouts: ClassVar[str] = ".csv, .tsv or .jsonl"
+    """What a file of one's own may be."""
     predictions: ClassVar[str] = "predictions.jsonl"
     """File that `evaluate` writes."""
     pictures: ClassVar[tuple[str, ...]] = ()
@@ -155,7 +157,11 @@ class Task(ABC):
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         """A line for each setting that does not fit the kind, with what to write instead."""
-        yield from ()
+        if not settings.data.has_train:
+            yield (
+                f"data.train is empty: with task={settings.task.name} write data.train=FILE ({cls.layouts}), "
+                "or data.hub=NAME"
+            )
 
     @classmethod
     @abstractmethod

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
+from nystromformer.data.reading import duration
 from nystromformer.settings import PretrainSettings
 from nystromformer.tables import table
-from nystromformer.training.display import duration
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.run_folder import RunFolder
 

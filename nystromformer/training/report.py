@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase, pipeline
 from transformers.utils import logging as transformers_logging
 
 from nystromformer.attention.nystrom import near_in_words
+from nystromformer.data.reading import duration
 from nystromformer.data.storage import PreparedData
 from nystromformer.files import write_atomically
 from nystromformer.model import NystromformerForMaskedLM, NystromformerForPreTraining
 from nystromformer.settings import PretrainSettings
 from nystromformer.training.curves import CHANCE_LOSS
-from nystromformer.training.display import duration
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.page import report_page
 from nystromformer.training.run_folder import RunFolder

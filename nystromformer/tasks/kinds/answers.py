@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForQuestionAnswering
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.question_files import QuestionFile
 from nystromformer.tasks.reading import gathered, in_parts, own_splits
 from nystromformer.tasks.scores import answer_scores, with_score
@@ -98,17 +98,9 @@ class AnswerTask(Task):
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForQuestionAnswering
     pipeline: ClassVar[str] = "question-answering"
+    layouts: ClassVar[str] = "SQuAD's .json, or .jsonl"
 
     # --- settings and data ---------------------------------------------------------------------------
-
-    @classmethod
-    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        name = settings.task.name
-        if not settings.data.has_train:
-            yield (
-                f"data.train is empty: with task={name} write "
-                "data.train=FILE (SQuAD's .json, or .jsonl), or data.hub=NAME"
-            )
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:

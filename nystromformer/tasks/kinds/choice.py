@@ -33,7 +33,7 @@ from nystromformer.data.documents import clean
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForMultipleChoice
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.reading import Found, gathered, in_parts, own_splits, own_table
 from nystromformer.tasks.scores import figures_of
 from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable, shortened
@@ -55,14 +55,7 @@ class ChoiceTask(Task):
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForMultipleChoice
     pipeline: ClassVar[str] = "multiple-choice"
-
-    @classmethod
-    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        if not settings.data.has_train:
-            yield (
-                f"data.train is empty: with task={settings.task.name} write "
-                "data.train=FILE (.jsonl or .csv), or data.hub=NAME"
-            )
+    layouts: ClassVar[str] = ".jsonl or .csv"
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -110,11 +110,8 @@ class SequenceTask(Task):
         if data.source == "samples" and task.name not in benchmarks.REVIEW_TASKS:
             reviews = " and ".join(benchmarks.REVIEW_TASKS)
             yield f"data.source=samples holds {reviews}, not {task.name}: write hub or folder"
-        if task.name == "custom" and not data.has_train:
-            yield (
-                "data.train is empty: with task=custom write "
-                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
-            )
+        if task.name == "custom":
+            yield from super().complaints(settings)
         if task.name != "custom" and data.hub:
             yield f"data.hub is for data of your own, not for task={task.name}: write task=custom, or null"
         if settings.submission and task.name not in (*benchmarks.GLUE_TASKS, "glue"):
@@ -340,20 +337,78 @@ class SequenceTask(Task):
         return written([*head, *zip(*columns.values(), strict=True)])
 
     def usage(self) -> str:
-        asked = '"a text"' if len(self.texts) == 1 else '{"text": "one", "text_pair": "another"}'
         return f'''classify = pipeline("{self.pipeline}", model="PATH OF THIS FOLDER")
-print(classify({asked}))'''
+print(classify({self.asked}))'''
+
+    @property
+    def asked(self) -> str:
+        """What a pipeline is asked, as Python."""
+        return '"a text"' if len(self.texts) == 1 else '{"text": "one", "text_pair": "another"}'
+
+    @classmethod
+    def of_own(cls: type[S], settings: TaskSettings, data: TaskDataSettings, label: str, **more: Any) -> S:
+        """A task of the user's own; classes are known once its training file is read."""
+        texts = (data.text,) if data.text_pair is None else (data.text, data.text_pair)
+        return cls(settings.name, settings.name, texts, label, **more)
+
+
+S = TypeVar("S", bound=SequenceTask)
+
+
+class OwnTask(SequenceTask):
+    """What kinds have in common that predict several things of a text of the user's own."""
+
+    predictions: ClassVar[str] = "predictions.jsonl"
+    pictures: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str]
+    """Its name among KINDS."""
+    choosable: ClassVar[tuple[str, ...]]
+    """What the best checkpoint may be chosen by."""
+
+    @classmethod
+    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
+        task, data = settings.task, settings.data
+        if task.metric not in cls.choosable:
+            yield (
+                f"task.metric={task.metric!r} does not fit task.kind={cls.kind}: write one of "
+                f"{', '.join(cls.choosable)}"
+            )
+        yield from super(SequenceTask, cls).complaints(settings)
+        if data.source != "auto" or data.root:
+            yield f"data.source and data.root are not for task.kind={cls.kind}: write data.train=FILE alone"
+        if settings.submission:
+            yield f"submission=true is for GLUE, not for task={task.name}: write false"
+
+    def draw(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def known(self, label: Any) -> dict[str, Any]:
+        """A label as it stands in the user's columns."""
+        raise NotImplementedError
+
+    def records(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
+    ) -> Iterator[Mapping[str, Any]]:
+        """Number, answer, what is true if it is known, and the texts."""
+        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
+            ours = {PREDICTIONS[0]: examples.ids[row], **answer}
+            record = {unlike(name, self.columns): value for name, value in ours.items()}
+            if examples.labels is not None:
+                record |= self.known(examples.labels[row])
+            yield record | dict(zip(self.texts, examples.texts[row], strict=True))
+
+    def written(
+        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
+    ) -> str:
+        return Task.written(self, examples, predictions, outputs, first=first)
 
 
 def custom_task(settings: TaskSettings, data: TaskDataSettings) -> SequenceTask:
-    """A task of the user's own; its classes are known once its training file is read."""
-    texts = (data.text,) if data.text_pair is None else (data.text, data.text_pair)
+    """Classes, or with regression numbers, of the user's own texts."""
     metrics = ("pearson", "spearman") if settings.regression else ("accuracy", "f1_macro", "matthews")
     chosen = "f1_macro" if settings.metric == "f1" else settings.metric
-    return SequenceTask(
-        settings.name, settings.name, texts, data.label,
-        metrics=metrics, score=(chosen,), regression=settings.regression,
-    )  # fmt: skip
+    more = {"metrics": metrics, "score": (chosen,), "regression": settings.regression}
+    return SequenceTask.of_own(settings, data, data.label, **more)
 
 
 def custom_splits(task: SequenceTask, data: TaskDataSettings) -> Splits:

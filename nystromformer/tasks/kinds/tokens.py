@@ -30,7 +30,7 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForTokenClassification
 from nystromformer.model.losses import IGNORED
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.plots import draw_class_scores
 from nystromformer.tasks.reading import own_splits, parts_of
 from nystromformer.tasks.scores import class_scores, span_scores, with_score
@@ -85,19 +85,11 @@ class TokenTask(Task):
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForTokenClassification
     pipeline: ClassVar[str] = "token-classification"
+    layouts: ClassVar[str] = "CoNLL columns or .jsonl"
     predictions: ClassVar[str] = "predictions.conll"
     pictures: ClassVar[tuple[str, ...]] = ("classes.png",)
 
     # --- settings and data ---------------------------------------------------------------------------
-
-    @classmethod
-    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        name = settings.task.name
-        if not settings.data.has_train:
-            yield (
-                f"data.train is empty: with task={name} write "
-                "data.train=FILE (CoNLL columns or .jsonl), or data.hub=NAME"
-            )
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
