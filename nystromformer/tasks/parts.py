@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.tasks.delimited import written
+from nystromformer.tasks.row_files import Fault
 from nystromformer.tasks.scores import Reliability, reliability
-from nystromformer.tasks.table_files import Fault
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Task, joined
 
 MOST_ROWS = 2048

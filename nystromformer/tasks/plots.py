@@ -79,8 +79,8 @@ def draw_reliability(found: Reliability, path: Path, title: str) -> dict[str, ob
     some = counts > 0
     share, mean, error = hits[some] / counts[some], chances[some] / counts[some], calibration_error(found)
     middles = (np.arange(BINS) + 0.5) / BINS
-    options = {"sharex": True, "height_ratios": (3, 1)}
-    with picture(path, 2, width=4.2, height=5, title=title, **options) as (_, (upper, lower)):
+    figure = picture(path, 2, width=4.2, height=5, title=title, sharex=True, height_ratios=(3, 1))
+    with figure as (_, (upper, lower)):
         upper.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="calibrated")
         upper.bar(middles[some], share, 1 / BINS, color="C0", alpha=0.3, edgecolor="C0")
         upper.plot(mean, share, **STYLES[0], label=f"calibration error {100 * error:.1f} %")

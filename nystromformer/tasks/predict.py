@@ -43,7 +43,7 @@ from nystromformer.tasks.growing import (
 )
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
 from nystromformer.tasks.plots import RELIABILITY, draw_reliability
-from nystromformer.tasks.table_files import Fault
+from nystromformer.tasks.row_files import Fault
 from nystromformer.tasks.task import Examples, Task, stored
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices

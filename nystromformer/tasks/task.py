@@ -37,7 +37,7 @@ from nystromformer.settings.finetune import (
     TaskSettings,
     kind_named,
 )
-from nystromformer.tasks.table_files import Fault, shortened
+from nystromformer.tasks.row_files import Fault, shortened
 
 Texts = tuple[str, ...]
 """The texts of an example, in the order of the task's columns."""

@@ -29,8 +29,8 @@ from nystromformer.model import NystromformerForQuestionAnswering
 from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.question_files import QuestionFile
 from nystromformer.tasks.reading import gathered, in_parts, own_splits
+from nystromformer.tasks.row_files import Fault
 from nystromformer.tasks.scores import answer_scores, with_score
-from nystromformer.tasks.table_files import Fault
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
 
 _AT_ONCE = 100
@@ -111,7 +111,7 @@ class AnswerTask(Task):
         splits = own_splits(
             task,
             data,
-            lambda path, setting: QuestionFile(Path(path).expanduser(), setting=setting, skip=skip),
+            lambda path, setting: QuestionFile(Path(path), setting=setting, skip=skip),
             lambda file: gathered(file.rows(labelled=True), labelled=True),
         )
         parts = [splits.train, *splits.dev.values(), *splits.test.values()]
@@ -121,7 +121,7 @@ class AnswerTask(Task):
         return replace(splits, task=replace(task, has_unanswerable=True, metrics=(*task.metrics, *sides)))
 
     def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        path = Path(str(settings.file)).expanduser()
+        path = Path(str(settings.file))
         file = QuestionFile(path, setting="file", skip=False, report=settings.reported)
         labelled = settings.measured and file.is_labelled
         return in_parts(file.rows(labelled=labelled), at_once, labelled=labelled)

@@ -23,10 +23,11 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings.finetune import SEPARATORS, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.kinds.sequence import OwnTask, custom_splits
+from nystromformer.tasks.kinds.own import OwnTask
+from nystromformer.tasks.kinds.sequence import custom_splits
 from nystromformer.tasks.reading import id_of
+from nystromformer.tasks.row_files import Row, Unusable
 from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.table_files import Row, Unusable
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
 
 METRICS = ("average_precision", "f1", "f1_macro")

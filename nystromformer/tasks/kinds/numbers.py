@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.kinds.sequence import OwnTask, SequenceTask, custom_splits
-from nystromformer.tasks.reading import in_parts, number_in
+from nystromformer.tasks.kinds.own import OwnTask
+from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits
+from nystromformer.tasks.reading import asked_table, in_parts, number_in
+from nystromformer.tasks.row_files import Fault, Row, Unusable
 from nystromformer.tasks.scores import METRICS, with_score
-from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits
 
 OF_NUMBERS = ("pearson", "spearman", "mse", "mae")
@@ -79,10 +79,7 @@ class NumbersTask(OwnTask):
         return super().of_file(settings)
 
     def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        path = Path(str(settings.file)).expanduser()
-        file = TableFile(
-            path, self.texts, separator=settings.separator, quotes=settings.quotes, report=settings.reported
-        )
+        file = asked_table(settings, self.texts)
         labelled = settings.measured and any(file.has(column) for column in self.labels)
         for column in self.labels if labelled else ():
             file.require(column)

@@ -33,9 +33,9 @@ from nystromformer.model.losses import IGNORED
 from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.plots import draw_class_scores
 from nystromformer.tasks.reading import own_splits, parts_of
+from nystromformer.tasks.row_files import Fault, Unusable
 from nystromformer.tasks.scores import class_scores, span_scores, with_score
-from nystromformer.tasks.table_files import Fault
-from nystromformer.tasks.tagged_files import Document, Misplaced, TaggedFile, is_spans, mended, scheme_of
+from nystromformer.tasks.tagged_files import Document, TaggedFile, is_spans, mended, scheme_of
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts, padded
 
 _AT_ONCE = 10_000
@@ -124,7 +124,7 @@ class TokenTask(Task):
 
     def _open(self, path: str, setting: str, *, skip: bool, report: bool = False) -> TaggedFile:
         return TaggedFile(
-            Path(path).expanduser(), setting=setting, unit=self.unit, skip=skip, report=report,
+            Path(path), setting=setting, unit=self.unit, skip=skip, report=report,
             tokens=self.tokens, tags=self.tags,
         )  # fmt: skip
 
@@ -137,33 +137,23 @@ class TokenTask(Task):
     def _usable(self, file: TaggedFile, *, labelled: bool) -> Iterator[_Found | Fault]:
         """Words, tag ids, name and lengths of sentences of each document."""
         ids = {tag: number for number, tag in enumerate(self.labels)}
-        number = 0
-        for document in file.documents(labelled=labelled):
-            if isinstance(document, Fault):
-                yield document
-                number += 1
-                continue
-            sentences, fault = document.sentences, None
-            try:
-                if labelled and is_spans(self.scheme):
-                    sentences = [mended(words, self.scheme, repair=self.repair) for words in sentences]
-            except Misplaced as error:
-                fault = error.args
-            unknown = next((word for words in sentences for word in words if word.tag not in ids), None)
-            if labelled and fault is None and unknown is not None:
-                fault = unknown.line, f"has the tag {unknown.tag!r}, which no training example has"
-            if fault is not None:
-                faults = file.reject(*fault)
-                yield from faults
-                number += len(faults)
-                continue
+
+        def found(document: Document, number: int) -> Iterator[_Found]:
+            sentences = document.sentences
+            if labelled and is_spans(self.scheme):
+                sentences = [mended(words, self.scheme, repair=self.repair) for words in sentences]
+            for word in chain(*sentences) if labelled else ():
+                if word.tag not in ids:
+                    what = f"has the tag {word.tag!r}, which no training example has"
+                    raise Unusable(what, f"line {word.line}")
             yield (
                 tuple(word.text for words in sentences for word in words),
                 [[ids[word.tag] for word in words] for words in sentences] if labelled else None,
                 document.name or str(number),
                 [len(words) for words in sentences],
             )
-            number += 1
+
+        return file.usable(file.documents(labelled=labelled), found)
 
     def check(self, splits: Splits) -> None:
         if len(self.labels) < 2:
