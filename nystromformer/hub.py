@@ -20,7 +20,8 @@ def look_for(path: str) -> None:
 
     Its client would ask six times, with a line each and half a minute in all, and look into its cache then.
     """
-    if not Path(path).expanduser().exists():
+    is_name = path.count("/") < 2 and not path.startswith((".", "/", "~"))
+    if is_name and not Path(path).exists():
         _look_for_hub()
 
 

@@ -47,8 +47,11 @@ def test_a_hub_out_of_reach_is_asked_once_and_then_left_alone(asked):
     assert huggingface_hub.constants.is_offline_mode()
 
 
-def test_a_folder_asks_nobody(asked, tmp_path):
-    hub.look_for(str(tmp_path))
+def test_what_can_only_be_a_folder_asks_nobody(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for path in (str(tmp_path), "here", "runs/demo/model", "./absent", "~/absent", "../absent"):
+        hub.look_for(path)
     assert asked == []
     assert not constants.HF_HUB_OFFLINE
 
