@@ -18,6 +18,7 @@ KINDS = {
     "tokens": "nystromformer.tasks.kinds.tokens:TokenTask",
     "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
     "answers": "nystromformer.tasks.kinds.answers:AnswerTask",
+    "rerank": "nystromformer.tasks.kinds.rerank:RerankTask",
 }
 """Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
@@ -37,7 +38,8 @@ class TaskSettings(Section, at="task"):
     kind: str = result("sequence", choices=KINDS)
     """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
     number of labels for one; `numbers`, several numbers or grades for one; `tokens`, a tag for each word;
-    `choice`, which of several answers is right; `answers`, where in a text a question's answer stands."""
+    `choice`, which of several answers is right; `answers`, where in a text a question's answer stands;
+    `rerank`, how well a document answers a query."""
     learning_rates: list[float] = grid([], above=0, below=1, write="rates above 0 and below 1")
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = grid([], at_least=1)
@@ -50,6 +52,9 @@ class TaskSettings(Section, at="task"):
     `spearman`, or `kappa` for grades."""
     regression: bool = result(False)
     """custom: the label is a number to be predicted, not a class."""
+    objective: str = result("listwise", choices=("listwise", "pointwise", "regression"))
+    """rerank: `listwise`, cross-entropy of the softmax over a query's documents with their grades;
+    `pointwise`, binary cross-entropy of each document; `regression`, squared error of each one's grade."""
 
     def complaints_together(self) -> Iterator[str]:
         if self.name != "glue":
@@ -120,6 +125,14 @@ class TaskDataSettings(Section, at="data"):
     """answers: tokens of a context that each window shares with the next, where it is longer than a row."""
     max_answer_tokens: int = result(30, at_least=1)
     """answers: tokens of the longest answer that is given."""
+    candidates: int = result(8, at_least=2)
+    """rerank: documents of a query that are learned from at once. Of a query with more, each relevant one
+    makes a list with others that are drawn from the rest."""
+    negatives: str = result("bm25", choices=("bm25", "random"))
+    """rerank, where data.train is a folder: which documents stand beside a query's relevant ones, those that
+    `bm25` finds first or `random` ones."""
+    one_is_best: bool = result(False)
+    """rerank, where data.train is a folder: grade 1 is the best, as in Cranfield's own judgements."""
     dev_fraction: float = result(0.1, above=0, below=1, write="a share between 0 and 1")
     """custom: share of each class that is held out, by the hash of its texts, always the same."""
     max_train_examples: int | None = result(None, at_least=2)
