@@ -337,27 +337,3 @@ def padded(encoded: Encoded, rows: Sequence[int], pad_token_id: int) -> Batch:
     if encoded.token_type_ids is not None:
         batch["token_type_ids"] = column(encoded.token_type_ids, 0)
     return batch
-
-
-_AT_ONCE = 1000
-"""Texts tokenized in one call: enough for the tokenizer's threads, little for the memory."""
-
-
-def encoded_texts(
-    texts: Sequence[Texts], labels: list[Any] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Encoded:
-    """A row a text, or a pair of texts, of which the longer is cut first."""
-    ids: list[list[int]] = []
-    types: list[list[int]] = []
-    full: list[int] = []
-    for start in range(0, len(texts), _AT_ONCE):
-        columns = [list(column) for column in zip(*texts[start : start + _AT_ONCE], strict=True)]
-        whole = tokenizer(*columns, truncation=False, verbose=False)
-        full.extend(len(row) for row in whole["input_ids"])
-        cut = whole
-        if max(full[start:]) > max_length:
-            cut = tokenizer(*columns, truncation="longest_first", max_length=max_length, verbose=False)
-        ids.extend(cut["input_ids"])
-        types.extend(cut.get("token_type_ids", []))
-    lengths = np.array([len(row) for row in ids], np.int64)
-    return Encoded(ids, types or None, labels, lengths, np.array(full, np.int64))

@@ -34,9 +34,10 @@ from nystromformer.tasks.candidates import Graded, JudgedFolder, has_split, held
 from nystromformer.tasks.lists import collate_lists, is_real, real_scores
 from nystromformer.tasks.ranking import check_retrieval_packages, judged_figures
 from nystromformer.tasks.reading import Found, gathered, in_parts, number_in, own_splits, own_table
+from nystromformer.tasks.rows import rows_of_texts
 from nystromformer.tasks.scores import with_score
 from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, encoded_texts
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
 
 _QUERIES = ("query", "question", "anchor")
 _DOCUMENTS = ("document", "passage", "text", "documents", "passages")
@@ -121,8 +122,9 @@ class RerankTask(Task):
 
     def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
         """Of a pair, the longer text is cut first."""
-        pairs = [(query, document) for query, *documents in examples.texts for document in documents]
-        flat = encoded_texts(pairs, None, tokenizer, max_length)
+        queries = [query for query, *documents in examples.texts for _ in documents]
+        documents = [document for _, *documents in examples.texts for document in documents]
+        flat = rows_of_texts((queries, documents), tokenizer, max_length)
         ends = np.cumsum([len(texts) - 1 for texts in examples.texts])
         begins = [0, *ends[:-1]]
 

@@ -34,9 +34,10 @@ from nystromformer.tasks.reading import (
     unlike,
     usable_rows,
 )
+from nystromformer.tasks.rows import rows_of_texts
 from nystromformer.tasks.scores import figures_of
 from nystromformer.tasks.table_files import PREDICTIONS, Fault, Row, TableFile, Unusable, shortened
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts, encoded_texts
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts
 
 _MOST_CLASSES = 1000
 
@@ -231,7 +232,7 @@ class SequenceTask(Task):
 
     def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
         """`[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`; of a pair, the longer text is cut first."""
-        return encoded_texts(examples.texts, examples.labels, tokenizer, max_length)
+        return rows_of_texts(list(zip(*examples.texts, strict=True)), tokenizer, max_length, examples.labels)
 
     def targets(self, labels: Sequence[Any], batch: Batch) -> Tensor:
         """(B,), class ids or numbers."""
