@@ -108,9 +108,12 @@ COMMANDS = {
         ),
     ),
     "evaluate": Command(
-        "A fine-tuned model on a file: predictions, and figures where the file has labels.",
+        "A fine-tuned model on a file: predictions and figures; or its rankings of a folder's documents.",
         "nystromformer.tasks.predict:evaluate",
-        ("nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",),
+        (
+            "nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",
+            "nystromformer evaluate checkpoint=runs/search/embed/model file=scifact retrieval.rerank=ranker",
+        ),
     ),
     "predict": Command(
         "A fine-tuned model on a file of any size, row by row; the same command again goes on.",

@@ -274,7 +274,8 @@ class EvaluateSettings(Section):
     """Folder of a model that `finetune` wrote."""
     file: str | None = path(None)
     """A file of a layout that the model's kind of task has: .csv, .tsv or .jsonl, CoNLL columns, SQuAD's
-    .json, or a file of the model's own GLUE task in GLUE's layout."""
+    .json, or a file of the model's own GLUE task in GLUE's layout. For `evaluate` also a folder of documents,
+    queries and judgements in BEIR's layout, whose documents the model ranks."""
     text: str | None = result(None)
     """Name of the column with the text; empty takes that of the model's task."""
     text_pair: str | None = result(None)

@@ -27,6 +27,7 @@ from nystromformer.model.layouts import load_model
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
+from nystromformer.settings.retrieval import EvaluateCommandSettings
 from nystromformer.settings.schema import Role, settings_of
 from nystromformer.tasks.contents import content_of_tokenizer, short
 from nystromformer.tasks.export import taught
@@ -39,6 +40,7 @@ from nystromformer.tasks.growing import (
     written_so_far,
 )
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
+from nystromformer.tasks.retrieval import evaluate_collection
 from nystromformer.tasks.task import Task, stored
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
@@ -55,13 +57,17 @@ _HASHES = "hashes.json"
 _RESULT = "result.json"
 
 
-def evaluate(settings: EvaluateSettings) -> None:
-    """Predict every row anew, write the predictions and result.json, and print the figures.
+def evaluate(settings: EvaluateCommandSettings) -> None:
+    """Predict every row anew, write the predictions and result.json, and print the figures; or rank the
+    documents of a folder.
 
     Raises:
         UserError: the model or the file is not usable, or the folder cannot be written.
     """
-    _Prediction(settings, "own", anew=True).run()
+    if Path(str(settings.file)).expanduser().is_dir():
+        evaluate_collection(settings)
+    else:
+        _Prediction(settings, "own", anew=True).run()
 
 
 def predict(settings: PredictSettings) -> None:

@@ -156,9 +156,16 @@ def as_run(
 
 
 def written_run(run: Run, name: str) -> str:
-    """The text of a file in TREC's form: query, Q0, document, rank, score, the run's name."""
+    """The text of a file in TREC's form: query, Q0, document, rank, score, the run's name.
+
+    White space within a name, which that form has no place for, becomes `_`.
+    """
+
+    def whole(text: str) -> str:
+        return "_".join(text.split())
+
     return "".join(
-        f"{query} Q0 {document} {rank} {score:.6g} {name}\n"
+        f"{whole(query)} Q0 {whole(document)} {rank} {score:.8g} {whole(name)}\n"
         for query, found in run.items()
         for rank, (document, score) in enumerate(_in_order(found), start=1)
     )
