@@ -66,7 +66,12 @@ def test_beirs_layout(folder):
 
 @pytest.mark.parametrize(
     "text",
-    ["1 0 7 2\n1 0 8 0\n", "1\t7\t2\n1\t8\t0\n", "q\td\tgrade\n1\t7\t2\n1\t8\t0", "1 Q0 7 2.0\r\n\n1 Q0 8 0\r\n"],
+    [
+        "1 0 7 2\n1 0 8 0\n",
+        "1\t7\t2\n1\t8\t0\n",
+        "q\td\tgrade\n1\t7\t2\n1\t8\t0",
+        "1 Q0 7 2.0\r\n\n1 Q0 8 0\r\n",
+    ],
     ids=["trec", "without header", "with header", "blank lines"],
 )
 def test_forms_of_judgements_are_one(text, folder):
