@@ -8,11 +8,14 @@ Shapes: B rows, N positions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import ModelOutput
 
 from nystromformer.model.arguments import model_forward
@@ -51,8 +54,22 @@ class NystromformerForEmbedding(NystromformerPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        pieces: Sequence[Mapping[str, Tensor]] = (),
+        recompute: bool = False,
     ) -> EmbeddingOutput:
-        """Vectors of the rows; the arguments are those of NystromformerModel."""
+        """Vectors of the rows.
+
+        Args:
+            pieces: the rows in several parts, each padded to its own longest: `input_ids` and, if there are
+                such, `attention_mask` and `token_type_ids` of each. Their vectors come in the order of the
+                parts.
+            recompute: keep nothing of a part but its vectors, and compute it again for the backward pass: a
+                loss over all vectors of a batch then costs the memory of one part (gradient caching,
+                Gao et al. 2021), and the gradient is the same.
+            The others are those of NystromformerModel.
+        """
+        if pieces:
+            return self._of_pieces(pieces, recompute)
         encoded = self.nystromformer(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
             output_attentions, output_hidden_states, return_dict=True,
@@ -61,6 +78,23 @@ class NystromformerForEmbedding(NystromformerPreTrainedModel):
         return EmbeddingOutput(
             embeddings=F.normalize(means, dim=-1), means=means, hidden_states=encoded.hidden_states
         )
+
+    def _of_pieces(self, pieces: Sequence[Mapping[str, Tensor]], recompute: bool) -> EmbeddingOutput:
+        means = []
+        for piece in pieces:
+            names, tensors = tuple(piece), tuple(piece.values())
+            if recompute and torch.is_grad_enabled():
+                means.append(checkpoint(self._means, names, *tensors, use_reentrant=False))
+            else:
+                means.append(self._means(names, *tensors))
+        together = torch.cat(means)
+        return EmbeddingOutput(embeddings=F.normalize(together, dim=-1), means=together)
+
+    def _means(self, names: tuple[str, ...], *tensors: Tensor) -> Tensor:
+        """(rows, hidden) of one part."""
+        given = dict(zip(names, tensors, strict=True))
+        found = self.nystromformer(**given, return_dict=True)
+        return mean_of_real(found.last_hidden_state, given.get("attention_mask"))
 
 
 def mean_of_real(states: Tensor, attention_mask: Tensor | None) -> Tensor:

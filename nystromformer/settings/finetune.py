@@ -19,8 +19,14 @@ KINDS = {
     "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
     "answers": "nystromformer.tasks.kinds.answers:AnswerTask",
     "rerank": "nystromformer.tasks.kinds.rerank:RerankTask",
+    "embed": "nystromformer.tasks.kinds.embed:EmbedTask",
 }
 """Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
+LOSSES = {
+    "embed": ("contrastive", "vectors", "similarities"),
+    "rerank": ("listwise", "pointwise", "regression"),
+}
+"""Of the kinds of task that have several."""
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """What may stand between the columns of a file, by the name that settings give it."""
 
@@ -39,7 +45,7 @@ class TaskSettings(Section, at="task"):
     """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
     number of labels for one; `numbers`, several numbers or grades for one; `tokens`, a tag for each word;
     `choice`, which of several answers is right; `answers`, where in a text a question's answer stands;
-    `rerank`, how well a document answers a query."""
+    `rerank`, how well a document answers a query; `embed`, a vector for a text."""
     learning_rates: list[float] = grid([], above=0, below=1, write="rates above 0 and below 1")
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = grid([], at_least=1)
@@ -52,11 +58,20 @@ class TaskSettings(Section, at="task"):
     `spearman`, or `kappa` for grades."""
     regression: bool = result(False)
     """custom: the label is a number to be predicted, not a class."""
-    objective: str = result("listwise", choices=("listwise", "pointwise", "regression"))
-    """rerank: `listwise`, cross-entropy of the softmax over a query's documents with their grades;
-    `pointwise`, binary cross-entropy of each document; `regression`, squared error of each one's grade."""
+    loss: str | None = result(None, choices=tuple(loss for losses in LOSSES.values() for loss in losses))
+    """embed: `contrastive`, each text's own passage told from all others of the batch; `vectors`, those of
+    data.vectors themselves; `similarities`, how like the texts are by those, of any width. Empty is
+    `vectors` where there are some, else `contrastive`. rerank: `listwise`, cross-entropy of the softmax over
+    a query's documents with their grades; `pointwise`, binary cross-entropy of each document; `regression`,
+    squared error of each one's grade. Empty is `listwise`."""
+    temperature: float = result(0.05, above=0)
+    """embed: what cosines are divided by."""
+    symmetric: bool = result(False)
+    """embed: also tell each passage's own text from all others."""
 
     def complaints_together(self) -> Iterator[str]:
+        if self.loss is not None and self.loss not in (fitting := (*LOSSES.get(self.kind, ()), "null")):
+            yield f"task.loss={self.loss} does not fit task.kind={self.kind}: write {' or '.join(fitting)}"
         if self.name != "glue":
             for name in ("learning_rates", "batch_sizes"):
                 if not getattr(self, name):
@@ -108,6 +123,18 @@ class TaskDataSettings(Section, at="data"):
     quotes: bool | None = result(None)
     """custom: whether cells may stand in double quotes, as pandas and spreadsheets write them; false for
     files like GLUE's own, in which a quote is text. Empty is true, and stops where that is in doubt."""
+    negatives: list[str] = result([])
+    """embed: names of columns with passages that do not belong to the text; in JSON lines maybe lists."""
+    pairs: str = result("columns", choices=("columns", "spans"))
+    """embed: `columns`, data.text and data.text_pair; `spans`, two parts of the document in data.text, drawn
+    anew for each epoch."""
+    remove_repeated: bool = result(False)
+    """embed: where a passage begins with the text it belongs to, as abstracts do with their title, leave that
+    out of it."""
+    vectors: str | None = path(None, content="train")
+    """embed: another embedder's vectors of data.train, a row each in its order, .npy or .parquet."""
+    dev_vectors: str | None = path(None, content="dev")
+    """embed: the same of data.dev."""
     tokens: str = result("tokens")
     """tokens: name of the list of words in JSON lines."""
     tags: str = result("tags")
@@ -128,7 +155,7 @@ class TaskDataSettings(Section, at="data"):
     candidates: int = result(8, at_least=2)
     """rerank: documents of a query that are learned from at once. Of a query with more, each relevant one
     makes a list with others that are drawn from the rest."""
-    negatives: str = result("bm25", choices=("bm25", "random"))
+    mined: str = result("bm25", choices=("bm25", "random"))
     """rerank, where data.train is a folder: which documents stand beside a query's relevant ones, those that
     `bm25` finds first or `random` ones."""
     one_is_best: bool = result(False)
@@ -206,7 +233,8 @@ class TaskTrainingSettings(Section, at="training"):
     gradient_clipping: float | None = result(1.0, noun="norm", above=0)
     """Largest allowed gradient norm; empty for no clipping."""
     micro_batch_size: int | None = speed(None, at_least=1)
-    """Examples a device takes at once, the rest of a batch is accumulated; empty takes the whole batch."""
+    """Examples a device takes at once, the rest of a batch is accumulated; empty takes the whole batch. With
+    embed, texts: each is computed twice then, and told from those of the whole batch all the same."""
     eval_batch_size: int = speed(64, at_least=1)
     """Examples at once where nothing is learned."""
     precision: str = result("auto", choices=PRECISIONS)
@@ -296,6 +324,8 @@ class EvaluateSettings(Section):
     """Most tokens at once, padding included: of rows of 4,096 tokens, four; a longer row goes by itself."""
     precision: str = result("float32", choices=PRECISIONS)
     """`float32`, `bf16`, or `auto`: bf16 where the device is fast at it."""
+    normalise: bool = result(True)
+    """embed: vectors of length 1, so that their products are cosines; false for the means as they are."""
     malformed_rows: str = result("stop", choices=("stop", "report"), write="stop or report")
     """A row that cannot be read: `stop`, naming it, or `report` it beside the predictions and go on."""
 

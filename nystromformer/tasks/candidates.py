@@ -40,7 +40,7 @@ class JudgedFolder:
     def __init__(self, path: str, setting: str, data: TaskDataSettings) -> None:
         self.path = Path(path).expanduser()
         self.skipped: list[str] = []
-        self._negatives = data.negatives
+        self._mined = data.mined
         self._collection = Collection(self.path, setting, data.one_is_best)
         self._split = setting.removeprefix("data.")
         self._collection.judged_by(self._split)
@@ -71,7 +71,7 @@ class JudgedFolder:
 
     def _pools(self, asked: dict[str, str], judgements: Judgements, ids: list[str]) -> dict[str, list[str]]:
         """Documents that are not relevant for each query, the most alike first, or random ones."""
-        if self._negatives == "bm25":
+        if self._mined == "bm25":
             most = max(len(_relevant(judgements, name)) for name in asked)
             found = Bm25(self._collection.documents(_AT_ONCE)).rank(asked, _POOL + most)
             ranked = {name: list(documents) for name, documents in top(found, _POOL + most).items()}

@@ -135,6 +135,7 @@ class TableFile:
         report: bool = False,
     ) -> None:
         self.path = _the_file(path, setting)
+        self.setting = setting
         self._faults = Faults(self.path, setting, skip=skip, report=report)
         self.skipped = self._faults.skipped
         self._prefix = "data." if setting.startswith("data.") else ""

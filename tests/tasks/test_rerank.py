@@ -28,7 +28,7 @@ OBJECTIVES = ("listwise", "pointwise", "regression")
 
 def task_of(objective: str = "listwise", best: float = 1.0) -> RerankTask:
     names = ("ndcg@10", "mrr@10")
-    return RerankTask("rerank", "ranking", objective=objective, best=best, metrics=names, score=names[:1])
+    return RerankTask("rerank", "ranking", goal=objective, best=best, metrics=names, score=names[:1])
 
 
 def read(path: Path, rows: list[dict] | str, **more) -> Examples:
@@ -119,8 +119,8 @@ def test_a_long_list_becomes_one_for_each_relevant_document_with_lower_ones():
     ]
 
 
-@pytest.mark.parametrize("negatives", ["bm25", "random"])
-def test_a_folders_queries_get_relevant_documents_first_and_others_beside(negatives, tmp_path):
+@pytest.mark.parametrize("mined", ["bm25", "random"])
+def test_a_folders_queries_get_relevant_documents_first_and_others_beside(mined, tmp_path):
     folder = write_collection(tmp_path / "c", documents=200)
     with (folder / "qrels/test.tsv").open("a") as file:
         file.write("q0\td9\t2\nq0\td8\t0\nq0\td7\t-1\n")
@@ -130,7 +130,7 @@ def test_a_folders_queries_get_relevant_documents_first_and_others_beside(negati
     (folder / "queries.jsonl").write_text(
         "\n".join(json.dumps({**row, "text": row["text"] + " film plot actor"}) for row in rows)
     )
-    data = TaskDataSettings(train=str(folder), negatives=negatives)
+    data = TaskDataSettings(train=str(folder), mined=mined)
     examples = JudgedFolder(str(folder), "data.train", data).examples()
     assert examples.ids == [f"q{n}" for n in range(6)]
     (block,) = Collection(folder, "file").documents(1000)
@@ -275,7 +275,7 @@ def test_planted_word_is_learned_and_the_model_used(objective, words, tmp_path, 
     rows = planted_rows(160)
     path.write_text("\n".join(map(json.dumps, rows)))
     more = ["task.epochs=4", "task.learning_rates=[5e-3]", "task.batch_sizes=[16]", "name=learn"]
-    more += ["training.micro_batch_size=8", "model.hidden_dropout=0", f"task.objective={objective}"]
+    more += ["training.micro_batch_size=8", "model.hidden_dropout=0", f"task.loss={objective}"]
     assert main(words("task=rerank", f"data.train={path}", *more)) == 0
     (result,) = results_in(tmp_path / "runs/learn/rerank")
     assert result["dev"]["mrr@10"] > 0.95

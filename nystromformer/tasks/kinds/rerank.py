@@ -52,7 +52,8 @@ _FIGURES = ("ndcg@10", "mrr@10")
 class RerankTask(Task):
     """The texts of an example are the query and its documents, its label is `Graded`."""
 
-    objective: str = "listwise"
+    goal: str = "listwise"
+    """Its loss."""
     best: float = 1.0
     """The highest grade of the training examples."""
 
@@ -78,7 +79,7 @@ class RerankTask(Task):
         check_retrieval_packages(f"task={settings.name}")
         task = cls(
             settings.name, "ranking of documents", metrics=_FIGURES, score=(settings.metric,),
-            objective=settings.objective,
+            goal=settings.loss or "listwise",
         )  # fmt: skip
         of_folder = _is_folder(data.train)
         if of_folder and data.dev is None and has_split(str(data.train), "dev", data):
@@ -157,7 +158,7 @@ class RerankTask(Task):
 
     def items(self, batch: Batch) -> int:
         """Lists; documents where each has a loss of its own."""
-        return len(batch["choices"]) if self.objective == "listwise" else int(batch["choices"].sum())
+        return len(batch["choices"]) if self.goal == "listwise" else int(batch["choices"].sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         given = {name: column for name, column in batch.items() if name != "labels"}
@@ -165,13 +166,13 @@ class RerankTask(Task):
 
     def _losses(self, scores: Tensor, grades: Tensor, counts: Tensor) -> Tensor:
         """The loss of each item of (B, K) scores, in float32."""
-        if self.objective == "listwise":
+        if self.goal == "listwise":
             gains = grades.clamp(min=0)
             # A list without a relevant document asks for nothing.
             shares = gains / gains.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
             return -(shares * scores.log_softmax(1)).sum(1)
         real = is_real(scores, counts)
-        if self.objective == "regression":
+        if self.goal == "regression":
             return (scores - grades).square()[real]
         shares = grades.clamp(min=0) / self.best
         return F.binary_cross_entropy_with_logits(scores, shares.clamp(max=1), reduction="none")[real]
@@ -185,7 +186,7 @@ class RerankTask(Task):
 
     def predict(self, encoded: Encoded, outputs: Outputs) -> list[list[float]]:
         """A score of each document, the higher the better: with `pointwise` a probability, else as it is."""
-        shown = expit if self.objective == "pointwise" else np.asarray
+        shown = expit if self.goal == "pointwise" else np.asarray
         return [shown(np.asarray(row, np.float64)).tolist() for row in outputs]
 
     def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
