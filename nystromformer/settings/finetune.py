@@ -184,12 +184,12 @@ class TaskDataSettings(Section, at="data"):
 
 
 @dataclass
-class TaskModelSettings(Section, at="model"):
-    """How the checkpoint becomes a classifier; its shape is its own."""
+class SwapSettings(Section, at="model"):
+    """What is changed of a checkpoint; its shape is its own."""
 
     attention: str | None = result(None, choices=ATTENTIONS)
     """`nystrom`, `softmax` (exact) or another mechanism; empty takes the checkpoint's, and `nystrom` for a
-    BERT or RoBERTa."""
+    BERT or RoBERTa that is trained."""
     max_length: int | None = result(None, at_least=8, fault="too short")
     """Tokens of one example, special tokens included; what is beyond is cut. Empty takes the checkpoint's
     positions; more than those makes its table longer."""
@@ -203,6 +203,12 @@ class TaskModelSettings(Section, at="model"):
     salient_tokens: int | None = result(None, at_least=1)
     """With neighbours: tokens that all attend to exactly, the first and those that the landmarks attend to
     most; empty takes the checkpoint's, or 1."""
+
+
+@dataclass
+class TaskModelSettings(SwapSettings):
+    """How the checkpoint becomes a model to train."""
+
     conv_kernel_size: int | None = result(None, odd=True)
     """Where the checkpoint has no convolution: width of one, odd. Empty gives 33 to what becomes a
     Nyströmformer."""
@@ -352,9 +358,14 @@ class PredictSettings(EvaluateSettings):
 
     folder: str = place("predicted")
     """Where the predictions and result.json go, with progress.json to go on by."""
-    format: str = result("jsonl", choices=("jsonl", "tsv", "own"))
+    task: str | None = result(None, choices=("embed",), write="embed, or null")
+    """`embed` for vectors from any checkpoint, a BERT too, trained for that or not; empty is what the
+    checkpoint was fine-tuned for."""
+    format: str | None = result(None, choices=("jsonl", "tsv", "own", "npy", "parquet"))
     """`jsonl`, a JSON object a row, or `tsv`: id or row number, prediction, scores, and what is wrong with a
-    row that cannot be read; `own`, the file that `evaluate` writes, with such rows in errors.jsonl."""
+    row that cannot be read; `own`, the file that `evaluate` writes, with such rows in errors.jsonl; `npy` or
+    `parquet` for vectors, without such rows. Empty is npy for vectors, else jsonl."""
+    model: SwapSettings = field(default_factory=SwapSettings)
     figures: bool = result(True)
     """Where the file has labels, compare them with the predictions; false does not read them."""
     batch_size: int = speed(256, at_least=1)
@@ -363,3 +374,8 @@ class PredictSettings(EvaluateSettings):
     @property
     def measured(self) -> bool:
         return self.figures
+
+    def complaints_together(self) -> Iterator[str]:
+        yield from super().complaints_together()
+        if self.task is None and self.model != SwapSettings():
+            yield "model.* is for vectors from any checkpoint: write task=embed, or leave it empty"

@@ -82,12 +82,10 @@ class Embedder:
         source = open_source(path, setting="checkpoint")
         tokenizer = open_tokenizer(tokenizer_path, path)
         source.check_tokenizer(tokenizer, tokenizer_path or path)
-        wanted = {"attention": source.config.attention, **changes}
-        if max_length is None and (Path(path).expanduser() / "task.json").is_file():
-            max_length = taught(Path(path).expanduser())[1]
-        length = max_length or source.config.max_position_embeddings
-        wanted["max_position_embeddings"] = max(length, source.config.max_position_embeddings)
-        config = source.configuration(wanted, section="model.")
+        length = max_length or own_length(path)
+        positions_needed = max(length, source.config.max_position_embeddings)
+        wanted = {"attention": source.config.attention, "max_position_embeddings": positions_needed}
+        config = source.configuration({**wanted, **changes}, section="model.")
         model, _ = source.model_with_head(NystromformerForEmbedding, config, positions=positions)
         return cls(model, tokenizer, length, device=device, precision=precision)
 
@@ -129,3 +127,11 @@ class Embedder:
                 found = self.model(**on_device(batch, self.device))
             vectors[rows] = (found.embeddings if normalise else found.means).cpu().numpy()
         return vectors
+
+
+def own_length(checkpoint: str) -> int:
+    """Tokens that the model was fine-tuned with, or else all its positions; raises UserError for no model."""
+    folder = Path(checkpoint).expanduser()
+    if (folder / "task.json").is_file():
+        return taught(folder)[1]
+    return open_source(checkpoint, setting="checkpoint").config.max_position_embeddings

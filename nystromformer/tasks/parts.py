@@ -30,6 +30,8 @@ class Progress:
     """What it is the progress of, and by which settings."""
     total: int
     """Rows of the file."""
+    width: int = 0
+    """Numbers of a vector."""
     labelled: bool = False
     rows: int = 0
     """Rows done, with those that cannot be read."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes, held, write_atomically
 from nystromformer.model.layouts import load_model
-from nystromformer.model.source import content_of_checkpoint, open_tokenizer
+from nystromformer.model.source import content_of_checkpoint, open_tokenizer, written
 from nystromformer.settings import TrainingSettings
-from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
+from nystromformer.settings.finetune import EvaluateSettings, PredictSettings, SwapSettings
 from nystromformer.settings.retrieval import EvaluateCommandSettings
 from nystromformer.settings.schema import Role, settings_of
+from nystromformer.tasks import vectors
 from nystromformer.tasks.contents import content_of_tokenizer, short
+from nystromformer.tasks.embedding import Embedder, own_length
 from nystromformer.tasks.export import taught
 from nystromformer.tasks.growing import (
     PROGRESS,
     GrowingFiles,
+    growing,
     name_for_good,
     note_progress,
     read_progress,
     written_so_far,
 )
+from nystromformer.tasks.kinds.embed import EmbedTask
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
 from nystromformer.tasks.retrieval import evaluate_collection
 from nystromformer.tasks.task import Task, stored
@@ -82,17 +87,38 @@ def predict(settings: PredictSettings) -> None:
 class _Prediction:
     """A file, a model, and the folder where predictions go."""
 
-    def __init__(self, settings: EvaluateSettings, form: str, *, anew: bool) -> None:
+    def __init__(self, settings: EvaluateSettings, form: str | None, *, anew: bool) -> None:
         self._settings = settings
-        self._form = form
         self._anew = anew
         self._folder = Path(settings.folder).expanduser()
         self._checkpoint = Path(str(settings.checkpoint)).expanduser()
-        task, self._max_length = taught(self._checkpoint)
+        task, self._max_length = self._of_checkpoint()
         self._task = task.of_file(settings)
         self._path = Path(str(settings.file)).expanduser()
-        self._file = self._task.predictions if form == "own" else f"predictions.{form}"
-        self._errors_apart = [_ERRORS] if form == "own" and settings.reported else []
+        self._form = form or ("npy" if "vector" in task.told else "jsonl")
+        self._are_vectors = self._form in vectors.FORMATS
+        if self._are_vectors and "vector" not in task.told:
+            raise UserError(f"format={form} is for vectors, not for {task.title}: write jsonl, tsv or own")
+        if self._are_vectors:
+            self._file = f"vectors.{self._form}"
+        else:
+            self._file = self._task.predictions if form == "own" else f"predictions.{self._form}"
+        apart = self._are_vectors or form == "own"
+        self._errors_apart = [_ERRORS] if apart and settings.reported else []
+
+    def _of_checkpoint(self) -> tuple[Task, int]:
+        """What the checkpoint is for, and its length; raises UserError where it is no such checkpoint."""
+        if self._any_checkpoint is None:
+            return taught(self._checkpoint)
+        return EmbedTask("embed", "embedding"), self._any_checkpoint.max_length or own_length(
+            str(self._checkpoint)
+        )
+
+    @property
+    def _any_checkpoint(self) -> SwapSettings | None:
+        """With `task=embed`, what is changed of a checkpoint that may be of any kind."""
+        settings = self._settings
+        return settings.model if isinstance(settings, PredictSettings) and settings.task else None
 
     def run(self) -> None:
         folder = self._folder
@@ -158,7 +184,7 @@ class _Prediction:
             "file": short(hashes.of(self._path)),
             "checkpoint": short(hashlib.sha256(json.dumps(parts).encode()).hexdigest()),
             **{
-                setting.key: getattr(self._settings, setting.key)
+                setting.key: attrgetter(setting.key)(self._settings)
                 for setting in settings_of(type(self._settings))
                 if setting.role in (Role.RESULT, Role.SPEED) and setting.key not in of_task
             },
@@ -189,16 +215,27 @@ class _Prediction:
 
     # --- rows ----------------------------------------------------------------------------------------
 
+    def _model(self) -> PreTrainedModel:
+        changes = self._any_checkpoint
+        if changes is None:
+            return open_model(self._checkpoint, self._task)[0]
+        return Embedder.load(
+            self._checkpoint, max_length=self._max_length, positions=changes.positions, device="cpu",
+            **{name: value for name, value in written(changes).items() if value is not None},
+        ).model  # fmt: skip
+
     def _grow(self, progress: Progress, tokenizer: PreTrainedTokenizerBase) -> None:
         """Predict what is left."""
         settings, task = self._settings, self._task
-        model = open_model(self._checkpoint, task)[0]
+        model = self._model()
         recipe = TrainingSettings(precision=settings.precision)
         accelerator = devices.open_accelerator(recipe)
         model.to(accelerator.device)
         autocast = devices.autocast(devices.precision(recipe, accelerator.device), accelerator.device)
         if not progress.sizes:
-            progress.sizes = dict.fromkeys([self._file, _COMPARED, *self._errors_apart], 0)
+            own = [vectors.VECTORS, vectors.IDS] if self._are_vectors else [self._file]
+            progress.sizes = dict.fromkeys([*own, _COMPARED, *self._errors_apart], 0)
+            progress.width = int(model.config.hidden_size)
         files = GrowingFiles(self._folder, progress.sizes)
         rows = islice(task.read(settings, 1), progress.rows, None)
         display = ProgressDisplay(progress.total, progress.rows, shown=True, unit="row")
@@ -223,9 +260,12 @@ class _Prediction:
                     display.reached(progress.rows, f"{speed:,.1f} rows/s", left)
                     shown = now
 
-    def _texts(self, part: Part, progress: Progress) -> dict[str, str]:
+    def _texts(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
         """What a part adds to each file."""
+        if self._are_vectors:
+            return self._vectors(part, progress)
         records = part.records(progress.rows)
+        texts: dict[str, str | bytes]
         if self._form == "jsonl":
             texts = {self._file: json_lines(records)}
         elif self._form == "tsv":
@@ -239,6 +279,12 @@ class _Prediction:
         if part.examples.labels is not None:
             texts[_COMPARED] = json_lines(zip(part.examples.labels, part.predictions, strict=True))
         return texts
+
+    def _vectors(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
+        """The same of vectors, their file begun with its header."""
+        begin = b"" if progress.rows else vectors.header(progress.total, progress.width)
+        texts = vectors.part_of(part.examples.ids, part.predictions if len(part.examples) else [], begin)
+        return texts | {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -263,15 +309,21 @@ class _Prediction:
             result["figures"] = task.figures(labels, predictions)
             drawn = task.draw(labels, predictions, folder, task.title)
             result |= {name: value for name, value in drawn.items() if value is not None}
+        if self._are_vectors:
+            vectors.tell_count(folder, progress.examples, progress.width)
+            result["width"] = progress.width
+        if self._form == "parquet":
+            vectors.write_parquet(folder, folder / self._file)
         progress.finished = True
         if not self._anew:
             note_progress(folder, asdict(progress))
+        passing = (_COMPARED, *((vectors.VECTORS, vectors.IDS) if self._form == "parquet" else ()))
         for name in progress.sizes:
-            if name != _COMPARED:
+            if name not in passing:
                 name_for_good(folder, name)
         write_atomically(folder / _RESULT, json.dumps(result, indent=2) + "\n")
-        for name in (f"{_COMPARED}.part", _HASHES):
-            (folder / name).unlink(missing_ok=True)
+        for path in (*(growing(folder, name) for name in passing), folder / _HASHES):
+            path.unlink(missing_ok=True)
         if self._anew:
             (folder / PROGRESS).unlink(missing_ok=True)
         return result

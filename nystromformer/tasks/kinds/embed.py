@@ -101,8 +101,8 @@ class EmbedTask(Task):
             yield from (f"data.{name} is not for data.pairs=spans: leave it empty" for name in given)
         elif not data.text_pair:
             yield (
-                f"data.text_pair is empty: with task={task.name} write data.text_pair=COLUMN, data.pairs=spans "
-                "for documents alone, or data.vectors=FILE for another embedder's vectors of the texts"
+                f"data.text_pair is empty: with task={task.name} write data.text_pair=COLUMN, or "
+                "data.pairs=spans for documents alone, or data.vectors=FILE of another embedder"
             )
         if 1 in task.batch_sizes:
             yield "task.batch_sizes holds 1, and a pair is told from the others of its batch: write 2 or more"
@@ -238,6 +238,7 @@ class EmbedTask(Task):
         return batch
 
     def configure(self, config: NystromformerConfig) -> None:
+        super().configure(config)
         if self.goal == "vectors" and self.width != config.hidden_size:
             raise UserError(
                 f"data.vectors holds vectors of {self.width} numbers, and the model's have "
@@ -270,7 +271,7 @@ class EmbedTask(Task):
         """The vectors of each row, (texts, d); of a row of one text one vector, (d,)."""
         vectors = _run(model, batch, "embeddings" if self.normalise else "means").cpu().numpy()
         if "texts" not in batch:
-            return vectors
+            return list(vectors)
         return list(np.split(vectors, np.cumsum(batch["texts"].tolist())[:-1]))
 
     # --- predictions ---------------------------------------------------------------------------------
