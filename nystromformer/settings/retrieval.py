@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from nystromformer.settings.finetune import EvaluateSettings
+from nystromformer.settings.finetune import EvaluateSettings, SwapSettings
 from nystromformer.settings.schema import Section, path, result
 
 
@@ -19,8 +21,6 @@ class RetrievalSettings(Section, at="retrieval"):
     without_below_zero: bool = result(False)
     """Leave out of a query's ranking what is judged below 0: in Cranfield's judgements the document whose
     author asked the query. False counts it as not relevant, as trec_eval does."""
-    max_length: int | None = result(None, at_least=8, fault="too short")
-    """Tokens of a document; empty takes those that the model was trained with."""
     depth: int = result(100, at_least=10)
     """Documents that are kept of each ranking."""
     bm25: bool = result(True)
@@ -39,4 +39,12 @@ class RetrievalSettings(Section, at="retrieval"):
 class EvaluateCommandSettings(EvaluateSettings):
     """A fine-tuned model on a file; or one that makes vectors or reranks on a folder with judgements."""
 
+    model: SwapSettings = field(default_factory=SwapSettings)
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+
+    def complaints_together(self) -> Iterator[str]:
+        yield from super().complaints_together()
+        of_folder = self.file is not None and Path(self.file).expanduser().is_dir()
+        for name, default in (("model", SwapSettings()), ("retrieval", RetrievalSettings())):
+            if not of_folder and getattr(self, name) != default:
+                yield f"{name}.* is for file=FOLDER of documents, queries and judgements: leave it empty"

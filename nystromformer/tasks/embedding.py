@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.model.embedding import NystromformerForEmbedding
-from nystromformer.model.source import open_source, open_tokenizer
+from nystromformer.model.source import open_source, open_tokenizer, written
 from nystromformer.settings import TrainingSettings
+from nystromformer.settings.finetune import SwapSettings
 from nystromformer.tasks.batches import ordered_batches
 from nystromformer.tasks.export import taught
 from nystromformer.tasks.rows import rows_of_texts
@@ -135,3 +136,9 @@ def own_length(checkpoint: str) -> int:
     if (folder / "task.json").is_file():
         return taught(folder)[1]
     return open_source(checkpoint, setting="checkpoint").config.max_position_embeddings
+
+
+def swap(settings: SwapSettings) -> dict[str, Any]:
+    """What is changed of a checkpoint, as `Embedder.load` takes it."""
+    changes = {name: value for name, value in written(settings).items() if value is not None}
+    return {"max_length": settings.max_length, "positions": settings.positions, **changes}

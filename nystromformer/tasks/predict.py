@@ -25,14 +25,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes, held, write_atomically
 from nystromformer.model.layouts import load_model
-from nystromformer.model.source import content_of_checkpoint, open_tokenizer, written
+from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import EvaluateSettings, PredictSettings, SwapSettings
 from nystromformer.settings.retrieval import EvaluateCommandSettings
 from nystromformer.settings.schema import Role, settings_of
 from nystromformer.tasks import vectors
 from nystromformer.tasks.contents import content_of_tokenizer, short
-from nystromformer.tasks.embedding import Embedder, own_length
+from nystromformer.tasks.embedding import Embedder, own_length, swap
 from nystromformer.tasks.export import taught
 from nystromformer.tasks.growing import (
     PROGRESS,
@@ -219,10 +219,7 @@ class _Prediction:
         changes = self._any_checkpoint
         if changes is None:
             return open_model(self._checkpoint, self._task)[0]
-        return Embedder.load(
-            self._checkpoint, max_length=self._max_length, positions=changes.positions, device="cpu",
-            **{name: value for name, value in written(changes).items() if value is not None},
-        ).model  # fmt: skip
+        return Embedder.load(self._checkpoint, device="cpu", **swap(changes)).model
 
     def _grow(self, progress: Progress, tokenizer: PreTrainedTokenizerBase) -> None:
         """Predict what is left."""

@@ -16,10 +16,11 @@ from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.intervals import mean_interval
 from nystromformer.model.source import open_source
+from nystromformer.settings.finetune import SwapSettings
 from nystromformer.settings.retrieval import EvaluateCommandSettings, RetrievalSettings
 from nystromformer.tables import table
 from nystromformer.tasks.collection import Collection
-from nystromformer.tasks.embedding import Embedder
+from nystromformer.tasks.embedding import Embedder, swap
 from nystromformer.tasks.ranking import (
     METRICS,
     Bm25,
@@ -118,6 +119,8 @@ def evaluate_collection(settings: EvaluateCommandSettings) -> None:
     Raises:
         UserError: the folder or a model is not usable, or `folder` cannot be written.
     """
+    if settings.model != SwapSettings() and is_reranker(str(settings.checkpoint)):
+        raise UserError("model.* is for checkpoints that make vectors, and this one reranks: leave it empty")
     search = Search(str(settings.file), settings.retrieval)
     rows = _rankings(search, settings)
     figures = {title: judged_figures(run, search.judgements) for title, run in rows.items()}
@@ -155,30 +158,31 @@ def _rankings(search: Search, settings: EvaluateCommandSettings) -> dict[str, Ru
     again = Reranker(asked.rerank, settings, "retrieval.rerank") if asked.rerank else None
     lexical = search.by_bm25() if asked.bm25 or any(map(is_reranker, given)) else {}
     found: dict[str, Run] = {}
-    reranked: dict[str, Run] = {}
+    to_rerank: dict[str, Run] = {}
     for path, setting in given.items():
-        for title, change in _variants(path, setting, exact=asked.exact):
+        changes = swap(settings.model) if setting == "checkpoint" and not is_reranker(path) else {}
+        for title, change in _variants(path, setting, changes, exact=asked.exact):
             if is_reranker(path):
-                reranked[title] = search.by_scores(Reranker(path, settings, setting, **change), lexical)
+                found[title] = search.by_scores(Reranker(path, settings, setting, **change), lexical)
                 continue
-            embedder = Embedder.load(
-                path, max_length=asked.max_length, precision=settings.precision, **change
-            )
-            found[title] = search.by_vectors(embedder, title, settings.batch_size, settings.tokens_per_batch)
+            embedder = Embedder.load(path, precision=settings.precision, **change)
+            run = search.by_vectors(embedder, title, settings.batch_size, settings.tokens_per_batch)
+            found[title] = to_rerank[title] = run
     if asked.bm25:
-        found["BM25"] = lexical
+        found["BM25"] = to_rerank["BM25"] = lexical
     if again:
-        reranked |= {f"{title}, reranked": search.by_scores(again, run) for title, run in found.items()}
-    every = {**found, **reranked}
-    first = str(settings.checkpoint)
-    return {first: every.pop(first), **every}
+        found |= {f"{title}, reranked": search.by_scores(again, run) for title, run in to_rerank.items()}
+    return found
 
 
-def _variants(path: str, setting: str, *, exact: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Titles of a checkpoint as it is, and of its weights with exact attention where its own is another."""
-    yield path, {}
-    if exact and open_source(path, setting=setting).config.attention != "softmax":
-        yield f"{path}, exact attention", {"attention": "softmax"}
+def _variants(
+    path: str, setting: str, changes: dict[str, Any], *, exact: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Titles and changes of a checkpoint, and of its weights with exact attention where that is another."""
+    yield path, changes
+    attention = changes.get("attention") or open_source(path, setting=setting).config.attention
+    if exact and attention != "softmax":
+        yield f"{path}, exact attention", {**changes, "attention": "softmax"}
 
 
 # --- figures ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from nystromformer.cli import main
 from nystromformer.intervals import mean_interval, paired_difference
-from nystromformer.settings.retrieval import EvaluateCommandSettings, RetrievalSettings
+from nystromformer.settings.retrieval import RetrievalSettings
 from nystromformer.tasks.collection import Collection
 from nystromformer.tasks.ranking import Bm25, Nearest, judged_figures, top, written_run
 from nystromformer.tasks.retrieval import Search
@@ -313,7 +313,34 @@ def test_the_models_row_is_the_embedders_cosines(folder, checkpoint, tmp_path):
     assert first == [block.ids[number] for number in cosines.argmax(1)]
 
 
-def test_settings_of_a_folder_are_told_when_impossible(capsys):
-    assert main(["evaluate", "checkpoint=a", "file=b", "retrieval.depth=5"]) == 2
-    assert "retrieval.depth=5 is impossible: write at least 10" in capsys.readouterr().err
-    assert EvaluateCommandSettings().retrieval.split == "test"
+def test_a_bert_is_ranked_as_it_is_and_swapped(folder, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    words = [
+        "evaluate",
+        f"checkpoint={checkpoint}",
+        f"file={folder}",
+        "retrieval.bm25=false",
+        f"folder={out}",
+    ]
+    assert main([*words, "model.attention=softmax"]) == 0
+    exact = (out / "ranking-0.trec").read_text()
+    assert not (out / "ranking-1.trec").exists()
+    assert main([*words, "model.num_landmarks=48"]) == 0  # as many as a row can have: exact attention
+    assert [line.split()[:3] for line in (out / "ranking-0.trec").read_text().splitlines()] == [
+        line.split()[:3] for line in exact.splitlines()
+    ]
+    assert main([*words, "model.num_landmarks=2", "model.max_length=16"]) == 0
+    assert (out / "ranking-0.trec").read_text() != exact
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("retrieval.depth=5", "retrieval.depth=5 is impossible: write at least 10"),
+        ("retrieval.depth=50", "retrieval.* is for file=FOLDER"),
+        ("model.max_length=64", "model.* is for file=FOLDER"),
+    ],
+)
+def test_settings_of_a_folder_are_refused_where_they_do_nothing(word, said, capsys):
+    assert main(["evaluate", "checkpoint=a", "file=b", word]) == 2
+    assert said in capsys.readouterr().err
