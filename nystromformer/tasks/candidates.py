@@ -15,7 +15,7 @@ from nystromformer.data.documents import text_hash
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings
 from nystromformer.tasks.collection import Collection, Judgements
-from nystromformer.tasks.ranking import Bm25, queries_with_relevant, top
+from nystromformer.tasks.ranking import Bm25, Run, queries_with_relevant, top
 from nystromformer.tasks.task import Examples
 
 _AT_ONCE = 4096
@@ -70,21 +70,20 @@ class JudgedFolder:
         )
 
     def _pools(self, asked: dict[str, str], judgements: Judgements, ids: list[str]) -> dict[str, list[str]]:
-        """Documents that are not relevant for each query, the most alike first, or random ones."""
+        """Documents that are not relevant for each query: what BM25 finds first, then random ones."""
+        found: Run = {}
         if self._mined == "bm25":
             most = max(len(_relevant(judgements, name)) for name in asked)
-            found = Bm25(self._collection.documents(_AT_ONCE)).rank(asked, _POOL + most)
-            ranked = {name: list(documents) for name, documents in top(found, _POOL + most).items()}
-        else:
-            ranked = {}
-            for name, text in asked.items():
-                draw = np.random.default_rng(text_hash(text))
-                count = min(_POOL + len(_relevant(judgements, name)), len(ids))
-                ranked[name] = [ids[number] for number in draw.choice(len(ids), count, replace=False)]
-        return {
-            name: [one for one in found if judgements[name].get(one, 0) <= 0][:_POOL]
-            for name, found in ranked.items()
-        }
+            found = top(Bm25(self._collection.documents(_AT_ONCE)).rank(asked, _POOL + most), _POOL + most)
+        pools = {}
+        for name, text in asked.items():
+            relevant = set(_relevant(judgements, name))
+            draw = np.random.default_rng(text_hash(text))
+            count = min(_POOL + len(relevant) + len(found.get(name, ())), len(ids))
+            others = [ids[number] for number in draw.choice(len(ids), count, replace=False)]
+            in_order = dict.fromkeys([*found.get(name, ()), *others])
+            pools[name] = [one for one in in_order if one not in relevant][:_POOL]
+        return pools
 
 
 def _relevant(judgements: Judgements, query: str) -> list[str]:

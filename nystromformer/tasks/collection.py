@@ -53,6 +53,10 @@ class Collection:
         self._the(_DOCUMENTS)
         self._the(_QUERIES)
 
+    def files(self, split: str) -> tuple[Path, Path, Path]:
+        """Documents, queries and judgements; raises UserError where there are none of the split."""
+        return self._the(_DOCUMENTS), self._the(_QUERIES), self.judged_by(split)
+
     def documents(self, at_once: int) -> Iterator[Block]:
         """Every document, title and text in one, at most so many at a time.
 

@@ -48,10 +48,10 @@ class Search:
         UserError: something is missing, or the parts do not fit together.
     """
 
-    def __init__(self, folder: str, settings: RetrievalSettings) -> None:
-        check_retrieval_packages(f"file={folder}")
+    def __init__(self, folder: str, settings: RetrievalSettings, *, setting: str = "file") -> None:
+        check_retrieval_packages(f"{setting}={folder}")
         self._settings = settings
-        self.collection = Collection(Path(folder).expanduser(), "file", settings.one_is_best)
+        self.collection = Collection(Path(folder).expanduser(), setting, settings.one_is_best)
         queries = self.collection.queries()
         self.judgements = self.collection.judgements(settings.split)
         self.ids, itself = self._names(queries)

@@ -28,6 +28,7 @@ from nystromformer.tasks.kinds.choice import ChoiceTask
 from nystromformer.tasks.kinds.embed import EmbedTask
 from nystromformer.tasks.kinds.multi_label import MultiLabelTask
 from nystromformer.tasks.kinds.numbers import NumbersTask
+from nystromformer.tasks.kinds.rerank import RerankTask
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.kinds.tokens import TokenTask
 from nystromformer.tasks.task import Examples, Task, joined, stored
@@ -67,6 +68,11 @@ KINDS: dict[str, tuple[Task, Callable[[int], dict[str, Any]], dict[str, Any]]] =
     "choice": (
         ChoiceTask("choice", "choice"),
         lambda n: {"context": words(n), "question": "which", "choices": ["film", "plot", "the"][: 2 + n % 2]},
+        {"label": 1},
+    ),
+    "rerank": (
+        RerankTask("rerank", "rerank", metrics=("ndcg@10", "mrr@10"), score=("ndcg@10",)),
+        lambda n: {"query": "which film", "document": words(n)},
         {"label": 1},
     ),
     "answers": (
