@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as with_gradient
 import torch.nn.functional as F
-from scipy.stats import pearsonr
 from torch import Tensor
+
+from nystromformer.tasks.scores import METRICS
 
 _AT_ONCE = 1024
 """Anchors that are compared with all candidates at once."""
@@ -127,10 +127,7 @@ def ranks(pairs: Pairs) -> Tensor:
 def agreement(ours: Tensor, theirs: Tensor) -> float:
     """Pearson's correlation of all texts' similarities to each other; 0 where it is open."""
     above = torch.triu_indices(len(ours), len(ours), 1).unbind()
-    if len(ours) < 3:
-        return 0.0
-    found = pearsonr((ours @ ours.T)[above].numpy(), (theirs @ theirs.T)[above].numpy()).statistic
-    return float(found) if np.isfinite(found) else 0.0
+    return METRICS["pearson"](*((x @ x.T)[above].double().numpy() for x in (ours, theirs)))
 
 
 def _slices(count: int) -> Iterator[slice]:

@@ -60,9 +60,9 @@ def parts_of_like_length(lengths: NDArray[np.int64], at_once: int | None) -> lis
     count = len(lengths)
     if at_once is not None:
         return [slice(start, start + at_once) for start in range(0, count, at_once)]
-    first = np.arange(1, count + 1)
-    widths = np.append(lengths[1:], 0)
-    cut = int(first[(first * lengths[0] + (count - first) * widths).argmin()])
+    cuts = np.arange(count, 0, -1)  # of equals the first, which is one part
+    widths = np.append(lengths, 0)[cuts]
+    cut = int(cuts[(cuts * lengths[0] + (count - cuts) * widths).argmin()])
     return [slice(0, cut), slice(cut, count)] if cut < count else [slice(0, count)]
 
 
