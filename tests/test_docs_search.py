@@ -12,14 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import BertConfig, BertModel
 
 from nystromformer.cli import main
+from nystromformer.model.source import open_tokenizer
 from tests.tasks.conftest import FILLERS, PLANTED, make_checkpoint
 from tests.tasks.test_retrieval import write_collection
 
 pytest.importorskip("pytrec_eval", reason="needs the extra retrieval")
 pytest.importorskip("bm25s", reason="needs the extra retrieval")
 PAGE = (Path(__file__).parent.parent / "docs/search.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
 
 
 def blocks(language: str) -> list[str]:
@@ -32,7 +39,7 @@ def run_python(code: str) -> str:
     ).stdout
 
 
-def test_from_notes_to_a_search(tmp_path, monkeypatch, capsys):
+def test_from_notes_to_a_search(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     draw = random.Random(0)
     (tmp_path / "notes").mkdir()
@@ -44,7 +51,10 @@ def test_from_notes_to_a_search(tmp_path, monkeypatch, capsys):
     (judged / "qrels/train.tsv").write_bytes((judged / "qrels/test.tsv").read_bytes())
     pair = {"query": "the film", "document": "a plot"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
-    make_checkpoint(tmp_path / "bert", attention="softmax", conv_kernel_size=None)
+    tokenizer = open_tokenizer(None, str(checkpoint))
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
     make_notes, search = blocks("python")
     run_python(make_notes)
     rows = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]

@@ -125,10 +125,12 @@ def test_a_folders_queries_get_relevant_documents_first_and_others_beside(mined,
     with (folder / "qrels/test.tsv").open("a") as file:
         file.write("q0\td9\t2\nq0\td8\t0\nq0\td7\t-1\n")
     (folder / "qrels/test.tsv").rename(folder / "qrels/train.tsv")
-    # What BM25 finds for these queries are documents with their words: all have one in common with them.
+    # BM25 finds what shares a word with a query; for the last one that is the relevant document alone.
     rows = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
     (folder / "queries.jsonl").write_text(
-        "\n".join(json.dumps({**row, "text": row["text"] + " film plot actor"}) for row in rows)
+        "\n".join(
+            json.dumps({**row, "text": row["text"] + (" film" if row["_id"] != "q5" else "")}) for row in rows
+        )
     )
     data = TaskDataSettings(train=str(folder), mined=mined)
     examples = JudgedFolder(str(folder), "data.train", data).examples()
@@ -142,6 +144,8 @@ def test_a_folders_queries_get_relevant_documents_first_and_others_beside(mined,
         relevant = ["d0", "d9"] if number == 0 else [f"d{number}"]
         assert names[: len(relevant)] == relevant
         assert not {*relevant} & {*names[len(relevant) :]}
+        if mined == "bm25" and number < 5:
+            assert all("film" in document.split() for document in documents[len(relevant) :])
         assert (
             label.grades == [1, 2, *[0] * 100][: len(names)] if number == 0 else [1, *[0] * (len(names) - 1)]
         )
