@@ -93,7 +93,7 @@ class TaskDataSettings(Section, at="data"):
     """A row with too few columns, no text, or no label that can be used: `stop`, naming it, or `skip` it and
     say how many; the original QQP train file holds some."""
     train: str | None = path(None, content="train")
-    """custom: a .csv, .tsv or .jsonl file."""
+    """custom: a .csv, .tsv or .jsonl file. rerank: also a folder of documents, queries and judgements."""
     dev: str | None = path(None, content="dev")
     """custom: held-out examples to choose the best checkpoint by; empty takes data.dev_fraction of train."""
     test: str | None = path(None, content="test")
