@@ -132,8 +132,8 @@ class Nearest:
 
 def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """The rows with length 1; a row of zeros stays one, and so is like no other."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
 def as_run(

@@ -14,7 +14,7 @@ from nystromformer.settings.finetune import EvaluateSettings
 from nystromformer.tasks.export import taught
 from nystromformer.tasks.kinds.rerank import RerankTask
 from nystromformer.tasks.ranking import Run, top
-from nystromformer.tasks.task import Examples
+from nystromformer.tasks.task import Examples, Texts
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
 
@@ -48,7 +48,7 @@ class Reranker:
 
     def scores(self, query: str, documents: list[str]) -> list[float]:
         """How well each document answers a query, the higher the better."""
-        lists = [(query, document) for document in documents]
+        lists: list[Texts] = [(query, document) for document in documents]
         part = self._task.encode(Examples(lists, None, []), self._tokenizer, self._max_length)
         outputs = outputs_of(
             self._task, self.model, part, self._settings.batch_size, int(self._tokenizer.pad_token_id),

@@ -126,6 +126,7 @@ def evaluate_collection(settings: EvaluateCommandSettings) -> None:
     figures = {title: judged_figures(run, search.judgements) for title, run in rows.items()}
     lines = figures_table(figures)
     told = f"{len(search.queries):,} queries, {len(search.ids):,} documents"
+    files = {title: f"ranking-{number}.trec" for number, title in enumerate(rows)}
     result = {
         "checkpoint": settings.checkpoint,
         "file": settings.file,
@@ -133,13 +134,13 @@ def evaluate_collection(settings: EvaluateCommandSettings) -> None:
         "queries": len(search.queries),
         "documents": len(search.ids),
         "figures": {title: figures_told(found) for title, found in figures.items()},
-        "rankings": {title: f"ranking-{number}.trec" for number, title in enumerate(rows)},
+        "rankings": files,
     }
     folder = Path(settings.folder).expanduser()
     page = [f"# {settings.file}, {settings.retrieval.split}", "", f"{told}.", "", *lines, ""]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for title, name in result["rankings"].items():
+        for title, name in files.items():
             write_atomically(folder / name, written_run(rows[title], title))
         write_atomically(folder / "result.md", "\n".join(page))
         write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")

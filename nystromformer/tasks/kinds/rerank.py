@@ -13,7 +13,7 @@ Shapes: B rows of a batch, K documents of the row with most, N tokens of the lon
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -296,7 +296,7 @@ def _example(row: Row, *, labelled: bool) -> tuple[str, list[str], list[float]]:
     )
     if positive:
         return query, positive + negative, [1.0] * len(positive) + [0.0] * len(negative)
-    documents = next((found for name in _DOCUMENTS if (found := _texts(row, name))), [])
+    documents: list[str] = next((found for name in _DOCUMENTS if (found := _texts(row, name))), [])
     if not documents:
         raise Unusable(f"has no document: {_LAYOUT}")
     if not labelled:
@@ -313,7 +313,7 @@ def _example(row: Row, *, labelled: bool) -> tuple[str, list[str], list[float]]:
     return query, documents, grades
 
 
-def _texts(row: Row, name: str) -> Iterable[str]:
+def _texts(row: Row, name: str) -> list[str]:
     """The text in a column, or the texts of a list there."""
     value = row.cells.get(name)
     if not isinstance(value, list):
