@@ -42,14 +42,16 @@ def retrieval(settings: ReproduceSettings) -> Result:
     asked = RetrievalSettings(one_is_best=scale.one_is_best, depth=_DEPTH)
     search = Search(str(settings.collection), asked, setting="collection")
     figures = {"BM25": _figures(search, search.by_bm25())}
+
+    def measure(title: str, embedder: Embedder) -> None:
+        figures[title] = _figures(search, search.by_vectors(embedder, title))
+        print(f"  {title}: {_MAIN} {figures[title]['all'][_MAIN].mean():.4f}", flush=True)
+
+    bert, how = trained_bert(settings), {"precision": scale.precision}
     for name, changes in _variants(scale).items():
-        embedder = Embedder.load(
-            trained_bert(settings), max_length=scale.length, precision=scale.precision, **changes
-        )
-        figures[f"{name}, untrained"] = _figures(search, search.by_vectors(embedder, f"{name}, untrained"))
+        measure(f"{name}, untrained", Embedder.load(bert, max_length=scale.length, **how, **changes))
     for name, changes in _variants(scale).items():
-        embedder = Embedder.load(_trained(settings, search, name, changes), precision=scale.precision)
-        figures[f"{name}, trained"] = _figures(search, search.by_vectors(embedder, f"{name}, trained"))
+        measure(f"{name}, trained", Embedder.load(_trained(settings, search, name, changes), **how))
     means = {
         title: {kind: figures_told(one) for kind, one in found.items()} for title, found in figures.items()
     }
