@@ -47,7 +47,8 @@ def retrieval(settings: ReproduceSettings) -> Result:
         figures[title] = _figures(search, search.by_vectors(embedder, title))
         print(f"  {title}: {_MAIN} {figures[title]['all'][_MAIN].mean():.4f}", flush=True)
 
-    bert, how = trained_bert(settings), {"precision": scale.precision}
+    bert = trained_bert(settings)
+    how: dict[str, Any] = {"precision": scale.precision}
     for name, changes in _variants(scale).items():
         measure(f"{name}, untrained", Embedder.load(bert, max_length=scale.length, **how, **changes))
     for name, changes in _variants(scale).items():
