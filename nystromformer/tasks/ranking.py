@@ -171,8 +171,8 @@ def written_run(run: Run, name: str) -> str:
     )
 
 
-def top(run: Run, depth: int) -> Run:
-    """The first `depth` documents of each query, as trec_eval orders them."""
+def top(run: Run, depth: int | None = None) -> Run:
+    """The first `depth` documents of each query, or all of them, as trec_eval orders them."""
     return {query: dict(_in_order(found)[:depth]) for query, found in run.items()}
 
 

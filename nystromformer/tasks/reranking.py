@@ -34,9 +34,9 @@ class Reranker:
 
     def __init__(self, folder: str, settings: EvaluateSettings, setting: str, **changes: Any) -> None:
         path = Path(folder).expanduser()
-        self._task, self._max_length = taught(path)
-        if not isinstance(self._task, RerankTask):
+        if not is_reranker(folder):
             raise UserError(f"{setting}={folder} does not rerank: write a model of task=rerank")
+        self._task, self._max_length = taught(path)
         wrong, fix = f"{setting}={folder}", ": train it again"
         model, _ = load_model(self._task.head, str(path), wrong=wrong, fix=fix, **changes)
         recipe = TrainingSettings(precision=settings.precision)
@@ -59,7 +59,7 @@ class Reranker:
     def reranked(self, run: Run, queries: Mapping[str, str], texts: Mapping[str, str], depth: int) -> Run:
         """The first `depth` documents of each query by their scores, then the others as they were."""
         found: Run = {}
-        for query, documents in top(run, len(max(run.values(), key=len, default={}))).items():
+        for query, documents in top(run).items():
             first = list(documents)[:depth]
             scores = self.scores(queries[query], [texts[name] for name in first]) if first else []
             found[query] = dict(zip(first, scores, strict=True))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -156,13 +156,18 @@ def _rankings(search: Search, settings: EvaluateCommandSettings) -> dict[str, Ru
     """Each row's title and ranking, the checkpoint's first."""
     asked = settings.retrieval
     given = {str(settings.checkpoint): "checkpoint", **dict.fromkeys(asked.beside, "retrieval.beside")}
+    attentions = {path: open_source(path, setting=name).config.attention for path, name in given.items()}
     again = Reranker(asked.rerank, settings, "retrieval.rerank") if asked.rerank else None
     lexical = search.by_bm25() if asked.bm25 or any(map(is_reranker, given)) else {}
     found: dict[str, Run] = {}
     to_rerank: dict[str, Run] = {}
     for path, setting in given.items():
         changes = swap(settings.model) if setting == "checkpoint" and not is_reranker(path) else {}
-        for title, change in _variants(path, setting, changes, exact=asked.exact):
+        attention = changes.get("attention") or attentions[path]
+        variants = {path: changes}
+        if asked.exact and attention != "softmax":
+            variants[f"{path}, exact attention"] = {**changes, "attention": "softmax"}
+        for title, change in variants.items():
             if is_reranker(path):
                 found[title] = search.by_scores(Reranker(path, settings, setting, **change), lexical)
                 continue
@@ -174,16 +179,6 @@ def _rankings(search: Search, settings: EvaluateCommandSettings) -> dict[str, Ru
     if again:
         found |= {f"{title}, reranked": search.by_scores(again, run) for title, run in to_rerank.items()}
     return found
-
-
-def _variants(
-    path: str, setting: str, changes: dict[str, Any], *, exact: bool
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Titles and changes of a checkpoint, and of its weights with exact attention where that is another."""
-    yield path, changes
-    attention = changes.get("attention") or open_source(path, setting=setting).config.attention
-    if exact and attention != "softmax":
-        yield f"{path}, exact attention", {**changes, "attention": "softmax"}
 
 
 # --- figures ------------------------------------------------------------------------------------------

@@ -338,7 +338,13 @@ def test_a_model_of_another_kind_does_not_rerank(checkpoint, tmp_path, capsys):
     folder = write_collection(tmp_path / "c")
     words = ["evaluate", f"checkpoint={checkpoint}", f"file={folder}", f"retrieval.rerank={checkpoint}"]
     assert main([*words, f"folder={tmp_path / 'out'}"]) == 2
-    assert f"checkpoint={checkpoint} is no fine-tuned model" in capsys.readouterr().err
+    assert f"retrieval.rerank={checkpoint} does not rerank: write a model of" in capsys.readouterr().err
+    words = [*words[:3], "retrieval.beside=[nowhere]", f"folder={tmp_path / 'out'}"]
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert "retrieval.beside=nowhere" in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_words_exist_for_every_planted_query():
