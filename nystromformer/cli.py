@@ -112,9 +112,12 @@ COMMANDS = {
         shared=True,
     ),
     "evaluate": Command(
-        "A fine-tuned model on a file: predictions, and figures where the file has labels.",
+        "A fine-tuned model on a file: predictions and figures; or its rankings of a folder's documents.",
         "nystromformer.tasks.predict:evaluate",
-        ("nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",),
+        (
+            "nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",
+            "nystromformer evaluate checkpoint=runs/search/embed/model file=scifact retrieval.rerank=ranker",
+        ),
         shared=True,
     ),
     "predict": Command(

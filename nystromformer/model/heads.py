@@ -9,7 +9,7 @@ Shapes: B rows, N positions, C classes or columns, K choices, V words.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class _WithHead(NystromformerPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Items = None,
-    ) -> ModelOutput:
+    ) -> Any:  # `output`; sentence-transformers reads the fields of a named class, of which its base has none
         """Logits, with `labels` also their mean loss; the class says their shapes.
 
         Args:

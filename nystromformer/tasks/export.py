@@ -35,6 +35,9 @@ def export(
             "seed": job.seed,
             "cell": job.cell,
         }
+        for path, content in task.files(model.config, max_length).items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            write_atomically(folder / path, json.dumps(content, indent=2) + "\n")
         write_atomically(folder / "task.json", json.dumps(taught, indent=2) + "\n")
         write_atomically(folder / "README.md", _card(task, setup, job, figures))
     except OSError as error:

@@ -48,6 +48,8 @@ class Progress(Counts):
     """What it is the progress of, and by which settings."""
     total: int = field(kw_only=True)
     """Rows of the file."""
+    width: int = 0
+    """Numbers of a vector."""
     finished: bool = False
     sizes: dict[str, int] = field(default_factory=dict)
 

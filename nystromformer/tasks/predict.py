@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import accumulate, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,26 @@ from nystromformer.files import ContentHashes, held, write_atomically
 from nystromformer.model.layouts import load_model
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
-from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
+from nystromformer.settings.finetune import EvaluateSettings, PredictSettings, SwapSettings
+from nystromformer.settings.retrieval import EvaluateCommandSettings
 from nystromformer.settings.schema import Role, settings_of
+from nystromformer.tasks import vectors
 from nystromformer.tasks.contents import content_of_tokenizer, short
+from nystromformer.tasks.embedding import Embedder, own_length, swap
 from nystromformer.tasks.export import taught
 from nystromformer.tasks.growing import (
     PROGRESS,
     GrowingFiles,
+    growing,
     name_for_good,
     note_progress,
     read_progress,
     written_so_far,
 )
+from nystromformer.tasks.kinds.embed import EmbedTask
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
 from nystromformer.tasks.plots import RELIABILITY, draw_reliability
+from nystromformer.tasks.retrieval import evaluate_collection
 from nystromformer.tasks.row_files import Fault
 from nystromformer.tasks.task import Examples, Task, stored
 from nystromformer.tasks.training import outputs_of
@@ -61,13 +68,21 @@ _HASHES = "hashes.json"
 _RESULT = "result.json"
 
 
-def evaluate(settings: EvaluateSettings) -> None:
-    """Predict every row anew, write the predictions and result.json, and print the figures.
+def evaluate(settings: EvaluateCommandSettings) -> None:
+    """Predict every row anew, write the predictions and result.json, and print the figures; or rank the
+    documents of a folder.
 
     Raises:
         UserError: the model or the file is not usable, or the folder cannot be written.
     """
-    _share(settings, "own", anew=True)
+    if not Path(str(settings.file)).expanduser().is_dir():
+        _share(settings, "own", anew=True)
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"file={settings.file}: a folder is ranked in one process: start it without a launcher"
+        )
+    else:
+        evaluate_collection(settings)
 
 
 def predict(settings: PredictSettings) -> None:
@@ -79,7 +94,7 @@ def predict(settings: PredictSettings) -> None:
     _share(settings, settings.format, anew=False)
 
 
-def _share(settings: EvaluateSettings, form: str, *, anew: bool) -> None:
+def _share(settings: EvaluateSettings, form: str | None, *, anew: bool) -> None:
     """With the processes of a launcher, where there is one."""
     recipe = TrainingSettings(precision=settings.precision)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -95,22 +110,44 @@ def _share(settings: EvaluateSettings, form: str, *, anew: bool) -> None:
 class _Prediction:
     """A file, a model, and the folder where predictions go."""
 
-    def __init__(self, settings: EvaluateSettings, form: str, together: Together, *, anew: bool) -> None:
+    def __init__(
+        self, settings: EvaluateSettings, form: str | None, together: Together, *, anew: bool
+    ) -> None:
         self._settings = settings
-        self._form = form
         self._together = together
         self._anew = anew
         self._folder = Path(settings.folder).expanduser()
         self._checkpoint = Path(str(settings.checkpoint)).expanduser()
         self._path = Path(str(settings.file)).expanduser()
+        self._task, self._max_length, self._tokenizer = together.on_all(self._of_checkpoint)
+        self._form = form or ("npy" if "vector" in self._task.told else "jsonl")
+        self._are_vectors = self._form in vectors.FORMATS
+        if self._are_vectors and "vector" not in self._task.told:
+            raise UserError(
+                f"format={form} is for vectors, not for {self._task.title}: write jsonl, tsv or own"
+            )
+        if self._are_vectors:
+            self._file = f"vectors.{self._form}"
+        else:
+            self._file = self._task.predictions if form == "own" else f"predictions.{self._form}"
+        apart = self._are_vectors or form == "own"
+        self._errors_apart = [_ERRORS] if apart and settings.reported else []
 
-        def read() -> tuple[Task, int, PreTrainedTokenizerBase]:
+    def _of_checkpoint(self) -> tuple[Task, int, PreTrainedTokenizerBase]:
+        """What the checkpoint is for, its length and tokenizer; raises UserError where it is no such one."""
+        path, any_checkpoint = str(self._checkpoint), self._any_checkpoint
+        task: Task
+        if any_checkpoint is None:
             task, max_length = taught(self._checkpoint)
-            return task.of_file(settings), max_length, open_tokenizer(None, str(self._checkpoint))
+        else:
+            task, max_length = EmbedTask("embed", "embedding"), any_checkpoint.max_length or own_length(path)
+        return task.of_file(self._settings), max_length, open_tokenizer(None, path)
 
-        self._task, self._max_length, self._tokenizer = together.on_all(read)
-        self._file = self._task.predictions if form == "own" else f"predictions.{form}"
-        self._errors_apart = [_ERRORS] if form == "own" and settings.reported else []
+    @property
+    def _any_checkpoint(self) -> SwapSettings | None:
+        """With `task=embed`, what is changed of a checkpoint that may be of any kind."""
+        settings = self._settings
+        return settings.model if isinstance(settings, PredictSettings) and settings.task else None
 
     def run(self) -> None:
         with ExitStack() as lock:
@@ -135,7 +172,8 @@ class _Prediction:
                 progress = Progress(of=now, total=total)
                 self._clear()
             if not progress.sizes:
-                progress.sizes = dict.fromkeys([self._file, _COMPARED, *self._errors_apart], 0)
+                own = [vectors.VECTORS, vectors.IDS] if self._are_vectors else [self._file]
+                progress.sizes = dict.fromkeys([*own, _COMPARED, *self._errors_apart], 0)
         return progress
 
     def _conclude(self, progress: Progress) -> None:
@@ -189,7 +227,7 @@ class _Prediction:
             "file": short(hashes.of(self._path)),
             "checkpoint": short(hashlib.sha256(json.dumps(parts).encode()).hexdigest()),
             **{
-                setting.key: getattr(self._settings, setting.key)
+                setting.key: attrgetter(setting.key)(self._settings)
                 for setting in settings_of(type(self._settings))
                 if setting.role in (Role.RESULT, Role.SPEED) and setting.key not in of_task
             },
@@ -220,17 +258,24 @@ class _Prediction:
 
     # --- rows ----------------------------------------------------------------------------------------
 
+    def _model(self) -> PreTrainedModel:
+        changes = self._any_checkpoint
+        if changes is None:
+            return open_model(self._checkpoint, self._task)[0]
+        return Embedder.load(self._checkpoint, device="cpu", **swap(changes)).model
+
     def _grow(self, progress: Progress) -> Progress:
         """Predict what is left: every process reads all rows, and answers one chunk of each turn."""
         settings, together = self._settings, self._together
         rows = islice(self._task.read(settings, 1), progress.rows, None)
         waiting = chunks(rows, _CHARACTERS * settings.tokens_per_batch)
-        answer = together.on_all(self._answering)
+        model = together.on_all(self._model)
+        answer, progress.width = self._answering(model), int(model.config.hidden_size)
         files = GrowingFiles(self._folder, progress.sizes)
         display = ProgressDisplay(progress.total, progress.rows, shown=together.rank == 0, unit="row")
         shown, began, at_first = time.monotonic(), time.monotonic(), progress.rows
 
-        def write(turn: list[tuple[Progress, dict[str, str]]]) -> None:
+        def write(turn: list[tuple[Progress, dict[str, str | bytes]]]) -> None:
             with self._writing():
                 for reached, texts in turn:
                     files.append(texts, asdict(reached))
@@ -258,10 +303,9 @@ class _Prediction:
         with self._writing():
             stack.enter_context(files.opened())
 
-    def _answering(self) -> Callable[[list[Examples | Fault]], Part]:
+    def _answering(self, model: PreTrainedModel) -> Callable[[list[Examples | Fault]], Part]:
         """What answers a chunk: the model on its device."""
         settings, task = self._settings, self._task
-        model = open_model(self._checkpoint, task)[0]
         recipe = TrainingSettings(precision=settings.precision)
         device = devices.open_accelerator(recipe).device
         model.to(device)
@@ -282,9 +326,12 @@ class _Prediction:
 
         return answer
 
-    def _texts(self, part: Part, progress: Progress) -> dict[str, str]:
+    def _texts(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
         """What a part adds to each file."""
+        if self._are_vectors:
+            return self._vectors(part, progress)
         records = part.records(progress.rows)
+        texts: dict[str, str | bytes]
         if self._form == "jsonl":
             texts = {self._file: json_lines(records)}
         elif self._form == "tsv":
@@ -298,6 +345,12 @@ class _Prediction:
         if part.examples.labels is not None:
             texts[_COMPARED] = json_lines(zip(part.examples.labels, part.predictions, strict=True))
         return texts
+
+    def _vectors(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
+        """The same of vectors, their file begun with its header."""
+        begin = b"" if progress.rows else vectors.header(progress.total, progress.width)
+        texts = vectors.part_of(part.examples.ids, part.predictions if len(part.examples) else [], begin)
+        return texts | {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -325,15 +378,21 @@ class _Prediction:
                 place = folder / RELIABILITY
                 drawn["reliability"] = draw_reliability(progress.reliability, place, task.title)
             result |= {name: value for name, value in drawn.items() if value is not None}
+        if self._are_vectors:
+            vectors.tell_count(folder, progress.examples, progress.width)
+            result["width"] = progress.width
+        if self._form == "parquet":
+            vectors.write_parquet(folder, folder / self._file)
         progress.finished = True
         if not self._anew:
             note_progress(folder, asdict(progress))
+        passing = (_COMPARED, *((vectors.VECTORS, vectors.IDS) if self._form == "parquet" else ()))
         for name in progress.sizes:
-            if name != _COMPARED:
+            if name not in passing:
                 name_for_good(folder, name)
         write_atomically(folder / _RESULT, json.dumps(result, indent=2) + "\n")
-        for name in (f"{_COMPARED}.part", _HASHES):
-            (folder / name).unlink(missing_ok=True)
+        for path in (*(growing(folder, name) for name in passing), folder / _HASHES):
+            path.unlink(missing_ok=True)
         if self._anew:
             (folder / PROGRESS).unlink(missing_ok=True)
         return result

@@ -125,9 +125,9 @@ def open_seed(setup: TaskSetup, job: Job) -> tuple[Run, str]:
         Finetuning(task, model.config),
         TaskBatches(
             setup.train,
-            partial(task.collate, pad_token_id=setup.pad_token_id, labelled=True),
+            partial(task.training_batch, pad_token_id=setup.pad_token_id, at_once=recipe.micro_batch_size),
             batch_size=job.batch_size,
-            micro_batch_size=recipe.micro_batch_size,
+            micro_batch_size=None if task.joint else recipe.micro_batch_size,
             seed=job.seed,
             steps=recipe.steps,
             rank=accelerator.process_index,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,11 +33,12 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForMultipleChoice
 from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
+from nystromformer.tasks.lists import collate_lists, real_scores
 from nystromformer.tasks.reading import Found, asked_table, gathered, in_parts, own_splits, own_table
 from nystromformer.tasks.row_files import Fault, Row, Unusable, shortened
 from nystromformer.tasks.scores import figures_of
 from nystromformer.tasks.table_files import TableFile
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
 
 _CONTEXTS = ("context", "article", "passage", "sent1")
 _QUESTIONS = ("question", "sent2")
@@ -45,8 +46,6 @@ _CHOICES = ("choices", "options", "endings")
 _LABELS = ("label", "answer", "gold_label")
 _NUMBERED = re.compile(r"(?:ending|choice|option)_?(\d+)")
 _LAYOUT = "write JSON lines of context, question, choices and label, or SWAG's, RACE's or QuALITY's own files"
-_NOT_A_CHOICE = torch.finfo(torch.float32).min
-"""The logit of what only fills a row up."""
 
 
 @dataclass(frozen=True)
@@ -119,29 +118,8 @@ class ChoiceTask(Task):
         )
 
     def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
-        """input_ids, attention_mask, (token_type_ids) (B, K, N); `choices`, how many are real, labels (B,).
-
-        Rows of fewer choices are filled up with copies of their first.
-        """
-        counts = [len(encoded.input_ids[row]) for row in rows]
-        most = max(counts)
-
-        def flat(column: list[Any]) -> list[list[int]]:
-            return [
-                tokens
-                for row, count in zip(rows, counts, strict=True)
-                for tokens in column[row] + column[row][:1] * (most - count)
-            ]
-
-        types = encoded.token_type_ids
-        listed = replace(
-            encoded,
-            input_ids=flat(encoded.input_ids),
-            token_type_ids=None if types is None else flat(types),
-        )
-        batch = padded(listed, range(len(rows) * most), pad_token_id)
-        batch = {name: column.unflatten(0, (len(rows), most)) for name, column in batch.items()}
-        batch["choices"] = torch.tensor(counts)
+        """As `collate_lists`; labels (B,)."""
+        batch = collate_lists(encoded, rows, pad_token_id)
         if labelled:
             assert encoded.labels is not None
             batch["labels"] = torch.tensor([encoded.labels[row] for row in rows], dtype=torch.int64)
@@ -213,11 +191,8 @@ print(model(**{name: row[None] for name, row in rows.items()}).logits.softmax(-1
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(B, K) in float32; those of the copies that fill a row up are as low as can be."""
     given = {name: column for name, column in batch.items() if name != "choices"}
-    logits = model(**given).logits.float()
-    numbers = torch.arange(logits.shape[1], device=logits.device)
-    return logits.masked_fill(numbers >= batch["choices"][:, None], _NOT_A_CHOICE)
+    return real_scores(model(**given).logits, batch["choices"])
 
 
 def _filled(question: str, choice: str) -> str:

@@ -36,13 +36,12 @@ from nystromformer.tasks.reading import (
     usable_rows,
 )
 from nystromformer.tasks.row_files import Fault, Row, Unusable, shortened
+from nystromformer.tasks.rows import rows_of_texts
 from nystromformer.tasks.scores import figures_of
 from nystromformer.tasks.table_files import PREDICTIONS, TableFile
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts
 
 _MOST_CLASSES = 1000
-_AT_ONCE = 1000
-"""Texts tokenized in one call: enough for the tokenizer's threads, little for the memory."""
 
 
 @dataclass(frozen=True)
@@ -232,21 +231,7 @@ class SequenceTask(Task):
 
     def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
         """`[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`; of a pair, the longer text is cut first."""
-        ids: list[list[int]] = []
-        types: list[list[int]] = []
-        full: list[int] = []
-        for start in range(0, len(examples), _AT_ONCE):
-            batch = examples.texts[start : start + _AT_ONCE]
-            columns = [list(column) for column in zip(*batch, strict=True)]
-            whole = tokenizer(*columns, truncation=False, verbose=False)
-            full.extend(len(row) for row in whole["input_ids"])
-            cut = whole
-            if max(full[start:]) > max_length:
-                cut = tokenizer(*columns, truncation="longest_first", max_length=max_length, verbose=False)
-            ids.extend(cut["input_ids"])
-            types.extend(cut.get("token_type_ids", []))
-        lengths = np.array([len(row) for row in ids], np.int64)
-        return Encoded(ids, types or None, examples.labels, lengths, np.array(full, np.int64))
+        return rows_of_texts(list(zip(*examples.texts, strict=True)), tokenizer, max_length, examples.labels)
 
     def targets(self, labels: Sequence[Any], batch: Batch) -> Tensor:
         """(B,), class ids or numbers."""
