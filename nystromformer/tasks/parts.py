@@ -38,6 +38,8 @@ class Counts:
     first_errors: list[str] = field(default_factory=list)
     reliability: Reliability = field(default_factory=list)
     """Of labelled rows, where the task gives probabilities."""
+    weighed: int = 0
+    """Examples that it is of: not all, where an older version began."""
 
 
 @dataclass
@@ -119,6 +121,7 @@ class Part:
             labels is not None,
             [str(fault) for _, fault in faults[:SHOWN]],
             reliability(*certain) if certain else [],
+            len(self.examples) if certain else 0,
         )
 
     def records(self, first: int) -> Iterator[dict[str, Any]]:

@@ -374,7 +374,7 @@ class _Prediction:
             predictions = [task.from_json(prediction) for _, prediction in pairs]
             result["figures"] = task.figures(labels, predictions)
             drawn = task.draw(labels, predictions, folder, task.title)
-            if progress.reliability:
+            if progress.reliability and progress.weighed == progress.examples:
                 place = folder / RELIABILITY
                 drawn["reliability"] = draw_reliability(progress.reliability, place, task.title)
             result |= {name: value for name, value in drawn.items() if value is not None}

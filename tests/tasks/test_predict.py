@@ -158,7 +158,7 @@ def test_a_chunk_of_bad_rows_alone_is_told_like_others(kind, checkpoint, tmp_pat
     model = model_of(task, checkpoint, tmp_path / "model")
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join([json.dumps(row(0)), "{", "{", "{", json.dumps(row(1))]) + "\n")
-    command = ["predict", f"checkpoint={model}", f"file={file}", f"folder={tmp_path / 'out'}"]
+    command = ["predict", f"checkpoint={model}", f"file={file}", f"folder={tmp_path / 'out'}", "format=jsonl"]
     assert main(command) == 0
     assert ["error" in line for line in lines_of(tmp_path / "out/predictions.jsonl")] == [
         False,
