@@ -125,6 +125,7 @@ class _Prediction:
         before = self._before()
         total = before.total if before else self._count()
         tokenizer = open_tokenizer(None, str(self._checkpoint))
+        model = None if before and before.finished else self._model()  # before anything is written
         now = self._identity(tokenizer)
         with self._writing(), held(folder / ".lock", str(folder), "write folder=OTHER") as lock:
             progress = self._before()
@@ -134,7 +135,7 @@ class _Prediction:
                 progress = Progress(now, total)
                 self._clear()
             if not progress.finished:
-                self._grow(progress, tokenizer)
+                self._grow(progress, model or self._model(), tokenizer)
             result = self._finish(progress)
             lock.unlink(missing_ok=True)
         self._tell(progress, result)
@@ -221,10 +222,9 @@ class _Prediction:
             return open_model(self._checkpoint, self._task)[0]
         return Embedder.load(self._checkpoint, device="cpu", **swap(changes)).model
 
-    def _grow(self, progress: Progress, tokenizer: PreTrainedTokenizerBase) -> None:
+    def _grow(self, progress: Progress, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Predict what is left."""
         settings, task = self._settings, self._task
-        model = self._model()
         recipe = TrainingSettings(precision=settings.precision)
         accelerator = devices.open_accelerator(recipe)
         model.to(accelerator.device)
