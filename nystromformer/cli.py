@@ -108,6 +108,7 @@ COMMANDS = {
             "nystromformer finetune task=mrpc checkpoint=google-bert/bert-base-uncased seeds=3",
             "nystromformer finetune task=imdb checkpoint=runs/base_1024/model model.max_length=1024",
             "nystromformer finetune task=custom checkpoint=runs/demo/model data.train=mine.csv",
+            "nystromformer finetune task=embed checkpoint=MY_BERT data.train=notes.jsonl data.pairs=spans",
         ),
         shared=True,
     ),
@@ -124,6 +125,7 @@ COMMANDS = {
         "A fine-tuned model on a file of any size, row by row; the same command again goes on.",
         "nystromformer.tasks.predict:predict",
         (
+            "nystromformer predict task=embed checkpoint=MY_BERT file=notes.jsonl folder=vectors",
             "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.jsonl folder=predicted",
             "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.csv format=tsv",
         ),

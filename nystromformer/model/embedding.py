@@ -8,8 +8,10 @@ Shapes: B rows, N positions.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,3 +140,27 @@ def sentence_transformers_files(config: NystromformerConfig, max_length: int) ->
         "2_Normalize/config.json": {},
         "config_sentence_transformers.json": {"similarity_fn_name": "cosine"},
     }
+
+
+def other_vectors(folder: Path) -> str | None:
+    """What a model of sentence-transformers makes its vectors with that this project has not, in words.
+
+    Raises:
+        ValueError: a file there is no JSON.
+    """
+    modules = folder / "modules.json"
+    for module in json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []:
+        kind = module["type"].rpartition(".")[2]
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            return f"a module {kind}"
+        config = folder / module["path"] / "config.json"
+        if kind == "Pooling" and config.is_file():
+            told = json.loads(config.read_text(encoding="utf-8"))
+            flags = [
+                name for name, chosen in told.items() if name.startswith("pooling_mode_") and chosen is True
+            ]
+            modes = told.get("pooling_mode") or [name.removeprefix("pooling_mode_") for name in flags]
+            modes = [modes] if isinstance(modes, str) else modes
+            if modes not in (["mean"], ["mean_tokens"]):
+                return f"pooling by {' and '.join(modes)}"
+    return None

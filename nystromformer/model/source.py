@@ -343,7 +343,7 @@ def content_of_checkpoint(path: str, hashes: ContentHashes | None = None) -> str
         None where there is no such checkpoint on this machine.
     """
     hashes = hashes or ContentHashes()
-    place = _place(path)
+    place = place_of(path)
     if place is None:
         return None
     if place.is_file():
@@ -356,8 +356,8 @@ def content_of_checkpoint(path: str, hashes: ContentHashes | None = None) -> str
     return sha256_of_json(found)
 
 
-def _place(path: str) -> Path | None:
-    """The file or folder on this machine; of a hub name the snapshot that was opened last."""
+def place_of(path: str) -> Path | None:
+    """The file or folder of a checkpoint on this machine; of a hub name the snapshot that was opened last."""
     local = Path(path).expanduser()
     if local.exists():
         return local

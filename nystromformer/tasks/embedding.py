@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from nystromformer.model.embedding import NystromformerForEmbedding
-from nystromformer.model.source import open_source, open_tokenizer, written
+from nystromformer.errors import UserError
+from nystromformer.model.embedding import NystromformerForEmbedding, other_vectors
+from nystromformer.model.source import open_source, open_tokenizer, place_of, written
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import SwapSettings
 from nystromformer.tasks.batches import ordered_batches
@@ -77,10 +78,16 @@ class Embedder:
                 a BERT keeps its own exact attention.
 
         Raises:
-            UserError: no such checkpoint or tokenizer, or no model has such a configuration.
+            UserError: no such checkpoint or tokenizer, no model has such a configuration, or the checkpoint
+                is an embedder whose vectors are no means.
         """
         path = str(checkpoint)
         source = open_source(path, setting="checkpoint")
+        if (place := place_of(path)) and (other := other_vectors(place)):
+            raise UserError(
+                f"checkpoint={path} makes its vectors with {other}, and this project with the mean over all "
+                "tokens: fine-tune it with task=embed first"
+            )
         tokenizer = open_tokenizer(tokenizer_path, path)
         source.check_tokenizer(tokenizer, tokenizer_path or path)
         length = max_length or own_length(path)

@@ -150,16 +150,22 @@ class _Prediction:
         return settings.model if isinstance(settings, PredictSettings) and settings.task else None
 
     def run(self) -> None:
+        together = self._together
+        total, finished = together.on_main(self._look)
+        model = None if finished else together.on_all(self._model)  # before anything is written
         with ExitStack() as lock:
-            progress = self._together.on_main(partial(self._begin, lock))
+            progress = together.on_main(partial(self._begin, lock, total))
             if not progress.finished:
-                progress = self._grow(progress)
-            self._together.on_main(partial(self._conclude, progress))
+                progress = self._grow(progress, model or together.on_all(self._model))
+            together.on_main(partial(self._conclude, progress))
 
-    def _begin(self, lock: ExitStack) -> Progress:
-        """Take the folder, and look how far it is."""
+    def _look(self) -> tuple[int, bool]:
+        """How many rows there are, and whether all are predicted."""
         before = self._before()
-        total = before.total if before else self._count()
+        return (before.total, before.finished) if before else (self._count(), False)
+
+    def _begin(self, lock: ExitStack, total: int) -> Progress:
+        """Take the folder, and look how far it is."""
         now = self._identity()
         with self._writing():
             held_by_us = held(self._folder / ".lock", str(self._folder), "write folder=OTHER")
@@ -264,12 +270,11 @@ class _Prediction:
             return open_model(self._checkpoint, self._task)[0]
         return Embedder.load(self._checkpoint, device="cpu", **swap(changes)).model
 
-    def _grow(self, progress: Progress) -> Progress:
+    def _grow(self, progress: Progress, model: PreTrainedModel) -> Progress:
         """Predict what is left: every process reads all rows, and answers one chunk of each turn."""
         settings, together = self._settings, self._together
         rows = islice(self._task.read(settings, 1), progress.rows, None)
         waiting = chunks(rows, _CHARACTERS * settings.tokens_per_batch)
-        model = together.on_all(self._model)
         answer, progress.width = self._answering(model), int(model.config.hidden_size)
         files = GrowingFiles(self._folder, progress.sizes)
         display = ProgressDisplay(progress.total, progress.rows, shown=together.rank == 0, unit="row")

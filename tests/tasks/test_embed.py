@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
+import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,10 +165,13 @@ def gradient(task: EmbedTask, model: torch.nn.Module, batch) -> tuple[float, dic
     return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_a_batch_in_parts_has_the_gradient_of_the_whole(checkpoint, pairs):
+@pytest.mark.parametrize("layers_again", [False, True])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(layers_again, checkpoint, pairs):
     task, encoded = encoded_pairs(checkpoint, pairs, symmetric=True)
     model = model_of(checkpoint, hidden_dropout_prob=0.0)
     loss, wanted = gradient(task, model, task.training_batch(encoded, range(12), 0, None))
+    if layers_again:
+        model.gradient_checkpointing_enable()
     for at_once in (1, 5, 100):
         batch = task.training_batch(encoded, range(12), 0, at_once)
         assert max(len(x) for name, x in batch.items() if name.startswith("input_ids")) <= at_once
@@ -287,7 +293,6 @@ def test_what_is_killed_and_goes_on_is_as_if_nothing_had_been(kind, make, pairs,
     with pytest.raises(ZeroDivisionError):
         main(make(*task, "name=killed"))
     monkeypatch.undo()
-    os.environ["HF_HUB_OFFLINE"] = "1"
     assert main(make(*task, "name=killed")) == 0
     whole, again = tmp_path / "runs/whole", tmp_path / "runs/killed"
     assert len(figures(whole)) == 7 + 3
@@ -479,6 +484,66 @@ def test_predict_makes_vectors_with_any_checkpoint_and_leaves_out_what_cannot_be
     assert {path: path.stat().st_mtime_ns for path in out.glob("vectors*")} == before
     assert main([*words, "model.neighbours=4", *([f"format={form}"] if form else [])]) == 2
     assert "was begun with model.neighbours=null, not 4" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_2000_documents_killed_twice_become_the_same_file(checkpoint, tmp_path):
+    draw, file = random.Random(4), tmp_path / "documents.jsonl"
+    rows = [json.dumps({"text": text(draw, length=draw.randint(20, 90))}) for _ in range(2000)]
+    rows[500] = "no JSON"
+    file.write_text("\n".join(rows) + "\n")
+    words = ["predict", "task=embed", f"checkpoint={checkpoint}", f"file={file}", "tokens_per_batch=512"]
+    assert main([*words, f"folder={tmp_path / 'undisturbed'}"]) == 0
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "nystromformer", *words, f"folder={out}"]
+    for reached in (300, 1100):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while rows_done(out) < reached:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait(60) == -9
+        assert rows_done(out) < 2000
+    assert main([*words, f"folder={out}"]) == 0
+    for name in ("vectors.npy", "ids.jsonl", "errors.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert np.load(out / "vectors.npy").shape == (1999, 32)
+
+
+def rows_done(folder: Path) -> int:
+    path = folder / "progress.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "said"),
+    [
+        (
+            "Pooling",
+            {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+            "pooling by cls_token",
+        ),
+        ("Pooling", {"pooling_mode": ["mean", "max"]}, "pooling by mean and max"),
+        ("Dense", {}, "a module Dense"),
+    ],
+)
+def test_an_embedder_with_other_vectors_is_refused_before_anything_is_written(
+    module, config, said, checkpoint, tmp_path, capsys
+):
+    folder = tmp_path / "theirs"
+    shutil.copytree(checkpoint, folder)
+    kinds = [{"path": "", "type": "st.Transformer"}, {"path": "1_It", "type": f"st.{module}"}]
+    (folder / "modules.json").write_text(json.dumps(kinds))
+    (folder / "1_It").mkdir()
+    (folder / "1_It/config.json").write_text(json.dumps(config))
+    file = tmp_path / "notes.jsonl"
+    file.write_text('{"text": "a film"}\n')
+    words = ["predict", f"checkpoint={folder}", f"file={file}", "task=embed", f"folder={tmp_path / 'out'}"]
+    assert main(words) == 2
+    assert f"makes its vectors with {said}, and this project with the mean" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (folder / "1_It/config.json").write_text('{"pooling_mode": "mean"}')
+    assert main(words) == (2 if module == "Dense" else 0)
 
 
 def test_what_predict_cannot_do_with_vectors_is_one_line(checkpoint, tmp_path, capsys):

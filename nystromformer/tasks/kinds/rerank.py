@@ -82,8 +82,7 @@ class RerankTask(Task):
             settings.name, "ranking of documents", metrics=_FIGURES, score=(settings.metric,),
             goal=settings.loss or "listwise",
         )  # fmt: skip
-        of_folder = _is_folder(data.train)
-        if of_folder and data.dev is None and has_split(str(data.train), "dev", data):
+        if _is_folder(data.train) and data.dev is None and has_split(str(data.train), "dev", data):
             data = replace(data, dev=data.train)
         splits = own_splits(
             task,
@@ -96,7 +95,7 @@ class RerankTask(Task):
         best = max((max(label.grades) for label in splits.train.labels or []), default=0)
         splits.task = replace(task, best=max(best, 0))
         splits.train = training_lists(splits.train, data.candidates)
-        if of_folder:
+        if _is_folder(data.dev or data.train):
             splits.dev = {name: held_out_lists(part) for name, part in splits.dev.items()}
         return splits
 
