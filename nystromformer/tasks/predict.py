@@ -113,16 +113,22 @@ class _Prediction:
         self._errors_apart = [_ERRORS] if form == "own" and settings.reported else []
 
     def run(self) -> None:
+        together = self._together
+        total, finished = together.on_main(self._look)
+        model = None if finished else together.on_all(self._model)  # before anything is written
         with ExitStack() as lock:
-            progress = self._together.on_main(partial(self._begin, lock))
+            progress = together.on_main(partial(self._begin, lock, total))
             if not progress.finished:
-                progress = self._grow(progress)
-            self._together.on_main(partial(self._conclude, progress))
+                progress = self._grow(progress, model or together.on_all(self._model))
+            together.on_main(partial(self._conclude, progress))
 
-    def _begin(self, lock: ExitStack) -> Progress:
-        """Take the folder, and look how far it is."""
+    def _look(self) -> tuple[int, bool]:
+        """How many rows there are, and whether all are predicted."""
         before = self._before()
-        total = before.total if before else self._count()
+        return (before.total, before.finished) if before else (self._count(), False)
+
+    def _begin(self, lock: ExitStack, total: int) -> Progress:
+        """Take the folder, and look how far it is."""
         now = self._identity()
         with self._writing():
             held_by_us = held(self._folder / ".lock", str(self._folder), "write folder=OTHER")
@@ -220,12 +226,15 @@ class _Prediction:
 
     # --- rows ----------------------------------------------------------------------------------------
 
-    def _grow(self, progress: Progress) -> Progress:
+    def _model(self) -> PreTrainedModel:
+        return open_model(self._checkpoint, self._task)[0]
+
+    def _grow(self, progress: Progress, model: PreTrainedModel) -> Progress:
         """Predict what is left: every process reads all rows, and answers one chunk of each turn."""
         settings, together = self._settings, self._together
         rows = islice(self._task.read(settings, 1), progress.rows, None)
         waiting = chunks(rows, _CHARACTERS * settings.tokens_per_batch)
-        answer = together.on_all(self._answering)
+        answer = self._answering(model)
         files = GrowingFiles(self._folder, progress.sizes)
         display = ProgressDisplay(progress.total, progress.rows, shown=together.rank == 0, unit="row")
         shown, began, at_first = time.monotonic(), time.monotonic(), progress.rows
@@ -258,10 +267,9 @@ class _Prediction:
         with self._writing():
             stack.enter_context(files.opened())
 
-    def _answering(self) -> Callable[[list[Examples | Fault]], Part]:
+    def _answering(self, model: PreTrainedModel) -> Callable[[list[Examples | Fault]], Part]:
         """What answers a chunk: the model on its device."""
         settings, task = self._settings, self._task
-        model = open_model(self._checkpoint, task)[0]
         recipe = TrainingSettings(precision=settings.precision)
         device = devices.open_accelerator(recipe).device
         model.to(device)
