@@ -115,6 +115,14 @@ def test_a_row_that_one_process_cannot_use_ends_all_of_them(checkpoint, tmp_path
     assert str(errors[0]).startswith("example 4: its question and a choice have")
 
 
+def test_a_model_that_cannot_be_opened_leaves_no_folder(checkpoint, tmp_path):
+    model, _, command = twenty_rows(checkpoint, tmp_path)
+    (model / "model.safetensors").write_bytes(b"damaged")
+    errors = on_threads(2, command)
+    assert ["cannot load the weights" in str(error) for error in errors] == [True, True]
+    assert not (tmp_path / "out/progress.json").exists()
+
+
 @pytest.mark.parametrize("command", ["prepare", "convert", "export", "benchmark", "reproduce"])
 def test_a_command_for_one_process_says_so_to_a_launcher(command, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
