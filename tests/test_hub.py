@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -23,7 +24,7 @@ COMMANDS = {
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[str]:
+def asked(monkeypatch) -> Iterator[list[str]]:
     """What was asked of the hub, which does not answer."""
     found: list[str] = []
 
