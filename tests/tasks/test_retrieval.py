@@ -341,6 +341,7 @@ def test_a_bert_is_ranked_as_it_is_and_swapped(folder, checkpoint, tmp_path):
         ("model.max_length=64", "model.* is for file=FOLDER"),
     ],
 )
-def test_settings_of_a_folder_are_refused_where_they_do_nothing(word, said, capsys):
-    assert main(["evaluate", "checkpoint=a", "file=b", word]) == 2
+def test_settings_of_a_folder_are_refused_where_they_do_nothing(word, said, tmp_path, capsys):
+    (tmp_path / "a.csv").touch()
+    assert main(["evaluate", "checkpoint=a", f"file={tmp_path / 'a.csv'}", word]) == 2
     assert said in capsys.readouterr().err
