@@ -115,6 +115,11 @@ class _Prediction:
         )
 
     @property
+    def _tokenizer_path(self) -> str | None:
+        settings = self._settings
+        return settings.tokenizer_path if isinstance(settings, PredictSettings) else None
+
+    @property
     def _any_checkpoint(self) -> SwapSettings | None:
         """With `task=embed`, what is changed of a checkpoint that may be of any kind."""
         settings = self._settings
@@ -124,7 +129,7 @@ class _Prediction:
         folder = self._folder
         before = self._before()
         total = before.total if before else self._count()
-        tokenizer = open_tokenizer(None, str(self._checkpoint))
+        tokenizer = open_tokenizer(self._tokenizer_path, str(self._checkpoint))
         model = None if before and before.finished else self._model()  # before anything is written
         now = self._identity(tokenizer)
         with self._writing(), held(folder / ".lock", str(folder), "write folder=OTHER") as lock:
@@ -220,7 +225,8 @@ class _Prediction:
         changes = self._any_checkpoint
         if changes is None:
             return open_model(self._checkpoint, self._task)[0]
-        return Embedder.load(self._checkpoint, device="cpu", **swap(changes)).model
+        named = {"tokenizer_path": self._tokenizer_path, **swap(changes)}
+        return Embedder.load(self._checkpoint, device="cpu", **named).model
 
     def _grow(self, progress: Progress, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Predict what is left."""

@@ -162,6 +162,13 @@ class Task(ABC):
     """The model's class; its encoder is `nystromformer`."""
     pipeline: ClassVar[str]
     """transformers' name for what the model does, e.g. `text-classification`."""
+    library: ClassVar[str] = "transformers"
+    """The library that opens the model, by the hub's name for it."""
+    forgotten: ClassVar[str] = (
+        "transformers opens the folder with its own Nystromformer, whose classification head is\n"
+        "another one: it would warn, and answer by chance."
+    )
+    """What happens where this project is not imported, for the model's card."""
     predictions: ClassVar[str] = "predictions.jsonl"
     """File that `evaluate` writes."""
     joint: ClassVar[bool] = False

@@ -41,7 +41,7 @@ from nystromformer.tasks.reading import in_parts, own_splits, own_table, usable_
 from nystromformer.tasks.rows import parts_of_like_length, rows_of_texts, texts_of_rows, whose
 from nystromformer.tasks.scores import with_score
 from nystromformer.tasks.spans import Documents, documents
-from nystromformer.tasks.table_files import Fault, Row, TableFile
+from nystromformer.tasks.table_files import Fault, Row, TableFile, listed
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -77,6 +77,10 @@ class EmbedTask(Task):
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForEmbedding
     pipeline: ClassVar[str] = "sentence-similarity"
+    library: ClassVar[str] = "sentence-transformers"
+    forgotten: ClassVar[str] = (
+        "transformers refuses the folder, whose attention its own Nystromformer has not."
+    )
     joint: ClassVar[bool] = True
 
     # --- settings and data ---------------------------------------------------------------------------
@@ -119,7 +123,14 @@ class EmbedTask(Task):
         teachers = {name: read_vectors(path, _VECTORS[name]) for name, path in given.items() if path}
         if teachers:
             task = replace(task, width=teachers["data.train"].shape[1])
-        columns = [name for name in (task.text, task.text_pair, *task.negatives) if name]
+        columns = [name for name in (task.text, task.text_pair) if name]
+
+        def opened(path: str, setting: str) -> TableFile:
+            file = own_table(path, columns, setting, data)
+            for name in task.negatives:  # a row may have none
+                if not file.has(name):
+                    raise UserError(f"{file.path} has no column {name!r}: name one of {listed(file.columns)}")
+            return file
 
         def read(file: TableFile) -> Examples:
             if task.text_pair is not None:
@@ -137,7 +148,7 @@ class EmbedTask(Task):
                 rows = texts_in(file, task.text, vectors=vectors, given=_VECTORS[file.setting])
             return gathered_rows(rows, labelled=True)
 
-        return own_splits(task, data, lambda path, setting: own_table(path, columns, setting, data), read)
+        return own_splits(task, data, opened, read)
 
     def of_file(self, settings: EvaluateSettings) -> EmbedTask:
         return replace(self, text=settings.text or self.text, normalise=settings.normalise)
