@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -15,14 +14,8 @@ class UserError(Exception):
     """
 
 
-def check_packages(packages: Mapping[str, str], setting: str, extra: str) -> None:
-    """Raise UserError where a package of an extra is missing.
-
-    Args:
-        packages: what is imported, and the name that it is installed by.
-        setting: what needs them.
-    """
-    missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
+def check_installed(missing: Sequence[str], setting: str, extra: str) -> None:
+    """Raise UserError where packages of an extra are missing that a setting needs."""
     if missing:
         raise UserError(
             f"{setting} needs {' and '.join(missing)}, not installed here: "

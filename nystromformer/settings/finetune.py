@@ -361,6 +361,8 @@ class PredictSettings(EvaluateSettings):
     task: str | None = result(None, choices=("embed",), write="embed, or null")
     """`embed` for vectors from any checkpoint, a BERT too, trained for that or not; empty is what the
     checkpoint was fine-tuned for."""
+    tokenizer_path: str | None = path(None)
+    """embed: folder or hub name; empty takes the checkpoint's own."""
     format: str | None = result(None, choices=("jsonl", "tsv", "own", "npy", "parquet"))
     """`jsonl`, a JSON object a row, or `tsv`: id or row number, prediction, scores, and what is wrong with a
     row that cannot be read; `own`, the file that `evaluate` writes, with such rows in errors.jsonl; `npy` or
@@ -377,5 +379,7 @@ class PredictSettings(EvaluateSettings):
 
     def complaints_together(self) -> Iterator[str]:
         yield from super().complaints_together()
-        if self.task is None and self.model != SwapSettings():
-            yield "model.* is for vectors from any checkpoint: write task=embed, or leave it empty"
+        if self.task is None:
+            given = {"model.*": self.model != SwapSettings(), "tokenizer_path": self.tokenizer_path}
+            for name in (name for name, value in given.items() if value):
+                yield f"{name} is for vectors from any checkpoint: write task=embed, or leave it empty"

@@ -44,7 +44,7 @@ class EvaluateCommandSettings(EvaluateSettings):
 
     def complaints_together(self) -> Iterator[str]:
         yield from super().complaints_together()
-        of_folder = self.file is not None and Path(self.file).expanduser().is_dir()
+        of_file = self.file is not None and Path(self.file).expanduser().is_file()
         for name, default in (("model", SwapSettings()), ("retrieval", RetrievalSettings())):
-            if not of_folder and getattr(self, name) != default:
+            if of_file and getattr(self, name) != default:
                 yield f"{name}.* is for file=FOLDER of documents, queries and judgements: leave it empty"

@@ -22,7 +22,7 @@ _AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which vectors belong together; all but `anchor` are of the candidates."""
+    """Anchors, what they are compared with, and what is known of both."""
 
     anchors: Tensor
     """(A, d)."""

@@ -65,7 +65,7 @@ def _card(task: Task, setup: TaskSetup, job: Job, figures: dict[str, float]) -> 
     )
     config = setup.checkpoint.config
     return f"""---
-library_name: transformers
+library_name: {task.library}
 pipeline_tag: {task.pipeline}
 tags: [nystromformer]
 ---
@@ -89,6 +89,5 @@ from transformers import pipeline
 {task.usage()}
 ```
 
-Without that import transformers opens the folder with its own Nystromformer, whose classification head is
-another one: it would warn, and answer by chance.
+Without that import {task.forgotten}
 """

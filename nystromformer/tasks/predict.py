@@ -141,7 +141,12 @@ class _Prediction:
             task, max_length = taught(self._checkpoint)
         else:
             task, max_length = EmbedTask("embed", "embedding"), any_checkpoint.max_length or own_length(path)
-        return task.of_file(self._settings), max_length, open_tokenizer(None, path)
+        return task.of_file(self._settings), max_length, open_tokenizer(self._tokenizer_path, path)
+
+    @property
+    def _tokenizer_path(self) -> str | None:
+        settings = self._settings
+        return settings.tokenizer_path if isinstance(settings, PredictSettings) else None
 
     @property
     def _any_checkpoint(self) -> SwapSettings | None:
@@ -268,7 +273,8 @@ class _Prediction:
         changes = self._any_checkpoint
         if changes is None:
             return open_model(self._checkpoint, self._task)[0]
-        return Embedder.load(self._checkpoint, device="cpu", **swap(changes)).model
+        named = {"tokenizer_path": self._tokenizer_path, **swap(changes)}
+        return Embedder.load(self._checkpoint, device="cpu", **named).model
 
     def _grow(self, progress: Progress, model: PreTrainedModel) -> Progress:
         """Predict what is left: every process reads all rows, and answers one chunk of each turn."""

@@ -5,12 +5,13 @@ Shapes: Q queries, B documents of a block, k documents kept, d width.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nystromformer.errors import check_packages
+from nystromformer.errors import check_installed
 from nystromformer.tasks.collection import Block, Judgements
 
 Run = dict[str, dict[str, float]]
@@ -33,7 +34,8 @@ _MOST_SCORES = 2**24
 def check_retrieval_packages(setting: str) -> None:
     """Raise UserError where what measures and BM25 need is not installed."""
     needed = {"pytrec_eval": "pytrec-eval-terrier", "bm25s": "bm25s"}
-    check_packages(needed, setting, "retrieval")
+    missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+    check_installed(missing, setting, "retrieval")
 
 
 def judged_figures(run: Run, judgements: Judgements) -> Figures:

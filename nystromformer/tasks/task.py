@@ -164,6 +164,13 @@ class Task(ABC):
     """transformers' name for what the model does, e.g. `text-classification`."""
     layouts: ClassVar[str] = ".csv, .tsv or .jsonl"
     """What a file of one's own may be."""
+    library: ClassVar[str] = "transformers"
+    """The library that opens the model, by the hub's name for it."""
+    forgotten: ClassVar[str] = (
+        "transformers opens the folder with its own Nystromformer, whose classification head is\n"
+        "another one: it would warn, and answer by chance."
+    )
+    """What happens where this project is not imported, for the model's card."""
     predictions: ClassVar[str] = "predictions.jsonl"
     """File that `evaluate` writes."""
     joint: ClassVar[bool] = False

@@ -53,7 +53,7 @@ OWN_DATA = ("choice", "custom", "embed", "multi_label", "ner", "numbers", "qa", 
 
 @pytest.mark.parametrize("option", GROUPS["task"])
 def test_task_composes(option):
-    more = ["data.train=a.csv", "data.labels=[a]", "data.text_pair=b"] if option in OWN_DATA else []
+    more = ["data.train=a.csv", "data.labels=[a]", "data.pairs=spans"] if option in OWN_DATA else []
     settings = compose("finetune", [f"task={option}", "checkpoint=somewhere", *more])
     assert isinstance(settings, FinetuneSettings)
     assert settings.task.name == option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from transformers import AutoModel, BertConfig, BertModel
 from transformers.models.nystromformer import NystromformerModel as TransformersModel
 
 from nystromformer.cli import main
+from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerModel
 from nystromformer.model.embedding import NystromformerForEmbedding, mean_of_real
 from nystromformer.model.source import open_source, open_tokenizer
@@ -193,6 +195,24 @@ def test_what_is_computed_again_is_what_was_computed_dropout_and_all(checkpoint,
     assert all(torch.equal(parts[name], wanted[name]) for name in wanted)
 
 
+def test_of_a_part_nothing_is_kept_but_its_vectors(checkpoint, pairs):
+    task, encoded = encoded_pairs(checkpoint, pairs)
+    model = model_of(checkpoint)
+
+    def kept(at_once: int | None) -> int:
+        found: list[int] = []
+
+        def note(x: torch.Tensor) -> torch.Tensor:
+            found.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            task.loss(model, task.training_batch(encoded, range(12), 0, at_once))
+        return sum(found)
+
+    assert kept(1) < kept(None) / 20
+
+
 def test_the_gradient_is_that_of_sentence_transformers_cached_loss(checkpoint, pairs, tmp_path):
     task, encoded = encoded_pairs(checkpoint, pairs)
     model = model_of(checkpoint, hidden_dropout_prob=0.0)
@@ -268,6 +288,8 @@ def test_pairs_are_learned_and_the_folder_is_sentence_transformers(make, tmp_pat
     usage = (folder / "README.md").read_text()
     assert "import nystromformer.model" in usage
     assert "SentenceTransformer(" in usage
+    assert "library_name: sentence-transformers" in usage
+    assert "transformers refuses the folder" in usage
 
 
 @pytest.mark.parametrize("kind", ["pairs in parts", "spans", "similarities"])
@@ -394,13 +416,17 @@ def test_many_right_passages_are_many_pairs_and_beginnings_can_be_left_out(tmp_p
         {"title": "On wings", "text": "On Wings . A study of wings."},
         {"title": "On wings", "text": ["Two texts", "", "On wingspan"]},
         {"title": "Flow", "text": "Of flow"},
-        {"title": "Flow", "text": "  flow: laminar"},
+        {"title": "Flow", "text": "  flow: laminar", "wrong": "of heat"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = TaskSettings("embed", "embed")
     data = TaskDataSettings(train=str(path), dev=str(path), text="title", text_pair="text")
     kept = EmbedTask.load(task, data).train
     assert kept.labels == [1, 0, 0, 0, 1]
+    with_wrong = EmbedTask.load(task, replace(data, negatives=["wrong"])).train
+    assert [texts[2:] for texts in with_wrong.texts] == [(), (), (), (), ("of heat",)]
+    with pytest.raises(UserError, match="has no column 'wrongs': name one of 'title', 'text'"):
+        EmbedTask.load(task, replace(data, negatives=["wrongs"]))
     assert kept.texts[1:3] == [("On wings", "Two texts"), ("On wings", "On wingspan")]
     cut = EmbedTask.load(task, replace(data, remove_repeated=True)).train
     assert [passage for _, passage in cut.texts] == [
@@ -554,6 +580,22 @@ def test_what_predict_cannot_do_with_vectors_is_one_line(checkpoint, tmp_path, c
     assert "is no fine-tuned model" in capsys.readouterr().err
     assert main([*words, "model.attention=softmax"]) == 2
     assert "model.* is for vectors from any checkpoint: write task=embed" in capsys.readouterr().err
+    assert main([*words, "tokenizer_path=somewhere"]) == 2
+    assert "tokenizer_path is for vectors from any checkpoint" in capsys.readouterr().err
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare, ignore=shutil.ignore_patterns("token*"))
+    of_bare = [
+        "predict",
+        "task=embed",
+        f"checkpoint={bare}",
+        f"file={file}",
+        f"folder={tmp_path / 'bare_out'}",
+    ]
+    assert main(of_bare) == 2
+    assert "has no tokenizer that can be opened: write tokenizer_path" in re.sub(
+        r" \(.*\)", "", capsys.readouterr().err
+    )
+    assert main([*of_bare, f"tokenizer_path={checkpoint}"]) == 0
     assert main([*words, "task=custom"]) == 2
     assert "task='custom' is unknown: write embed, or null" in capsys.readouterr().err
     file.write_text('{"text": null}\n')

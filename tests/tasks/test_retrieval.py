@@ -313,6 +313,14 @@ def test_the_models_row_is_the_embedders_cosines(folder, checkpoint, tmp_path):
     assert first == [block.ids[number] for number in cosines.argmax(1)]
 
 
+def test_packages_that_are_not_installed_are_named(folder, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["evaluate", "checkpoint=a", f"file={folder}"]) == 2
+    printed = capsys.readouterr().err
+    assert "needs pytrec-eval-terrier and bm25s, not installed here: pip install" in printed
+    assert "nystromformer[retrieval]" in printed
+
+
 def test_a_bert_is_ranked_as_it_is_and_swapped(folder, checkpoint, tmp_path):
     out = tmp_path / "out"
     words = [
@@ -341,6 +349,7 @@ def test_a_bert_is_ranked_as_it_is_and_swapped(folder, checkpoint, tmp_path):
         ("model.max_length=64", "model.* is for file=FOLDER"),
     ],
 )
-def test_settings_of_a_folder_are_refused_where_they_do_nothing(word, said, capsys):
-    assert main(["evaluate", "checkpoint=a", "file=b", word]) == 2
+def test_settings_of_a_folder_are_refused_where_they_do_nothing(word, said, tmp_path, capsys):
+    (tmp_path / "a.csv").touch()
+    assert main(["evaluate", "checkpoint=a", f"file={tmp_path / 'a.csv'}", word]) == 2
     assert said in capsys.readouterr().err

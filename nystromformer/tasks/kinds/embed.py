@@ -38,7 +38,7 @@ from nystromformer.tasks.contrast import (
 from nystromformer.tasks.pair_files import filled, pairs_in, read_vectors, texts_in
 from nystromformer.tasks.reading import gathered as gathered_rows
 from nystromformer.tasks.reading import in_parts, own_splits, own_table, usable_rows
-from nystromformer.tasks.row_files import Fault, Row
+from nystromformer.tasks.row_files import Fault, Row, listed
 from nystromformer.tasks.rows import parts_of_like_length, rows_of_texts, texts_of_rows, whose
 from nystromformer.tasks.scores import with_score
 from nystromformer.tasks.spans import Documents, documents
@@ -78,6 +78,10 @@ class EmbedTask(Task):
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForEmbedding
     pipeline: ClassVar[str] = "sentence-similarity"
+    library: ClassVar[str] = "sentence-transformers"
+    forgotten: ClassVar[str] = (
+        "transformers refuses the folder, whose attention its own Nystromformer has not."
+    )
     joint: ClassVar[bool] = True
 
     # --- settings and data ---------------------------------------------------------------------------
@@ -120,7 +124,14 @@ class EmbedTask(Task):
         teachers = {name: read_vectors(path, _VECTORS[name]) for name, path in given.items() if path}
         if teachers:
             task = replace(task, width=teachers["data.train"].shape[1])
-        columns = [name for name in (task.text, task.text_pair, *task.negatives) if name]
+        columns = [name for name in (task.text, task.text_pair) if name]
+
+        def opened(path: str, setting: str) -> TableFile:
+            file = own_table(path, columns, setting, data)
+            for name in task.negatives:  # a row may have none
+                if not file.has(name):
+                    raise UserError(f"{file.path} has no column {name!r}: name one of {listed(file.columns)}")
+            return file
 
         def read(file: TableFile) -> Examples:
             if task.text_pair is not None:
@@ -138,7 +149,7 @@ class EmbedTask(Task):
                 rows = texts_in(file, task.text, vectors=vectors, given=_VECTORS[file.setting])
             return gathered_rows(rows, labelled=True)
 
-        return own_splits(task, data, lambda path, setting: own_table(path, columns, setting, data), read)
+        return own_splits(task, data, opened, read)
 
     def of_file(self, settings: EvaluateSettings) -> EmbedTask:
         return replace(self, text=settings.text or self.text, normalise=settings.normalise)
