@@ -169,7 +169,7 @@ def warmstart(settings: ReproduceSettings) -> Result:
                 for number, sentence in enumerate(SENTENCES)
             ],
         ),
-    ]
+    ]  # fmt: skip
     shown = ", ".join(f"{accuracies[name]:.3f} with {name} attention" for name in ("Nyström", "exact"))
     return Result(
         title="A trained BERT becomes a Nyströmformer",
