@@ -3,7 +3,7 @@
 runs/NAME/TASK/
     settings.json          what the results are of, see identity.py
     rate3e-05_batch32/
-        seed-0/            metrics.jsonl, checkpoints/ while it trains, model/
+        seed-0/            metrics.jsonl, checkpoints/ while it trains, model/, held_out.npz
         seed-0.json        its result: the seed is done when this file is there
         seed-0.lock        held while it is trained
     summary.json, model/, curve.png and other pictures  of the best

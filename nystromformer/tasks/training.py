@@ -32,6 +32,7 @@ from nystromformer.tasks.batches import TaskBatches, ordered_batches
 from nystromformer.tasks.export import export
 from nystromformer.tasks.jobs import Job
 from nystromformer.tasks.plots import RELIABILITY, draw_learning_curve, draw_reliability
+from nystromformer.tasks.results import keep_answers
 from nystromformer.tasks.scores import figures_of_sets, reliability
 from nystromformer.tasks.setup import TaskSetup, facts
 from nystromformer.tasks.start import build_classifier, max_length_of
@@ -240,10 +241,16 @@ def _finish(setup: TaskSetup, job: Job, run: Run) -> None:
     if setup.test:
         test, _ = evaluate(task, model, setup, setup.test, setup.splits.test, run.autocast)
 
+    answers = {
+        name: (setup.splits.dev[name].labels or [], task.predict(part, outputs[name]))
+        for name, part in setup.dev.items()
+    }
+
     def write() -> None:
         try:
             export(model, task, setup, job, figures, job.folder / "model")
             draw_learning_curve(run.metrics, job.folder / "curve.png", job.label)
+            keep_answers(job.folder, answers)
             drawn = task.draw(labels, task.predict(part, outputs[name]), job.folder, job.label)
             if certain := task.certainty(labels, outputs[name]):
                 found, place = reliability(*certain), job.folder / RELIABILITY
