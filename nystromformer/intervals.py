@@ -61,6 +61,16 @@ def paired_difference(
     return float(found.low), float(found.high)
 
 
+def mean_interval(values: Sequence[float] | np.ndarray, *, draws: int = 2000, seed: int = 0) -> Interval:
+    """The interval of a mean over independent examples, such as queries: the bootstrap's percentiles. Of the
+    differences of two rankings on the same queries it is that of the difference of their means."""
+    found = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    means = [float(rng.choice(found, len(found)).mean()) for _ in range(draws)]
+    low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(low), float(high)
+
+
 def bootstrap(
     figure: Callable[[np.ndarray, np.ndarray], float],
     labels: np.ndarray,

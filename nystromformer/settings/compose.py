@@ -28,16 +28,17 @@ from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.export import ExportSettings
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, PredictSettings
+from nystromformer.settings.finetune import FinetuneSettings, PredictSettings
 from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.pretrain import PrepareCommandSettings, PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.settings.retrieval import EvaluateCommandSettings
 from nystromformer.settings.schema import Setting, settings_of
 
 Settings: TypeAlias = (
     PretrainSettings
     | FinetuneSettings
-    | EvaluateSettings
+    | EvaluateCommandSettings
     | PredictSettings
     | BenchmarkSettings
     | ConvertSettings
@@ -50,7 +51,7 @@ SCHEMAS: dict[str, type[Settings]] = {
     "pretrain": PretrainSettings,
     "prepare": PrepareCommandSettings,
     "finetune": FinetuneSettings,
-    "evaluate": EvaluateSettings,
+    "evaluate": EvaluateCommandSettings,
     "predict": PredictSettings,
     "benchmark": BenchmarkSettings,
     "convert": ConvertSettings,

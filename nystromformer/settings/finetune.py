@@ -18,9 +18,15 @@ KINDS = {
     "tokens": "nystromformer.tasks.kinds.tokens:TokenTask",
     "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
     "answers": "nystromformer.tasks.kinds.answers:AnswerTask",
+    "rerank": "nystromformer.tasks.kinds.rerank:RerankTask",
     "embed": "nystromformer.tasks.kinds.embed:EmbedTask",
 }
 """Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
+LOSSES = {
+    "embed": ("contrastive", "vectors", "similarities"),
+    "rerank": ("listwise", "pointwise", "regression"),
+}
+"""Of the kinds of task that have several."""
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """What may stand between the columns of a file, by the name that settings give it."""
 
@@ -39,7 +45,7 @@ class TaskSettings(Section, at="task"):
     """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
     number of labels for one; `numbers`, several numbers or grades for one; `tokens`, a tag for each word;
     `choice`, which of several answers is right; `answers`, where in a text a question's answer stands;
-    `embed`, a vector for a text."""
+    `rerank`, how well a document answers a query; `embed`, a vector for a text."""
     learning_rates: list[float] = grid([], above=0, below=1, write="rates above 0 and below 1")
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = grid([], at_least=1)
@@ -52,16 +58,20 @@ class TaskSettings(Section, at="task"):
     `spearman`, or `kappa` for grades."""
     regression: bool = result(False)
     """custom: the label is a number to be predicted, not a class."""
-    loss: str | None = result(None, choices=("contrastive", "vectors", "similarities"))
+    loss: str | None = result(None, choices=tuple(loss for losses in LOSSES.values() for loss in losses))
     """embed: `contrastive`, each text's own passage told from all others of the batch; `vectors`, those of
     data.vectors themselves; `similarities`, how like the texts are by those, of any width. Empty is
-    `vectors` where there are some, else `contrastive`."""
+    `vectors` where there are some, else `contrastive`. rerank: `listwise`, cross-entropy of the softmax over
+    a query's documents with their grades; `pointwise`, binary cross-entropy of each document; `regression`,
+    squared error of each one's grade. Empty is `listwise`."""
     temperature: float = result(0.05, above=0)
     """embed: what cosines are divided by."""
     symmetric: bool = result(False)
     """embed: also tell each passage's own text from all others."""
 
     def complaints_together(self) -> Iterator[str]:
+        if self.loss is not None and self.loss not in (fitting := (*LOSSES.get(self.kind, ()), "null")):
+            yield f"task.loss={self.loss} does not fit task.kind={self.kind}: write {' or '.join(fitting)}"
         if self.name != "glue":
             for name in ("learning_rates", "batch_sizes"):
                 if not getattr(self, name):
@@ -83,7 +93,7 @@ class TaskDataSettings(Section, at="data"):
     """A row with too few columns, no text, or no label that can be used: `stop`, naming it, or `skip` it and
     say how many; the original QQP train file holds some."""
     train: str | None = path(None, content="train")
-    """custom: a .csv, .tsv or .jsonl file."""
+    """custom: a .csv, .tsv or .jsonl file. rerank: also a folder of documents, queries and judgements."""
     dev: str | None = path(None, content="dev")
     """custom: held-out examples to choose the best checkpoint by; empty takes data.dev_fraction of train."""
     test: str | None = path(None, content="test")
@@ -142,6 +152,14 @@ class TaskDataSettings(Section, at="data"):
     """answers: tokens of a context that each window shares with the next, where it is longer than a row."""
     max_answer_tokens: int = result(30, at_least=1)
     """answers: tokens of the longest answer that is given."""
+    candidates: int = result(8, at_least=2)
+    """rerank: documents of a query that are learned from at once. Of a query with more, each relevant one
+    makes a list with others that are drawn from the rest."""
+    mined: str = result("bm25", choices=("bm25", "random"))
+    """rerank, where data.train is a folder: which documents stand beside a query's relevant ones, those that
+    `bm25` finds first or `random` ones."""
+    one_is_best: bool = result(False)
+    """rerank, where data.train is a folder: grade 1 is the best, as in Cranfield's own judgements."""
     dev_fraction: float = result(0.1, above=0, below=1, write="a share between 0 and 1")
     """custom: share of each class that is held out, by the hash of its texts, always the same."""
     max_train_examples: int | None = result(None, at_least=2)
@@ -290,7 +308,8 @@ class EvaluateSettings(Section):
     """Folder of a model that `finetune` wrote."""
     file: str | None = path(None)
     """A file of a layout that the model's kind of task has: .csv, .tsv or .jsonl, CoNLL columns, SQuAD's
-    .json, or a file of the model's own GLUE task in GLUE's layout."""
+    .json, or a file of the model's own GLUE task in GLUE's layout. For `evaluate` also a folder of documents,
+    queries and judgements in BEIR's layout, whose documents the model ranks."""
     text: str | None = result(None)
     """Name of the column with the text; empty takes that of the model's task."""
     text_pair: str | None = result(None)

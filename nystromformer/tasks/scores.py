@@ -91,6 +91,27 @@ def figures_of_sets(figures: dict[str, dict[str, float]]) -> dict[str, float]:
     return flat
 
 
+# --- reliability ---------------------------------------------------------------------------------------
+
+BINS = 15
+"""Intervals of probability, of equal width (Guo et al., On calibration of modern neural networks, 2017)."""
+Reliability = list[list[float]]
+"""(3, BINS): how many probabilities are in each, their sum, and how many of what they are of came true."""
+
+
+def reliability(chances: NDArray, right: NDArray) -> Reliability:
+    """Of probabilities between 0 and 1, and whether what each is of is true."""
+    places = np.clip(np.ceil(chances * BINS).astype(int) - 1, 0, BINS - 1)
+    columns = (np.ones(len(places)), chances, right)
+    return [np.bincount(places, weights, BINS).tolist() for weights in columns]
+
+
+def calibration_error(found: Reliability) -> float:
+    """The expected one: how far apart probability and share of the true are in an interval, on average."""
+    counts, chances, hits = np.array(found)
+    return float(np.abs(hits - chances).sum() / counts.sum())
+
+
 # --- spans, see tagged_files ---------------------------------------------------------------------------
 
 

@@ -47,7 +47,7 @@ def test_option_composes(command, group, option):
     assert isinstance(settings, PretrainSettings)
 
 
-OWN_DATA = ("choice", "custom", "embed", "multi_label", "ner", "numbers", "qa", "squad", "tokens")
+OWN_DATA = ("choice", "custom", "embed", "multi_label", "ner", "numbers", "qa", "rerank", "squad", "tokens")
 """Tasks that are nothing without a file."""
 
 
