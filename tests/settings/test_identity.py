@@ -40,7 +40,7 @@ MAY_CHANGE = {
 """Of a run, as of commit 2db27f1: neither its losses nor its learning rates depend on them."""
 NOT_OF_FILES = {
     "data.prepared", "data.folder", "data.workers", "data.streaming", "data.verify", "data.malformed_rows",
-    "data.masking", "data.masking_probability",
+    "data.masking", "data.masking_probability", "data.validation_masking_probability", "data.sentence_order",
 }  # fmt: skip
 FREE_OF_A_SEED = {
     "model.gradient_checkpointing", "training.compile", "training.eval_batch_size", "training.log_every",

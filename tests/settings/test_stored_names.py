@@ -27,7 +27,9 @@ NEWER = {
     "task.kind": "sequence", "data.labels": [], "data.label_separator": "comma", "data.tokens": "tokens",
     "data.tags": "tags", "data.scheme": "auto", "data.repair_tags": False, "data.unit": "document",
     "data.stride": 128, "data.max_answer_tokens": 30, "data.hub": None, "data.hub_config": None,
-    "data.hub_splits": [],
+    "data.hub_splits": [], "task.loss": None, "task.temperature": 0.05, "task.symmetric": False,
+    "data.negatives": [], "data.pairs": "columns", "data.remove_repeated": False, "data.vectors": None,
+    "data.dev_vectors": None, "data.candidates": 8, "data.mined": "bm25", "data.one_is_best": False,
 }  # fmt: skip
 """Settings of fine-tuning that did not exist then, each with what was computed then."""
 
