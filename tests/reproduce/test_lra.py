@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nystromformer.errors import UserError
+from nystromformer.reproduce.lra import training
 from nystromformer.reproduce.lra.examples import bytes_of, load_task
 from nystromformer.reproduce.lra.listops import END, OPERATORS, VOCABULARY, Grammar, expressions
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
@@ -30,8 +31,6 @@ SMALL = LraScale(
     longformer_window=9,
     performer_features=16,
     curve_every=2,
-    curve_examples=16,
-    checkpoint_every=2,
 )
 CPU = torch.device("cpu")
 
@@ -129,7 +128,7 @@ def test_bytes():
     assert encoded.truncated == 0.5
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", [*ATTENTIONS, "neighbours"])
 def test_padding_does_not_change_the_logits(attention, listops):
     torch.manual_seed(0)
     model = LraClassifier(configuration(attention, listops, SMALL)).eval()
@@ -141,18 +140,47 @@ def test_padding_does_not_change_the_logits(attention, listops):
     assert (alone - beside).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", [*ATTENTIONS, "neighbours"])
 def test_each_attention_trains(attention, listops, tmp_path):
-    measured = train_cell(Cell("listops", attention, 0), listops, SMALL, CPU, tmp_path)
+    measured = train_cell(Cell("listops", attention, 0, pretrained=True), listops, SMALL, CPU, tmp_path)
+    assert [point["step"] for point in measured["masked"]["curve"]] == [2, 4]
     assert measured["steps"] == 4
     assert [point["step"] for point in measured["curve"]] == [2, 4]
     assert 0 <= measured["accuracy"] <= 1
     assert finished(tmp_path) == measured
-    assert not (tmp_path / "checkpoints").exists()
+    assert not [*tmp_path.rglob("checkpoints")]
 
 
-def test_a_killed_cell_goes_on_to_the_same_end(listops, tmp_path, monkeypatch):
-    cell = Cell("listops", "nystrom", 0)
+def test_the_validation_examples_choose_what_is_measured_on_the_test_examples(listops, tmp_path, monkeypatch):
+    looked_at = []
+
+    def accuracy(model, examples, **_):
+        weights = model.classifier[0].weight.detach().clone()
+        looked_at.append((examples, weights))
+        return [0.5, 0.4, 0.3][len(looked_at) - 1]
+
+    monkeypatch.setattr(training, "accuracy", accuracy)
+    measured = train_cell(Cell("listops", "nystrom", 0), listops, SMALL, CPU, tmp_path)
+    of, weights = zip(*looked_at, strict=True)
+    assert [*map(id, of)] == [*map(id, (listops.validation, listops.validation, listops.test))]
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    assert (measured["best_step"], measured["accuracy"]) == (2, 0.3)
+
+
+def test_no_example_is_in_two_parts(listops):
+    limits = {"text_length": 400, "text_train": 90, "text_validation": 30, "text_test": 50}
+    texts = load_task("text", LraScale(text_source="samples", **limits))
+    for task in (listops, texts):
+        rows = [*task.train.input_ids, *task.validation.input_ids, *task.test.input_ids]
+        assert len(set(map(tuple, rows))) == len(rows)
+    assert (len(texts.train), len(texts.validation), len(texts.test)) == (60, 30, 50)
+    assert sum(texts.validation.labels) == 15
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_killed_cell_goes_on_to_the_same_end(pretrained, listops, tmp_path, monkeypatch):
+    cell = Cell("listops", "nystrom", 0, pretrained)
     whole = train_cell(cell, listops, SMALL, CPU, tmp_path / "whole")
     step, rate, done = loop.train_step, loop.learning_rate, []
 
@@ -170,13 +198,20 @@ def test_a_killed_cell_goes_on_to_the_same_end(listops, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train_step", step)
     monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: steps.append(step) or rate(step, *rest))
     again = train_cell(cell, listops, SMALL, CPU, tmp_path / "killed")
-    assert steps == [2, 3]  # from the checkpoint of step 2
-    assert again["curve"] == whole["curve"]
+    assert steps == [2, 3, *([0, 1, 2, 3] if pretrained else [])]  # from the checkpoint of step 2
+    kept = ("curve", "accuracy", "best_step")
+    assert [again[name] for name in kept] == [whole[name] for name in kept]
+    if pretrained:
+        assert again["masked"]["curve"] == whole["masked"]["curve"]
 
 
 def test_another_configuration_is_another_cell():
     cell = Cell("listops", "nystrom", 0)
     folder = cell.folder("runs", SMALL, "cpu", "data")
+    masked = dataclasses.replace(SMALL, pretrain_masked=0.5)
+    assert folder == cell.folder("runs", masked, "cpu", "data"), "not of a model without self-pretraining"
+    pretrained = dataclasses.replace(cell, pretrained=True)
+    assert len({folder, *(pretrained.folder("runs", scale, "cpu", "data") for scale in (SMALL, masked))}) == 3
     assert folder != cell.folder("runs", dataclasses.replace(SMALL, listops_steps=5), "cpu", "data")
     assert folder == cell.folder(
         "runs", dataclasses.replace(SMALL, text_steps=5, seeds=[0, 1]), "cpu", "data"

@@ -97,32 +97,27 @@ def test_finetuned_folders(words, settings):
 
 
 @pytest.mark.parametrize(
-    ("cell", "scale", "device", "folder", "earlier"),
+    ("cell", "scale", "device", "folder"),
     [
-        (Cell("listops", "nystrom", 0), LraScale(), "cpu", "listops_nystrom_seed0_72b85062", "c96c384f"),
+        (Cell("listops", "nystrom", 0), LraScale(), "cpu", "listops_nystrom_seed0_9540f426"),
         (
             Cell("text", "softmax", 3),
-            LraScale(text_steps=7, listops_steps=9, seeds=[3], checkpoint_every=5),
+            LraScale(text_steps=7, listops_steps=9, seeds=[3]),
             "cuda",
-            "text_softmax_seed3_298a1d00",
-            "c2eb357d",
+            "text_softmax_seed3_2ef2807f",
         ),
         (
             Cell("listops", "performer", 1),
             LraScale(landmarks=32, kernel=None, listops_depth=4, text_length=100),
             "cpu",
-            "listops_performer_seed1_5bcf9f69",
-            "59562393",
+            "listops_performer_seed1_1cf00559",
         ),
     ],
     ids=["defaults", "text", "overridden"],
 )
-def test_cells_of_the_arena(tmp_path, cell, scale, device, folder, earlier):
+def test_cells_of_the_arena(tmp_path, cell, scale, device, folder):
     place = cell.folder(str(tmp_path), scale, device, "abc")
     assert place == tmp_path / "lra" / folder
-    before = place.with_name(f"{folder.rpartition('_')[0]}_{earlier}")
-    before.mkdir(parents=True)
-    assert cell.folder(str(tmp_path), scale, device, "abc") == before, "of a version that noted no data"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +126,7 @@ def test_cells_of_the_arena(tmp_path, cell, scale, device, folder, earlier):
         ("efficiency", ["table=efficiency", "scale=gpu"], "c6d7757fb78e250b"),
         ("landmarks", ["figure=landmarks", "checkpoint=x/y"], "a427f3086a676557"),
         ("glue", ["table=glue", "scale=cpu", "glue_root=/a/glue"], "2e98e845b0133ec9"),
-        ("lra", ["table=lra", "scale=smoke", "scale.lra.seeds=[1]"], "29d1abc5f4da388e"),
+        ("lra", ["table=lra", "scale=smoke", "scale.lra.seeds=[1]"], "c3fe538e4a2eaec3"),
         (
             "small",
             ["figure=small", "scale=cpu", 'overrides=["data.workers=1","data.bookcorpus=/mnt/books"]'],
