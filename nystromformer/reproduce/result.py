@@ -13,7 +13,7 @@ from nystromformer.results import read_result
 from nystromformer.settings.compose import compose, package_folder
 from nystromformer.settings.identity import DECIDES, identity
 from nystromformer.settings.mistakes import as_written
-from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
+from nystromformer.settings.reproduce import LENGTHENED, RESULTS, ReproduceSettings
 from nystromformer.settings.scale import ScaleSettings
 from nystromformer.settings.schema import Role, Section
 
@@ -62,6 +62,8 @@ def command_of(settings: ReproduceSettings, name: str) -> str:
     for used in entry.uses:
         if value := getattr(settings, used):
             words.append(f"{used}={Path(value).name if isinstance(value, str) else as_written(value)}")
+    if settings.minutes is not None and name in LENGTHENED:
+        words.append(f"minutes={settings.minutes:g}")
     if settings.overrides:
         words.append(f"'overrides={json.dumps([_without_folder(word) for word in settings.overrides])}'")
     return " ".join(["nystromformer reproduce", *words])

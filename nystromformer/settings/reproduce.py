@@ -42,6 +42,8 @@ RESULTS = {
     "finetune": Entry("table", "finetuning:finetune", uses=("checkpoint", "glue_root"), own=True),
 }
 """Every table and figure, in the order of the pages that list them."""
+LENGTHENED = ("small", "longer")
+"""Results whose runs `minutes=` lengthens."""
 FIGURES, TABLES = (
     tuple(name for name, entry in RESULTS.items() if entry.kind == kind) for kind in ("figure", "table")
 )
@@ -88,6 +90,9 @@ class ReproduceSettings(Section):
     and of cifar-10-batches-bin/ for Image; without it these are absent."""
     pretrain: bool = result(False)
     """table=lra: beside each model the same after masked tokens of the task's own training inputs."""
+    minutes: float | None = result(None, above=0)
+    """figure=small and figure=longer: how long their runs shall take together, on a machine like the one that
+    the scale was measured on. Steps, warm-up and the steps between validations grow alike."""
     again: bool = record(False)
     """Measure anew what is there already."""
     device: str = result("auto", choices=DEVICES)
@@ -109,6 +114,15 @@ class ReproduceSettings(Section):
             yield f"{self.result} is not of the paper: write scale=cpu or scale=smoke"
         if self.pretrain and self.table != "lra" and not self.all:
             yield "pretrain=true is of table=lra: write table=lra, or leave it out"
+        if self.minutes is not None and not self.all:
+            section = getattr(self.scale, self.result, None)
+            if self.result not in LENGTHENED:
+                yield f"minutes is of figure={' and figure='.join(LENGTHENED)}: leave it out"
+            elif section.usual_minutes is None:
+                yield (
+                    f"minutes={self.minutes:g}: how long scale={self.scale.name} takes is not known: "
+                    f"write scale.{self.result}.usual_minutes=MINUTES too, or leave it out"
+                )
         for name in ("folder", "runs_folder", "prepared_folder"):
             if not getattr(self, name):
                 yield f"{name} is empty: write a folder"

@@ -89,6 +89,8 @@ class LongerScale(Section, at="scale.longer"):
     """Words of the run at the shorter length."""
     second: list[str] = result([])
     """Words of the run at the longer length; init.path is filled in."""
+    usual_minutes: float | None = record(None, above=0)
+    """What both take together, measured; `minutes=` lengthens them in proportion."""
 
 
 @dataclass
@@ -99,6 +101,8 @@ class SmallScale(Section, at="scale.small"):
     """Words of the run with exact attention."""
     nystromformer: list[str] = result([])
     """Words of the run with Nyström attention."""
+    usual_minutes: float | None = record(None, above=0)
+    """What both take together, measured; `minutes=` lengthens them in proportion."""
 
 
 @dataclass
@@ -211,6 +215,9 @@ class LraScale(Section, at="scale.lra"):
     """Of weight matrices."""
     dropout: float = result(0.1, at_least=0, below=1)
     """Of hidden states."""
+    pooled_norm: bool = result(False)
+    """Whether the classifier reads the pooled means normalised over the batch (batch normalisation). They
+    differ little from row to row: without it hundreds of steps pass before anything is learned from bytes."""
     pretrain_share: float = result(1.0, above=0)
     """With pretrain=true: steps of masked tokens before, for each step on the task."""
     pretrain_learning_rate: float = result(1e-3, noun="rate", above=0)
@@ -235,6 +242,8 @@ class LraScale(Section, at="scale.lra"):
     def complaints_together(self) -> Iterator[str]:
         if self.listops_longest < self.listops_shortest:
             yield f"scale.lra.listops_longest={self.listops_longest}: write at least {self.listops_shortest}"
+        if self.pooled_norm and min(self.batch_size, self.pixels_batch_size) == 1:
+            yield "scale.lra.pooled_norm=true needs batches of 2 rows or more: write scale.lra.batch_size=2"
 
 
 @dataclass

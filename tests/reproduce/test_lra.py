@@ -31,6 +31,7 @@ SMALL = LraScale(
     longformer_window=9,
     performer_features=16,
     curve_every=2,
+    pooled_norm=True,
 )
 CPU = torch.device("cpu")
 

@@ -20,13 +20,16 @@ class LraClassifier(nn.Module):
     Args:
         texts: K; of two, each is encoded by itself, and the classifier reads both, their product and their
             difference.
+        pooled_norm: whether it reads them normalised over the batch.
     """
 
-    def __init__(self, config: NystromformerConfig, texts: int = 1) -> None:
+    def __init__(self, config: NystromformerConfig, texts: int = 1, *, pooled_norm: bool = False) -> None:
         super().__init__()
         self.encoder = NystromformerModel(config, add_pooling_layer=False)
+        pooled = config.hidden_size * (1 if texts == 1 else 4)
+        self.norm = nn.BatchNorm1d(pooled) if pooled_norm else nn.Identity()
         self.classifier = nn.Sequential(
-            nn.Linear(config.hidden_size * (1 if texts == 1 else 4), config.intermediate_size),
+            nn.Linear(pooled, config.intermediate_size),
             nn.ReLU(),
             nn.Linear(config.intermediate_size, config.num_labels),
         )
@@ -39,7 +42,7 @@ class LraClassifier(nn.Module):
         if input_ids.ndim == 3:
             one, other = pooled.unflatten(0, input_ids.shape[:2]).unbind(1)
             pooled = torch.cat([one, other, one * other, one - other], dim=-1)
-        return self.classifier(pooled)
+        return self.classifier(self.norm(pooled))
 
 
 def mean_over_tokens(hidden_BNW: Tensor, attention_mask: Tensor | None) -> Tensor:

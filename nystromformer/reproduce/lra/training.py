@@ -177,10 +177,11 @@ def _train_cell(
 ) -> dict[str, Any]:
     training = _training_settings(cell, scale, device)
     torch.manual_seed(cell.seed)
-    model = LraClassifier(configuration(cell.attention, task, scale), task.texts)
+    config = configuration(cell.attention, task, scale)
+    model = LraClassifier(config, task.texts, pooled_norm=scale.pooled_norm)
     if encoder:
         model.encoder.load_state_dict(load_file(encoder))
-    config, steps = model.encoder.config, training.steps
+    steps = training.steps
     batches = TaskBatches(
         task.train,
         _labelled,
