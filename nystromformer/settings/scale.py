@@ -216,7 +216,7 @@ class LraScale(Section, at="scale.lra"):
     dropout: float = result(0.1, at_least=0, below=1)
     """Of hidden states."""
     pooled_norm: bool = result(False)
-    """Whether the classifier reads the pooled means normalised over the batch (batch normalisation). They
+    """Whether the classifier reads the pooled means normalised by their running mean and deviation. They
     differ little from row to row: without it hundreds of steps pass before anything is learned from bytes."""
     pretrain_share: float = result(1.0, above=0)
     """With pretrain=true: steps of masked tokens before, for each step on the task."""
@@ -242,8 +242,6 @@ class LraScale(Section, at="scale.lra"):
     def complaints_together(self) -> Iterator[str]:
         if self.listops_longest < self.listops_shortest:
             yield f"scale.lra.listops_longest={self.listops_longest}: write at least {self.listops_shortest}"
-        if self.pooled_norm and min(self.batch_size, self.pixels_batch_size) == 1:
-            yield "scale.lra.pooled_norm=true needs batches of 2 rows or more: write scale.lra.batch_size=2"
 
 
 @dataclass

@@ -34,7 +34,9 @@ def test_steps_warmup_and_validations_grow_alike(name):
 
 def test_both_small_models_still_see_the_same_batches():
     settings = lengthened(compose("reproduce", ["figure=small", "scale=cpu", "minutes=7"]), "small")
-    check_same_batches(*(composed_run(settings, getattr(settings.scale.small, one)) for one in LISTS["small"]))
+    check_same_batches(
+        *(composed_run(settings, getattr(settings.scale.small, one)) for one in LISTS["small"])
+    )
 
 
 @pytest.mark.parametrize(
