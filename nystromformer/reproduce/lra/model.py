@@ -49,9 +49,9 @@ class RunningNorm(nn.Module):
     """(B, W) → (B, W) less the mean and over the deviation of the latest rows, each of W columns by itself.
 
     Means over hundreds of bytes have most in common: what differs from row to row is a sixteenth of them, so
-    that a classifier's gradient is of the common part, and noise. Batch normalisation takes that away too, but
-    by the batch at hand in training and by running figures afterwards: while the encoder still moves, these
-    are so far apart that an accuracy of 60 % is measured as 50 %. Here both take the running figures.
+    that a classifier's gradient is mostly of the common part. Batch normalisation takes that away too, but by
+    the batch at hand in training and by running figures afterwards: while the encoder still moves, these are
+    so far apart that an accuracy of 60 % was measured as 50 %. Here both take the running figures.
     """
 
     def __init__(self, width: int, momentum: float = 0.1) -> None:

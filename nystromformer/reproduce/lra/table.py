@@ -38,6 +38,7 @@ NAMES = {
     "longformer": "Longformer",
 }
 """What the paper calls each mechanism; it has no row of Longformer, and none with neighbours."""
+_NORMED = "The pooled means are normalised by their running mean and deviation. "
 TITLES = {
     "listops": "ListOps",
     "text": "Text",
@@ -279,7 +280,7 @@ def _differences(scale: LraScale) -> list[str]:
         "layers are post-norm, as in this project's encoder. "
         f"Nyström attention has {scale.landmarks} landmarks and the residual convolution "
         f"({scale.kernel or 'none'} wide), the others none. "
-        f"{'The pooled means are normalised by their running mean and deviation. ' if scale.pooled_norm else ''}"
+        f"{_NORMED if scale.pooled_norm else ''}"
         f"Linformer attends to {scale.linformer_projected} mixtures, Longformer's window is "
         f"{scale.longformer_window}, Performer has {scale.performer_features} features. AdamW, "
         f"{scale.batch_size} rows a step, highest rate {scale.learning_rate:g}, linear warm-up over "
