@@ -160,6 +160,8 @@ class LraScale(Section, at="scale.lra"):
         some=True,
     )
     """Mechanisms to compare; `neighbours` is Nyström attention with exact neighbours."""
+    pretrained: list[str] = grid([], choices=(*ATTENTIONS, "neighbours"))
+    """Those of them that pretrain=true also trains after self-pretraining; empty for all."""
     seeds: list[int] = grid([0, 1, 2, 3], at_least=0, some=True)
     """Each task and mechanism is trained once by each; the median counts."""
     data_seed: int = result(0, of="listops")

@@ -161,14 +161,15 @@ def test_a_documents_place_in_the_pair_is_told_and_its_padding_is_not(root):
 def test_the_page_has_what_the_folder_has(root, tmp_path):
     sizes = {"retrieval_steps": 2, "curve_every": 1, "released_examples": 4, "batch_size": 2}
     words = [f"scale.lra.{key}={value}" for key, value in sizes.items()]
-    words += ["scale.lra.tasks=[listops,retrieval,image]", "scale.lra.attentions=[nystrom]"]
+    words += ["scale.lra.tasks=[listops,retrieval,image]", "scale.lra.attentions=[nystrom,softmax]"]
+    words += ["scale.lra.pretrained=[nystrom]"]
     (root / "cifar-10-batches-bin").rename(root / "elsewhere")
     words += [f"lra_root={root}", f"runs_folder={tmp_path}/runs", "pretrain=true"]
     result = lra(compose("reproduce", ["table=lra", "scale=smoke", *words]))
     assert set(result.measured["tasks"]) == {"listops", "retrieval"}
-    assert {(row["task"], row["pretrained"]) for row in result.measured["rows"]} == {
-        ("listops", False), ("listops", True), ("retrieval", False), ("retrieval", True)
-    }  # fmt: skip
+    cells = {(row["task"], row["attention"], row["pretrained"]) for row in result.measured["rows"]}
+    kinds = {("nystrom", False), ("nystrom", True), ("softmax", False)}
+    assert cells == {(task, *kind) for task in ("listops", "retrieval") for kind in kinds}
     page = "\n".join(result.lines)
     assert "| Nyströmformer |" in page
     assert "- Image is absent: lra_root=lra_root has no cifar-10-batches-bin" in page

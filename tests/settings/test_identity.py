@@ -170,7 +170,7 @@ def test_what_is_known_by_content_may_lie_elsewhere(tmp_path):
 def test_a_cell_of_the_arena_is_of_its_own_task(tmp_path, setting, task):
     usual, cell = LraScale(), Cell(task, "nystrom", 0)
     places = [cell.folder(str(tmp_path), scale, "cpu", "") for scale in (usual, changed(usual, setting))]
-    free = setting.key in ("tasks", "attentions", "seeds")
+    free = setting.key in ("tasks", "attentions", "pretrained", "seeds")
     pretraining = setting.key.startswith("pretrain_")
     others = bool(setting.of) and task not in setting.of
     named = [

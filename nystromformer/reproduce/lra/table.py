@@ -57,11 +57,12 @@ def lra(settings: ReproduceSettings) -> Result:
     scale, device = settings.scale.lra, device_of(settings.device)
     tasks, absent = _loaded(settings)
     contents = {name: content_of(task) for name, task in tasks.items()}
+    pretrained_too = (scale.pretrained or scale.attentions) if settings.pretrain else ()
     cells = [
         Cell(task, attention, seed, pretrained)
         for task in tasks
         for attention in scale.attentions
-        for pretrained in ((False, True) if settings.pretrain else (False,))
+        for pretrained in ((False, True) if attention in pretrained_too else (False,))
         for seed in scale.seeds
     ]
     found: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
@@ -185,7 +186,8 @@ def _accuracies(measured: dict[str, Any]) -> list[str]:
     for attention in dict.fromkeys(attention for _, attention, _ in rows):
         line = [NAMES[attention]]
         for name in tasks:
-            line += [_percent(rows[name, attention, kind]) for kind in kinds]
+            cells = (rows.get((name, attention, kind)) for kind in kinds)
+            line += [_percent(row) if row else "not trained" for row in cells]
             line.append(_published(NAMES[attention], name))
         body.append(line)
     return table(head, [*body, reformer, chance])
