@@ -9,7 +9,7 @@ from nystromformer.errors import UserError
 from nystromformer.reproduce.lra import training
 from nystromformer.reproduce.lra.examples import bytes_of, load_task
 from nystromformer.reproduce.lra.listops import END, OPERATORS, VOCABULARY, Grammar, expressions
-from nystromformer.reproduce.lra.model import LraClassifier, configuration
+from nystromformer.reproduce.lra.model import LraClassifier, RunningNorm, configuration
 from nystromformer.reproduce.lra.training import Cell, finished, train_cell
 from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.scale import LraScale
@@ -218,3 +218,41 @@ def test_another_configuration_is_another_cell():
         "runs", dataclasses.replace(SMALL, text_steps=5, seeds=[0, 1]), "cpu", "data"
     )
     assert folder != cell.folder("runs", SMALL, "cpu", "other data")
+
+
+def test_running_norm_is_the_same_in_training_and_afterwards_and_takes_the_common_part_away():
+    torch.manual_seed(0)
+    norm, common = RunningNorm(4), torch.tensor([50.0, -3.0, 0.0, 1.0])
+    for _ in range(200):
+        batch = common + torch.tensor([1.0, 0.1, 5.0, 2.0]) * torch.randn(64, 4)
+        found = norm(batch)
+    torch.testing.assert_close(norm.eval()(batch), found, rtol=0, atol=0)
+    assert found.mean(0).abs().max() < 0.4
+    assert (found.std(0) - 1).abs().max() < 0.3
+    again = RunningNorm(4)
+    again.load_state_dict(norm.state_dict())
+    torch.testing.assert_close(again.train()(batch), norm.train()(batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_what_differs_little_from_row_to_row_is_learned_where_it_is_normalised(normed):
+    """Means as of hundreds of bytes: a common part sixteen times what differs."""
+    torch.manual_seed(0)
+    common, signal = torch.randn(64), torch.randn(64) / 16
+    norm = RunningNorm(64) if normed else torch.nn.Identity()
+    model = torch.nn.Sequential(norm, torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+
+    def draw(count):
+        labels = torch.randint(0, 2, (count,))
+        noise = torch.randn(count, 64) / 8
+        return common + (labels[:, None] - 0.5) * signal + noise, labels
+
+    for _ in range(40):
+        rows, labels = draw(32)
+        torch.nn.functional.cross_entropy(model(rows), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    rows, labels = draw(4000)
+    share = (model.eval()(rows).argmax(-1) == labels).float().mean().item()
+    assert share > 0.9 if normed else share < 0.8
