@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from nystromformer.errors import UserError
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import FinetuneSettings
-from nystromformer.settings.reproduce import LENGTHENED, ReproduceSettings
+from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tasks.benchmarks import REVIEW_TASKS
 from nystromformer.tasks.finetune import finetune
 from nystromformer.tasks.jobs import jobs_of, run_folder
@@ -42,41 +41,6 @@ def composed_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainS
     )
     assert isinstance(run, PretrainSettings)
     return run
-
-
-def lengthened(settings: ReproduceSettings, name: str) -> ReproduceSettings:
-    """The settings with the runs behind a result as long as `minutes=` says; the same without it.
-
-    Raises:
-        UserError: a word of the runs is wrong.
-    """
-    section = getattr(settings.scale, name, None)
-    if settings.minutes is None or name not in LENGTHENED or section is None:
-        return settings
-    factor = settings.minutes / section.usual_minutes
-    longer = {
-        one.name: [*words, *_lengthened(composed_run(settings, _with_start(words)), factor)]
-        for one in fields(section)
-        if isinstance(words := getattr(section, one.name), list)
-    }
-    scale = replace(settings.scale, **{name: replace(section, **longer)})
-    return replace(settings, scale=scale)
-
-
-def _with_start(words: Sequence[str]) -> list[str]:
-    """Words of a run that can be composed, where the weights it starts from are filled in later."""
-    return [*words, *(["init.path=ANY"] if "init=checkpoint" in words else [])]
-
-
-def _lengthened(run: PretrainSettings, factor: float) -> list[str]:
-    training = run.training
-    return [
-        *(
-            f"training.{name}={max(round(factor * getattr(training, name)), least)}"
-            for name, least in (("steps", 1), ("warmup_steps", 0), ("validate_every", 1))
-        ),
-        f"name={run.name}_times_{factor:.3g}".replace(".", "_"),
-    ]
 
 
 def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:

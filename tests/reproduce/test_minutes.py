@@ -3,9 +3,10 @@
 import pytest
 
 from nystromformer.cli import main
+from nystromformer.reproduce.lengthened import lengthened, with_start
 from nystromformer.reproduce.pretraining import check_same_batches
 from nystromformer.reproduce.result import command_of, configuration_of
-from nystromformer.reproduce.runs import _with_start, composed_run, lengthened
+from nystromformer.reproduce.runs import composed_run
 from nystromformer.settings.compose import compose
 
 LISTS = {"small": ("bert", "nystromformer"), "longer": ("first", "second")}
@@ -18,7 +19,7 @@ def test_steps_warmup_and_validations_grow_alike(name):
     longer = compose("reproduce", [f"figure={name}", "scale=cpu", f"minutes={minutes}"])
     for which in LISTS[name]:
         one, three = (
-            composed_run(each, _with_start(getattr(getattr(each.scale, name), which)))
+            composed_run(each, with_start(getattr(getattr(each.scale, name), which)))
             for each in (usual, lengthened(longer, name))
         )
         for setting in ("steps", "warmup_steps", "validate_every"):
