@@ -74,7 +74,8 @@ def at_chance(sop_accuracies: Sequence[float], *, rows: int) -> list[str]:
     return [
         "",
         f"Sentence order is at chance (0.5 ± {band:.3f}, two standard errors of {rows:,} rows): it is "
-        "learned later than runs of this size last, and its figures compare nothing yet.",
+        "learned later than runs of this size last (`minutes=` makes them longer), and its figures compare "
+        "nothing yet.",
     ]
 
 
