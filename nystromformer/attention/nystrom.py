@@ -40,8 +40,8 @@ from nystromformer.settings.schema import result
 
 LANDMARKS = ("segment_means", "uniform", "kmeans")
 IMPLEMENTATIONS = ("auto", "operator", "composed")
-DEFAULT_IMPLEMENTATION = os.environ.get("NYSTROMFORMER_ATTENTION")
-"""For calls that name none, a whole model's too: one of IMPLEMENTATIONS, or empty for the device's own."""
+DEFAULT_IMPLEMENTATION = os.environ.get("NYSTROMFORMER_ATTENTION") or "auto"
+"""For calls that name none, a whole model's too: one of IMPLEMENTATIONS."""
 
 
 @dataclass
@@ -100,8 +100,7 @@ def nystrom_attention(
             the first, and the others that the landmarks attend to most; see `neighbours.py`.
         implementation: `operator` for the device's hand-written one, `composed` for that of PyTorch's
             operators, `auto` for the former where it can run. None takes the environment variable
-            NYSTROMFORMER_ATTENTION as it was at the import; where that is not set, `auto` on a CPU and
-            `composed` elsewhere: the GPU's kernels are proven in Triton's interpreter, not yet on a GPU.
+            NYSTROMFORMER_ATTENTION as it was at the import, and where that is not set `auto`.
 
     Returns:
         (B, H, N, D), 0 at padded positions.
@@ -115,7 +114,7 @@ def nystrom_attention(
         raise ValueError(f"landmarks={landmarks!r} is unknown: use one of {', '.join(LANDMARKS)}")
     if conv_weight is not None:
         check_weight(conv_weight, query.shape[1])
-    implementation = _known(implementation or DEFAULT_IMPLEMENTATION or _default_on(query.device))
+    implementation = _known(implementation or DEFAULT_IMPLEMENTATION)
     if implementation != "composed":
         choices = (num_landmarks, pinv_iterations, landmarks, neighbours, salient_tokens)
         obstacle = _why_no_operator(query, *choices)
@@ -171,9 +170,8 @@ def computed_by(
         query: (B, H, N, D), read for its shape, device and dtype alone.
         reason: say for people why, where it is not the device's own operator.
     """
-    implementation = implementation or DEFAULT_IMPLEMENTATION
     obstacle = _why_no_operator(query, num_landmarks, pinv_iterations, landmarks, neighbours, salient_tokens)
-    if _known(implementation or _default_on(query.device)) == "composed" or obstacle:
+    if _known(implementation or DEFAULT_IMPLEMENTATION) == "composed" or obstacle:
         found = "composed of PyTorch's operators"
     elif query.device.type == "cpu":
         found = f"compiled kernel {build.fingerprint()}"
@@ -183,13 +181,7 @@ def computed_by(
         return found
     if obstacle:
         return f"{found}: {obstacle}"
-    if query.device.type != "cpu" and not implementation:
-        return f"{found}; NYSTROMFORMER_ATTENTION=auto takes the Triton kernels"
     return found
-
-
-def _default_on(device: torch.device) -> str:
-    return "auto" if device.type == "cpu" else "composed"
 
 
 def _why_no_operator(

@@ -80,9 +80,13 @@ def define(
 
     def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
         ctx.numbers = inputs[count:]
+        ctx.set_materialize_grads(False)  # what is kept has none, and zeros of its size would be written
         ctx.save_for_backward(*inputs[:count], *output[0 if keeps_output else 1 :])
 
-    def differentiate(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad
+        if grad_out is None:
+            return (None,) * len(wanted)
         saved = ctx.saved_tensors  # once: recomputed activations are handed out a single time
         inputs, kept = saved[:count], list(saved[count:])
         composed = otherwise(*inputs, *ctx.numbers) if otherwise is not None else None
@@ -90,7 +94,6 @@ def define(
             found = _recomputed(composed, grad_out, list(inputs), ctx.numbers, places)
         else:
             found = dict(zip(places, backwards(grad_out, *inputs, kept, *ctx.numbers), strict=True))
-        wanted = ctx.needs_input_grad
         return tuple(found.get(place) if wanted[place] else None for place in range(len(wanted)))
 
     main.register_autograd(differentiate, setup_context=keep)

@@ -65,7 +65,8 @@ def benchmark(settings: BenchmarkSettings) -> dict[str, Any]:
     page = as_markdown(result)
     print(page)
     dtype = f"_{settings.dtype}" if what == "step" and settings.dtype != "float32" else ""
-    stem = folder / f"{what}_{device.type}{dtype}"
+    compiled = "_compiled" if what == "step" and settings.compile else ""
+    stem = folder / f"{what}_{device.type}{dtype}{compiled}"
     draw = getattr(module, "draw", None)
     write_files(stem, result, page, draw)
     print(f"{stem}.md, .json" + (", .png" if draw else ""))

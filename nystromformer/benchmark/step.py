@@ -145,8 +145,7 @@ def makers(
     modern = {}
     if settings.modernbert:
         modern[MODERNBERT] = peer(MODERNBERT, lambda: transformers_modernbert(settings, length), None)
-    return {
-        **found,
+    found |= {
         EXACT: lambda: _ours(EXACT, exact, settings, batch, device),
         PEER: peer(PEER, lambda: transformers_nystromformer(settings, length), nystrom),
         BERT: peer(BERT, lambda: transformers_bert(settings, length), exact),
@@ -155,6 +154,11 @@ def makers(
         ),
         **modern,
     }
+    if unknown := set(settings.models) - found.keys():
+        raise UserError(
+            f"models contains {', '.join(sorted(unknown))}: write names of {', '.join(map(repr, found))}"
+        )
+    return {name: make for name, make in found.items() if not settings.models or name in settings.models}
 
 
 def _ours(

@@ -52,6 +52,8 @@ class BenchmarkSettings(Section):
     modernbert: bool = result(False, of="step")
     """step: measure transformers' ModernBERT too, of as many layers and the same width: one layer of three
     attends to everything, the others to 128 tokens, and its gated feed-forward is 1.5 · hidden wide."""
+    models: list[str] = result([], of="step")
+    """step: the models to measure, by their names in the page's tables; empty takes all."""
     heads: int = result(12, of=DEVICE, at_least=1)
     """attention: number of heads."""
     head_dim: int = result(64, of=DEVICE, at_least=1)

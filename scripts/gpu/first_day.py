@@ -38,8 +38,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LARGEST = 16 * 2**20
 """Bytes of a file that is kept."""
 LOG_OF_A_PART = 2**20
-KERNELS = {"NYSTROMFORMER_ATTENTION": "auto"}
-"""A GPU's own kernels, which have to be asked for until they are proven there."""
 
 
 @dataclass
@@ -147,8 +145,8 @@ def pretrain(day: Day) -> None:
     latest = day.model.parent / "checkpoints/latest"
     resumed_before = latest.exists()
     if not resumed_before:
-        day.nystromformer(*words, kill_when=latest.exists, **KERNELS)
-    day.nystromformer(*words, **KERNELS)
+        day.nystromformer(*words, kill_when=latest.exists)
+    day.nystromformer(*words)
     if day.dry_run:
         return
     events = [json.loads(line) for line in (day.model.parent / "metrics.jsonl").read_text().splitlines()]
@@ -184,7 +182,7 @@ def efficiency(day: Day) -> None:
     found = day.work / "efficiency"
     day.nystromformer(
         "reproduce", "table=efficiency", f"scale={day.scale.efficiency}", f"device={day.scale.device}",
-        f"folder={found}", "again=true", **KERNELS,
+        f"folder={found}", "again=true",
     )  # fmt: skip
     _note_json(day, "efficiency/*/result.json")
 
@@ -196,7 +194,7 @@ def finetune(day: Day, length: int) -> None:
     found = day.work / f"finetuned_{length}"
     day.nystromformer(
         "finetune", "task=imdb", f"checkpoint={day.model}", f"model.max_length={length}",
-        f"name=imdb_{length}", f"runs_folder={found}", *day.scale.finetune, **KERNELS,
+        f"name=imdb_{length}", f"runs_folder={found}", *day.scale.finetune,
     )  # fmt: skip
     _note_json(day, f"{found.name}/*/imdb/summary.json")
 

@@ -108,6 +108,15 @@ def test_what_does_not_fit_into_memory_is_left_out_and_the_rest_is_kept(monkeypa
         benchmark(BenchmarkSettings(**{**TINY, "folder": str(tmp_path)}))
 
 
+def test_the_models_asked_for_are_measured_alone(tmp_path):
+    chosen = {**TINY, "models": [BERT, OURS], "folder": str(tmp_path)}
+    result = benchmark(BenchmarkSettings(**chosen))
+    assert all(row.keys() == {BERT, OURS} for row in result["lengths"].values())
+    assert f"times faster than {BERT}" in (tmp_path / "step_cpu.md").read_text()
+    with pytest.raises(UserError, match=f"models contains BERT: write names of '{OURS}', "):
+        benchmark(BenchmarkSettings(**{**chosen, "models": ["BERT"]}))
+
+
 def test_modernbert_is_measured_where_it_is_asked_for():
     settings = BenchmarkSettings(**{**TINY, "modernbert": True})
     *others, modern = contenders(settings, 32, torch.device("cpu"))

@@ -62,7 +62,7 @@ def test_accelerates_environment_changes_nothing(fresh, monkeypatch):
     accelerator = devices.open_accelerator(TrainingSettings())
     dtype, gradient = first_step(accelerator)
     assert dtype == torch.float32
-    assert torch.equal(gradient, torch.ones(2, 2))
+    assert torch.equal(gradient.cpu(), torch.ones(2, 2))
 
 
 def test_an_accelerator_opened_before_changes_nothing_but_its_precision(fresh, monkeypatch):
@@ -71,7 +71,7 @@ def test_an_accelerator_opened_before_changes_nothing_but_its_precision(fresh, m
 
     Accelerator(cpu=True)
     _, gradient = first_step(devices.accelerator_of(cpu=True))
-    assert torch.equal(gradient, torch.ones(2, 2))
+    assert torch.equal(gradient.cpu(), torch.ones(2, 2))
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_a_batch_that_is_on_the_device_already_is_not_waited_for():
 def described(monkeypatch, device: str, capability=(9, 0), **choice) -> str:
     monkeypatch.setattr(support, "_capability", lambda index: capability)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(nystrom, "DEFAULT_IMPLEMENTATION", choice.pop("default", None))
-    monkeypatch.setattr(support, "find_spec", lambda name: name)
+    monkeypatch.setattr(nystrom, "DEFAULT_IMPLEMENTATION", choice.pop("default", "auto"))
+    monkeypatch.setattr(support, "HAS_TRITON", True)
     with FakeTensorMode():
         query = torch.empty(1, 2, 512, 64, dtype=torch.bfloat16, device=device)
         return nystrom.computed_by(query, reason=True, **{"num_landmarks": 64, **choice})
@@ -189,15 +189,14 @@ def described(monkeypatch, device: str, capability=(9, 0), **choice) -> str:
 
 def test_the_way_that_attention_takes_is_told(monkeypatch):
     composed = "composed of PyTorch's operators"
-    assert (
-        described(monkeypatch, "cuda") == f"{composed}; NYSTROMFORMER_ATTENTION=auto takes the Triton kernels"
-    )
+    assert described(monkeypatch, "cuda").startswith("Triton 3")
     assert described(monkeypatch, "cuda", default="composed") == composed
-    assert described(monkeypatch, "cuda", default="auto").startswith("Triton 3")
-    assert described(monkeypatch, "cuda", implementation="operator").startswith("Triton 3")
-    assert described(monkeypatch, "cuda", default="auto", pinv_iterations=None).startswith(f"{composed}: ")
-    assert "shared memory" in described(monkeypatch, "cuda", (7, 5), default="auto")
-    assert "exact" in described(monkeypatch, "cuda", default="auto", num_landmarks=512)
+    assert described(monkeypatch, "cuda", default="composed", implementation="operator").startswith(
+        "Triton 3"
+    )
+    assert described(monkeypatch, "cuda", pinv_iterations=None).startswith(f"{composed}: ")
+    assert "shared memory" in described(monkeypatch, "cuda", (7, 5))
+    assert "exact" in described(monkeypatch, "cuda", num_landmarks=512)
     assert described(monkeypatch, "cpu").startswith(("compiled kernel", f"{composed}: its kernel takes"))
     assert described(monkeypatch, "cpu", num_landmarks=7).startswith(f"{composed}: its kernel takes")
 

@@ -40,11 +40,35 @@ def load_band(weight_of_head, K: tl.constexpr, P: tl.constexpr, W: tl.constexpr,
 
 
 @triton.jit
-def store_kernel_gradient(start_of_part, grad_PW, K: tl.constexpr, P: tl.constexpr, W: tl.constexpr):
-    """Write the products of values and output gradients to the kernel's entries that they belong to.
+def kernel_gradient_kernel(
+    grad_out, grad_out_b, grad_out_h, grad_out_n,
+    value, value_b, value_h, value_n,
+    segment, grad_weight,
+    H, N, tokens_of_part,
+    K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, MASKED: tl.constexpr,
+    P: tl.constexpr, W: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write each part's share of the kernel's gradient, (B, H, S, P, K): it is their sum over S and P.
 
-    (P, K): the gradient of the kernel is the sum over P.
+    The product of a tile's values and the output gradients of its window has the kernel's entries on its
+    diagonals. Apart from the gradient of the values, whose registers this product would take, and in smaller
+    tiles, of which less is thrown away. Grid: (B · H, S).
     """
+    row_head = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    row = row_head // H
+    head = row_head % H
+    value += row * value_b + head * value_h
+    grad_out += row * grad_out_b + head * grad_out_h
+    grad_PW = tl.zeros([P, W], dtype=tl.float32)
+    last = tl.minimum((part + 1) * tokens_of_part, N)
+    for start in range(part * tokens_of_part, last, P):
+        index_P = start + tl.arange(0, P)
+        real_P = real_tokens(segment, row, index_P, N, MASKED) & (index_P < last)
+        value_PD = load_tile(value, value_n, index_P, real_P, D, D_PAD)
+        grad_out_WD = load_window(grad_out, grad_out_n, segment, row, start, N, K, D, D_PAD, MASKED, W)
+        grad_PW += tl.dot(value_PD, tl.trans(grad_out_WD), input_precision=PRECISION)
+    start_of_part = grad_weight + (row_head * tl.num_programs(1) + part) * P * K
     place_P1 = tl.arange(0, P)[:, None]
     tap_PW = K - 1 - (tl.arange(0, W)[None, :] - place_P1)
     tl.store(start_of_part + place_P1 * K + tap_PW, grad_PW, mask=(tap_PW >= 0) & (tap_PW < K))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nystromformer.attention.gpu.convolution import load_band, load_window, store_kernel_gradient
+from nystromformer.attention.gpu.convolution import load_band, load_window
 from nystromformer.attention.gpu.tiles import load_share, load_tile, real_count, real_tokens, store_tile
 
 
@@ -69,18 +69,18 @@ def gather_backward_kernel(
     key, key_b, key_h, key_n,
     value, value_b, value_h, value_n,
     query_means, normalizer, grad_gathered, delta, grad_key_means, grad_mixed, weight, segment, count,
-    grad_key, grad_value, grad_query_means, grad_weight,
+    grad_key, grad_value, grad_query_means,
     H, N, tokens_of_part, scale, score_scale,
     K: tl.constexpr, M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     MASKED: tl.constexpr, CONVOLVED: tl.constexpr, P: tl.constexpr, W: tl.constexpr,
     MIX: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of keys and values, and each part's share of those of Q̃ and the convolution.
+    """Write the gradients of keys and values, and each part's share of that of Q̃.
 
     Y = B̃ V with B̃ = softmax(score): dV = B̃ᵀ dY, dscore = B̃ ∘ (dY Vᵀ − delta), delta = Σ dY ∘ Y.
 
     `grad_key` and `grad_value` are (B, N, H, D) in memory; `grad_query_means` (B, H, S + 1, M, D), whose
-    last place is not this kernel's; `grad_weight` (B, H, S, P, K). Grid: (B · H, S).
+    last place is not this kernel's. Grid: (B · H, S).
     """
     row_head = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -103,7 +103,6 @@ def gather_backward_kernel(
     grad_mean_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
     if CONVOLVED:
         band_PW = load_band(weight + head * K, K, P, W, True).to(key.dtype.element_ty)
-        grad_band_PW = tl.zeros([P, W], dtype=tl.float32)
     last = tl.minimum((part + 1) * tokens_of_part, N)
     for start in range(part * tokens_of_part, last, P):
         index_P = start + tl.arange(0, P)
@@ -131,12 +130,8 @@ def gather_backward_kernel(
         if CONVOLVED:
             grad_out_WD = load_window(grad_out, grad_out_n, segment, row, start, N, K, D, D_PAD, MASKED, W)
             grad_value_PD += tl.dot(band_PW, grad_out_WD, input_precision=PRECISION)
-            grad_band_PW += tl.dot(value_PD, tl.trans(grad_out_WD), input_precision=PRECISION)
         grad_value_PD = tl.where(real_P[:, None], grad_value_PD, 0.0)
         store_tile(grad_key, H * D, index_P, inside_P, grad_key_PD, D, D_PAD)
         store_tile(grad_value, H * D, index_P, inside_P, grad_value_PD, D, D_PAD)
     slot = row_head * (tl.num_programs(1) + 1) + part
     store_tile(grad_query_means + slot * M * D, D, landmark, valid_M, grad_mean_MD * scale, D, D_PAD)
-    if CONVOLVED:
-        slot = row_head * tl.num_programs(1) + part
-        store_kernel_gradient(grad_weight + slot * P * K, grad_band_PW, K, P, W)

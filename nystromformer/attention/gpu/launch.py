@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nystromformer.attention.gpu.convolution import kernel_gradient_kernel
 from nystromformer.attention.gpu.gather import gather_backward_kernel, gather_kernel
 from nystromformer.attention.gpu.landmarks import means_kernel
 from nystromformer.attention.gpu.mix import join_kernel, mix_backward_kernel, mix_kernel
@@ -36,10 +37,10 @@ from nystromformer.attention.pseudoinverse import iterate, iterate_backward
 MOST_ON_CHIP = 64
 """Landmarks whose matrices fit on chip; PyTorch's batched products invert larger ones, and all of them on
 other chips than Hopper: compiled for Ampere the backward kernel holds nothing in registers."""
-INVERSE_PRECISION = "tf32x3"
-"""Three products of 19-bit numbers, as exact as float32 and on tensor cores."""
 TOKENS_TOGETHER = 64
 """Tokens that a program of `means_kernel` reads at once."""
+NARROW_TILE = 32
+"""Positions that a program of `kernel_gradient_kernel` holds together, where the kernel is no wider."""
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 """Where the operators run."""
 
@@ -64,8 +65,7 @@ class Sizes:
     def of(cls, query: Tensor, mask: Tensor | None, weight: Tensor | None, num_landmarks: int) -> Sizes:
         b, h, n, d = query.shape
         k = None if weight is None else weight.shape[2]
-        multiprocessors, hopper = _chip(query.device)
-        return cls(b, h, n, num_landmarks, d, k, query.dtype, mask is not None, multiprocessors, hopper)
+        return _known_sizes(b, h, n, num_landmarks, d, k, query.dtype, mask is not None, *_chip(query.device))
 
     @property
     def programs(self) -> int:
@@ -76,7 +76,7 @@ class Sizes:
     def means(self) -> tuple[int, ...]:
         return self.b, self.h, self.m, self.d
 
-    @property
+    @cached_property
     def tile(self) -> int:
         """Positions that a program holds together."""
         return tile_of(self.dtype, self.m, self.d)
@@ -91,7 +91,7 @@ class Sizes:
         """Positions around a tile that the convolution reads."""
         return self.tile if self.k in (None, 1) else 2 * self.tile
 
-    @property
+    @cached_property
     def warps(self) -> int:
         return 4 if padded(self.m) * padded(self.d) <= 64 * 64 else 8
 
@@ -104,6 +104,19 @@ class Sizes:
         """For scores in units of log 2."""
         return self.scale * math.log2(math.e)
 
+    @cached_property
+    def inversion(self) -> dict[str, Any]:
+        """How the m × m matrices are multiplied.
+
+        Beside half-precision inputs the factors of the iteration have float16's 11 digits, as those of TF32
+        have, at half the room and twice the speed: off by 1e-3 in the output and in the scores' gradients of
+        a trained BERT's heads, where bfloat16 would be by 1e-2. Else three products of TF32, as exact as
+        float32.
+        """
+        if self.dtype == torch.float32:
+            return {"TYPE": tl.float32, "PRECISION": "tf32x3"}
+        return {"TYPE": tl.float16, "PRECISION": "tf32"}
+
     def parts(self, programs: int) -> tuple[int, int]:
         """(S, tokens of each) that make at least so many programs, where there are tiles enough."""
         tiles = -(-self.n // self.tile)
@@ -111,6 +124,7 @@ class Sizes:
         tiles_of_part = -(-tiles // parts)
         return -(-tiles // tiles_of_part), tiles_of_part * self.tile
 
+    @cached_property
     def constants(self) -> dict[str, Any]:
         """Of every kernel over tiles."""
         mix, precision, mix_precision = precision_of(self.dtype)
@@ -127,6 +141,12 @@ class Sizes:
             "M": self.m, "M_PAD": padded(self.m), "D": self.d, "D_PAD": padded(self.d),
             "num_warps": warps, "num_stages": 1,
         }  # fmt: skip
+
+
+@lru_cache(64)
+def _known_sizes(*sizes: Any) -> Sizes:
+    """What follows from them is looked up at every layer of every step."""
+    return Sizes(*sizes)
 
 
 def tile_of(dtype: torch.dtype, m: int, d: int) -> int:
@@ -166,7 +186,7 @@ def forward(
         num_warps=4,
     )  # fmt: skip
 
-    constants = sizes.constants()
+    constants = sizes.constants
     for_gather = {name: x for name, x in constants.items() if not name.startswith("MIX")}
     parts, tokens = sizes.parts(sizes.programs)
     in_parts = query.new_empty(b, h, parts, m, d, dtype=torch.float32)
@@ -186,7 +206,7 @@ def forward(
         mix_kernel[(b * h,)](
             means[0], means[1], gathered, *strided(value), rows.first_BM, rows.count_B, inverse, mixed,
             h, n, iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
-            PRECISION=INVERSE_PRECISION, **sizes.constants_of_heads(warps=4),
+            **sizes.inversion, **sizes.constants_of_heads(warps=4),
         )  # fmt: skip
 
     parts, tokens = sizes.parts(2 * sizes.programs)
@@ -218,7 +238,7 @@ def backward(
     grad_out = grad_out.to(query.dtype)
     grad_out, query, key, value = map(rowwise, (grad_out, query, key, value))
     rows = Rows() if mask is None else Rows(*rows_of(mask, m))
-    constants = sizes.constants()
+    constants = sizes.constants
     grad_query, grad_key, grad_value = (empty_like_projections(query) for _ in range(3))
     parts, tokens = sizes.parts(sizes.programs)
     fine_parts, fine_tokens = sizes.parts(2 * sizes.programs)
@@ -226,21 +246,22 @@ def backward(
     grad_mixed_parts, grad_key_parts = means.new_empty(2, b, h, parts, m, d)
     spread_backward_means_kernel[(b * h, parts)](
         *strided(grad_out), *strided(query), means[1], mixed, rows.segment_BN, rows.count_B,
-        grad_mixed_parts, grad_key_parts, h, n, tokens, sizes.scale, sizes.score_scale, **constants,
+        grad_mixed_parts, grad_key_parts, h, n, tokens, sizes.scale, sizes.score_scale,
+        **(constants | {"num_stages": 3 if constants["num_stages"] == 2 else 1}),
     )  # fmt: skip
     # X = Z Y and Z ≈ Ã⁺
     grad_mixed, grad_gathered, grad_key_means = means.new_empty(3, *sizes.means)
     delta = torch.empty_like(normalizer)
     grad_query_parts = means.new_empty(b, h, parts + 1, m, d)
     on_chip = sizes.on_chip
-    # One program fills a multiprocessor: 255 registers of 256 threads are its whole register file.
-    programs = min(b * h, sizes.multiprocessors)
-    steps = means.new_empty(programs * iterations * 3 * padded(m) ** 2 if on_chip else 1)
+    programs = min(b * h, 2 * sizes.multiprocessors)  # two of 128 threads and 255 registers fill one
+    step_dtype = torch.float32 if sizes.dtype == torch.float32 else torch.float16
+    steps = means.new_empty(programs * iterations * 3 * padded(m) ** 2 if on_chip else 1, dtype=step_dtype)
     mix_backward_kernel[(programs,)](
         grad_mixed_parts, grad_key_parts, means[0], means[1], inverse, gathered, rows.count_B, steps,
         grad_mixed, grad_gathered, delta, grad_key_means, grad_query_parts,
         b, h, n, parts, parts, iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
-        PRECISION=INVERSE_PRECISION, **sizes.constants_of_heads(warps=8),
+        **sizes.inversion, **sizes.constants_of_heads(warps=4),
     )  # fmt: skip
     if not on_chip:
         _mix_backward_by_products(
@@ -248,14 +269,12 @@ def backward(
             grad_query_parts[:, :, -1], iterations,
         )  # fmt: skip
     # Y = B̃ V
-    k = sizes.k or 1
-    grad_weight_parts = means.new_empty(b, h, parts, sizes.tile, k) if weight is not None else None
     gather_backward_kernel[(b * h, parts)](
         *strided(grad_out), *strided(key), *strided(value), means[0], normalizer, grad_gathered, delta,
         grad_key_means, grad_mixed, weight, rows.segment_BN, rows.count_B,
-        grad_key, grad_value, grad_query_parts, grad_weight_parts,
+        grad_key, grad_value, grad_query_parts,
         h, n, tokens, sizes.scale, sizes.score_scale,
-        K=k, CONVOLVED=weight is not None, W=sizes.window, **(constants | {"num_warps": 8}),
+        K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window, **constants,
     )  # fmt: skip
     # Q̃ is a mean of queries
     spread_backward_query_kernel[(b * h, fine_parts)](
@@ -263,10 +282,23 @@ def backward(
         rows.segment_BN, rows.count_B, grad_query,
         h, n, fine_tokens, sizes.scale, sizes.score_scale, **constants,
     )  # fmt: skip
-    if weight is None or grad_weight_parts is None:
-        return grad_query, grad_key, grad_value, None
-    grad_weight = grad_weight_parts.sum(dim=(0, 2, 3)).view_as(weight).to(weight.dtype)
+    grad_weight = None if weight is None else _kernel_gradient(grad_out, value, weight, rows, sizes)
     return grad_query, grad_key, grad_value, grad_weight
+
+
+def _kernel_gradient(grad_out: Tensor, value: Tensor, weight: Tensor, rows: Rows, sizes: Sizes) -> Tensor:
+    """That of the convolution's kernel."""
+    k = weight.shape[2]
+    tile = sizes.tile if k > NARROW_TILE + 1 else NARROW_TILE
+    parts, tokens = sizes.parts(2 * sizes.programs)
+    found = grad_out.new_empty(sizes.b, sizes.h, parts, tile, k, dtype=torch.float32)
+    constants = sizes.constants
+    kernel_gradient_kernel[(sizes.b * sizes.h, parts)](
+        *strided(grad_out), *strided(value), rows.segment_BN, found, sizes.h, sizes.n, tokens,
+        K=k, P=tile, W=tile if k == 1 else 2 * tile, num_warps=4, num_stages=constants["num_stages"],
+        **{name: constants[name] for name in ("D", "D_PAD", "MASKED", "PRECISION")},
+    )  # fmt: skip
+    return found.sum(dim=(0, 2, 3)).view_as(weight).to(weight.dtype)
 
 
 def empty_outputs(query: Tensor, m: int) -> tuple[Tensor, ...]:

@@ -13,6 +13,9 @@ import triton.language as tl
 
 from nystromformer.attention.gpu.tiles import load_tile, real_count, store_tile
 
+HEADROOM = tl.constexpr(64.0)
+"""By how much a gradient's largest entry is brought below 1: six steps multiply it by at most 1,200."""
+
 
 @triton.jit
 def _landmark_attention(
@@ -36,11 +39,17 @@ def _initial_inverse(matrix_MM):
 
 
 @triton.jit
-def _inner_products(matrix_MM, inverse_MM, PRECISION: tl.constexpr):
+def _times(left_MM, right_MM, TYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """A product of the iteration, its factors rounded to TYPE and its sums in float32."""
+    return tl.dot(left_MM.to(TYPE), right_MM.to(TYPE), input_precision=PRECISION)
+
+
+@triton.jit
+def _inner_products(matrix_MM, inverse_MM, TYPE: tl.constexpr, PRECISION: tl.constexpr):
     """P = Ã Z and P (15 I − P (7 I − P))."""
-    product_MM = tl.dot(matrix_MM, inverse_MM, input_precision=PRECISION)
-    inner_MM = 7.0 * product_MM - tl.dot(product_MM, product_MM, input_precision=PRECISION)
-    outer_MM = 15.0 * product_MM - tl.dot(product_MM, inner_MM, input_precision=PRECISION)
+    product_MM = _times(matrix_MM, inverse_MM, TYPE, PRECISION)
+    inner_MM = 7.0 * product_MM - _times(product_MM, product_MM, TYPE, PRECISION)
+    outer_MM = 15.0 * product_MM - _times(product_MM, inner_MM, TYPE, PRECISION)
     return product_MM, outer_MM
 
 
@@ -77,7 +86,8 @@ def mix_kernel(
     inverse, mixed,
     H, N, iterations, scale,
     M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    MASKED: tl.constexpr, INVERTS: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, INVERTS: tl.constexpr,
+    TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write Z, (B, H, M, M), and X, (B, H, M, D). Grid: (B · H,).
 
@@ -101,8 +111,8 @@ def mix_kernel(
         matrix_MM = _landmark_attention(query_MD, key_MD, scale, M, M_PAD, PRECISION)
         inverse_MM = _initial_inverse(matrix_MM)
         for _step in range(0, iterations):
-            product_MM, outer_MM = _inner_products(matrix_MM, inverse_MM, PRECISION)
-            inverse_MM = 3.25 * inverse_MM - 0.25 * tl.dot(inverse_MM, outer_MM, input_precision=PRECISION)
+            product_MM, outer_MM = _inner_products(matrix_MM, inverse_MM, TYPE, PRECISION)
+            inverse_MM = 3.25 * inverse_MM - 0.25 * _times(inverse_MM, outer_MM, TYPE, PRECISION)
         gathered_MD = load_tile(gathered + start_of_means, D, landmark, valid_M, D, D_PAD)
         mixed_MD = tl.dot(inverse_MM, gathered_MD, input_precision=PRECISION)
         if MASKED:
@@ -114,41 +124,43 @@ def mix_kernel(
 
 
 @triton.jit
-def _iterate_backward(grad_MM, matrix_MM, steps, iterations, M_PAD: tl.constexpr, PRECISION: tl.constexpr):
+def _iterate_backward(
+    grad_MM, matrix_MM, steps, iterations, M_PAD: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr
+):
     """Gradient of Ã from that of Z, as `pseudoinverse.iterate_backward`.
 
     Z, P and the outer product of every step are computed again and laid down in `steps`,
-    (iterations, 3, M_PAD, M_PAD): on chip they would push each other out of the registers.
+    (iterations, 3, M_PAD, M_PAD) of TYPE: on chip they would push each other out of the registers.
     """
     index_M = tl.arange(0, M_PAD)
     size: tl.constexpr = M_PAD * M_PAD
     steps_MM = steps + index_M[:, None] * M_PAD + index_M[None, :]
     inverse_MM = _initial_inverse(matrix_MM)
     for step in range(0, iterations):
-        product_MM, outer_MM = _inner_products(matrix_MM, inverse_MM, PRECISION)
-        tl.store(steps_MM + (3 * step) * size, inverse_MM)
-        tl.store(steps_MM + (3 * step + 1) * size, product_MM)
-        tl.store(steps_MM + (3 * step + 2) * size, outer_MM)
-        inverse_MM = 3.25 * inverse_MM - 0.25 * tl.dot(inverse_MM, outer_MM, input_precision=PRECISION)
+        product_MM, outer_MM = _inner_products(matrix_MM, inverse_MM, TYPE, PRECISION)
+        tl.store(steps_MM + (3 * step) * size, inverse_MM.to(TYPE))
+        tl.store(steps_MM + (3 * step + 1) * size, product_MM.to(TYPE))
+        tl.store(steps_MM + (3 * step + 2) * size, outer_MM.to(TYPE))
+        inverse_MM = 3.25 * inverse_MM - 0.25 * _times(inverse_MM, outer_MM, TYPE, PRECISION)
     tl.debug_barrier()  # another thread may read what this one wrote
     grad_matrix_MM = tl.zeros([M_PAD, M_PAD], dtype=tl.float32)
     for back in range(0, iterations):
         step = iterations - 1 - back
-        inverse_MM = tl.load(steps_MM + (3 * step) * size)
-        outer_MM = tl.load(steps_MM + (3 * step + 2) * size)
         # Z' = ¼ Z (13 I − outer)
-        grad_outer_MM = -0.25 * tl.dot(tl.trans(inverse_MM), grad_MM, input_precision=PRECISION)
-        grad_MM = 3.25 * grad_MM - 0.25 * tl.dot(grad_MM, tl.trans(outer_MM), input_precision=PRECISION)
+        before_MM = tl.load(steps_MM + (3 * step) * size)
+        grad_outer_MM = -0.25 * _times(tl.trans(before_MM), grad_MM, TYPE, PRECISION)
+        turned_outer_MM = tl.trans(tl.load(steps_MM + (3 * step + 2) * size))
+        grad_MM = 3.25 * grad_MM - 0.25 * _times(grad_MM, turned_outer_MM, TYPE, PRECISION)
         # outer = 15 P − 7 P² + P³
         turned_MM = tl.trans(tl.load(steps_MM + (3 * step + 1) * size))
-        left_MM = tl.dot(turned_MM, grad_outer_MM, input_precision=PRECISION)
-        both_MM = left_MM + tl.dot(grad_outer_MM, turned_MM, input_precision=PRECISION)
+        left_MM = _times(turned_MM, grad_outer_MM, TYPE, PRECISION)
+        both_MM = left_MM + _times(grad_outer_MM, turned_MM, TYPE, PRECISION)
         grad_product_MM = 15.0 * grad_outer_MM - 7.0 * both_MM
-        grad_product_MM += tl.dot(both_MM, turned_MM, input_precision=PRECISION)
-        grad_product_MM += tl.dot(turned_MM, left_MM, input_precision=PRECISION)
+        grad_product_MM += _times(both_MM, turned_MM, TYPE, PRECISION)
+        grad_product_MM += _times(turned_MM, left_MM, TYPE, PRECISION)
         # P = Ã Z
-        grad_matrix_MM += tl.dot(grad_product_MM, tl.trans(inverse_MM), input_precision=PRECISION)
-        grad_MM += tl.dot(tl.trans(matrix_MM), grad_product_MM, input_precision=PRECISION)
+        grad_matrix_MM += _times(grad_product_MM, tl.trans(before_MM), TYPE, PRECISION)
+        grad_MM += _times(tl.trans(matrix_MM), grad_product_MM, TYPE, PRECISION)
     # Z₀ = Ãᵀ / (‖Ã‖₁ ‖Ã‖_∞). The row norm's share is the same along a row: the softmax takes it away.
     sums_M = tl.sum(matrix_MM, axis=0)
     column_norm = tl.max(sums_M, axis=0)
@@ -161,12 +173,25 @@ def _iterate_backward(grad_MM, matrix_MM, steps, iterations, M_PAD: tl.constexpr
 
 
 @triton.jit
+def _sum_of_parts(
+    parts, row_head, S, M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr
+):
+    """(M_PAD, D_PAD), of one head's (S, M, D)."""
+    landmark = tl.arange(0, M_PAD)
+    sum_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
+    for part in range(0, S):
+        sum_MD += load_tile(parts + (row_head * S + part) * M * D, D, landmark, landmark < M, D, D_PAD)
+    return sum_MD
+
+
+@triton.jit
 def mix_backward_kernel(
     grad_mixed_parts, grad_key_parts, query_means, key_means, inverse, gathered, count, steps,
     grad_mixed, grad_gathered, delta, grad_key_means, grad_query_means,
     B, H, N, S, S_QUERY, iterations, scale,
     M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    MASKED: tl.constexpr, INVERTS: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, INVERTS: tl.constexpr,
+    TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of X, Y and K̃, delta = Σ dY ∘ Y, and Z's share of the gradient of Q̃.
 
@@ -181,12 +206,7 @@ def mix_backward_kernel(
     for turn in range(tl.program_id(0), B * H, tl.num_programs(0)):
         row_head = tl.cast(turn, tl.int64)
         start_of_means = row_head * M * D
-        grad_mixed_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
-        grad_key_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
-        for part in range(0, S):
-            start_of_part = (row_head * S + part) * M * D
-            grad_mixed_MD += load_tile(grad_mixed_parts + start_of_part, D, landmark, valid_M, D, D_PAD)
-            grad_key_MD += load_tile(grad_key_parts + start_of_part, D, landmark, valid_M, D, D_PAD)
+        grad_mixed_MD = _sum_of_parts(grad_mixed_parts, row_head, S, M, M_PAD, D, D_PAD)
         store_tile(grad_mixed + start_of_means, D, landmark, valid_M, grad_mixed_MD, D, D_PAD)
         if INVERTS:
             used = real_count(count, row_head // H, N, MASKED) > M
@@ -203,14 +223,23 @@ def mix_backward_kernel(
             query_MD = load_tile(query_means + start_of_means, D, landmark, valid_M, D, D_PAD)
             key_MD = load_tile(key_means + start_of_means, D, landmark, valid_M, D, D_PAD)
             matrix_MM = _landmark_attention(query_MD, key_MD, scale, M, M_PAD, PRECISION)
+            # The iteration is linear in this gradient, whose size may be outside of TYPE's range.
+            largest = tl.max(tl.max(tl.abs(grad_inverse_MM), axis=1), axis=0)
+            size = tl.where(largest > 0.0, largest * HEADROOM, 1.0)
             grad_matrix_MM = _iterate_backward(
-                grad_inverse_MM, matrix_MM, steps, iterations, M_PAD, PRECISION
+                grad_inverse_MM / size, matrix_MM, steps, iterations, M_PAD, TYPE, PRECISION
             )
+            tl.debug_barrier()  # the next head overwrites the iterates
             delta_M = tl.sum(grad_matrix_MM * matrix_MM, axis=1)
-            grad_score_MM = matrix_MM * (grad_matrix_MM - delta_M[:, None]) * scale
+            grad_score_MM = matrix_MM * (grad_matrix_MM - delta_M[:, None]) * (scale * size)
+            # Read again: kept meanwhile they would push the iterates out of the registers.
+            key_MD = load_tile(key_means + start_of_means, D, landmark, valid_M, D, D_PAD)
             grad_query_MD = tl.dot(grad_score_MM, key_MD, input_precision=PRECISION)
-            grad_key_MD += tl.dot(tl.trans(grad_score_MM), query_MD, input_precision=PRECISION)
             last = (row_head * (S_QUERY + 1) + S_QUERY) * M * D
             store_tile(grad_query_means + last, D, landmark, valid_M, grad_query_MD, D, D_PAD)
-            tl.debug_barrier()  # the next head overwrites the iterates
+            query_MD = load_tile(query_means + start_of_means, D, landmark, valid_M, D, D_PAD)
+            grad_key_MD = tl.dot(tl.trans(grad_score_MM), query_MD, input_precision=PRECISION)
+            grad_key_MD += _sum_of_parts(grad_key_parts, row_head, S, M, M_PAD, D, D_PAD)
+        else:
+            grad_key_MD = _sum_of_parts(grad_key_parts, row_head, S, M, M_PAD, D, D_PAD)
         store_tile(grad_key_means + start_of_means, D, landmark, valid_M, grad_key_MD, D, D_PAD)

@@ -33,6 +33,7 @@ LEAST_SHARED_MEMORY = 101_376
 BLOCKS = (16, 32, 64)
 """Neighbours that the kernels take: the sides of blocks that tensor cores multiply."""
 
+HAS_TRITON = find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton then runs its kernels on a CPU, slowly, in NumPy: for tests. It decides this at its import."""
 
@@ -42,7 +43,7 @@ def why_not_on_gpu(query_BHND: Tensor, num_landmarks: int) -> str | None:
     _, h, n, d = query_BHND.shape
     m = num_landmarks
     device = query_BHND.device
-    if find_spec("triton") is None:
+    if not HAS_TRITON:
         return "the package triton is not installed"
     if device.type == "cpu":
         if not INTERPRETED:
