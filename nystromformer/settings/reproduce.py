@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from nystromformer.settings.scale import ScaleSettings
 from nystromformer.settings.schema import Section, grid, path, place, record, result
@@ -115,7 +116,7 @@ class ReproduceSettings(Section):
         if self.pretrain and self.table != "lra" and not self.all:
             yield "pretrain=true is of table=lra: write table=lra, or leave it out"
         if self.minutes is not None and not self.all:
-            section = getattr(self.scale, self.result, None)
+            section: Any = getattr(self.scale, self.result, None)
             if self.result not in LENGTHENED:
                 yield f"minutes is of figure={' and figure='.join(LENGTHENED)}: leave it out"
             elif section.usual_minutes is None:

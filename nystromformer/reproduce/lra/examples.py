@@ -77,7 +77,8 @@ def load_task(name: str, scale: LraScale, root: str | None = None) -> LraTask:
         return _text(scale)
     read = {"retrieval": retrieval, "image": image, "pathfinder": pathfinder}[name]
     found = read(root, scale)
-    return LraTask(name, *map(encoded, found.splits), 257, found.classes, found.longest, found.origin)
+    train, validation, test = map(encoded, found.splits)
+    return LraTask(name, train, validation, test, 257, found.classes, found.longest, found.origin)
 
 
 def content_of(task: LraTask) -> str:
@@ -123,13 +124,14 @@ def _text(scale: LraScale) -> LraTask:
     else:
         told = "a fifth of each class held out by the texts' hash, as in finetune task=imdb"
     splits = limited(check(splits), scale.text_train or None, scale.text_test or None)
-    (test,) = splits.dev.values()
-    share = min(scale.text_validation / len(splits.train), 0.5)
-    validation, train = divide(splits.train, share)
-    parts = (train, validation, test)
+    held_out, rest = divide(splits.train, min(scale.text_validation / len(splits.train), 0.5))
+    parts = (rest, held_out, *splits.dev.values())
+    train, validation, test = (bytes_of(part, scale.text_length) for part in parts)
     return LraTask(
         "text",
-        *(bytes_of(part, scale.text_length) for part in parts),
+        train,
+        validation,
+        test,
         257,
         2,
         scale.text_length,

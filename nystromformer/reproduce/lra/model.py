@@ -54,6 +54,10 @@ class RunningNorm(nn.Module):
     so far apart that an accuracy of 60 % was measured as 50 %. Here both take the running figures.
     """
 
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
     def __init__(self, width: int, momentum: float = 0.1) -> None:
         super().__init__()
         self.momentum = momentum

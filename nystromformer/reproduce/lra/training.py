@@ -229,19 +229,20 @@ def _run(
     device: torch.device,
     folder: Path,
     training: TrainingSettings,
-    model: torch.nn.Module,
+    model: LraClassifier | NystromformerForPreTraining,
     objective: Objective,
     batches: Batches,
 ) -> Run:
     """A training of the one loop, up to its first step or the one it had reached."""
     folder.mkdir(parents=True, exist_ok=True)
+    model.to(device)
     accelerator = accelerator_of(cpu=device.type == "cpu")
-    encoder = model.encoder if isinstance(model, LraClassifier) else model
+    config = model.encoder.config if isinstance(model, LraClassifier) else model.config
     return Run(
         training,
         folder,
-        model.to(device),
-        encoder.config,
+        model,
+        config,
         objective,
         batches,
         accelerator,
