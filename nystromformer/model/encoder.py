@@ -156,6 +156,12 @@ class NystromformerPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["NystromformerLayer"]  # noqa: RUF012 (transformers reads a class attribute)
 
+    def recompute_layers(self) -> None:
+        """Keep each layer's input alone for the backward pass, by the name that transformers has for that:
+        the older warns from 5.23 on."""
+        enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
+        enable()
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ResidualConvolution):

@@ -191,11 +191,12 @@ class NystromformerForPreTraining(_TiedDecoder):
         Args:
             input_ids, … inputs_embeds, output_attentions, output_hidden_states: as in NystromformerModel.
             labels: (B, N), the original token where it is to be predicted, −100 elsewhere. Vocabulary
-                logits are computed at the predicted tokens only.
+                logits are computed at the predicted tokens only; to know how many there are, the CPU
+                waits for a GPU.
             sentence_order_label: (B,), 0 for in order, 1 for swapped.
             prediction_positions: (P,), the same as `labels` in another form: places in the batch's B · N
-                tokens, counted row after row. Their number is known beforehand, so a GPU is not waited
-                for, and it can be the same in every batch.
+                tokens, counted row after row. Their number is known beforehand: no GPU is waited for, and
+                it can be the same in every batch, as graphs need it.
             prediction_labels: (P,), the original tokens there, −100 where a place is only there to fill.
             num_items_in_batch: predicted tokens of the whole batch of which this is a part, as transformers'
                 Trainer counts them. It does not count rows: sentence order then weighs as these tokens do
@@ -261,8 +262,12 @@ class NystromformerForMaskedLM(_TiedDecoder):
 
     def loss(self, logits: Tensor, labels: Tensor, items: Items) -> Tensor:
         labels = labels.reshape(logits.shape[:2])
-        predicted = labels != IGNORED
-        return cross_entropy(logits[predicted], labels[predicted], items)
+        if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Most tokens are not predicted, and a softmax over the vocabulary is dear. How many are is known
+            # here alone: a GPU would be waited for, and a graph would break.
+            predicted = labels != IGNORED
+            logits, labels = logits[predicted], labels[predicted]
+        return cross_entropy(logits, labels, items)
 
 
 class NystromformerForSequenceClassification(_Classifier):

@@ -72,7 +72,7 @@ def build_classifier(
         rows = settings.convolution_rows
         report += f"\n  {fit_on_longest(model, train, rows, settings.convolution, collate)}"
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.recompute_layers()
     return model, report
 
 

@@ -14,7 +14,12 @@ from importlib.metadata import version
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    gather_object,
+)
 
 from nystromformer.attention import build
 from nystromformer.attention.nystrom import computed_by
@@ -28,6 +33,10 @@ from nystromformer.training.checkpoint import Progress
 TRAINING_TIMEOUT = timedelta(minutes=30)
 """How long an exchange between training processes may take before all of them end: what is left of a process
 that hangs must not hold the others' devices for days. Where they wait for the main one, see `together`."""
+
+
+DDP = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+"""Gradients lie where they are exchanged, which spares a second copy of them all and the copying."""
 
 
 def open_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -55,7 +64,7 @@ def accelerator_of(*, cpu: bool = False) -> Accelerator:
     The settings of this project say all that. What shares out the model is refused.
 
     Raises:
-        UserError: Accelerate was told to share out the model itself.
+        UserError: Accelerate was told to share out the model itself, or NCCL needs to be told of these GPUs.
     """
     for variable, name in _SHARING.items():
         if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
@@ -64,13 +73,19 @@ def accelerator_of(*, cpu: bool = False) -> Accelerator:
                 "that is not used: launch with one for several devices (distributed_type: MULTI_GPU) and "
                 "write training.parallel=fsdp"
             )
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dynamo_backend="no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=TRAINING_TIMEOUT)],
-    )
+    try:
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TRAINING_TIMEOUT), DDP],
+        )
+    except NotImplementedError as error:  # what `accelerate launch` looks after, and torchrun does not
+        raise UserError(
+            "these GPUs cannot exchange directly under this driver: set NCCL_P2P_DISABLE=1 and "
+            f"NCCL_IB_DISABLE=1, or use `accelerate launch` ({error})"
+        ) from None
 
 
 _SHARING = {

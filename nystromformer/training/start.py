@@ -101,7 +101,7 @@ def build_model(
         with torch.no_grad():
             start.model.cls.predictions.bias.copy_(-losses)
     if settings.model.gradient_checkpointing:
-        start.model.gradient_checkpointing_enable()
+        start.model.recompute_layers()
     return start
 
 

@@ -124,6 +124,12 @@ def attention(day: Day) -> None:
     _benchmark(day, "attention", "attention", lengths, *day.scale.attention)
 
 
+def kernels(day: Day) -> None:
+    """Milliseconds of each kernel of ours, beside fused exact attention."""
+    lengths = ",".join(map(str, day.scale.attention_lengths))
+    day.run(str(Path(__file__).with_name("attention_kernels.py")), f"lengths={lengths}")
+
+
 def step(day: Day, lengths: Sequence[int], compiled: bool) -> None:
     """Whole steps and MFU, BERT with PyTorch's fused attention and with dropout on it among them."""
     words = [*day.scale.step, f"lengths=[{','.join(map(str, lengths))}]", f"compile={str(compiled).lower()}"]
@@ -213,6 +219,8 @@ def profile(day: Day) -> None:
 def parts_of(scale: Scale) -> dict[str, Callable[[Day], None]]:
     """In the order in which they are run."""
     found: dict[str, Callable[[Day], None]] = {"tests": tests, "attention": attention}
+    if scale.device == "cuda":
+        found["kernels"] = kernels
     for compiled in (False, True)[: 1 + scale.compiled]:
         for lengths in scale.lengths:
             name = f"step_{lengths[0]}" + ("_compiled" if compiled else "")

@@ -45,7 +45,8 @@ GPU = Scale(
     finetune=["task.epochs=1", "task.learning_rates=[5e-5]", "data.max_train_examples=4000"],
     finetune_lengths=[512, 2048],
     tests=[
-        "tests/attention/test_gpu_kernels.py", "tests/attention/test_precision.py",
+        "tests/attention/test_gpu_kernels.py", "tests/attention/test_gpu_neighbours.py",
+        "tests/attention/test_precision.py",
         "tests/attention/test_equations.py", "tests/attention/test_mechanisms.py",
         "tests/training/test_devices.py",
     ],

@@ -6,6 +6,9 @@ shared memory is what `support.NEEDS` says. What it does not: that they run, or 
 
 import importlib.metadata
 import importlib.util
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +150,43 @@ def test_kernels_compile_and_fit(launched, monkeypatch, dtype, m, d, capability)
         if options.get("num_stages", 1) == 1:
             assert made.metadata.shared <= shared_memory_needed(dtype, m, d), kernel.__name__
     assert {"gather_kernel", "spread_kernel", "gather_backward_kernel", "mix_backward_kernel"} <= names
+
+
+SPILLED = {
+    "mix_backward_kernel": 640,
+    "gather_backward_kernel": 192,
+    "gather_kernel": 32,
+    "spread_kernel": 32,
+}
+"""Bytes a thread may lay down in local memory; kernels that are not named, none."""
+
+
+def bytes_spilled(made, capability, folder) -> int:
+    """What NVIDIA's assembler says of a kernel, stores only."""
+    import triton
+
+    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    source = folder / "kernel.ptx"
+    source.write_text(made.asm["ptx"])
+    chip = "sm_90a" if capability == (9, 0) else f"sm_{capability[0]}{capability[1]}"
+    told = subprocess.run(
+        [assembler, "-v", f"--gpu-name={chip}", source, "-o", folder / "kernel.cubin"],
+        capture_output=True, text=True, check=True,
+    ).stderr  # fmt: skip
+    return int(re.search(r"(\d+) bytes spill stores", told).group(1))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0)], ids="sm_{0[0]}{0[1]}".format)
+@pytest.mark.parametrize(("m", "d"), [(64, 64), (32, 32), (64, 32), (32, 128)])
+def test_registers_suffice_in_bfloat16(launched, monkeypatch, tmp_path, m, d, capability):
+    launch_both_ways(monkeypatch, torch.bfloat16, m, d, capability, masked=True)
+    assert {kernel.__name__ for kernel, *_ in launched} >= SPILLED.keys()
+    found = {
+        kernel.__name__: bytes_spilled(compiled(kernel, arguments, options, capability), capability, tmp_path)
+        for kernel, arguments, options in launched
+    }
+    assert {name: spilled for name, spilled in found.items() if spilled > SPILLED.get(name, 0)} == {}
 
 
 def test_products_run_on_tensor_cores(launched, monkeypatch):

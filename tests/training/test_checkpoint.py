@@ -55,6 +55,20 @@ def test_a_run_that_goes_on_on_another_device_draws_numbers_of_its_own(tmp_path,
     assert {3 * 1_000_003, 3 * 1_000_003 + 1} <= set(seeds)
 
 
+def test_the_random_numbers_of_a_gpu_come_back(tmp_path, accelerator, monkeypatch):
+    """Dropout there draws from the generator of the process's own GPU, the current one."""
+    (model, optimizer), (other, other_optimizer) = trained(3), trained(1)
+    held = [torch.arange(16, dtype=torch.uint8)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: held[-1])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", held.append)
+    save_checkpoint(tmp_path, model, optimizer, Progress(3), accelerator, keep=1)
+    held.append(torch.zeros(16, dtype=torch.uint8))
+    load_latest(tmp_path, other, other_optimizer, accelerator)
+    assert len(held) == 3
+    assert torch.equal(held[-1], held[0])
+
+
 def test_an_empty_folder_is_a_fresh_start(tmp_path, accelerator):
     assert load_latest(tmp_path / "absent", *trained(), accelerator) == Progress()
 

@@ -89,6 +89,18 @@ def test_what_shares_out_the_model_is_refused(fresh, monkeypatch, variable):
         devices.accelerator_of(cpu=True)
 
 
+def test_gpus_that_nccl_must_be_told_of_end_in_a_line(fresh, monkeypatch):
+    """Accelerate's own words for several GPUs of the kind, started by torchrun."""
+
+    def refuse(**_):
+        raise NotImplementedError("Using RTX 4000 series doesn't support faster communication broadband")
+
+    monkeypatch.setattr(devices, "Accelerator", refuse)
+    with pytest.raises(UserError, match=r"NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1.*RTX 4000") as caught:
+        devices.accelerator_of()
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_accelerates_own_configuration_file_changes_nothing(tmp_path):
     """The one of `accelerate config`, which `accelerate launch` reads where none is named."""

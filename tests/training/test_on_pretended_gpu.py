@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from nystromformer import (
     NystromformerConfig,
@@ -15,12 +16,15 @@ from nystromformer.data.layout import Layout
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.settings import TrainingSettings
 from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.kinds.choice import ChoiceTask
 from nystromformer.tasks.training import Finetuning
 from nystromformer.training import devices
 from nystromformer.training.guard import Guard
 from nystromformer.training.optimizer import build_optimizer
+from nystromformer.training.parallel import shard
 from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
+from tests.model.test_trainer import HEADS, case
 from tests.pretend.gpu import PRETENDED, pytest_on_it, why_not
 
 if PRETENDED:
@@ -43,6 +47,8 @@ PADDED = [40, 21, 8, 40]
 FULL = [40, 40, 40, 40]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(PRETENDED, reason="is this process")
 def test_in_a_process():
     obstacle = why_not()
@@ -80,6 +86,8 @@ def on_gpu(gpu, model):
     """The model there; its own way there waits, before the first step."""
     gpu.watching = False
     model.to(DEVICE).train()
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()  # a fake tensor there is another than the one here, for each name
     gpu.watching = True
     assert all(x.device == DEVICE for x in (*model.parameters(), *model.buffers()))
     return model
@@ -107,7 +115,7 @@ def test_a_step_of_pretraining(mechanism, precision):
         batches = [pretraining_batch(PADDED), pretraining_batch(FULL), pretraining_batch(PADDED, static=True)]
         for checkpointing in (False, True):
             if checkpointing:
-                getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+                model.recompute_layers()
             figures = train_step(
                 model, Pretraining(model.config), optimizer, batches, ALONE, devices.autocast(dtype, DEVICE),
                 gradient_clipping=1.0,
@@ -119,16 +127,21 @@ def test_a_step_of_pretraining(mechanism, precision):
     assert any("_fused_adamw_" in name for name in gpu.operations)
 
 
+def by_the_kernels():
+    model = NystromformerForPreTraining(config())
+    for layer in model.modules():
+        if isinstance(layer, NystromformerSelfAttention):
+            layer.attend.implementation = "operator"
+    return model
+
+
 @pretended
 def test_a_step_by_the_kernels(monkeypatch):
     """By what the Triton operators say of their results' shapes, types and devices: none is launched."""
     pytest.importorskip("triton")
     monkeypatch.setattr("nystromformer.attention.nystrom.why_not_on_gpu", lambda *_: None)
     with PretendGPU() as gpu:
-        model = on_gpu(gpu, NystromformerForPreTraining(config()))
-        for layer in model.modules():
-            if isinstance(layer, NystromformerSelfAttention):
-                layer.attend.implementation = "operator"
+        model = on_gpu(gpu, by_the_kernels())
         optimizer = build_optimizer(model, TrainingSettings())
         for dtype in (torch.bfloat16, torch.float32):
             train_step(
@@ -138,6 +151,56 @@ def test_a_step_by_the_kernels(monkeypatch):
             )  # fmt: skip
     taken = [name for name in gpu.operations if "nystromformer.nystrom_attention_gpu" in name]
     assert len(taken) == 2 * 2 * 2  # types, batches, directions
+
+
+@pytest.fixture
+def two_processes():
+    """This one and another that is not there either: exchanges give what this one has."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield SimpleNamespace(**{**vars(ALONE), "num_processes": 2})
+    torch.distributed.destroy_process_group()
+
+
+@pretended
+@pytest.mark.parametrize(
+    ("mechanism", "checkpointing"),
+    [("nystrom", False), ("nystrom", True), ("softmax", True), ("performer", False)],
+)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_step_of_one_of_two_processes(parallel, mechanism, checkpointing, two_processes):
+    exchanged = []
+
+    def exchange(state, bucket):
+        exchanged.append(bucket.buffer().device)
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    with PretendGPU() as gpu:
+        model = on_gpu(gpu, NystromformerForPreTraining(config(**MECHANISMS[mechanism])))
+        if checkpointing:
+            model.recompute_layers()
+        if parallel == "fsdp":
+            shard(model, two_processes)
+            wrapped = model
+        else:  # Accelerate's call but for the weights' first comparison, which reads them
+            arguments = devices.DDP.to_kwargs()
+            wrapped = DistributedDataParallel(model, device_ids=[0], init_sync=False, **arguments)
+            wrapped.register_comm_hook(None, exchange)
+        optimizer = build_optimizer(model, TrainingSettings())
+        batches = [pretraining_batch(PADDED), pretraining_batch(FULL)]
+        done = train_step(
+            wrapped, Pretraining(model.config), optimizer, batches,
+            two_processes, devices.autocast(torch.bfloat16, DEVICE), gradient_clipping=1.0,
+        )  # fmt: skip
+    assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
+    if parallel == "fsdp":
+        exchanged = [name for name in gpu.operations if "_reduce_scatter_" in name]
+        assert len(exchanged) == len(list(model.nystromformer.encoder.layer)) + 1
+    assert exchanged  # once, with the second micro-batch
+    assert parallel == "fsdp" or exchanged == [DEVICE]
 
 
 @pretended
@@ -153,6 +216,72 @@ def test_a_step_of_finetuning(mechanism):
             objective = Finetuning(TASKS["sst2"], model.config)
             done = train_step(model, objective, optimizer, batches, ALONE, autocast, gradient_clipping=1.0)
             assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
+
+
+class Loss:
+    """The objective that is a head's own loss."""
+
+    losses = ("loss",)
+
+    def counts(self, batch):
+        return (len(batch["input_ids"]),)
+
+    def means(self, model, batch):
+        return (model(**batch).loss,)
+
+    def flops(self, lengths, counts):
+        return 0.0
+
+
+BY_LABELS = [name for name in HEADS if not (name.startswith("pretraining"))]
+"""Heads that say all by shapes. The one of pretraining has logits for as many tokens as there are labels
+(T, V), and its static form is the one with positions, `pretraining_batch`."""
+
+
+def batches_of(head: str, real=(12, 7, 4, 12, 3, 9, 12, 1)):
+    """Padded and whole batches of what `test_trainer` trains."""
+    inputs = case(head)[1]
+    padded = torch.arange(12) < torch.tensor(real)[:, None]
+    mask = padded[:, None].expand(inputs["input_ids"].shape) if inputs["input_ids"].dim() == 3 else padded
+    return [{**inputs, "attention_mask": mask.long()}, inputs]
+
+
+@pretended
+@pytest.mark.parametrize("mechanism", ["nystrom", "softmax"])
+@pytest.mark.parametrize("head", BY_LABELS)
+def test_a_step_of_every_head(head, mechanism):
+    for dtype in (torch.bfloat16, torch.float32) if mechanism == "nystrom" else (torch.bfloat16,):
+        with PretendGPU() as gpu:
+            model = on_gpu(gpu, case(head, **MECHANISMS[mechanism])[0])
+            optimizer = build_optimizer(model, TrainingSettings())
+            if dtype == torch.float32:
+                model.recompute_layers()
+            done = train_step(
+                model, Loss(), optimizer, batches_of(head), ALONE, devices.autocast(dtype, DEVICE),
+                gradient_clipping=1.0,
+            )  # fmt: skip
+        assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
+
+
+@pretended
+def test_a_step_of_rows_with_unequal_numbers_of_choices():
+    class Choices(Loss):
+        def means(self, model, batch):
+            return (ChoiceTask.loss(SimpleNamespace(), model, batch),)
+
+    batches = [{**batch, "choices": torch.arange(8) % 2 + 2} for batch in batches_of("choices")]
+    with PretendGPU() as gpu:
+        model = on_gpu(gpu, case("choices")[0])
+        optimizer = build_optimizer(model, TrainingSettings())
+        autocast = devices.autocast(torch.bfloat16, DEVICE)
+        done = train_step(model, Choices(), optimizer, batches, ALONE, autocast, gradient_clipping=1.0)
+    assert done.losses[0].device == DEVICE
+
+
+@pretended
+@pytest.mark.parametrize("head", [head for head in BY_LABELS if head not in ("several classes", "numbers")])
+def test_every_head_is_one_graph(head):
+    assert_one_graph(lambda: case(head)[0], batches_of(head)[0])
 
 
 @pretended
@@ -197,19 +326,44 @@ def test_inference_and_a_fault_are_told_of_where_the_model_is():
     ids=lambda value: value if isinstance(value, str) else "full" if value is FULL else "padded",
 )
 def test_one_graph(mechanism, real):
-    """Strict export is torch.compile's tracing, where a break of the graph is an error."""
-    from torch._subclasses import FakeTensorMode
-
     batch = pretraining_batch(real, static=True)
     if real is FULL:
         del batch["attention_mask"]
+    assert_one_graph(lambda: NystromformerForPreTraining(config(**MECHANISMS[mechanism])), batch)
+
+
+@pretended
+def test_one_graph_by_the_kernels(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr("nystromformer.attention.nystrom.why_not_on_gpu", lambda *_: None)
+    assert_one_graph(by_the_kernels, pretraining_batch(PADDED, static=True))
+
+
+@pretended
+def test_one_graph_with_gradient_checkpointing():
+    def build():
+        model = NystromformerForPreTraining(config())
+        model.recompute_layers()
+        return model
+
+    assert_one_graph(build, pretraining_batch(PADDED, static=True))
+
+
+def assert_one_graph(build, batch) -> None:
+    """Forward in one graph, and the backward pass after it."""
+    from torch._subclasses import FakeTensorMode
+
+    torch._dynamo.reset()  # as many graphs of one function are an error too
     with FakeTensorMode(allow_non_fake_inputs=True):
         with DEVICE:
-            model = NystromformerForPreTraining(config(**MECHANISMS[mechanism]))
+            model = build().train()
             inputs = {name: torch.empty(x.shape, dtype=x.dtype) for name, x in batch.items()}
+        compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
         with devices.autocast(torch.bfloat16, DEVICE):
-            graph = torch.export.export(model, (), inputs, strict=True).graph_module
-    assert not [node for node in graph.graph.nodes if "aten.item" in str(node.target)]
+            loss = compiled(**inputs).loss
+        loss.backward()
+    assert loss.device == DEVICE
+    assert any(parameter.grad is not None for parameter in model.parameters())
 
 
 @pretended

@@ -113,9 +113,14 @@ class Sizes:
         a trained BERT's heads, where bfloat16 would be by 1e-2. Else three products of TF32, as exact as
         float32.
         """
-        if self.dtype == torch.float32:
+        if self.inversion_dtype == torch.float32:
             return {"TYPE": tl.float32, "PRECISION": "tf32x3"}
         return {"TYPE": tl.float16, "PRECISION": "tf32"}
+
+    @property
+    def inversion_dtype(self) -> torch.dtype:
+        """Of the factors of the iteration's products."""
+        return torch.float32 if self.dtype == torch.float32 else torch.float16
 
     def parts(self, programs: int) -> tuple[int, int]:
         """(S, tokens of each) that make at least so many programs, where there are tiles enough."""
@@ -255,8 +260,8 @@ def backward(
     grad_query_parts = means.new_empty(b, h, parts + 1, m, d)
     on_chip = sizes.on_chip
     programs = min(b * h, 2 * sizes.multiprocessors)  # two of 128 threads and 255 registers fill one
-    step_dtype = torch.float32 if sizes.dtype == torch.float32 else torch.float16
-    steps = means.new_empty(programs * iterations * 3 * padded(m) ** 2 if on_chip else 1, dtype=step_dtype)
+    room = programs * iterations * 3 * padded(m) ** 2 if on_chip else 1
+    steps = means.new_empty(room, dtype=sizes.inversion_dtype)
     mix_backward_kernel[(programs,)](
         grad_mixed_parts, grad_key_parts, means[0], means[1], inverse, gathered, rows.count_B, steps,
         grad_mixed, grad_gathered, delta, grad_key_means, grad_query_parts,
@@ -274,7 +279,8 @@ def backward(
         grad_key_means, grad_mixed, weight, rows.segment_BN, rows.count_B,
         grad_key, grad_value, grad_query_parts,
         h, n, tokens, sizes.scale, sizes.score_scale,
-        K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window, **constants,
+        K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window,
+        **(constants | {"num_warps": max(sizes.warps, padded(d) // 16)}),
     )  # fmt: skip
     # Q̃ is a mean of queries
     spread_backward_query_kernel[(b * h, fine_parts)](

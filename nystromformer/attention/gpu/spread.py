@@ -54,7 +54,13 @@ def spread_kernel(
     valid_M = landmark < M
     mean_MD = load_tile(key_means + start_of_means, D, landmark, valid_M, D, D_PAD)
     mean_MD = mean_MD.to(query.dtype.element_ty)
-    mixed_MD = load_tile(mixed + start_of_means, D, landmark, valid_M, D, D_PAD).to(MIX)
+    mixed_MD = load_tile(mixed + start_of_means, D, landmark, valid_M, D, D_PAD)
+    size = 1.0
+    if MIX == tl.bfloat16:  # noqa: SIM300 (a constant of the compilation)
+        # X's entries are large and cancel: float16 has eight times as fine steps, once they are in its range.
+        largest = tl.max(tl.max(tl.abs(mixed_MD), axis=1), axis=0)
+        size = tl.where(largest > 0.0, largest, 1.0)
+        mixed_MD = (mixed_MD / size).to(tl.float16)
     if CONVOLVED:
         band_PW = load_band(weight + head * K, K, P, W, False).to(value.dtype.element_ty)
     last = tl.minimum((part + 1) * tokens_of_part, N)
@@ -64,7 +70,7 @@ def spread_kernel(
         real_P = real_tokens(segment, row, index_P, N, MASKED) & inside_P
         query_PD = load_tile(query, query_n, index_P, real_P, D, D_PAD)
         factor_PM = _factor(query_PD, mean_MD, present, score_scale, M_PAD, PRECISION)
-        out_PD = tl.dot(factor_PM.to(MIX), mixed_MD, input_precision=MIX_PRECISION)
+        out_PD = tl.dot(factor_PM.to(mixed_MD.dtype), mixed_MD, input_precision=MIX_PRECISION) * size
         if CONVOLVED:
             value_WD = load_window(value, value_n, segment, row, start, N, K, D, D_PAD, MASKED, W)
             out_PD += tl.dot(band_PW, value_WD, input_precision=PRECISION)

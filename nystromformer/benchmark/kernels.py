@@ -1,0 +1,125 @@
+"""What each kernel of Nyström attention on a GPU moves and multiplies: counted on paper, measured nowhere.
+
+    python -m nystromformer.benchmark.kernels        the table of docs/attention.md
+
+Bytes are those of the GPU's memory: what a kernel reads and what it writes, each once. Read again by a
+neighbour (a convolution's window, a head's landmarks), and the iterates of the inverse's backward pass, they
+are taken to lie in the cache. Operations are those of the products that a kernel does, with what it computes
+again and the zeros of the convolution's band; a multiplication with its addition counts as 2.
+
+Shapes: B rows, H heads, N positions, D head width, M landmarks, K kernel width; S parts of the positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from nystromformer import tables
+
+HALF, SINGLE = 2, 4
+"""Bytes of an entry: of the inputs, and of what is as small as the landmarks."""
+MEMORY, PRODUCTS = 3.35e12, 800e12
+"""Bytes and bf16 operations a second of an H100 with HBM3; 800e12 is what large products reach there."""
+MULTIPROCESSORS = 132
+TOKENS, HEADS, WIDTH, LANDMARKS, KERNEL = 65_536, 12, 64, 64, 33
+ITERATIONS = 6
+LENGTHS = (512, 8192)
+
+
+class Work(NamedTuple):
+    """Of one launch."""
+
+    kernel: str
+    bytes: int
+    flops: int
+
+    @property
+    def seconds(self) -> float:
+        """What the slower of memory and products takes, were it busy all the time."""
+        return max(self.bytes / MEMORY, self.flops / PRODUCTS)
+
+
+def kernel_work(
+    b: int, n: int, *, h: int = HEADS, d: int = WIDTH, m: int = LANDMARKS, k: int | None = KERNEL
+) -> list[Work]:
+    """Every launch of a forward and a backward pass; bf16, no padding, a head's matrices on chip.
+
+    Args:
+        k: 3 or more, or None without a convolution.
+    """
+    from nystromformer.attention.gpu.launch import Sizes  # needs Triton
+
+    sizes = Sizes(b, h, n, m, d, k, torch.bfloat16, False, MULTIPROCESSORS, True)
+    parts, fine_parts = (sizes.parts(share * sizes.programs)[0] for share in (1, 2))
+    heads = b * h
+    inputs = HALF * heads * n * d  # one of Q, K, V
+    means = SINGLE * heads * m * d  # one of Q̃, K̃, B̃ V, X
+    matrices = SINGLE * heads * m * m
+    sums = SINGLE * heads * m  # a number a landmark
+    product = 2 * heads * n * m * d  # of all tokens with all landmarks
+    narrow = 32 if (k or 1) <= 33 else sizes.tile  # tile of the convolution's own gradient
+    band = heads * fine_parts * narrow * (k or 0)
+    convolution = 2 * heads * n * sizes.window * d if k else 0
+    step, small = 2 * heads * m**3, 2 * heads * m * m * d
+    found = [
+        Work("means", 2 * inputs + 2 * means, 2 * heads * n * d),
+        Work("gather", 2 * inputs + means + parts * (means + 2 * sums), 2 * product),
+        Work("join", parts * (means + 2 * sums) + means + sums, 2 * heads * parts * m * d),
+        Work("mix", 3 * means + matrices + means, 2 * small + 4 * ITERATIONS * step),
+        Work("spread", 3 * inputs + 2 * means, 2 * product + convolution),
+        Work("spread_backward_means", 2 * inputs + 2 * means + 2 * parts * means, 4 * product),
+        Work(
+            "mix_backward",
+            2 * parts * means + 3 * means + matrices + 4 * means + sums,
+            5 * small + (4 + 8) * ITERATIONS * step,
+        ),
+        Work(
+            "gather_backward",
+            3 * inputs + 3 * means + 2 * sums + 2 * inputs + parts * means,
+            5 * product + convolution,
+        ),
+        Work("sum over parts", (parts + 1) * means + means, heads * parts * m * d),
+        Work("spread_backward_query", 2 * inputs + 3 * means + inputs, 3 * product),
+    ]
+    if k:
+        found += [
+            Work("kernel_gradient", 2 * inputs + SINGLE * band, 2 * heads * n * 2 * narrow * d),
+            Work("sum over rows, parts and places", SINGLE * band, band),
+        ]
+    return found
+
+
+def floor_bytes(b: int, n: int, h: int = HEADS, d: int = WIDTH) -> int:
+    """Inputs read and outputs written once in each direction: eleven tensors."""
+    return 11 * HALF * b * h * n * d
+
+
+def table() -> list[str]:
+    """The work of 65,536 tokens at both lengths."""
+    found = [kernel_work(TOKENS // n, n) for n in LENGTHS]
+    rows = [
+        [
+            f"`{of_kernel[0].kernel}`",
+            *(cell for work in of_kernel for cell in _cells(work.bytes, work.flops, work.seconds)),
+        ]
+        for of_kernel in zip(*found, strict=True)
+    ]
+    totals = [
+        cell
+        for works in found
+        for cell in _cells(
+            sum(w.bytes for w in works), sum(w.flops for w in works), sum(w.seconds for w in works)
+        )
+    ]
+    head = ["launch", *(f"{what} at {n:,}" for n in LENGTHS for what in ("MB", "GFLOP", "µs"))]
+    return tables.table(head, [*rows, [f"{len(rows)} launches", *totals]])
+
+
+def _cells(moved: int, flops: int, seconds: float) -> list[str]:
+    return [f"{moved / 1e6:,.0f}", f"{flops / 1e9:,.1f}", f"{1e6 * seconds:,.0f}"]
+
+
+if __name__ == "__main__":
+    print(*table(), sep="\n")

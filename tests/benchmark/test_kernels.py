@@ -1,0 +1,75 @@
+"""The work of the GPU's kernels on paper: the operations are those of the kernels, the page has the table."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import nystromformer
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+ROOT = Path(__file__).parents[2]
+
+COUNTED = """
+import numpy, torch
+from triton.runtime.interpreter import InterpreterBuilder
+from nystromformer.attention.gpu import launch
+from nystromformer.benchmark.kernels import kernel_work
+
+done = 0
+dot = InterpreterBuilder.create_dot
+
+
+def counted(self, a, b, *more):
+    global done
+    done += 2 * numpy.prod(a.data.shape) * b.data.shape[-1]
+    return dot(self, a, b, *more)
+
+
+InterpreterBuilder.create_dot = counted
+query, key, value, grad = torch.randn(4, 2, 3, 128, 16)
+_, *kept = launch.forward(query, key, value, None, None, 16, 6)
+forward = done
+launch.backward(grad, query, key, value, None, None, kept, 16, 6)
+work = kernel_work(2, 128, h=3, d=16, m=16, k=None)
+products = [0 if w.kernel in ("means", "join") or w.kernel.startswith("sum") else w.flops for w in work]
+assert (forward, done) == (sum(products[:5]), sum(products)), (forward, done, products)
+"""
+
+
+def test_the_operations_are_those_of_the_kernels():
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED],
+        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=ROOT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_every_kernel_that_is_launched_is_counted():
+    from nystromformer.benchmark.kernels import kernel_work
+
+    source = (Path(nystromformer.__file__).parent / "attention/gpu/launch.py").read_text()
+    launched = set(re.findall(r"(\w+)_kernel\[", source))
+    assert launched
+    assert launched <= {work.kernel for work in kernel_work(128, 512)}
+
+
+def test_long_rows_move_their_tensors_and_little_else():
+    """7 forward, 12 backward; the floor has 11 of them."""
+    from nystromformer.benchmark.kernels import floor_bytes, kernel_work
+
+    for n in (8192, 131_072):
+        moved = sum(work.bytes for work in kernel_work(8, n))
+        assert 19 / 11 <= moved / floor_bytes(8, n) <= 19 / 11 * (1 + 1000 / n)
+
+
+def test_the_page_has_the_table():
+    from nystromformer.benchmark.kernels import table
+
+    page = (ROOT / "docs/attention.md").read_text(encoding="utf-8")
+    assert "\n".join(table()) in page
