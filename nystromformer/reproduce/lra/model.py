@@ -51,7 +51,7 @@ class RunningNorm(nn.Module):
     Means over hundreds of bytes have most in common: what differs from row to row is a sixteenth of them, so
     that a classifier's gradient is mostly of the common part. Batch normalisation takes that away too, but by
     the batch at hand in training and by running figures afterwards: while the encoder still moves, these are
-    so far apart that an accuracy of 60 % was measured as 50 %. Here both take the running figures.
+    so far apart that what was learned does not show. Here both take the running figures.
     """
 
     mean: Tensor
