@@ -222,7 +222,7 @@ def _pretraining(measured: dict[str, Any], scale: LraScale) -> list[str]:
             )
         )
     return [
-        f"Pretrained: before each step on the task {scale.pretrain_share:g} on masked tokens, "
+        f"Pretrained: for each step on the task {scale.pretrain_share:g} before it on masked tokens, "
         f"{scale.pretrain_masked:.0%} of the task's own training inputs, with a highest rate of "
         f"{scale.pretrain_learning_rate:g}; the rest is the same. The paper's figures are without it.",
         "",
@@ -287,7 +287,8 @@ def _differences(scale: LraScale) -> list[str]:
         f"{scale.longformer_window}, Performer has {scale.performer_features} features. AdamW, "
         f"{scale.batch_size} rows a step, highest rate {scale.learning_rate:g}, linear warm-up over "
         f"{scale.warmup_share:.0%} of the steps and linear decay: rates, steps and these sizes are this "
-        "project's choice, not the paper's.",
+        "project's choice, not the paper's. Times are by the clock: beside other work on the machine they "
+        "compare nothing.",
     ]
 
 
