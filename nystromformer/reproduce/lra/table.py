@@ -320,5 +320,7 @@ def _draw(measured: dict[str, Any], path: Path, *, task: str) -> None:
             quality.axhline(chance, color="0.4", linewidth=0.8, label="commonest class")
             title = "pretrained, validation" if pretrained else "validation"
             quality.set(title=f"{TITLES[task]}, {title}", xlabel="step", ylabel="accuracy (%)")
-            quality.sharey(qualities[0])
+        low, high = zip(*(quality.get_ylim() for quality in qualities), strict=True)
+        for quality in qualities:
+            quality.set_ylim(min(low), max(high))
         legend_below(figure, qualities[0], columns=3)
