@@ -158,7 +158,8 @@ SPILLED = {
     "gather_kernel": 32,
     "spread_kernel": 32,
 }
-"""Bytes a thread may lay down in local memory; kernels that are not named, none."""
+"""Bytes a thread may lay down in local memory, heads of up to 64; kernels that are not named, none."""
+SPILLED_BY_WIDE_HEADS = SPILLED | {"gather_backward_kernel": 640}
 
 
 def bytes_spilled(made, capability, folder) -> int:
@@ -186,7 +187,8 @@ def test_registers_suffice_in_bfloat16(launched, monkeypatch, tmp_path, m, d, ca
         kernel.__name__: bytes_spilled(compiled(kernel, arguments, options, capability), capability, tmp_path)
         for kernel, arguments, options in launched
     }
-    assert {name: spilled for name, spilled in found.items() if spilled > SPILLED.get(name, 0)} == {}
+    allowed = SPILLED if d <= 64 else SPILLED_BY_WIDE_HEADS
+    assert {name: spilled for name, spilled in found.items() if spilled > allowed.get(name, 0)} == {}
 
 
 def test_products_run_on_tensor_cores(launched, monkeypatch):
