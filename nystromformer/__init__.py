@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nystromformer.attention.transformers_interface import register_attention
     from nystromformer.model import (
         NystromformerConfig,
+        NystromformerForEmbedding,
         NystromformerForMaskedLM,
         NystromformerForMultipleChoice,
         NystromformerForPreTraining,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "NystromformerConfig": "nystromformer.model",
+    "NystromformerForEmbedding": "nystromformer.model",
     "NystromformerForMaskedLM": "nystromformer.model",
     "NystromformerForMultipleChoice": "nystromformer.model",
     "NystromformerForPreTraining": "nystromformer.model",
@@ -41,6 +43,7 @@ _HOMES = {
 
 __all__ = [
     "NystromformerConfig",
+    "NystromformerForEmbedding",
     "NystromformerForMaskedLM",
     "NystromformerForMultipleChoice",
     "NystromformerForPreTraining",

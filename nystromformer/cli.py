@@ -30,6 +30,8 @@ class Command:
     examples: Sequence[str]
     words: Mapping[str, str] = field(default_factory=dict)
     """Bare words that stand for a setting."""
+    shared: bool = False
+    """Whether the processes of a launcher share its work."""
 
     def overrides(self, words: Sequence[str]) -> list[str]:
         """The command line's words as KEY=VALUE."""
@@ -95,6 +97,7 @@ COMMANDS = {
             "nystromformer pretrain debug=smoke",
             "accelerate launch -m nystromformer pretrain experiment=base_512",
         ),
+        shared=True,
     ),
     "finetune": Command(
         "Fine-tune on GLUE, film reviews or your own data; the same command again goes on.",
@@ -105,20 +108,28 @@ COMMANDS = {
             "nystromformer finetune task=mrpc checkpoint=google-bert/bert-base-uncased seeds=3",
             "nystromformer finetune task=imdb checkpoint=runs/base_1024/model model.max_length=1024",
             "nystromformer finetune task=custom checkpoint=runs/demo/model data.train=mine.csv",
+            "nystromformer finetune task=embed checkpoint=MY_BERT data.train=notes.jsonl data.pairs=spans",
         ),
+        shared=True,
     ),
     "evaluate": Command(
-        "A fine-tuned model on a file: predictions, and figures where the file has labels.",
+        "A fine-tuned model on a file: predictions and figures; or its rankings of a folder's documents.",
         "nystromformer.tasks.predict:evaluate",
-        ("nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",),
+        (
+            "nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",
+            "nystromformer evaluate checkpoint=runs/search/embed/model file=scifact retrieval.rerank=ranker",
+        ),
+        shared=True,
     ),
     "predict": Command(
         "A fine-tuned model on a file of any size, row by row; the same command again goes on.",
         "nystromformer.tasks.predict:predict",
         (
+            "nystromformer predict task=embed checkpoint=MY_BERT file=notes.jsonl folder=vectors",
             "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.jsonl folder=predicted",
             "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.csv format=tsv",
         ),
+        shared=True,
     ),
     "benchmark": Command(
         "Speed and memory of attention, training, preparation and loader on this machine, beside the peers.",
@@ -228,6 +239,12 @@ def dispatch(words: list[str]) -> None:
     if options.cfg:
         print(as_yaml(settings), end="")
         return
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and not command.shared:
+        raise UserError(
+            f"{name} works in one process, and a launcher started {processes}: start it without one (where "
+            "none did, unset WORLD_SIZE)"
+        )
     resolve_name(command.function)(settings)
 
 

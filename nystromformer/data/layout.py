@@ -27,6 +27,12 @@ MOST_WIDTHS = 8
 _MULTIPLE = 8  # what tensor cores want
 
 Batch = dict[str, torch.Tensor]
+"""Tensors by name; rows in several parts, each as wide as its longest, are `input_ids`, `input_ids.1`, …"""
+
+
+def parts(batch: Batch, name: str) -> list[torch.Tensor]:
+    """A tensor of each part of a batch."""
+    return [x for key, x in batch.items() if key.partition(".")[0] == name]
 
 
 @dataclass(frozen=True)

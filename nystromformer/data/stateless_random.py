@@ -36,6 +36,8 @@ class Stream(enum.IntEnum):
     MASK_TOKEN = 9
     SPAN_LENGTH = 10
     LENGTH_GROUP = 11
+    SPANS = 12
+    WINDOW = 13
 
 
 def _as_uint64(values: ArrayLike) -> UInt64Array:

@@ -18,6 +18,7 @@ from nystromformer import model as models
 from nystromformer.attention.mechanism import Mechanism, mechanism_of
 from nystromformer.errors import UserError
 from nystromformer.model.configuration import NystromformerConfig
+from nystromformer.model.embedding import NystromformerForEmbedding
 from nystromformer.model.layouts import folder_layout, load_model
 from nystromformer.settings.export import HEADS, ExportSettings
 
@@ -32,6 +33,7 @@ _MODELS: dict[str, tuple[type[PreTrainedModel], tuple[str, ...]]] = {
     "tokens": (models.NystromformerForTokenClassification, ("logits",)),
     "question": (models.NystromformerForQuestionAnswering, ("start_logits", "end_logits")),
     "choice": (models.NystromformerForMultipleChoice, ("logits",)),
+    "embedding": (NystromformerForEmbedding, ("embeddings",)),
     "encoder": (models.NystromformerModel, ("last_hidden_state", "pooler_output")),
 }
 assert tuple(_MODELS) == HEADS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from nystromformer.errors import UserError
+from nystromformer.errors import check_installed
 
 OPSET = 18
 """Version of ONNX's operators: the first with all that is used, and PyTorch's own choice."""
@@ -31,10 +31,7 @@ def missing_packages() -> list[str]:
 
 def check_packages(setting: str) -> None:
     """Raise UserError where ONNX's packages are missing."""
-    if missing := missing_packages():
-        raise UserError(
-            f"{setting} needs {' and '.join(missing)}, not installed here: pip install 'nystromformer[onnx]'"
-        )
+    check_installed(missing_packages(), setting, "onnx")
 
 
 def write(program: ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ attention on padded batches or on lengths other than the configured one.
 
 from nystromformer.model.auto import register_auto_classes
 from nystromformer.model.configuration import NystromformerConfig
+from nystromformer.model.embedding import NystromformerForEmbedding
 from nystromformer.model.encoder import NystromformerModel
 from nystromformer.model.heads import (
     NystromformerForMaskedLM,
@@ -21,6 +22,7 @@ register_auto_classes()
 
 __all__ = [
     "NystromformerConfig",
+    "NystromformerForEmbedding",
     "NystromformerForMaskedLM",
     "NystromformerForMultipleChoice",
     "NystromformerForPreTraining",

@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes, sha256_of_json
+from nystromformer.hub import opened_tokenizer
 from nystromformer.model.configuration import CONFIGURATION, NystromformerConfig
 from nystromformer.model.encoder import POSITION_OFFSET, NystromformerPreTrainedModel
 from nystromformer.model.heads import NystromformerForPreTraining
@@ -314,15 +315,6 @@ def grow_positions(table: Tensor, positions: int, how: str = "tile") -> Tensor:
 # --- what belongs to the weights: a tokenizer, and a content --------------------------------------------
 
 
-def opened_tokenizer(path: str, wrong: str, fix: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name; raises UserError `WRONG (why): FIX` where there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # transformers raises half a dozen kinds, the hub's client more
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{wrong} ({first_line}): {fix}") from None
-
-
 def open_tokenizer(path: str | None, checkpoint: str) -> PreTrainedTokenizerBase:
     """The tokenizer of `path`, or of the checkpoint; raises UserError where there is none to use."""
     name = f"tokenizer_path={path}" if path else f"checkpoint={checkpoint}"
@@ -351,7 +343,7 @@ def content_of_checkpoint(path: str, hashes: ContentHashes | None = None) -> str
         None where there is no such checkpoint on this machine.
     """
     hashes = hashes or ContentHashes()
-    place = _place(path)
+    place = place_of(path)
     if place is None:
         return None
     if place.is_file():
@@ -364,8 +356,8 @@ def content_of_checkpoint(path: str, hashes: ContentHashes | None = None) -> str
     return sha256_of_json(found)
 
 
-def _place(path: str) -> Path | None:
-    """The file or folder on this machine; of a hub name the snapshot that was opened last."""
+def place_of(path: str) -> Path | None:
+    """The file or folder of a checkpoint on this machine; of a hub name the snapshot that was opened last."""
     local = Path(path).expanduser()
     if local.exists():
         return local

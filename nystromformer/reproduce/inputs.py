@@ -20,6 +20,7 @@ from nystromformer.reproduce.lra.examples import content_of, load_task
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import composed_finetune, composed_run, task_of
 from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
+from nystromformer.tasks.collection import Collection
 from nystromformer.tasks.contents import content_of_tokenizer, contents_of_data, short
 from nystromformer.tasks.reading import load_splits
 
@@ -49,9 +50,11 @@ def measured_on(before: Inputs, after: Inputs) -> Inputs:
 
 def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
     heads = RESULTS[name].section == "heads"
-    if heads or name in ("glue", "swap", "finetune"):
+    if heads or name in ("glue", "swap", "finetune", "retrieval"):
         yield "weights", partial(_weights, settings)
         yield "tokenizer", partial(_tokenizer, settings)
+    if name == "retrieval":
+        yield "collection", partial(_collection, settings)
     if heads or name == "starts":
         yield "reviews", _reviews
     for words in _pretrainings(settings, name):
@@ -97,6 +100,11 @@ def _weights(settings: ReproduceSettings) -> str | None:
 
 def _tokenizer(settings: ReproduceSettings) -> str:
     return content_of_tokenizer(open_tokenizer(None, trained_bert(settings)))
+
+
+def _collection(settings: ReproduceSettings) -> str:
+    collection = Collection(Path(str(settings.collection)).expanduser(), "collection")
+    return sha256_of_json([sha256_of_file(path) for path in collection.files("test")])
 
 
 def _reviews() -> str:

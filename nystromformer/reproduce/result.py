@@ -41,7 +41,7 @@ def configuration_of(settings: ReproduceSettings, name: str, device: str) -> dic
         # What a folder holds is one of the inputs.
         found[used] = {"name": Path(value).name} if value and isinstance(value, str) else value
     if settings.overrides:
-        found["overrides"] = [_without_folder(word) for word in settings.overrides]
+        found["overrides"] = [portable(word) for word in settings.overrides]
     return json.loads(json.dumps(found))  # as it will be read again
 
 
@@ -65,7 +65,7 @@ def command_of(settings: ReproduceSettings, name: str) -> str:
     if settings.minutes is not None and name in LENGTHENED:
         words.append(f"minutes={settings.minutes:g}")
     if settings.overrides:
-        words.append(f"'overrides={json.dumps([_without_folder(word) for word in settings.overrides])}'")
+        words.append(f"'overrides={json.dumps([portable(word) for word in settings.overrides])}'")
     return " ".join(["nystromformer reproduce", *words])
 
 
@@ -98,7 +98,7 @@ def _deciding(name: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
     return {**decisive, **{key: value for key, value in settings.items() if key not in free}}
 
 
-def _without_folder(word: str) -> str:
+def portable(word: str) -> str:
     """`data.bookcorpus=/mnt/books` tells only `data.bookcorpus=books`: paths mean nothing elsewhere."""
     key, equals, value = word.partition("=")
     return f"{key}={Path(value).name}" if equals and value.startswith(("/", "~")) else word

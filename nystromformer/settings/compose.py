@@ -28,16 +28,17 @@ from nystromformer.settings import mistakes
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.settings.export import ExportSettings
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, PredictSettings
+from nystromformer.settings.finetune import FinetuneSettings, PredictSettings
 from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.pretrain import PrepareCommandSettings, PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.settings.retrieval import EvaluateCommandSettings
 from nystromformer.settings.schema import Setting, settings_of
 
 Settings: TypeAlias = (
     PretrainSettings
     | FinetuneSettings
-    | EvaluateSettings
+    | EvaluateCommandSettings
     | PredictSettings
     | BenchmarkSettings
     | ConvertSettings
@@ -50,7 +51,7 @@ SCHEMAS: dict[str, type[Settings]] = {
     "pretrain": PretrainSettings,
     "prepare": PrepareCommandSettings,
     "finetune": FinetuneSettings,
-    "evaluate": EvaluateSettings,
+    "evaluate": EvaluateCommandSettings,
     "predict": PredictSettings,
     "benchmark": BenchmarkSettings,
     "convert": ConvertSettings,
@@ -136,7 +137,9 @@ def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:
     written = {o.key_or_group: text.partition("=")[2] for o, text in zip(parsed, overrides, strict=True)}
     try:
         with hydra.initialize_config_dir(str(folder), job_name="nystromformer", version_base="1.3"):
-            words = _for_hydra(parsed, groups)
+            # Of a setting that is called as a group of another command Hydra would choose the group.
+            values = {o.key_or_group: o.value() for o in parsed if _is_setting(o, known, groups)}
+            words = _for_hydra([o for o in parsed if o.key_or_group not in values], groups)
             config = hydra.compose(command, words, return_hydra_config=True)
             if issubclass(SCHEMAS[command], PretrainSettings) and config.init.source != "scratch":
                 # An experiment's model is for a run from scratch; one that the user named is written.
@@ -148,6 +151,8 @@ def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:
             choices = {group: taken.get(group) for group in groups if group in taken.keys() | dropped}
             with open_dict(config):
                 del config["hydra"]
+            for key, value in values.items():
+                config[key] = value
             settings = OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(mistakes.in_one_line(error, written, known, groups)) from error
@@ -201,11 +206,16 @@ def _checked(text: str, known: Mapping[str, Setting], groups: mistakes.Groups) -
         raise UserError(f"{text}: settings cannot be added or removed: write {key}=VALUE")
     if override.is_sweep_override():
         raise UserError(f"{text} names several values: write one, or a list in brackets")
-    if key in groups:
+    if key in groups and key not in known:
         option = override.value()
         if option is not None and not (isinstance(option, str) and option in groups[key]):
             raise UserError(mistakes.unknown_option(key, text.partition("=")[2], groups))
     return override
+
+
+def _is_setting(override: Override, known: Mapping[str, Setting], groups: mistakes.Groups) -> bool:
+    """Whether it is a setting of this command that has the name of a group."""
+    return override.key_or_group in known and override.key_or_group in groups
 
 
 def _for_hydra(overrides: Iterable[Override], groups: mistakes.Groups) -> list[str]:

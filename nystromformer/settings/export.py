@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nystromformer.settings.schema import Section, path, place, result
 
-HEADS = ("pretraining", "masked_lm", "sequence", "tokens", "question", "choice", "encoder")
+HEADS = ("pretraining", "masked_lm", "sequence", "tokens", "question", "choice", "embedding", "encoder")
 
 
 @dataclass
@@ -21,8 +21,8 @@ class ExportSettings(Section):
     format: str = result("onnx", choices=("onnx", "torch"))
     """`onnx`, for ONNX Runtime and others (needs nystromformer[onnx]); `torch`, a program of torch.export."""
     head: str | None = result(None, choices=HEADS)
-    """`pretraining`, `masked_lm`, `sequence`, `tokens`, `question`, `choice`, or `encoder` for the hidden
-    states; empty takes what the checkpoint was trained for."""
+    """`pretraining`, `masked_lm`, `sequence`, `tokens`, `question`, `choice`, `embedding` for a
+    text's vector, or `encoder` for the hidden states; empty takes what the checkpoint was trained for."""
     int8: bool = result(False)
     """onnx: also write model.int8.onnx, by ONNX Runtime's dynamic quantisation, and say how far it is off."""
     operator: bool = result(False)

@@ -18,8 +18,15 @@ KINDS = {
     "tokens": "nystromformer.tasks.kinds.tokens:TokenTask",
     "choice": "nystromformer.tasks.kinds.choice:ChoiceTask",
     "answers": "nystromformer.tasks.kinds.answers:AnswerTask",
+    "rerank": "nystromformer.tasks.kinds.rerank:RerankTask",
+    "embed": "nystromformer.tasks.kinds.embed:EmbedTask",
 }
 """Kinds of task, each a class that answers what `nystromformer.tasks.task.Task` asks."""
+LOSSES = {
+    "embed": ("contrastive", "vectors", "similarities"),
+    "rerank": ("listwise", "pointwise", "regression"),
+}
+"""Of the kinds of task that have several."""
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """What may stand between the columns of a file, by the name that settings give it."""
 
@@ -37,7 +44,8 @@ class TaskSettings(Section, at="task"):
     kind: str = result("sequence", choices=KINDS)
     """What is predicted: `sequence`, a class or a number for a text or a pair of texts; `multi_label`, any
     number of labels for one; `numbers`, several numbers or grades for one; `tokens`, a tag for each word;
-    `choice`, which of several answers is right; `answers`, where in a text a question's answer stands."""
+    `choice`, which of several answers is right; `answers`, where in a text a question's answer stands;
+    `rerank`, how well a document answers a query; `embed`, a vector for a text."""
     learning_rates: list[float] = grid([], above=0, below=1, write="rates above 0 and below 1")
     """Each with each batch size is a cell of the grid; empty, with task=glue, takes each task's own."""
     batch_sizes: list[int] = grid([], at_least=1)
@@ -50,8 +58,20 @@ class TaskSettings(Section, at="task"):
     `spearman`, or `kappa` for grades."""
     regression: bool = result(False)
     """custom: the label is a number to be predicted, not a class."""
+    loss: str | None = result(None, choices=tuple(loss for losses in LOSSES.values() for loss in losses))
+    """embed: `contrastive`, each text's own passage told from all others of the batch; `vectors`, those of
+    data.vectors themselves; `similarities`, how like the texts are by those, of any width. Empty is
+    `vectors` where there are some, else `contrastive`. rerank: `listwise`, cross-entropy of the softmax over
+    a query's documents with their grades; `pointwise`, binary cross-entropy of each document; `regression`,
+    squared error of each one's grade. Empty is `listwise`."""
+    temperature: float = result(0.05, above=0)
+    """embed: what cosines are divided by."""
+    symmetric: bool = result(False)
+    """embed: also tell each passage's own text from all others."""
 
     def complaints_together(self) -> Iterator[str]:
+        if self.loss is not None and self.loss not in (fitting := (*LOSSES.get(self.kind, ()), "null")):
+            yield f"task.loss={self.loss} does not fit task.kind={self.kind}: write {' or '.join(fitting)}"
         if self.name != "glue":
             for name in ("learning_rates", "batch_sizes"):
                 if not getattr(self, name):
@@ -73,7 +93,7 @@ class TaskDataSettings(Section, at="data"):
     """A row with too few columns, no text, or no label that can be used: `stop`, naming it, or `skip` it and
     say how many; the original QQP train file holds some."""
     train: str | None = path(None, content="train")
-    """custom: a .csv, .tsv or .jsonl file."""
+    """custom: a .csv, .tsv or .jsonl file. rerank: also a folder of documents, queries and judgements."""
     dev: str | None = path(None, content="dev")
     """custom: held-out examples to choose the best checkpoint by; empty takes data.dev_fraction of train."""
     test: str | None = path(None, content="test")
@@ -103,6 +123,18 @@ class TaskDataSettings(Section, at="data"):
     quotes: bool | None = result(None)
     """custom: whether cells may stand in double quotes, as pandas and spreadsheets write them; false for
     files like GLUE's own, in which a quote is text. Empty is true, and stops where that is in doubt."""
+    negatives: list[str] = result([])
+    """embed: names of columns with passages that do not belong to the text; in JSON lines maybe lists."""
+    pairs: str = result("columns", choices=("columns", "spans"))
+    """embed: `columns`, data.text and data.text_pair; `spans`, two parts of the document in data.text, drawn
+    anew for each epoch."""
+    remove_repeated: bool = result(False)
+    """embed: where a passage begins with the text it belongs to, as abstracts do with their title, leave that
+    out of it."""
+    vectors: str | None = path(None, content="train")
+    """embed: another embedder's vectors of data.train, a row each in its order, .npy or .parquet."""
+    dev_vectors: str | None = path(None, content="dev")
+    """embed: the same of data.dev."""
     tokens: str = result("tokens")
     """tokens: name of the list of words in JSON lines."""
     tags: str = result("tags")
@@ -120,6 +152,14 @@ class TaskDataSettings(Section, at="data"):
     """answers: tokens of a context that each window shares with the next, where it is longer than a row."""
     max_answer_tokens: int = result(30, at_least=1)
     """answers: tokens of the longest answer that is given."""
+    candidates: int = result(8, at_least=2)
+    """rerank: documents of a query that are learned from at once. Of a query with more, each relevant one
+    makes a list with others that are drawn from the rest."""
+    mined: str = result("bm25", choices=("bm25", "random"))
+    """rerank, where data.train is a folder: which documents stand beside a query's relevant ones, those that
+    `bm25` finds first or `random` ones."""
+    one_is_best: bool = result(False)
+    """rerank, where data.train is a folder: grade 1 is the best, as in Cranfield's own judgements."""
     dev_fraction: float = result(0.1, above=0, below=1, write="a share between 0 and 1")
     """custom: share of each class that is held out, by the hash of its texts, always the same."""
     max_train_examples: int | None = result(None, at_least=2)
@@ -144,12 +184,12 @@ class TaskDataSettings(Section, at="data"):
 
 
 @dataclass
-class TaskModelSettings(Section, at="model"):
-    """How the checkpoint becomes a classifier; its shape is its own."""
+class SwapSettings(Section, at="model"):
+    """What is changed of a checkpoint; its shape is its own."""
 
     attention: str | None = result(None, choices=ATTENTIONS)
     """`nystrom`, `softmax` (exact) or another mechanism; empty takes the checkpoint's, and `nystrom` for a
-    BERT or RoBERTa."""
+    BERT or RoBERTa that is trained."""
     max_length: int | None = result(None, at_least=8, fault="too short")
     """Tokens of one example, special tokens included; what is beyond is cut. Empty takes the checkpoint's
     positions; more than those makes its table longer."""
@@ -163,6 +203,12 @@ class TaskModelSettings(Section, at="model"):
     salient_tokens: int | None = result(None, at_least=1)
     """With neighbours: tokens that all attend to exactly, the first and those that the landmarks attend to
     most; empty takes the checkpoint's, or 1."""
+
+
+@dataclass
+class TaskModelSettings(SwapSettings):
+    """How the checkpoint becomes a model to train."""
+
     conv_kernel_size: int | None = result(None, odd=True)
     """Where the checkpoint has no convolution: width of one, odd. Empty gives 33 to what becomes a
     Nyströmformer."""
@@ -193,7 +239,8 @@ class TaskTrainingSettings(Section, at="training"):
     gradient_clipping: float | None = result(1.0, noun="norm", above=0)
     """Largest allowed gradient norm; empty for no clipping."""
     micro_batch_size: int | None = speed(None, at_least=1)
-    """Examples a device takes at once, the rest of a batch is accumulated; empty takes the whole batch."""
+    """Examples a device takes at once, the rest of a batch is accumulated; empty takes the whole batch. With
+    embed, texts: each is computed twice then, and told from those of the whole batch all the same."""
     eval_batch_size: int = speed(64, at_least=1)
     """Examples at once where nothing is learned."""
     precision: str = result("auto", choices=PRECISIONS)
@@ -261,7 +308,8 @@ class EvaluateSettings(Section):
     """Folder of a model that `finetune` wrote."""
     file: str | None = path(None)
     """A file of a layout that the model's kind of task has: .csv, .tsv or .jsonl, CoNLL columns, SQuAD's
-    .json, or a file of the model's own GLUE task in GLUE's layout."""
+    .json, or a file of the model's own GLUE task in GLUE's layout. For `evaluate` also a folder of documents,
+    queries and judgements in BEIR's layout, whose documents the model ranks."""
     text: str | None = result(None)
     """Name of the column with the text; empty takes that of the model's task."""
     text_pair: str | None = result(None)
@@ -282,6 +330,8 @@ class EvaluateSettings(Section):
     """Most tokens at once, padding included: of rows of 4,096 tokens, four; a longer row goes by itself."""
     precision: str = result("float32", choices=PRECISIONS)
     """`float32`, `bf16`, or `auto`: bf16 where the device is fast at it."""
+    normalise: bool = result(True)
+    """embed: vectors of length 1, so that their products are cosines; false for the means as they are."""
     malformed_rows: str = result("stop", choices=("stop", "report"), write="stop or report")
     """A row that cannot be read: `stop`, naming it, or `report` it beside the predictions and go on."""
 
@@ -308,9 +358,16 @@ class PredictSettings(EvaluateSettings):
 
     folder: str = place("predicted")
     """Where the predictions and result.json go, with progress.json to go on by."""
-    format: str = result("jsonl", choices=("jsonl", "tsv", "own"))
+    task: str | None = result(None, choices=("embed",), write="embed, or null")
+    """`embed` for vectors from any checkpoint, a BERT too, trained for that or not; empty is what the
+    checkpoint was fine-tuned for."""
+    tokenizer_path: str | None = path(None)
+    """embed: folder or hub name; empty takes the checkpoint's own."""
+    format: str | None = result(None, choices=("jsonl", "tsv", "own", "npy", "parquet"))
     """`jsonl`, a JSON object a row, or `tsv`: id or row number, prediction, scores, and what is wrong with a
-    row that cannot be read; `own`, the file that `evaluate` writes, with such rows in errors.jsonl."""
+    row that cannot be read; `own`, the file that `evaluate` writes, with such rows in errors.jsonl; `npy` or
+    `parquet` for vectors, without such rows. Empty is npy for vectors, else jsonl."""
+    model: SwapSettings = field(default_factory=SwapSettings)
     figures: bool = result(True)
     """Where the file has labels, compare them with the predictions; false does not read them."""
     batch_size: int = speed(256, at_least=1)
@@ -319,3 +376,10 @@ class PredictSettings(EvaluateSettings):
     @property
     def measured(self) -> bool:
         return self.figures
+
+    def complaints_together(self) -> Iterator[str]:
+        yield from super().complaints_together()
+        if self.task is None:
+            given = {"model.*": self.model != SwapSettings(), "tokenizer_path": self.tokenizer_path}
+            for name in (name for name, value in given.items() if value):
+                yield f"{name} is for vectors from any checkpoint: write task=embed, or leave it empty"

@@ -41,6 +41,7 @@ RESULTS = {
     "swap": Entry("table", "swap:swap", uses=("checkpoint", "glue_root"), own=True),
     "warmstart": Entry("table", "pretraining:warmstart", own=True),
     "finetune": Entry("table", "finetuning:finetune", uses=("checkpoint", "glue_root"), own=True),
+    "retrieval": Entry("table", "retrieval:retrieval", uses=("checkpoint", "collection"), own=True),
 }
 """Every table and figure, in the order of the pages that list them."""
 LENGTHENED = ("small", "longer")
@@ -68,7 +69,8 @@ class ReproduceSettings(Section):
     Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from;
     `swap`, what classifiers of exact attention lose when it is exchanged without training;
     `warmstart`, that BERT trained on film reviews with Nyström and with exact attention; `finetune`, the
-    same comparison on classification tasks."""
+    same comparison on classification tasks; `retrieval`, vectors for the search in `collection`, before
+    training and after training on titles and texts."""
     all: bool = grid(False)
     """Every result of the paper, one after the other, and one page with all; also as the word `all`."""
     compare: list[str] = grid([])
@@ -94,6 +96,8 @@ class ReproduceSettings(Section):
     minutes: float | None = result(None, above=0)
     """figure=small and figure=longer: how long their runs shall take together, on a machine like the one that
     the scale was measured on. Steps, warm-up and the steps between validations grow alike."""
+    collection: str | None = path(None)
+    """table=retrieval: folder with documents that have titles, queries, and judgements, e.g. Cranfield's."""
     again: bool = record(False)
     """Measure anew what is there already."""
     device: str = result("auto", choices=DEVICES)

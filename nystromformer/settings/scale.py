@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.schema import Section, grid, record, result
+from nystromformer.settings.training import PRECISIONS
 
 
 @dataclass
@@ -292,6 +293,23 @@ class FinetuneScale(TasksScale, at="scale.finetune"):
 
 
 @dataclass
+class RetrievalScale(Section, at="scale.retrieval"):
+    """table=retrieval: vectors by exact and by Nyström attention, before training and after it."""
+
+    words: list[str] = result([])
+    """Words of each fine-tuning on titles and texts."""
+    length: int = result(512, at_least=8)
+    """Tokens of a document."""
+    num_landmarks: int = result(64, at_least=1)
+    neighbours: int = result(64, at_least=1)
+    """Tokens of a block, in the rows with neighbours."""
+    one_is_best: bool = result(True)
+    """Grade 1 is the best, as in Cranfield's judgements."""
+    precision: str = result("float32", choices=PRECISIONS)
+    """Of the vectors."""
+
+
+@dataclass
 class ScaleSettings(Section, at="scale"):
     """How large every result is: `scale=paper|gpu|cpu|smoke`."""
 
@@ -310,3 +328,4 @@ class ScaleSettings(Section, at="scale"):
     swap: SwapScale = field(default_factory=SwapScale)
     warmstart: WarmstartScale = field(default_factory=WarmstartScale)
     finetune: FinetuneScale = field(default_factory=FinetuneScale)
+    retrieval: RetrievalScale = field(default_factory=RetrievalScale)

@@ -38,6 +38,7 @@ class TaskBatches:
         self._encoded = encoded
         self._collate = collate
         self._steps = steps
+        self._seed = seed
         self._mine = slice(rank, None, world_size)
         self._micro = micro_batch_size or batch_size // world_size
         self._order = GlobalBatches(
@@ -61,9 +62,9 @@ class TaskBatches:
 
     def of_step(self, step: int) -> list[Batch]:
         """This process's micro-batches of a step, counted from 0."""
-        rows = [index for _, index in self.keys_of_step(step)]
+        encoded, rows = self._encoded.drawn(self.keys_of_step(step), self._seed)
         starts = range(0, len(rows), self._micro)[self._mine]
-        return [self._collate(self._encoded, rows[start : start + self._micro]) for start in starts]
+        return [self._collate(encoded, rows[start : start + self._micro]) for start in starts]
 
     def keys_of_step(self, step: int) -> list[Key]:
         """(epoch, index) of every row of a step."""

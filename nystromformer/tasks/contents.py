@@ -9,6 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.data.tokenizer import content_hash
@@ -18,6 +19,7 @@ from nystromformer.tasks.task import Examples, Splits, Task
 
 Contents = dict[str, str]
 """`checkpoint`, `tokenizer`, `train` and each labelled set → what it holds, in a few letters."""
+_NAMED = ("train", "dev", "test", "root", "hub", "vectors", "dev_vectors")
 _SHOWN = 16  # hexadecimal digits: 64 bits, which no edit meets by chance
 
 
@@ -46,7 +48,7 @@ def short(digest: str) -> str:
 
 def missing_data(data: TaskDataSettings) -> list[str]:
     """The settings that name a file or folder which is not there."""
-    named = {name: getattr(data, name) for name in ("train", "dev", "test", "root", "hub")}
+    named = {name: getattr(data, name) for name in _NAMED}
     return [
         f"data.{name}={path}" for name, path in named.items() if path and not Path(path).expanduser().exists()
     ]
@@ -58,5 +60,5 @@ def _content(part: Examples, task: Task) -> str:
     labels = part.labels or []
     for texts, label in zip(part.texts, labels, strict=True):
         held = float(label) if isinstance(label, int) else label
-        digest.update(json.dumps([*texts, held]).encode() + b"\n")
+        digest.update(json.dumps([*texts, held], default=np.ndarray.tolist).encode() + b"\n")
     return f"{len(part):,} examples {short(digest.hexdigest())}"

@@ -35,6 +35,9 @@ def export(
             "seed": job.seed,
             "cell": job.cell,
         }
+        for path, content in task.files(model.config, max_length).items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            write_atomically(folder / path, json.dumps(content, indent=2) + "\n")
         write_atomically(folder / "task.json", json.dumps(taught, indent=2) + "\n")
         write_atomically(folder / "README.md", _card(task, setup, job, figures))
     except OSError as error:
@@ -62,7 +65,7 @@ def _card(task: Task, setup: TaskSetup, job: Job, figures: dict[str, float]) -> 
     )
     config = setup.checkpoint.config
     return f"""---
-library_name: transformers
+library_name: {task.library}
 pipeline_tag: {task.pipeline}
 tags: [nystromformer]
 ---
@@ -86,6 +89,5 @@ from transformers import pipeline
 {task.usage()}
 ```
 
-Without that import transformers opens the folder with its own Nystromformer, whose classification head is
-another one: it would warn, and answer by chance.
+Without that import {task.forgotten}
 """

@@ -51,7 +51,7 @@ class GrowingFiles:
         """Open all of them where they ended; raises UserError where one has become shorter."""
         with ExitStack() as stack:
             for name, size in self._sizes.items():
-                path = _growing(self._folder, name)
+                path = growing(self._folder, name)
                 file = stack.enter_context(open(path, "r+b" if size else "wb"))
                 if os.fstat(file.fileno()).st_size < size:
                     raise UserError(
@@ -63,11 +63,12 @@ class GrowingFiles:
                 self._files[name] = file
             yield
 
-    def append(self, texts: Mapping[str, str], progress: Mapping[str, Any]) -> None:
+    def append(self, parts: Mapping[str, str | bytes], progress: Mapping[str, Any]) -> None:
         """Write a part of each file, and then note it."""
-        for name, text in texts.items():
+        for name, part in parts.items():
             # Unpaired surrogates, which JSON can carry and UTF-8 cannot, in JSON's own writing.
-            file, content = self._files[name], text.encode(errors="backslashreplace")
+            content = part.encode(errors="backslashreplace") if isinstance(part, str) else part
+            file = self._files[name]
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -81,16 +82,17 @@ def note_progress(folder: Path, progress: Mapping[str, Any]) -> None:
 
 def written_so_far(folder: Path, name: str) -> Iterator[str]:
     """The lines of a file that grows."""
-    with open(_growing(folder, name), encoding="utf-8", newline="\n") as file:
+    with open(growing(folder, name), encoding="utf-8", newline="\n") as file:
         yield from file
 
 
 def name_for_good(folder: Path, name: str) -> None:
     """Give a whole file its name, if it has not got it yet."""
-    path = _growing(folder, name)
+    path = growing(folder, name)
     if path.exists():
         path.replace(folder / name)
 
 
-def _growing(folder: Path, name: str) -> Path:
+def growing(folder: Path, name: str) -> Path:
+    """Where a file is until it is whole."""
     return folder / f"{name}.part"

@@ -4,18 +4,22 @@
 
 A chunk holds so many rows or characters, whichever comes first, and no more is in memory. Chunks and batches
 depend on file and settings alone: what was killed goes on, and its file is that of an undisturbed run.
+Processes of a launcher take a chunk each in turn, and the main one writes: the file is that of one process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from itertools import islice
+from functools import partial
+from itertools import accumulate, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +30,32 @@ from nystromformer.files import ContentHashes, held, write_atomically
 from nystromformer.model.layouts import load_model
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
-from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
+from nystromformer.settings.finetune import EvaluateSettings, PredictSettings, SwapSettings
+from nystromformer.settings.retrieval import EvaluateCommandSettings
 from nystromformer.settings.schema import Role, settings_of
+from nystromformer.tasks import vectors
 from nystromformer.tasks.contents import content_of_tokenizer, short
+from nystromformer.tasks.embedding import Embedder, own_length, swap
 from nystromformer.tasks.export import taught
 from nystromformer.tasks.growing import (
     PROGRESS,
     GrowingFiles,
+    growing,
     name_for_good,
     note_progress,
     read_progress,
     written_so_far,
 )
+from nystromformer.tasks.kinds.embed import EmbedTask
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
-from nystromformer.tasks.task import Task, stored
+from nystromformer.tasks.plots import RELIABILITY, draw_reliability
+from nystromformer.tasks.retrieval import evaluate_collection
+from nystromformer.tasks.row_files import Fault
+from nystromformer.tasks.task import Examples, Task, stored
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
 from nystromformer.training.display import ProgressDisplay
+from nystromformer.training.together import Together
 
 _CHARACTERS = 64
 """A chunk holds at most so many for each token of a batch: some 16 batches."""
@@ -55,13 +68,21 @@ _HASHES = "hashes.json"
 _RESULT = "result.json"
 
 
-def evaluate(settings: EvaluateSettings) -> None:
-    """Predict every row anew, write the predictions and result.json, and print the figures.
+def evaluate(settings: EvaluateCommandSettings) -> None:
+    """Predict every row anew, write the predictions and result.json, and print the figures; or rank the
+    documents of a folder.
 
     Raises:
         UserError: the model or the file is not usable, or the folder cannot be written.
     """
-    _Prediction(settings, "own", anew=True).run()
+    if not Path(str(settings.file)).expanduser().is_dir():
+        _share(settings, "own", anew=True)
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"file={settings.file}: a folder is ranked in one process: start it without a launcher"
+        )
+    else:
+        evaluate_collection(settings)
 
 
 def predict(settings: PredictSettings) -> None:
@@ -70,41 +91,105 @@ def predict(settings: PredictSettings) -> None:
     Raises:
         UserError: as `evaluate`; or the folder is of other predictions, or another process has it.
     """
-    _Prediction(settings, settings.format, anew=False).run()
+    _share(settings, settings.format, anew=False)
+
+
+def _share(settings: EvaluateSettings, form: str | None, *, anew: bool) -> None:
+    """With the processes of a launcher, where there is one."""
+    recipe = TrainingSettings(precision=settings.precision)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        _Prediction(settings, form, Together(None), anew=anew).run()
+        return
+    accelerator = devices.open_accelerator(recipe)
+    try:
+        _Prediction(settings, form, Together(accelerator), anew=anew).run()
+    finally:
+        accelerator.end_training()
 
 
 class _Prediction:
     """A file, a model, and the folder where predictions go."""
 
-    def __init__(self, settings: EvaluateSettings, form: str, *, anew: bool) -> None:
+    def __init__(
+        self, settings: EvaluateSettings, form: str | None, together: Together, *, anew: bool
+    ) -> None:
         self._settings = settings
-        self._form = form
+        self._together = together
         self._anew = anew
         self._folder = Path(settings.folder).expanduser()
         self._checkpoint = Path(str(settings.checkpoint)).expanduser()
-        task, self._max_length = taught(self._checkpoint)
-        self._task = task.of_file(settings)
         self._path = Path(str(settings.file)).expanduser()
-        self._file = self._task.predictions if form == "own" else f"predictions.{form}"
-        self._errors_apart = [_ERRORS] if form == "own" and settings.reported else []
+        self._task, self._max_length, self._tokenizer = together.on_all(self._of_checkpoint)
+        self._form = form or ("npy" if "vector" in self._task.told else "jsonl")
+        self._are_vectors = self._form in vectors.FORMATS
+        if self._are_vectors and "vector" not in self._task.told:
+            raise UserError(
+                f"format={form} is for vectors, not for {self._task.title}: write jsonl, tsv or own"
+            )
+        if self._are_vectors:
+            self._file = f"vectors.{self._form}"
+        else:
+            self._file = self._task.predictions if form == "own" else f"predictions.{self._form}"
+        apart = self._are_vectors or form == "own"
+        self._errors_apart = [_ERRORS] if apart and settings.reported else []
+
+    def _of_checkpoint(self) -> tuple[Task, int, PreTrainedTokenizerBase]:
+        """What the checkpoint is for, its length and tokenizer; raises UserError where it is no such one."""
+        path, any_checkpoint = str(self._checkpoint), self._any_checkpoint
+        task: Task
+        if any_checkpoint is None:
+            task, max_length = taught(self._checkpoint)
+        else:
+            task, max_length = EmbedTask("embed", "embedding"), any_checkpoint.max_length or own_length(path)
+        return task.of_file(self._settings), max_length, open_tokenizer(self._tokenizer_path, path)
+
+    @property
+    def _tokenizer_path(self) -> str | None:
+        settings = self._settings
+        return settings.tokenizer_path if isinstance(settings, PredictSettings) else None
+
+    @property
+    def _any_checkpoint(self) -> SwapSettings | None:
+        """With `task=embed`, what is changed of a checkpoint that may be of any kind."""
+        settings = self._settings
+        return settings.model if isinstance(settings, PredictSettings) and settings.task else None
 
     def run(self) -> None:
-        folder = self._folder
+        together = self._together
+        total, finished = together.on_main(self._look)
+        model = None if finished else together.on_all(self._model)  # before anything is written
+        with ExitStack() as lock:
+            progress = together.on_main(partial(self._begin, lock, total))
+            if not progress.finished:
+                progress = self._grow(progress, model or together.on_all(self._model))
+            together.on_main(partial(self._conclude, progress))
+
+    def _look(self) -> tuple[int, bool]:
+        """How many rows there are, and whether all are predicted."""
         before = self._before()
-        total = before.total if before else self._count()
-        tokenizer = open_tokenizer(None, str(self._checkpoint))
-        now = self._identity(tokenizer)
-        with self._writing(), held(folder / ".lock", str(folder), "write folder=OTHER") as lock:
+        return (before.total, before.finished) if before else (self._count(), False)
+
+    def _begin(self, lock: ExitStack, total: int) -> Progress:
+        """Take the folder, and look how far it is."""
+        now = self._identity()
+        with self._writing():
+            held_by_us = held(self._folder / ".lock", str(self._folder), "write folder=OTHER")
+            path = lock.enter_context(held_by_us)
+            lock.callback(path.unlink, missing_ok=True)
             progress = self._before()
             if progress:
                 self._compare(progress.of, now)
             else:
-                progress = Progress(now, total)
+                progress = Progress(of=now, total=total)
                 self._clear()
-            if not progress.finished:
-                self._grow(progress, tokenizer)
+            if not progress.sizes:
+                own = [vectors.VECTORS, vectors.IDS] if self._are_vectors else [self._file]
+                progress.sizes = dict.fromkeys([*own, _COMPARED, *self._errors_apart], 0)
+        return progress
+
+    def _conclude(self, progress: Progress) -> None:
+        with self._writing():
             result = self._finish(progress)
-            lock.unlink(missing_ok=True)
         self._tell(progress, result)
 
     @contextmanager
@@ -140,19 +225,20 @@ class _Prediction:
         gone = not any(self._folder.glob(f"{self._file}*"))
         return None if progress.finished and gone else progress
 
-    def _identity(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """All that a byte of the predictions depends on."""
         if self._anew:
             return {}
         hashes = ContentHashes(self._folder / _HASHES)
         task = json.dumps([stored(self._task), self._max_length], sort_keys=True)
-        parts = (content_of_checkpoint(str(self._checkpoint), hashes), task, content_of_tokenizer(tokenizer))
+        weights = content_of_checkpoint(str(self._checkpoint), hashes)
+        parts = (weights, task, content_of_tokenizer(self._tokenizer))
         of_task = ("text", "text_pair", "label")
         return {
             "file": short(hashes.of(self._path)),
             "checkpoint": short(hashlib.sha256(json.dumps(parts).encode()).hexdigest()),
             **{
-                setting.key: getattr(self._settings, setting.key)
+                setting.key: attrgetter(setting.key)(self._settings)
                 for setting in settings_of(type(self._settings))
                 if setting.role in (Role.RESULT, Role.SPEED) and setting.key not in of_task
             },
@@ -177,49 +263,86 @@ class _Prediction:
     def _clear(self) -> None:
         """Remove what an earlier command left, the result first."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        names = [_RESULT, PROGRESS, *self._task.pictures, _ERRORS]
+        names = [_RESULT, PROGRESS, *self._task.pictures, RELIABILITY, _ERRORS]
         for name in names:
             (self._folder / name).unlink(missing_ok=True)
 
     # --- rows ----------------------------------------------------------------------------------------
 
-    def _grow(self, progress: Progress, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Predict what is left."""
-        settings, task = self._settings, self._task
-        model = open_model(self._checkpoint, task)[0]
-        recipe = TrainingSettings(precision=settings.precision)
-        accelerator = devices.open_accelerator(recipe)
-        model.to(accelerator.device)
-        autocast = devices.autocast(devices.precision(recipe, accelerator.device), accelerator.device)
-        if not progress.sizes:
-            progress.sizes = dict.fromkeys([self._file, _COMPARED, *self._errors_apart], 0)
+    def _model(self) -> PreTrainedModel:
+        changes = self._any_checkpoint
+        if changes is None:
+            return open_model(self._checkpoint, self._task)[0]
+        named = {"tokenizer_path": self._tokenizer_path, **swap(changes)}
+        return Embedder.load(self._checkpoint, device="cpu", **named).model
+
+    def _grow(self, progress: Progress, model: PreTrainedModel) -> Progress:
+        """Predict what is left: every process reads all rows, and answers one chunk of each turn."""
+        settings, together = self._settings, self._together
+        rows = islice(self._task.read(settings, 1), progress.rows, None)
+        waiting = chunks(rows, _CHARACTERS * settings.tokens_per_batch)
+        answer, progress.width = self._answering(model), int(model.config.hidden_size)
         files = GrowingFiles(self._folder, progress.sizes)
-        rows = islice(task.read(settings, 1), progress.rows, None)
-        display = ProgressDisplay(progress.total, progress.rows, shown=True, unit="row")
+        display = ProgressDisplay(progress.total, progress.rows, shown=together.rank == 0, unit="row")
         shown, began, at_first = time.monotonic(), time.monotonic(), progress.rows
-        with files.opened(), display:
-            for chunk in chunks(rows, _CHARACTERS * settings.tokens_per_batch):
-                part = Part(task, chunk)
-                part.encode(tokenizer, self._max_length, self._path if settings.reported else None)
-                if len(part.examples):
-                    outputs = outputs_of(
-                        task, model, part.encoded, settings.batch_size, int(tokenizer.pad_token_id), autocast,
-                        tokens=settings.tokens_per_batch,
-                    )  # fmt: skip
-                    part.predict(outputs)
-                texts = self._texts(part, progress)
-                part.note(progress)
-                files.append(texts, asdict(progress))
+
+        def write(turn: list[tuple[Progress, dict[str, str | bytes]]]) -> None:
+            with self._writing():
+                for reached, texts in turn:
+                    files.append(texts, asdict(reached))
+
+        with ExitStack() as opened:
+            together.on_main(partial(self._open, files, opened))
+            opened.enter_context(display)
+            while turn := together.on_all(lambda: list(islice(waiting, together.count))):
+                mine = turn[together.rank] if together.rank < len(turn) else []
+                part = together.on_all(partial(answer, mine))
+                counts = together.gathered(part.counts)[: len(turn)]
+                reached = list(accumulate(counts, Progress.after, initial=progress))
+                texts = together.gathered(self._texts(part, reached[min(together.rank, len(turn))]))
+                together.on_main(partial(write, list(zip(reached[1:], texts, strict=False))))
+                progress = reached[-1]
                 now = time.monotonic()
                 if display.has_bar or now - shown > _BETWEEN_LINES:
                     speed = (progress.rows - at_first) / (now - began)
                     left = (progress.total - progress.rows) / speed
                     display.reached(progress.rows, f"{speed:,.1f} rows/s", left)
                     shown = now
+        return progress
 
-    def _texts(self, part: Part, progress: Progress) -> dict[str, str]:
+    def _open(self, files: GrowingFiles, stack: ExitStack) -> None:
+        with self._writing():
+            stack.enter_context(files.opened())
+
+    def _answering(self, model: PreTrainedModel) -> Callable[[list[Examples | Fault]], Part]:
+        """What answers a chunk: the model on its device."""
+        settings, task = self._settings, self._task
+        recipe = TrainingSettings(precision=settings.precision)
+        device = devices.open_accelerator(recipe).device
+        model.to(device)
+        autocast = devices.autocast(devices.precision(recipe, device), device)
+        pad, path = int(self._tokenizer.pad_token_id), self._path if settings.reported else None
+
+        def answer(chunk: list[Examples | Fault]) -> Part:
+            part = Part(task, chunk)
+            part.encode(self._tokenizer, self._max_length, path)
+            if len(part.examples):
+                part.predict(
+                    outputs_of(
+                        task, model, part.encoded, settings.batch_size, pad, autocast,
+                        tokens=settings.tokens_per_batch,
+                    )
+                )  # fmt: skip
+            return part
+
+        return answer
+
+    def _texts(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
         """What a part adds to each file."""
+        if self._are_vectors:
+            return self._vectors(part, progress)
         records = part.records(progress.rows)
+        texts: dict[str, str | bytes]
         if self._form == "jsonl":
             texts = {self._file: json_lines(records)}
         elif self._form == "tsv":
@@ -233,6 +356,12 @@ class _Prediction:
         if part.examples.labels is not None:
             texts[_COMPARED] = json_lines(zip(part.examples.labels, part.predictions, strict=True))
         return texts
+
+    def _vectors(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
+        """The same of vectors, their file begun with its header."""
+        begin = b"" if progress.rows else vectors.header(progress.total, progress.width)
+        texts = vectors.part_of(part.examples.ids, part.predictions if len(part.examples) else [], begin)
+        return texts | {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -256,16 +385,25 @@ class _Prediction:
             predictions = [task.from_json(prediction) for _, prediction in pairs]
             result["figures"] = task.figures(labels, predictions)
             drawn = task.draw(labels, predictions, folder, task.title)
+            if progress.reliability and progress.weighed == progress.examples:
+                place = folder / RELIABILITY
+                drawn["reliability"] = draw_reliability(progress.reliability, place, task.title)
             result |= {name: value for name, value in drawn.items() if value is not None}
+        if self._are_vectors:
+            vectors.tell_count(folder, progress.examples, progress.width)
+            result["width"] = progress.width
+        if self._form == "parquet":
+            vectors.write_parquet(folder, folder / self._file)
         progress.finished = True
         if not self._anew:
             note_progress(folder, asdict(progress))
+        passing = (_COMPARED, *((vectors.VECTORS, vectors.IDS) if self._form == "parquet" else ()))
         for name in progress.sizes:
-            if name != _COMPARED:
+            if name not in passing:
                 name_for_good(folder, name)
         write_atomically(folder / _RESULT, json.dumps(result, indent=2) + "\n")
-        for name in (f"{_COMPARED}.part", _HASHES):
-            (folder / name).unlink(missing_ok=True)
+        for path in (*(growing(folder, name) for name in passing), folder / _HASHES):
+            path.unlink(missing_ok=True)
         if self._anew:
             (folder / PROGRESS).unlink(missing_ok=True)
         return result

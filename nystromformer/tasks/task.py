@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nystromformer.data.examples import Key
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig
@@ -37,7 +38,7 @@ from nystromformer.settings.finetune import (
     TaskSettings,
     kind_named,
 )
-from nystromformer.tasks.table_files import Fault, shortened
+from nystromformer.tasks.row_files import Fault, shortened
 
 Texts = tuple[str, ...]
 """The texts of an example, in the order of the task's columns."""
@@ -123,6 +124,22 @@ class Encoded:
         ids = self.input_ids[row]
         return len(ids) if ids and isinstance(ids[0], list) else 1
 
+    def of_rows(self, rows: Sequence[int]) -> Encoded:
+        """Some of the rows, as texts alone."""
+        types = self.token_type_ids
+        return Encoded(
+            [self.input_ids[row] for row in rows],
+            None if types is None else [types[row] for row in rows],
+            None,
+            self.lengths[list(rows)],
+            self.full_lengths[list(rows)],
+            widths=self.widths,
+        )
+
+    def drawn(self, keys: Sequence[Key], seed: int) -> tuple[Encoded, list[int]]:
+        """Where the rows (epoch, row) of a step are; what is drawn anew for each epoch is drawn here."""
+        return self, [row for _, row in keys]
+
     @property
     def truncated(self) -> float:
         """Share of the rows that were cut."""
@@ -145,8 +162,19 @@ class Task(ABC):
     """The model's class; its encoder is `nystromformer`."""
     pipeline: ClassVar[str]
     """transformers' name for what the model does, e.g. `text-classification`."""
+    layouts: ClassVar[str] = ".csv, .tsv or .jsonl"
+    """What a file of one's own may be."""
+    library: ClassVar[str] = "transformers"
+    """The library that opens the model, by the hub's name for it."""
+    forgotten: ClassVar[str] = (
+        "transformers opens the folder with its own Nystromformer, whose classification head is\n"
+        "another one: it would warn, and answer by chance."
+    )
+    """What happens where this project is not imported, for the model's card."""
     predictions: ClassVar[str] = "predictions.jsonl"
     """File that `evaluate` writes."""
+    joint: ClassVar[bool] = False
+    """Whether the loss of an example depends on the others of its batch."""
     pictures: ClassVar[tuple[str, ...]] = ()
     """Files that `draw` writes."""
 
@@ -155,7 +183,11 @@ class Task(ABC):
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         """A line for each setting that does not fit the kind, with what to write instead."""
-        yield from ()
+        if not settings.data.has_train:
+            yield (
+                f"data.train is empty: with task={settings.task.name} write data.train=FILE ({cls.layouts}), "
+                "or data.hub=NAME"
+            )
 
     @classmethod
     @abstractmethod
@@ -216,6 +248,16 @@ class Task(ABC):
             batch["labels"] = self.targets([encoded.labels[row] for row in rows], batch)
         return batch
 
+    def training_batch(
+        self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, at_once: int | None
+    ) -> Batch:
+        """What the model learns from at once: `at_once` rows, or, where the loss is `joint`, all of a step.
+
+        Args:
+            at_once: `training.micro_batch_size`, by which a joint kind itself cuts what it computes.
+        """
+        return self.collate(encoded, rows, pad_token_id, labelled=True)
+
     def targets(self, labels: Sequence[Any], batch: Batch) -> Tensor:
         """The labels of a batch as its head takes them; (B,) class ids."""
         return torch.tensor(labels, dtype=torch.int64)
@@ -270,6 +312,13 @@ class Task(ABC):
         """Draw `pictures` into a folder; what they show, for the result's JSON."""
         return {}
 
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Probabilities of what is predicted of labelled examples, and whether each of that is true.
+
+        None where a kind gives no probabilities.
+        """
+        return None
+
     @property
     def told(self) -> tuple[str, ...]:
         """The names that `answers` may have; with `.*` behind where it is an entry for each of `labels`."""
@@ -298,6 +347,10 @@ class Task(ABC):
         """The text of a file of predictions from example `first` on: the texts of the parts make the file."""
         records = self.records(examples, predictions, outputs)
         return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def files(self, config: NystromformerConfig, max_length: int) -> Mapping[str, Any]:
+        """Further files of the model's folder that other libraries read: path → content, as JSON."""
+        return {}
 
     def usage(self) -> str:
         """Python for the model's card, after the imports of this package and of `pipeline`."""

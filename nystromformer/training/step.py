@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from nystromformer.data.layout import Batch
+from nystromformer.data.layout import Batch, parts
 from nystromformer.training.devices import numbers_on, on_device
 from nystromformer.training.objective import Objective
 from nystromformer.training.optimizer import update
@@ -82,7 +82,8 @@ def train_step(
     """
     counts = [objective.counts(batch) for batch in micro_batches]
     own = [sum(of_loss) for of_loss in zip(*counts, strict=True)]
-    lengths = torch.cat([batch["attention_mask"].sum(-1).flatten() for batch in micro_batches])
+    masks = [mask for batch in micro_batches for mask in parts(batch, "attention_mask")]
+    lengths = torch.cat([mask.sum(-1).flatten() for mask in masks])
     totals = accelerator.reduce(numbers_on(accelerator.device, own), "sum").unbind()
 
     sums = [torch.zeros((), device=accelerator.device) for _ in own]
@@ -110,7 +111,7 @@ def train_step(
     return StepFigures(
         losses=[torch.where(finite, loss, 0.0) for loss in sums],
         tokens=int(lengths.sum()),
-        positions=sum(batch["input_ids"].numel() for batch in micro_batches),
+        positions=sum(mask.numel() for mask in masks),
         flops=objective.flops(lengths.numpy(), own),
         gradient_norm=norm,
         fault=GradientFault(last_fault(norms, finite), list(named)),

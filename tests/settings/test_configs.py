@@ -47,13 +47,13 @@ def test_option_composes(command, group, option):
     assert isinstance(settings, PretrainSettings)
 
 
-OWN_DATA = ("choice", "custom", "multi_label", "ner", "numbers", "qa", "squad", "tokens")
+OWN_DATA = ("choice", "custom", "embed", "multi_label", "ner", "numbers", "qa", "rerank", "squad", "tokens")
 """Tasks that are nothing without a file."""
 
 
 @pytest.mark.parametrize("option", GROUPS["task"])
 def test_task_composes(option):
-    more = ["data.train=a.csv", "data.labels=[a]"] if option in OWN_DATA else []
+    more = ["data.train=a.csv", "data.labels=[a]", "data.pairs=spans"] if option in OWN_DATA else []
     settings = compose("finetune", [f"task={option}", "checkpoint=somewhere", *more])
     assert isinstance(settings, FinetuneSettings)
     assert settings.task.name == option

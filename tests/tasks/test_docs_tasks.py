@@ -69,7 +69,7 @@ def test_every_task_of_ones_own_is_in_the_table():
     rows = re.findall(r"^\| `(.*?)\|\s*`(\w+)` \|", PAGE, re.MULTILINE)
     told = {name: kind for names, kind in rows for name in re.findall(r"(\w+)`", names) if "=" not in name}
     assert set(told.values()) == set(KINDS)
-    needed = ["data.train=a.jsonl", "data.labels=[a]", "checkpoint=somewhere"]
+    needed = ["data.train=a.jsonl", "data.labels=[a]", "data.pairs=spans", "checkpoint=somewhere"]
     for option in groups_in(config_folder())["task"]:
         settings = compose("finetune", [f"task={option}", "checkpoint=somewhere", *needed])
         assert isinstance(settings, FinetuneSettings)

@@ -25,8 +25,10 @@ from nystromformer.tasks import growing, parts, predict
 from nystromformer.tasks.batches import ordered_batches
 from nystromformer.tasks.kinds.answers import AnswerTask
 from nystromformer.tasks.kinds.choice import ChoiceTask
+from nystromformer.tasks.kinds.embed import EmbedTask
 from nystromformer.tasks.kinds.multi_label import MultiLabelTask
 from nystromformer.tasks.kinds.numbers import NumbersTask
+from nystromformer.tasks.kinds.rerank import RerankTask
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.kinds.tokens import TokenTask
 from nystromformer.tasks.task import Examples, Task, joined, stored
@@ -68,11 +70,17 @@ KINDS: dict[str, tuple[Task, Callable[[int], dict[str, Any]], dict[str, Any]]] =
         lambda n: {"context": words(n), "question": "which", "choices": ["film", "plot", "the"][: 2 + n % 2]},
         {"label": 1},
     ),
+    "rerank": (
+        RerankTask("rerank", "rerank", metrics=("ndcg@10", "mrr@10"), score=("ndcg@10",)),
+        lambda n: {"query": "which film", "document": words(n)},
+        {"label": 1},
+    ),
     "answers": (
         AnswerTask("qa", "qa"),
         lambda n: {"context": words(n), "question": "which film"},
         {"answers": []},
     ),
+    "embed": (EmbedTask("embed", "embedding"), lambda n: {"text": words(n)}, {}),
 }  # fmt: skip
 
 
@@ -117,7 +125,8 @@ def test_every_kind_has_a_line_a_row_in_order_and_bad_rows_are_told(
     assert b"\xff" in content[15]
     file.write_bytes(b"\n".join(content) + b"\n")
     capsys.readouterr()
-    assert main(["predict", f"checkpoint={model}", f"file={file}", f"folder={tmp_path / 'out'}"]) == 0
+    command = ["predict", f"checkpoint={model}", "format=jsonl"]
+    assert main([*command, f"file={file}", f"folder={tmp_path / 'out'}"]) == 0
     printed = capsys.readouterr()
     assert "4 of 20 rows could not be read:\n" in printed.err
     assert f"  {file}, line 4 is malformed (no JSON: " in printed.err
@@ -136,17 +145,32 @@ def test_every_kind_has_a_line_a_row_in_order_and_bad_rows_are_told(
     # The same predictions as without the bad rows, whatever stood beside them in a batch.
     good = tmp_path / "good.jsonl"
     good.write_bytes(b"".join(content[n] + b"\n" for n in range(20) if str(n) not in bad))
-    command = [
-        "predict",
-        f"checkpoint={model}",
-        f"file={good}",
-        f"folder={tmp_path / 'good'}",
-        "batch_size=1",
-    ]
-    assert main(command) == 0
+    assert main([*command, f"file={good}", f"folder={tmp_path / 'good'}", "batch_size=1"]) == 0
     alone = lines_of(tmp_path / "good/predictions.jsonl")
     for one, other in zip([line for line in found if "error" not in line], alone, strict=True):
         assert _close({**one, "id": ""}, {**other, "id": ""})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_of_bad_rows_alone_is_told_like_others(kind, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "MOST_ROWS", 2)
+    task, row, _ = KINDS[kind]
+    model = model_of(task, checkpoint, tmp_path / "model")
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([json.dumps(row(0)), "{", "{", "{", json.dumps(row(1))]) + "\n")
+    command = ["predict", f"checkpoint={model}", f"file={file}", f"folder={tmp_path / 'out'}", "format=jsonl"]
+    assert main(command) == 0
+    assert ["error" in line for line in lines_of(tmp_path / "out/predictions.jsonl")] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def _words(row: dict[str, Any]) -> list[str]:
+    return [word for sentence in row.get("tokens", ()) for word in sentence]
 
 
 def _close(one: Any, other: Any) -> bool:
@@ -159,7 +183,7 @@ def _close(one: Any, other: Any) -> bool:
     return one == other
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "embed"])
 def test_with_labels_the_figures_are_those_of_evaluate_and_a_table_says_the_same(
     kind, checkpoint, tmp_path, capsys, small_chunks
 ):
@@ -186,12 +210,17 @@ def test_with_labels_the_figures_are_those_of_evaluate_and_a_table_says_the_same
         results.append(
             {k: v for k, v in json.loads((place / "result.json").read_text()).items() if k != "errors"}
         )
-        assert sorted(path.name for path in place.iterdir() if path.name not in task.pictures) == sorted(
+        drawn = [*task.pictures, *["reliability.png"] * ("reliability" in results[0])]
+        assert sorted(path.name for path in place.iterdir() if path.name not in drawn) == sorted(
             ["progress.json", "result.json", task.predictions if form == "own" else f"predictions.{form}"]
             + ["errors.jsonl"] * (form == "own")
         )
     assert all(result == results[0] for result in results)
     assert results[0]["figures"]
+    # With probabilities there is a picture of them: of every example, word, or label of an example.
+    many = {"classes": 20, "multi_label": 40, "choice": 20, "tokens": sum(map(len, map(_words, rows)))}
+    assert sum(results[0].get("reliability", {}).get("counts", [])) == many.get(kind, 0)
+    assert (tmp_path / "evaluated/reliability.png").exists() == (kind in many)
     own = task.predictions
     assert (tmp_path / "own" / own).read_bytes() == (tmp_path / "evaluated" / own).read_bytes()
     table = pandas.read_csv(tmp_path / "tsv/predictions.tsv", sep="\t", dtype=str, keep_default_na=False)
@@ -419,7 +448,16 @@ def kill_after(monkeypatch, writes: int) -> None:
     monkeypatch.setattr(Path, "replace", dying_replace)
 
 
-@pytest.mark.parametrize(("kind", "form"), [("classes", "jsonl"), ("answers", "tsv"), ("multi_label", "own")])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        ("classes", "jsonl"),
+        ("answers", "tsv"),
+        ("multi_label", "own"),
+        ("embed", "npy"),
+        ("embed", "parquet"),
+    ],
+)
 def test_killed_at_every_write_it_becomes_the_same_files(
     kind, form, checkpoint, tmp_path, small_chunks, monkeypatch, capsys
 ):

@@ -11,37 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.data.pairs import Masking
 from nystromformer.data.stateless_random import row_keys
-from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
-from nystromformer.model.heads import IGNORED
+from nystromformer.model import NystromformerForPreTraining
 from nystromformer.reproduce.lra.examples import LraTask
 from nystromformer.tasks.batches import TaskBatches
 from nystromformer.tasks.task import Encoded, padded
 from nystromformer.training.devices import on_device
-from nystromformer.training.flops import training_flops
 from nystromformer.training.objective import Measured
-
-
-class MaskedTokens:
-    """The objective: cross-entropy of the predicted tokens, the mean over them."""
-
-    losses = ("loss",)
-
-    def __init__(self, config: NystromformerConfig) -> None:
-        self._config = config
-
-    def counts(self, batch: Batch) -> tuple[int]:
-        return (int((batch["prediction_labels"] != IGNORED).sum()),)
-
-    def means(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor]:
-        return (model(**batch).mlm_loss,)
-
-    def flops(self, lengths: NDArray[np.int64], counts: list[int]) -> float:
-        return training_flops(self._config, lengths, predicted=counts[0])
 
 
 class MaskedBatches(TaskBatches):

@@ -38,12 +38,12 @@ from nystromformer.reproduce.lra.examples import LraTask
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
 from nystromformer.reproduce.lra.pretraining import (
     MaskedBatches,
-    MaskedTokens,
     held_out,
     masked,
     masking,
     texts_of,
 )
+from nystromformer.reproduce.runs import note_earlier
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.identity import identity
 from nystromformer.settings.scale import LRA_PIXELS, LraScale
@@ -55,6 +55,7 @@ from nystromformer.training.flops import training_flops
 from nystromformer.training.loop import Run, train
 from nystromformer.training.metrics import MetricsLog
 from nystromformer.training.objective import Batches, Measured, Measurement, Objective, every
+from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.signals import StopRequest
 from nystromformer.training.together import Together
 
@@ -98,11 +99,13 @@ class Cell:
 def finished(folder: Path) -> dict[str, Any] | None:
     """What a finished cell measured; None for one that is not."""
     try:
-        return json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise UserError(f"{folder / 'cell.json'} is no JSON: delete the folder {folder}") from error
+    note_earlier(found.get("seconds", 0.0) + found.get("masked", {}).get("seconds", 0.0))
+    return found
 
 
 def forget_cell(folder: Path) -> None:
@@ -144,7 +147,9 @@ def _pretrain(cell: Cell, task: LraTask, scale: LraScale, device: torch.device, 
     batches = MaskedBatches(
         task, share, batch_size=training.global_batch_size, seed=cell.seed, steps=training.steps
     )
-    run = _run(cell, scale, device, folder, training, model, MaskedTokens(model.config), batches)
+    run = _run(
+        cell, scale, device, folder, training, model, Pretraining(model.config, sentence_order=False), batches
+    )
     shown = _masked_validation(task, share, training.global_batch_size)
     run.measurements = [
         Measurement("validation", every(scale.curve_every), lambda _: held_out(model, shown, run.autocast))
@@ -250,7 +255,7 @@ def _run(
         saved=whole_checkpoint(folder / "checkpoints"),
         logs_after=every(scale.curve_every),
         saves_after=every(scale.curve_every),
-        label=cell.label + (", masked tokens" if isinstance(objective, MaskedTokens) else ""),
+        label=cell.label + (", masked tokens" if isinstance(objective, Pretraining) else ""),
         remedy="it is the mechanism's own answer to this recipe",
     )
 

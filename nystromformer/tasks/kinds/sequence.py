@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,13 +35,13 @@ from nystromformer.tasks.reading import (
     unlike,
     usable_rows,
 )
+from nystromformer.tasks.row_files import Fault, Row, Unusable, shortened
+from nystromformer.tasks.rows import rows_of_texts
 from nystromformer.tasks.scores import figures_of
-from nystromformer.tasks.table_files import PREDICTIONS, Fault, Row, TableFile, Unusable, shortened
+from nystromformer.tasks.table_files import PREDICTIONS, TableFile
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts
 
 _MOST_CLASSES = 1000
-_AT_ONCE = 1000
-"""Texts tokenized in one call: enough for the tokenizer's threads, little for the memory."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,8 @@ class SequenceTask(Task):
         if data.source == "samples" and task.name not in benchmarks.REVIEW_TASKS:
             reviews = " and ".join(benchmarks.REVIEW_TASKS)
             yield f"data.source=samples holds {reviews}, not {task.name}: write hub or folder"
-        if task.name == "custom" and not data.has_train:
-            yield (
-                "data.train is empty: with task=custom write "
-                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
-            )
+        if task.name == "custom":
+            yield from super().complaints(settings)
         if task.name != "custom" and data.hub:
             yield f"data.hub is for data of your own, not for task={task.name}: write task=custom, or null"
         if settings.submission and task.name not in (*benchmarks.GLUE_TASKS, "glue"):
@@ -233,21 +231,7 @@ class SequenceTask(Task):
 
     def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
         """`[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`; of a pair, the longer text is cut first."""
-        ids: list[list[int]] = []
-        types: list[list[int]] = []
-        full: list[int] = []
-        for start in range(0, len(examples), _AT_ONCE):
-            batch = examples.texts[start : start + _AT_ONCE]
-            columns = [list(column) for column in zip(*batch, strict=True)]
-            whole = tokenizer(*columns, truncation=False, verbose=False)
-            full.extend(len(row) for row in whole["input_ids"])
-            cut = whole
-            if max(full[start:]) > max_length:
-                cut = tokenizer(*columns, truncation="longest_first", max_length=max_length, verbose=False)
-            ids.extend(cut["input_ids"])
-            types.extend(cut.get("token_type_ids", []))
-        lengths = np.array([len(row) for row in ids], np.int64)
-        return Encoded(ids, types or None, examples.labels, lengths, np.array(full, np.int64))
+        return rows_of_texts(list(zip(*examples.texts, strict=True)), tokenizer, max_length, examples.labels)
 
     def targets(self, labels: Sequence[Any], batch: Batch) -> Tensor:
         """(B,), class ids or numbers."""
@@ -283,6 +267,13 @@ class SequenceTask(Task):
             return {"confusion": None}
         path = folder / "confusion.png"
         return {"confusion": draw_confusion(self.labels, labels, predictions, path, title)}
+
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Of the predicted class."""
+        if self.regression:
+            return None
+        chances = softmax(np.asarray(outputs), axis=1)
+        return chances.max(axis=1), chances.argmax(axis=1) == np.asarray(labels)
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -332,20 +323,30 @@ class SequenceTask(Task):
         return written([*head, *zip(*columns.values(), strict=True)])
 
     def usage(self) -> str:
-        asked = '"a text"' if len(self.texts) == 1 else '{"text": "one", "text_pair": "another"}'
         return f'''classify = pipeline("{self.pipeline}", model="PATH OF THIS FOLDER")
-print(classify({asked}))'''
+print(classify({self.asked}))'''
+
+    @property
+    def asked(self) -> str:
+        """What a pipeline is asked, as Python."""
+        return '"a text"' if len(self.texts) == 1 else '{"text": "one", "text_pair": "another"}'
+
+    @classmethod
+    def of_own(cls: type[S], settings: TaskSettings, data: TaskDataSettings, label: str, **more: Any) -> S:
+        """A task of the user's own; classes are known once its training file is read."""
+        texts = (data.text,) if data.text_pair is None else (data.text, data.text_pair)
+        return cls(settings.name, settings.name, texts, label, **more)
+
+
+S = TypeVar("S", bound=SequenceTask)
 
 
 def custom_task(settings: TaskSettings, data: TaskDataSettings) -> SequenceTask:
-    """A task of the user's own; its classes are known once its training file is read."""
-    texts = (data.text,) if data.text_pair is None else (data.text, data.text_pair)
+    """Classes, or with regression numbers, of the user's own texts."""
     metrics = ("pearson", "spearman") if settings.regression else ("accuracy", "f1_macro", "matthews")
     chosen = "f1_macro" if settings.metric == "f1" else settings.metric
-    return SequenceTask(
-        settings.name, settings.name, texts, data.label,
-        metrics=metrics, score=(chosen,), regression=settings.regression,
-    )  # fmt: skip
+    more = {"metrics": metrics, "score": (chosen,), "regression": settings.regression}
+    return SequenceTask.of_own(settings, data, data.label, **more)
 
 
 def custom_splits(task: SequenceTask, data: TaskDataSettings) -> Splits:

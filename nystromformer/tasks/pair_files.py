@@ -1,0 +1,145 @@
+"""Texts to compare, from tables: pairs, triples with hard negatives, documents alone; teachers' vectors.
+
+    text, text_pair, (negatives …)    a column each; in JSON lines a passage or negatives may be a list
+    text                              documents of which two spans are a pair, or texts a teacher knows
+
+A teacher's vectors are a row each, in the order of the file: .npy, or .parquet with one column of lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nystromformer.errors import UserError
+from nystromformer.tasks.reading import Found
+from nystromformer.tasks.row_files import Fault, Row, Unusable
+from nystromformer.tasks.table_files import TableFile
+
+_BETWEEN = " \t\n.,:;!?-–—|/"
+"""What may stand between a title and the text behind it."""
+
+
+def pairs_in(
+    file: TableFile, text: str, pair: str, negatives: Sequence[str], *, remove_repeated: bool
+) -> Iterator[Found | Fault]:
+    """Anchor, passage and negatives of each pair; its label says whether the passage begins with the anchor.
+
+    A row with several passages is as many pairs.
+    """
+    count = 0
+    for row in file.rows_and_faults():
+        if isinstance(row, Fault):
+            yield row
+            continue
+        try:
+            anchor, passages = filled(row, text), _texts(row, pair)
+            if not passages:
+                raise Unusable(f"is malformed (no text in {pair!r})")
+            wrong = [found for column in negatives for found in _texts(row, column)]
+            cut = [without_beginning(passage, anchor) for passage in passages]
+            if remove_repeated and "" in cut:
+                raise Unusable(f"has nothing in {pair!r} but what is in {text!r}")
+        except Unusable as error:
+            yield from file.reject(row, str(error))
+            continue
+        for whole, rest in zip(passages, cut, strict=True):
+            repeats = int(rest != whole and not remove_repeated)
+            yield (anchor, rest if remove_repeated else whole, *wrong), repeats, str(count)
+            count += 1
+
+
+def texts_in(
+    file: TableFile, text: str, *, words: int = 1, vectors: NDArray[Any] | None = None, given: str = ""
+) -> Iterator[Found | Fault]:
+    """The text of each row, its label the teacher's vector where there are some.
+
+    Args:
+        words: that a text has at least.
+        given: the setting that names the vectors, for messages.
+
+    Raises:
+        UserError: there are more or fewer vectors than rows.
+    """
+    number = -1
+    for number, row in enumerate(file.rows_and_faults()):
+        if isinstance(row, Fault):
+            yield row
+            continue
+        vector: Any = 0
+        if vectors is not None:
+            if number >= len(vectors):
+                raise UserError(f"{file.path} has more rows than the {len(vectors):,} vectors of {given}")
+            vector = vectors[number]
+        try:
+            found = filled(row, text)
+            if len(found.split()) < words:
+                raise Unusable(f"has one word in {text!r}, which cannot be cut in two")
+            if vectors is not None and not np.isfinite(vector).all():
+                raise Unusable(f"has a vector in {given} that is not finite")
+        except Unusable as error:
+            yield from file.reject(row, str(error))
+            continue
+        yield (found,), vector, str(number)
+    if vectors is not None and number + 1 != len(vectors):
+        raise UserError(f"{given} holds {len(vectors):,} vectors, and {file.path} {number + 1:,} rows")
+
+
+def filled(row: Row, column: str) -> str:
+    """The text in a column; raises Unusable for none."""
+    if found := row.text(column):
+        return found
+    raise Unusable(f"is malformed (no text in {column!r})")
+
+
+def without_beginning(passage: str, anchor: str) -> str:
+    """The passage without the anchor that it begins with, as abstracts do with their title."""
+    rest = passage[len(anchor) :]
+    if passage[: len(anchor)].lower() != anchor.lower() or rest[:1].isalnum():
+        return passage
+    return rest.lstrip(_BETWEEN)
+
+
+def read_vectors(path: str, setting: str) -> NDArray[Any]:
+    """(rows, numbers), a .npy file mapped into memory; raises UserError where there are none."""
+    place, given = Path(path).expanduser(), f"{setting}={path}"
+    try:
+        found = _of_parquet(place) if place.suffix == ".parquet" else np.load(place, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{given} cannot be read ({error}): write a .npy or .parquet file") from None
+    if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating):
+        raise UserError(
+            f"{given} holds {found.dtype} of shape {found.shape}: it should be a vector of numbers a row"
+        )
+    return found
+
+
+def _of_parquet(path: Path) -> NDArray[Any]:
+    """The one column of lists of numbers, all of one length; raises ValueError where there is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(path)
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    names = [field.name for field in schema if any(kind(field.type) for kind in lists)]
+    if len(names) != 1:
+        raise ValueError(f"{len(names)} of its columns hold lists of numbers, where one should")
+    column = pq.read_table(path, columns=names)[names[0]].combine_chunks()
+    if column.null_count:
+        raise ValueError(f"{column.null_count:,} rows have no vector")
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    if len(values) % max(len(column), 1):
+        raise ValueError("its vectors are not all of one length")
+    return values.reshape(len(column), -1)
+
+
+def _texts(row: Row, column: str) -> list[str]:
+    """The text, or the texts of a list, in a column; empty ones are none."""
+    value = row.cells.get(column)
+    cells = value if isinstance(value, list) else [value]
+    found = [Row({column: cell}, row.path, row.line).text(column) for cell in cells]
+    return [text for text in found if text]

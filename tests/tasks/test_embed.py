@@ -1,0 +1,626 @@
+"""task=embed: what is learned from which data, gradients of large batches, and the folder that is left."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from transformers import AutoModel, BertConfig, BertModel
+from transformers.models.nystromformer import NystromformerModel as TransformersModel
+
+from nystromformer.cli import main
+from nystromformer.errors import UserError
+from nystromformer.model import NystromformerConfig, NystromformerModel
+from nystromformer.model.embedding import NystromformerForEmbedding, mean_of_real
+from nystromformer.model.source import open_source, open_tokenizer
+from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
+from nystromformer.tasks import rows
+from nystromformer.tasks.batches import TaskBatches
+from nystromformer.tasks.embedding import Embedder
+from nystromformer.tasks.kinds.embed import EmbedTask
+from nystromformer.tasks.pair_files import read_vectors
+from nystromformer.tasks.spans import documents
+from nystromformer.tasks.task import Examples
+from nystromformer.training import loop
+from tests.tasks.conftest import CHARACTERS, FILLERS, make_checkpoint
+from tests.training.runs import events, on_processes
+
+PAIRS = EmbedTask("embed", "embedding", text="query", text_pair="passage", metrics=("mrr", "accuracy"))
+
+
+def text(draw: random.Random, *words: str, length: int = 6) -> str:
+    found = [*draw.choices(FILLERS, k=length), *words]
+    draw.shuffle(found)
+    return " ".join(found)
+
+
+def name_of(number: int) -> str:
+    """One of a thousand words that the vocabulary has only in letters."""
+    return "".join(CHARACTERS[(number // 26**place + 7 * place) % 26] for place in range(3))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """Queries of ten topics, each with a word that its passages have in another; wrong passages."""
+    draw, path = random.Random(1), tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = [
+        {
+            "query": f"{draw.choice(FILLERS)} {CHARACTERS[n % 10]}",
+            "passage": text(draw, CHARACTERS[10 + n % 10], length=draw.randint(4, 20)),
+            "wrong": [text(draw, CHARACTERS[10 + (n + k) % 10]) for k in range(1, 2 + n % 2)],
+        }
+        for n in range(60)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def make(words):
+    """The words of a training that looks at every step."""
+
+    def with_more(*more: str) -> list[str]:
+        return words("task=embed", "training.log_every=1", "training.evaluations_per_epoch=3", *more)
+
+    return with_more
+
+
+def of_pairs(path: Path) -> list[str]:
+    return [f"data.train={path}", "data.text=query", "data.text_pair=passage"]
+
+
+def trained(run: Path) -> Path:
+    (folder,) = run.glob("embed/rate*/seed-0")
+    return folder
+
+
+def figures(run: Path) -> list[tuple]:
+    folder = trained(run)
+    steps = [(e["step"], e["loss"], e["gradient_norm"]) for e in events(folder, "train")]
+    return steps + [(e["step"], e["loss"], e["score"]) for e in events(folder, "validation")]
+
+
+# --- vectors ------------------------------------------------------------------------------------------
+
+
+def test_a_vector_is_the_mean_over_real_tokens_and_depends_on_no_batch_mate(checkpoint):
+    embedder = Embedder.load(checkpoint)
+    draw = random.Random(2)
+    texts = [text(draw, length=length) for length in (1, 30, 4, 60, 12)] + [""]
+    found = embedder.encode(texts)
+    assert found.shape == (6, 32)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    encoder = AutoModel.from_pretrained(checkpoint).eval()
+    assert isinstance(encoder, NystromformerModel)
+    for number, one in enumerate(texts):
+        alone = embedder.tokenizer(one, truncation=True, max_length=48, return_tensors="pt")
+        with torch.no_grad():
+            mean = encoder(**alone).last_hidden_state[0].mean(0)
+        np.testing.assert_allclose(embedder.encode([one], normalise=False)[0], mean, atol=1e-5)
+        np.testing.assert_allclose(found[number], mean / mean.norm(), atol=1e-5)
+    np.testing.assert_allclose(embedder.encode(texts, batch_size=2, tokens_per_batch=50), found, atol=1e-5)
+    assert embedder.encode(iter([])).shape == (0, 32)
+    states, mask = torch.randn(1, 3, 4), torch.tensor([[0, 1, 0]])
+    torch.testing.assert_close(mean_of_real(states, mask)[0], states[0, 1])
+    assert mean_of_real(states, torch.zeros(1, 3))[0].tolist() == [0] * 4
+
+
+def test_a_bert_keeps_its_own_attention_and_can_be_given_another(checkpoint, tmp_path):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    bert = BertModel(config).eval()
+    bert.save_pretrained(tmp_path)
+    tokenizer = open_tokenizer(None, str(checkpoint))
+    tokenizer.save_pretrained(tmp_path)
+    texts = [text(random.Random(n), length=5 + 9 * n) for n in range(5)]
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    with torch.no_grad():
+        states = bert(**batch).last_hidden_state
+    wanted = mean_of_real(states, batch["attention_mask"]).numpy()
+    np.testing.assert_allclose(Embedder.load(tmp_path).encode(texts, normalise=False), wanted, atol=1e-4)
+    swapped = Embedder.load(tmp_path, attention="nystrom", num_landmarks=8, max_length=80)
+    assert swapped.model.config.max_position_embeddings == 80
+    off = np.abs(swapped.encode(texts, normalise=False) - wanted).max(axis=1)
+    assert off[0] < 1e-4  # 7 tokens, which is exact
+    assert off[2:].min() > 1e-3
+
+
+# --- gradients of large batches -----------------------------------------------------------------------
+
+
+def encoded_pairs(checkpoint: Path, path: Path, **changes):
+    content = [json.loads(line) for line in path.read_text().splitlines()[:12]]
+    texts = [(row["query"], row["passage"], *row["wrong"]) for row in content]
+    task = replace(PAIRS, negatives=("wrong",), **changes)
+    tokenizer = open_tokenizer(None, str(checkpoint))
+    return task, task.encode(Examples(texts, [0] * 12, [""] * 12), tokenizer, 48)
+
+
+def model_of(checkpoint: Path, **changes) -> NystromformerForEmbedding:
+    source = open_source(str(checkpoint), setting="checkpoint")
+    return source.model_with_head(NystromformerForEmbedding, source.configuration(changes))[0].train()
+
+
+def gradient(task: EmbedTask, model: torch.nn.Module, batch) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    torch.manual_seed(5)
+    loss = task.loss(model, batch)
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("layers_again", [False, True])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(layers_again, checkpoint, pairs):
+    task, encoded = encoded_pairs(checkpoint, pairs, symmetric=True)
+    model = model_of(checkpoint, hidden_dropout_prob=0.0)
+    loss, wanted = gradient(task, model, task.training_batch(encoded, range(12), 0, None))
+    if layers_again:
+        model.gradient_checkpointing_enable()
+    for at_once in (1, 5, 100):
+        batch = task.training_batch(encoded, range(12), 0, at_once)
+        assert max(len(x) for name, x in batch.items() if name.startswith("input_ids")) <= at_once
+        found, parts = gradient(task, model, batch)
+        assert found == pytest.approx(loss, rel=1e-5)
+        assert parts.keys() == wanted.keys()
+        scale = max(x.abs().max() for x in wanted.values())
+        for name, expected in wanted.items():
+            torch.testing.assert_close(parts[name], expected, rtol=1e-4, atol=1e-5 * float(scale), msg=name)
+
+
+def test_what_is_computed_again_is_what_was_computed_dropout_and_all(checkpoint, pairs):
+    task, encoded = encoded_pairs(checkpoint, pairs)
+    model = model_of(checkpoint, hidden_dropout_prob=0.3)
+    batch = task.training_batch(encoded, range(12), 0, 5)
+    again, parts = gradient(task, model, batch)
+    kept, wanted = gradient(task, model, {k: x for k, x in batch.items() if k != "recompute"})
+    assert again == kept
+    assert all(torch.equal(parts[name], wanted[name]) for name in wanted)
+
+
+def test_of_a_part_nothing_is_kept_but_its_vectors(checkpoint, pairs):
+    task, encoded = encoded_pairs(checkpoint, pairs)
+    model = model_of(checkpoint)
+
+    def kept(at_once: int | None) -> int:
+        found: list[int] = []
+
+        def note(x: torch.Tensor) -> torch.Tensor:
+            found.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            task.loss(model, task.training_batch(encoded, range(12), 0, at_once))
+        return sum(found)
+
+    assert kept(1) < kept(None) / 20
+
+
+def test_the_gradient_is_that_of_sentence_transformers_cached_loss(checkpoint, pairs, tmp_path):
+    task, encoded = encoded_pairs(checkpoint, pairs)
+    model = model_of(checkpoint, hidden_dropout_prob=0.0)
+    write_folder(model, task, checkpoint, tmp_path / "model")
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu").train()
+    content = [json.loads(line) for line in pairs.read_text().splitlines()[:12]]
+    # One wrong passage each, as their columns are all of one length.
+    texts = [(row["query"], row["passage"], row["wrong"][0]) for row in content]
+    tokenizer = open_tokenizer(None, str(checkpoint))
+    encoded = task.encode(Examples(texts, [0] * 12, [""] * 12), tokenizer, 48)
+    _, wanted = gradient(task, model, task.training_batch(encoded, range(12), 0, 4))
+    columns = [theirs.preprocess(list(column)) for column in zip(*texts, strict=True)]
+    CachedMultipleNegativesRankingLoss(theirs, scale=20.0, mini_batch_size=4)(columns, None).backward()
+    found = {name: p.grad for name, p in theirs[0].model.named_parameters() if p.grad is not None}
+    assert len(found) == len(wanted)
+    scale = max(x.abs().max() for x in wanted.values())
+    for name, expected in wanted.items():
+        torch.testing.assert_close(
+            found[name.removeprefix("nystromformer.")], expected, rtol=1e-3, atol=1e-4 * float(scale)
+        )
+
+
+def write_folder(model, task: EmbedTask, checkpoint: Path, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer = open_tokenizer(None, str(checkpoint))
+    tokenizer.model_max_length = 48
+    tokenizer.save_pretrained(folder)
+    for path, content in task.files(model.config, 48).items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(json.dumps(content))
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def test_pairs_are_learned_and_the_folder_is_sentence_transformers(make, tmp_path, capsys):
+    draw, topics = random.Random(1), CHARACTERS[:10]
+    rows = [
+        {
+            "query": f"{draw.choice(FILLERS)} {topics[n % 10]}",
+            "passage": text(draw, *[f"{CHARACTERS[10 + n % 10]}"] * 3, length=draw.randint(1, 4)),
+        }
+        for n in range(200)
+    ]
+    pairs = tmp_path / "topics.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = [*of_pairs(pairs), "task.epochs=4", "task.batch_sizes=[12]", "model.hidden_dropout=0"]
+    assert main(make(*task, "task.learning_rates=[3e-3]", "name=search")) == 0
+    printed = capsys.readouterr().out
+    assert "0.0% of the passages begin with their anchor\n" in printed
+    run = tmp_path / "runs/search"
+    curve = [event["mrr"] for event in events(trained(run), "validation")]
+    assert curve[0] < 0.5
+    assert (
+        max(curve) > 0.6
+    )  # two of twenty held-out passages are of one topic: chance finds 0.18, topics 0.75
+    folder = run / "embed/model"
+    texts = [json.loads(line)["passage"] for line in pairs.read_text().splitlines()]
+    ours = Embedder.load(folder)
+    assert ours.max_length == 48
+    vectors = ours.encode(texts)
+    theirs = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
+    assert isinstance(theirs[0].model, NystromformerModel)
+    assert theirs.max_seq_length == 48
+    np.testing.assert_allclose(theirs.encode(texts), vectors, atol=1e-5)
+    out = tmp_path / "out"
+    words = ["predict", f"checkpoint={folder}", f"file={pairs}", "text=passage", f"folder={out}"]
+    assert main(words) == 0
+    np.testing.assert_allclose(np.load(out / "vectors.npy"), vectors, atol=1e-6)
+    # Who has not imported this project meets an error, never other vectors.
+    with pytest.raises(TypeError, match="add_pooling_layer"):
+        TransformersModel.from_pretrained(folder, add_pooling_layer=False)
+    usage = (folder / "README.md").read_text()
+    assert "import nystromformer.model" in usage
+    assert "SentenceTransformer(" in usage
+    assert "library_name: sentence-transformers" in usage
+    assert "transformers refuses the folder" in usage
+
+
+@pytest.mark.parametrize("kind", ["pairs in parts", "spans", "similarities"])
+def test_what_is_killed_and_goes_on_is_as_if_nothing_had_been(kind, make, pairs, tmp_path, monkeypatch):
+    task = of_pairs(pairs)
+    if kind == "pairs in parts":
+        task += ["training.micro_batch_size=4"]
+    else:
+        task = [f"data.train={pairs}", "data.text=passage"]
+        task += ["data.pairs=spans"] if kind == "spans" else [f"data.vectors={tmp_path / 'v.npy'}"]
+        task += ["task.loss=similarities"] if kind == "similarities" else []
+        np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(60, 7)))
+    assert main(make(*task, "name=whole")) == 0
+    step, done = loop.train_step, []
+
+    def killed(*arguments, **named):
+        if len(done) == 4:
+            raise ZeroDivisionError
+        done.append(1)
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(loop, "train_step", killed)
+    with pytest.raises(ZeroDivisionError):
+        main(make(*task, "name=killed"))
+    monkeypatch.undo()
+    assert main(make(*task, "name=killed")) == 0
+    whole, again = tmp_path / "runs/whole", tmp_path / "runs/killed"
+    assert len(figures(whole)) == 7 + 3
+    assert figures(again) == figures(whole)
+    weights = "embed/model/model.safetensors"
+    assert (again / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["contrastive", "similarities"])
+def test_two_processes_learn_from_one_batch(loss, make, pairs, tmp_path):
+    task = [*of_pairs(pairs), "data.negatives=[wrong]", "task.symmetric=true"]
+    if loss == "similarities":
+        np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(60, 7)))
+        task = [f"data.train={pairs}", "data.text=passage", f"data.vectors={tmp_path / 'v.npy'}"]
+        task += ["task.loss=similarities"]
+    task += ["model.hidden_dropout=0", "training.micro_batch_size=2"]
+    assert main(make(*task, "name=one")) == 0
+    on_processes(2, make(*task, "name=two")[1:], "finetune")
+    one, two = figures(tmp_path / "runs/one"), figures(tmp_path / "runs/two")
+    assert len(one) == len(two) == 7 + 3
+    np.testing.assert_allclose(np.array(two), np.array(one), rtol=2e-4)
+
+
+def test_documents_are_cut_anew_in_each_epoch_at_words(checkpoint):
+    tokenizer = open_tokenizer(None, str(checkpoint))
+    draw = random.Random(3)
+    texts = [text(draw, *(name_of(n) for n in range(9)), length=length) for length in (0, 20, 60)] + [
+        "a film"
+    ]
+    encoded = documents(Examples([(t,) for t in texts], [0] * 4, list("abcd")), tokenizer, 24)
+    whole = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    seen = set()
+    for epoch in range(8):
+        drawn, places = encoded.drawn([(epoch, row) for row in range(4)], 7)
+        assert places == [0, 1, 2, 3]
+        again, _ = encoded.drawn([(epoch, 2)], 7)
+        assert again.input_ids[0] == drawn.input_ids[2]
+        for row, spans in enumerate(drawn.input_ids):
+            found = []
+            for span in spans:
+                assert len(span) <= 24
+                assert (span[0], span[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+                inner = span[1:-1]
+                start = next(p for p in range(len(whole[row])) if whole[row][p : p + len(inner)] == inner)
+                assert not tokenizer.convert_ids_to_tokens(inner[0]).startswith("##")
+                found.append((start, start + len(inner)))
+            (_, end), (start, _) = sorted(found)
+            assert end <= start
+            seen.add((row, *found))
+    assert [len({x for x in seen if x[0] == row}) > 4 for row in range(3)] == [True] * 3
+    other, _ = encoded.drawn([(0, 2)], 8)
+    assert other.input_ids[0] != encoded.drawn([(0, 2)], 7)[0].input_ids[0]
+
+
+def test_an_epochs_spans_do_not_depend_on_where_training_begins(checkpoint, pairs):
+    tokenizer = open_tokenizer(None, str(checkpoint))
+    texts = [(json.loads(line)["passage"],) for line in pairs.read_text().splitlines()]
+    task = EmbedTask("embed", "embedding")
+    encoded = task.encode(Examples(texts, [0] * 60, [""] * 60), tokenizer, 48)
+
+    def batches(**shares: int) -> TaskBatches:
+        return TaskBatches(
+            encoded, lambda e, r: task.training_batch(e, r, 0, None), batch_size=8, micro_batch_size=None,
+            seed=3, steps=20, **shares,
+        )  # fmt: skip
+
+    whole = [batch for (batch,) in batches().training(0, pin_memory=False)]
+    later = [batch for (batch,) in batches().training(13, pin_memory=False)]
+    assert len(later) == 7
+    for one, other in zip(whole[13:], later, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    contents = [set(batch["content"].tolist()) for batch in whole]
+    first, second = set().union(*contents[:7]), set().union(*contents[8:15])
+    assert len(first & second) < len(first) / 2  # another epoch, other spans
+
+
+def test_a_teachers_vectors_are_learned_from_either_file(make, pairs, tmp_path, checkpoint):
+    texts = [json.loads(line)["passage"] for line in pairs.read_text().splitlines()]
+    teacher = Embedder.load(make_checkpoint(tmp_path / "teacher", initializer_range=0.3)).encode(texts)
+    np.save(tmp_path / "v.npy", teacher)
+    table = pa.table({"id": [*map(str, range(60))], "vector": [*map(list, teacher)]})
+    pq.write_table(table, tmp_path / "v.parquet")
+    task = [f"data.train={pairs}", "data.text=passage", "task.epochs=6", "training.evaluations_per_epoch=1"]
+    of_files = [read_vectors(f"{tmp_path / 'v'}.{ending}", "data.vectors") for ending in ("npy", "parquet")]
+    assert all(np.array_equal(found, teacher) for found in of_files)
+    assert main(make(*task, f"data.vectors={tmp_path / 'v.npy'}", "name=npy")) == 0
+    curve = [event["cosine"] for event in events(trained(tmp_path / "runs/npy"), "validation")]
+    assert curve[-1] > curve[0] + 0.05
+    vectors = Embedder.load(tmp_path / "runs/npy/embed/model").encode(texts)
+    assert (vectors * teacher).sum(1).mean() > (Embedder.load(checkpoint).encode(texts) * teacher).sum(
+        1
+    ).mean()
+
+
+def test_many_right_passages_are_many_pairs_and_beginnings_can_be_left_out(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"title": "On wings", "text": "On Wings . A study of wings."},
+        {"title": "On wings", "text": ["Two texts", "", "On wingspan"]},
+        {"title": "Flow", "text": "Of flow"},
+        {"title": "Flow", "text": "  flow: laminar", "wrong": "of heat"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskSettings("embed", "embed")
+    data = TaskDataSettings(train=str(path), dev=str(path), text="title", text_pair="text")
+    kept = EmbedTask.load(task, data).train
+    assert kept.labels == [1, 0, 0, 0, 1]
+    with_wrong = EmbedTask.load(task, replace(data, negatives=["wrong"])).train
+    assert [texts[2:] for texts in with_wrong.texts] == [(), (), (), (), ("of heat",)]
+    with pytest.raises(UserError, match="has no column 'wrongs': name one of 'title', 'text'"):
+        EmbedTask.load(task, replace(data, negatives=["wrongs"]))
+    assert kept.texts[1:3] == [("On wings", "Two texts"), ("On wings", "On wingspan")]
+    cut = EmbedTask.load(task, replace(data, remove_repeated=True)).train
+    assert [passage for _, passage in cut.texts] == [
+        "A study of wings.", "Two texts", "On wingspan", "Of flow", "laminar",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["data.text=query"], "data.text_pair is empty: with task=embed write data.text_pair=COLUMN"),
+        (["data.pairs=spans", "data.text_pair=passage"], "data.text_pair is not for data.pairs=spans"),
+        (["data.text_pair=passage", "task.batch_sizes=[1]"], "task.batch_sizes holds 1, and a pair"),
+        (["data.text_pair=passage", "training.compile=true"], "training.compile=true is not for task=embed"),
+        (["task.loss=vectors"], "data.vectors is empty: write data.vectors=FILE"),
+        (
+            ["data.vectors=V", "task.loss=contrastive", "data.text_pair=passage"],
+            "data.vectors is not for task.loss=contrastive",
+        ),
+        (["data.vectors=V", "data.text_pair=passage"], "data.text_pair is not for vectors of another"),
+        (["data.vectors=V", "data.malformed_rows=skip"], "would part data.vectors from their rows"),
+        (["data.vectors=V", "data.text=query"], "hold 32, and the model's"),
+        (["data.vectors=FEW", "data.text=query"], "has more rows than the 5 vectors of data.vectors"),
+        (["data.vectors=MANY", "data.text=query"], "data.vectors holds 61 vectors, and "),
+        (["data.vectors=NAN", "data.text=query"], "line 3 has a vector in data.vectors that is not finite"),
+        (["data.vectors=V", "data.text=query", "data.dev=PAIRS"], "data.dev has no vectors of the other"),
+        (["data.vectors=/nowhere.npy", "data.text=query"], "data.vectors=/nowhere.npy cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(given, said, make, pairs, tmp_path, capsys):
+    vectors = np.random.default_rng(0).normal(size=(61, 5))
+    vectors[2] = [np.nan if "data.vectors=NAN" in given else 1] * 5
+    for name, count in (("V", 60), ("FEW", 5), ("MANY", 61), ("NAN", 60)):
+        np.save(tmp_path / f"{name}.npy", vectors[:count])
+    named = {name: f"{tmp_path / name}.npy" for name in ("V", "FEW", "MANY", "NAN")} | {"PAIRS": str(pairs)}
+    words = [f"{key}={named.get(value, value)}" for key, _, value in (word.partition("=") for word in given)]
+    assert main(make(f"data.train={pairs}", *words, "name=wrong")) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    if "hold 32" in said:
+        said = (
+            "data.vectors holds vectors of 5 numbers, and the model's have 32: write task.loss=similarities"
+        )
+    assert said in error
+    assert not (tmp_path / "runs/wrong").exists()
+
+
+# --- predict ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [None, "parquet"])
+def test_predict_makes_vectors_with_any_checkpoint_and_leaves_out_what_cannot_be_read(
+    form, checkpoint, tmp_path, capsys
+):
+    texts = [text(random.Random(n), length=3 + 5 * n) for n in range(8)]
+    lines = [json.dumps({"id": f"n{n}", "note": t}) for n, t in enumerate(texts)]
+    lines[3], lines[5] = "nonsense", json.dumps({"id": "n5", "note": ""})
+    file = tmp_path / "notes.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    words = ["predict", "task=embed", f"checkpoint={checkpoint}", f"file={file}", "text=note"]
+    words += [f"folder={out}", "model.max_length=20", "model.attention=softmax", "normalise=false"]
+    assert main([*words, *([f"format={form}"] if form else [])]) == 0
+    embedder = Embedder.load(checkpoint, max_length=20, attention="softmax")
+    good = [n for n in range(8) if n not in (3, 5)]
+    wanted = embedder.encode([texts[n] for n in good], normalise=False)
+    if form is None:
+        found = np.load(out / "vectors.npy")
+        ids = [json.loads(line) for line in (out / "ids.jsonl").read_text().splitlines()]
+    else:
+        table = pq.read_table(out / "vectors.parquet").to_pydict()
+        found, ids = np.array(table["vector"], np.float32), table["id"]
+        assert not (out / "vectors.npy").exists()
+    assert ids == [f"n{n}" for n in good]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    errors = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    assert [error["id"] for error in errors] == ["3", "5"]
+    assert "2 of 8 rows could not be read" in capsys.readouterr().err
+    before = {path: path.stat().st_mtime_ns for path in out.glob("vectors*")}
+    assert main([*words, *([f"format={form}"] if form else [])]) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("vectors*")} == before
+    assert main([*words, "model.neighbours=4", *([f"format={form}"] if form else [])]) == 2
+    assert "was begun with model.neighbours=null, not 4" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_2000_documents_killed_twice_become_the_same_file(checkpoint, tmp_path):
+    draw, file = random.Random(4), tmp_path / "documents.jsonl"
+    rows = [json.dumps({"text": text(draw, length=draw.randint(20, 90))}) for _ in range(2000)]
+    rows[500] = "no JSON"
+    file.write_text("\n".join(rows) + "\n")
+    words = ["predict", "task=embed", f"checkpoint={checkpoint}", f"file={file}", "tokens_per_batch=512"]
+    assert main([*words, f"folder={tmp_path / 'undisturbed'}"]) == 0
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "nystromformer", *words, f"folder={out}"]
+    for reached in (300, 1100):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while rows_done(out) < reached:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait(60) == -9
+        assert rows_done(out) < 2000
+    assert main([*words, f"folder={out}"]) == 0
+    for name in ("vectors.npy", "ids.jsonl", "errors.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert np.load(out / "vectors.npy").shape == (1999, 32)
+
+
+def rows_done(folder: Path) -> int:
+    path = folder / "progress.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "said"),
+    [
+        (
+            "Pooling",
+            {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+            "pooling by cls_token",
+        ),
+        ("Pooling", {"pooling_mode": ["mean", "max"]}, "pooling by mean and max"),
+        ("Dense", {}, "a module Dense"),
+    ],
+)
+def test_an_embedder_with_other_vectors_is_refused_before_anything_is_written(
+    module, config, said, checkpoint, tmp_path, capsys
+):
+    folder = tmp_path / "theirs"
+    shutil.copytree(checkpoint, folder)
+    kinds = [{"path": "", "type": "st.Transformer"}, {"path": "1_It", "type": f"st.{module}"}]
+    (folder / "modules.json").write_text(json.dumps(kinds))
+    (folder / "1_It").mkdir()
+    (folder / "1_It/config.json").write_text(json.dumps(config))
+    file = tmp_path / "notes.jsonl"
+    file.write_text('{"text": "a film"}\n')
+    words = ["predict", f"checkpoint={folder}", f"file={file}", "task=embed", f"folder={tmp_path / 'out'}"]
+    assert main(words) == 2
+    assert f"makes its vectors with {said}, and this project with the mean" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (folder / "1_It/config.json").write_text('{"pooling_mode": "mean"}')
+    assert main(words) == (2 if module == "Dense" else 0)
+
+
+def test_what_predict_cannot_do_with_vectors_is_one_line(checkpoint, tmp_path, capsys):
+    file = tmp_path / "notes.jsonl"
+    file.write_text('{"text": "a film"}\n')
+    words = ["predict", f"checkpoint={checkpoint}", f"file={file}", f"folder={tmp_path / 'out'}"]
+    assert main(words) == 2
+    assert "is no fine-tuned model" in capsys.readouterr().err
+    assert main([*words, "model.attention=softmax"]) == 2
+    assert "model.* is for vectors from any checkpoint: write task=embed" in capsys.readouterr().err
+    assert main([*words, "tokenizer_path=somewhere"]) == 2
+    assert "tokenizer_path is for vectors from any checkpoint" in capsys.readouterr().err
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare, ignore=shutil.ignore_patterns("token*"))
+    of_bare = [
+        "predict",
+        "task=embed",
+        f"checkpoint={bare}",
+        f"file={file}",
+        f"folder={tmp_path / 'bare_out'}",
+    ]
+    assert main(of_bare) == 2
+    assert "has no tokenizer that can be opened: write tokenizer_path" in re.sub(
+        r" \(.*\)", "", capsys.readouterr().err
+    )
+    assert main([*of_bare, f"tokenizer_path={checkpoint}"]) == 0
+    assert main([*words, "task=custom"]) == 2
+    assert "task='custom' is unknown: write embed, or null" in capsys.readouterr().err
+    file.write_text('{"text": null}\n')
+    assert main([*words, "task=embed"]) == 2
+    assert "has no column 'text'" in capsys.readouterr().err
+
+
+def test_texts_of_an_example_stay_together(checkpoint, pairs):
+    task, encoded = encoded_pairs(checkpoint, pairs)
+    batch = task.training_batch(encoded, [4, 7, 1], 0, 2)
+    of_rows = [row.tolist() for name, x in batch.items() if name.startswith("input_ids") for row in x]
+    texts = [of_rows[place] for place in batch["order"].tolist()]
+    wanted = [ids for row in (4, 7, 1) for ids in encoded.input_ids[row]]
+    assert [[token for token in ids if token] for ids in texts] == wanted
+    assert batch["texts"].tolist() == [3, 4, 4]
+    assert [texts[n] for n in batch["anchors"].tolist()] == [texts[0], texts[3], texts[7]]
+    candidates = batch["candidates"].tolist()
+    assert [candidates[n] for n in batch["right"].tolist()] == [1, 4, 8]
+    lengths = np.array([9, 9, 3, 2])
+    assert rows.parts_of_like_length(lengths, None) == [slice(0, 2), slice(2, 4)]
+    assert rows.parts_of_like_length(lengths[:2], None) == [slice(0, 2)]
+
+
+def test_a_config_without_labels_opens_again(checkpoint, tmp_path):
+    config = NystromformerConfig.from_pretrained(checkpoint)
+    EmbedTask("embed", "embedding").configure(config)
+    config.save_pretrained(tmp_path)
+    assert NystromformerConfig.from_pretrained(tmp_path).num_labels == 0
