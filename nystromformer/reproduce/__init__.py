@@ -76,12 +76,14 @@ def produce(settings: ReproduceSettings, name: str) -> Path:
 def _produce(settings: ReproduceSettings, name: str, folder: Path) -> None:
     from nystromformer.machine import device_of, machine
     from nystromformer.reproduce.inputs import changed_inputs, inputs_of, measured_on
+    from nystromformer.reproduce.lengthened import lengthened
     from nystromformer.reproduce.pages import write_index
     from nystromformer.reproduce.result import command_of, configuration_of, read_finished
     from nystromformer.reproduce.runs import earlier_seconds
     from nystromformer.results import write_result
 
-    device = device_of(settings.device)
+    device, command = device_of(settings.device), command_of(settings, name)
+    settings = lengthened(settings, name)
     configuration, inputs = configuration_of(settings, name, device.type), inputs_of(settings, name)
     if not settings.again and (found := read_finished(folder, configuration)):
         date, changed = found["machine"]["date"], changed_inputs(found, inputs)
@@ -100,7 +102,7 @@ def _produce(settings: ReproduceSettings, name: str, folder: Path) -> None:
         "configuration": configuration,
         "inputs": measured_on(inputs, inputs_of(settings, name)),
         "machine": here,
-        "command": command_of(settings, name),
+        "command": command,
         "seconds": time.perf_counter() - started + sum(before),
         "seconds_before": sum(before),
     }

@@ -62,8 +62,9 @@ def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Calla
         yield f"corpus of {run}", partial(_corpus, settings, words)
         yield f"start of {run}", partial(_start, settings, words)
     if name == "lra":
-        if "text" in settings.scale.lra.tasks:
-            yield "data of text", partial(_lra_text, settings)
+        for task in settings.scale.lra.tasks:
+            if task == "text" or (task != "listops" and settings.lra_root):
+                yield f"data of {task}", partial(_lra_data, settings, task)
         return
     section: Any = getattr(settings.scale, name, None)
     for text in getattr(section, "tasks", ()):
@@ -110,8 +111,8 @@ def _reviews() -> str:
     return sha256_of_file(Imdb().path)
 
 
-def _lra_text(settings: ReproduceSettings) -> str:
-    return content_of(load_task("text", settings.scale.lra))
+def _lra_data(settings: ReproduceSettings, task: str) -> str:
+    return content_of(load_task(task, settings.scale.lra, settings.lra_root))
 
 
 def _corpus(settings: ReproduceSettings, words: Sequence[str]) -> str:

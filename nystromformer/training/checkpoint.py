@@ -198,6 +198,12 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def best_step(folder: Path) -> int:
+    """The step of the best checkpoint in a folder, of the newest where none was judged."""
+    best = folder / "best"
+    return int(best.read_text().strip().removeprefix("step-")) if best.exists() else saved_steps(folder)[-1]
+
+
 def _on_all(accelerator: Accelerator, write: Callable[[], None], beside: Path) -> None:
     """Write on every process, and wait for all; where one fails, all clean up and raise."""
     why = ""

@@ -165,14 +165,21 @@ def test_what_is_known_by_content_may_lie_elsewhere(tmp_path):
             )
 
 
-@pytest.mark.parametrize("task", ["listops", "text"])
+@pytest.mark.parametrize("task", ["listops", "text", "image"])
 @pytest.mark.parametrize("setting", [*settings_of(LraScale)], ids=lambda setting: setting.key)
 def test_a_cell_of_the_arena_is_of_its_own_task(tmp_path, setting, task):
     usual, cell = LraScale(), Cell(task, "nystrom", 0)
     places = [cell.folder(str(tmp_path), scale, "cpu", "") for scale in (usual, changed(usual, setting))]
-    others = {"listops": "text_", "text": "listops_"}[task]
-    free = setting.key in ("tasks", "attentions", "seeds", "checkpoint_every")
-    assert (places[0] == places[1]) == (free or setting.key.startswith(others))
+    free = setting.key in ("tasks", "attentions", "pretrained", "seeds")
+    pretraining = setting.key.startswith("pretrain_")
+    others = bool(setting.of) and task not in setting.of
+    named = [
+        name
+        for name in ("listops", "text", "retrieval", "image", "pathfinder")
+        if setting.key.startswith(name)
+    ]
+    assert set(named) <= set(setting.of)
+    assert (places[0] == places[1]) == (free or pretraining or others)
 
 
 @pytest.mark.parametrize("setting", [*settings_of(LraScale)], ids=lambda setting: setting.key)
@@ -183,12 +190,12 @@ def test_a_result_is_measured_anew_where_its_figures_would_change(tmp_path, sett
     other = copy.deepcopy(usual)
     other.scale.lra = changed(usual.scale.lra, setting)
     again = read_finished(tmp_path, configuration_of(other, "lra", "cpu")) is None
-    assert again == (setting.key != "checkpoint_every")
+    assert again
 
 
 def test_a_result_of_a_version_without_a_setting_has_had_its_default(tmp_path):
     now = configuration_of(compose("reproduce", ["table=lra"]), "lra", "cpu")
-    before = {key: value for key, value in now.items() if key not in ("dropout", "checkpoint_every")}
+    before = {key: value for key, value in now.items() if key != "dropout"}
     (tmp_path / "result.json").write_text(json.dumps({"result": "lra", "configuration": before}))
     assert read_finished(tmp_path, now)
     assert not read_finished(tmp_path, {**now, "dropout": 0.5})

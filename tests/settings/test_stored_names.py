@@ -99,32 +99,27 @@ def test_finetuned_folders(words, settings):
 
 
 @pytest.mark.parametrize(
-    ("cell", "scale", "device", "folder", "earlier"),
+    ("cell", "scale", "device", "folder"),
     [
-        (Cell("listops", "nystrom", 0), LraScale(), "cpu", "listops_nystrom_seed0_72b85062", "c96c384f"),
+        (Cell("listops", "nystrom", 0), LraScale(), "cpu", "listops_nystrom_seed0_e9cc5c28"),
         (
             Cell("text", "softmax", 3),
-            LraScale(text_steps=7, listops_steps=9, seeds=[3], checkpoint_every=5),
+            LraScale(text_steps=7, listops_steps=9, seeds=[3]),
             "cuda",
-            "text_softmax_seed3_298a1d00",
-            "c2eb357d",
+            "text_softmax_seed3_bd0deb0a",
         ),
         (
             Cell("listops", "performer", 1),
             LraScale(landmarks=32, kernel=None, listops_depth=4, text_length=100),
             "cpu",
-            "listops_performer_seed1_5bcf9f69",
-            "59562393",
+            "listops_performer_seed1_dd5d70ab",
         ),
     ],
     ids=["defaults", "text", "overridden"],
 )
-def test_cells_of_the_arena(tmp_path, cell, scale, device, folder, earlier):
+def test_cells_of_the_arena(tmp_path, cell, scale, device, folder):
     place = cell.folder(str(tmp_path), scale, device, "abc")
     assert place == tmp_path / "lra" / folder
-    before = place.with_name(f"{folder.rpartition('_')[0]}_{earlier}")
-    before.mkdir(parents=True)
-    assert cell.folder(str(tmp_path), scale, device, "abc") == before, "of a version that noted no data"
 
 
 @pytest.mark.parametrize(
@@ -133,11 +128,11 @@ def test_cells_of_the_arena(tmp_path, cell, scale, device, folder, earlier):
         ("efficiency", ["table=efficiency", "scale=gpu"], "c6d7757fb78e250b"),
         ("landmarks", ["figure=landmarks", "checkpoint=x/y"], "a427f3086a676557"),
         ("glue", ["table=glue", "scale=cpu", "glue_root=/a/glue"], "2e98e845b0133ec9"),
-        ("lra", ["table=lra", "scale=smoke", "scale.lra.seeds=[1]"], "29d1abc5f4da388e"),
+        ("lra", ["table=lra", "scale=smoke", "scale.lra.seeds=[1]"], "fca15deb6222a492"),
         (
             "small",
             ["figure=small", "scale=cpu", 'overrides=["data.workers=1","data.bookcorpus=/mnt/books"]'],
-            "40002df2b530384e",
+            "c8efb7852d643404",
         ),
     ],
     ids=["efficiency", "landmarks", "glue", "lra", "small"],

@@ -1,6 +1,7 @@
-"""The two tasks of Long Range Arena that need no foreign data, as token ids: ListOps and Text.
+"""The arena's tasks as token ids: ListOps, which is generated, and Text; the others are read by `released`.
 
-Text is the classification of IMDB's reviews from their UTF-8 bytes: byte b is token b + 1, 0 is padding.
+Text is the classification of IMDB's reviews from their UTF-8 bytes. Byte or pixel b is token b + 1, 0 is
+padding, and the number after the last token is [MASK].
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from nystromformer.reproduce.lra.listops import CLASSES, VOCABULARY, Grammar, expressions
+from nystromformer.reproduce.lra.released import image, pathfinder, retrieval
 from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.benchmarks import reviews_from_hub, reviews_from_samples, task_named
-from nystromformer.tasks.reading import check, limited
-from nystromformer.tasks.task import Encoded, Examples
+from nystromformer.tasks.reading import check, divide, limited
+from nystromformer.tasks.task import Encoded, Examples, joined
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,25 @@ class LraTask:
 
     name: str
     train: Encoded
+    validation: Encoded
+    """Chooses the step that is measured on the test examples."""
     test: Encoded
     vocabulary: int
+    """Tokens and padding."""
     classes: int
     longest: int
     """Tokens that the position table has to hold."""
     origin: str
     """Where the examples are from, for people."""
+
+    @property
+    def mask_id(self) -> int:
+        return self.vocabulary
+
+    @property
+    def texts(self) -> int:
+        """How many an example has: two documents for Retrieval."""
+        return self.train.texts_of(0)
 
     @property
     def chance(self) -> float:
@@ -46,21 +61,33 @@ class LraTask:
         return [counts[label] / len(self.test) for label in range(self.classes)]
 
 
-def load_task(name: str, scale: LraScale) -> LraTask:
-    """`listops`, generated, or `text`, read.
+def load_task(name: str, scale: LraScale, root: str | None = None) -> LraTask:
+    """One task's examples.
+
+    Args:
+        root: the folder of what is neither generated nor a review.
 
     Raises:
-        UserError: the reviews are out of reach, or the limits of ListOps are impossible.
+        UserError: a file or the reviews are out of reach, a file is malformed, or ListOps' limits are
+            impossible.
     """
-    return _listops(scale) if name == "listops" else _text(scale)
+    if name == "listops":
+        return _listops(scale)
+    if name == "text":
+        return _text(scale)
+    read = {"retrieval": retrieval, "image": image, "pathfinder": pathfinder}[name]
+    found = read(root, scale)
+    train, validation, test = map(encoded, found.splits)
+    return LraTask(name, train, validation, test, 257, found.classes, found.longest, found.origin)
 
 
 def content_of(task: LraTask) -> str:
     """A hash of all examples, in their order."""
     digest = hashlib.blake2b(digest_size=8)
-    for part in (task.train, task.test):
+    for part in (task.train, task.validation, task.test):
         for ids, label in zip(part.input_ids, part.labels or [], strict=True):
             digest.update(json.dumps([ids, label]).encode())
+        digest.update(b"\n")
     return digest.hexdigest()
 
 
@@ -68,13 +95,16 @@ def _listops(scale: LraScale) -> LraTask:
     grammar = Grammar(
         scale.listops_shortest, scale.listops_longest, scale.listops_depth, scale.listops_arguments
     )
-    count = scale.listops_train + scale.listops_test
-    texts, values = expressions(grammar, count, scale.data_seed)
-    border = scale.listops_train
+    borders = np.cumsum([0, scale.listops_train, scale.listops_test, scale.listops_test])
+    texts, values = expressions(grammar, int(borders[-1]), scale.data_seed)
+    train, test, validation = (
+        encoded((texts[start:end], values[start:end])) for start, end in pairwise(borders)
+    )
     return LraTask(
         "listops",
-        _encoded(texts[:border], values[:border]),
-        _encoded(texts[border:], values[border:]),
+        train,
+        validation,
+        test,
         len(VOCABULARY),
         CLASSES,
         grammar.longest,
@@ -88,17 +118,20 @@ def _text(scale: LraScale) -> LraTask:
     splits = reviews_from_hub(task) if scale.text_source == "hub" else reviews_from_samples(task)
     if "test" in splits.test:  # the official one; the held-out fifth is then for training, as in the arena
         (dev,) = splits.dev.values()
-        splits.train = _joined(splits.train, dev)
+        splits.train = joined([splits.train, dev])
         splits.dev = splits.test
         told = "its 25,000 training and 25,000 test reviews"
     else:
         told = "a fifth of each class held out by the texts' hash, as in finetune task=imdb"
     splits = limited(check(splits), scale.text_train or None, scale.text_test or None)
-    (test,) = splits.dev.values()
+    held_out, rest = divide(splits.train, min(scale.text_validation / len(splits.train), 0.5))
+    parts = (rest, held_out, *splits.dev.values())
+    train, validation, test = (bytes_of(part, scale.text_length) for part in parts)
     return LraTask(
         "text",
-        bytes_of(splits.train, scale.text_length),
-        bytes_of(test, scale.text_length),
+        train,
+        validation,
+        test,
         257,
         2,
         scale.text_length,
@@ -109,16 +142,14 @@ def _text(scale: LraScale) -> LraTask:
 def bytes_of(examples: Examples, longest: int) -> Encoded:
     """The first `longest` UTF-8 bytes of each text as token ids from 1 to 256."""
     whole = [text.encode() for (text,) in examples.texts]
-    ids = [[byte + 1 for byte in text[:longest]] for text in whole]
-    full = np.array([len(text) for text in whole], np.int64)
-    return Encoded(ids, None, examples.labels, np.minimum(full, longest), full)
+    rows = [[byte + 1 for byte in text[:longest]] for text in whole]
+    found = encoded((rows, examples.labels or []))
+    found.full_lengths = np.array([len(text) for text in whole], np.int64)
+    return found
 
 
-def _encoded(texts: list[list[int]], labels: Sequence[int]) -> Encoded:
-    lengths = np.array([len(text) for text in texts], np.int64)
-    return Encoded(texts, None, [float(label) for label in labels], lengths, lengths)
-
-
-def _joined(first: Examples, second: Examples) -> Examples:
-    labels = [*(first.labels or []), *(second.labels or [])]
-    return Examples([*first.texts, *second.texts], labels, [*first.ids, *second.ids])
+def encoded(examples: tuple[Sequence[list], Sequence[float]]) -> Encoded:
+    """Rows of token ids, or of lists of them, and their classes."""
+    rows, labels = examples
+    lengths = np.array([max(map(len, row)) if isinstance(row[0], list) else len(row) for row in rows])
+    return Encoded(list(rows), None, [float(label) for label in labels], lengths, lengths)
