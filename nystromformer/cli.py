@@ -30,6 +30,8 @@ class Command:
     examples: Sequence[str]
     words: Mapping[str, str] = field(default_factory=dict)
     """Bare words that stand for a setting."""
+    shared: bool = False
+    """Whether the processes of a launcher share its work."""
 
     def overrides(self, words: Sequence[str]) -> list[str]:
         """The command line's words as KEY=VALUE."""
@@ -95,6 +97,7 @@ COMMANDS = {
             "nystromformer pretrain debug=smoke",
             "accelerate launch -m nystromformer pretrain experiment=base_512",
         ),
+        shared=True,
     ),
     "finetune": Command(
         "Fine-tune on GLUE, film reviews or your own data; the same command again goes on.",
@@ -107,6 +110,7 @@ COMMANDS = {
             "nystromformer finetune task=custom checkpoint=runs/demo/model data.train=mine.csv",
             "nystromformer finetune task=embed checkpoint=MY_BERT data.train=notes.jsonl data.pairs=spans",
         ),
+        shared=True,
     ),
     "evaluate": Command(
         "A fine-tuned model on a file: predictions and figures; or its rankings of a folder's documents.",
@@ -115,6 +119,7 @@ COMMANDS = {
             "nystromformer evaluate checkpoint=runs/finetune/custom/model file=mine.csv",
             "nystromformer evaluate checkpoint=runs/search/embed/model file=scifact retrieval.rerank=ranker",
         ),
+        shared=True,
     ),
     "predict": Command(
         "A fine-tuned model on a file of any size, row by row; the same command again goes on.",
@@ -124,6 +129,7 @@ COMMANDS = {
             "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.jsonl folder=predicted",
             "nystromformer predict checkpoint=runs/finetune/custom/model file=mine.csv format=tsv",
         ),
+        shared=True,
     ),
     "benchmark": Command(
         "Speed and memory of attention, training, preparation and loader on this machine, beside the peers.",
@@ -233,6 +239,12 @@ def dispatch(words: list[str]) -> None:
     if options.cfg:
         print(as_yaml(settings), end="")
         return
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and not command.shared:
+        raise UserError(
+            f"{name} works in one process, and a launcher started {processes}: start it without one (where "
+            "none did, unset WORLD_SIZE)"
+        )
     resolve_name(command.function)(settings)
 
 

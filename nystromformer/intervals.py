@@ -71,6 +71,42 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, draws: int = 2000, se
     return float(low), float(high)
 
 
+def bootstrap(
+    figure: Callable[[np.ndarray, np.ndarray], float],
+    labels: np.ndarray,
+    models: Sequence[np.ndarray],
+    *,
+    draws: int = 500,
+    seed: int = 0,
+) -> np.ndarray:
+    """A figure of several models, the mean over their seeds, on examples and seeds that are drawn anew.
+
+    Each draw has the same examples and seeds of all models, so that their differences are paired.
+
+    Args:
+        figure: of labels and predictions.
+        labels: (examples,)
+        models: each model's predictions, (seeds, examples).
+
+    Returns:
+        (draws, models)
+    """
+    generator = np.random.default_rng(seed)
+    found = np.empty((draws, len(models)))
+    for draw in range(draws):
+        rows = generator.integers(0, len(labels), len(labels))
+        seeds = generator.integers(0, len(models[0]), len(models[0]))
+        for number, predictions in enumerate(models):
+            found[draw, number] = np.mean([figure(labels[rows], predictions[each, rows]) for each in seeds])
+    return found
+
+
+def middle_of(samples: np.ndarray) -> Interval:
+    """The interval that a bootstrap's samples, (draws,), give: their percentiles."""
+    low, high = np.percentile(samples, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(low), float(high)
+
+
 def in_percent(interval: Interval) -> str:
     """An interval of shares as tables show it."""
     return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

@@ -78,7 +78,8 @@ def write_result(folder: Path, result: Result, about: Mapping[str, Any]) -> None
     Args:
         folder: FOLDER/NAME_SCALE.
         result: what was measured.
-        about: result, scale, told, configuration, inputs, machine, command and seconds.
+        about: result, scale, told, configuration, inputs, machine, command, seconds, and those of them that
+            runs took which were read.
 
     Raises:
         UserError: something cannot be written.
@@ -112,6 +113,8 @@ def _page(result: Result, about: Mapping[str, Any]) -> str:
     where = ", ".join(f"{name} {value}" for name, value in about["machine"].items())
     taken = about["seconds"]  # None for results older than this page
     seconds = "" if taken is None else f", {taken:.0f} seconds"
+    if before := about.get("seconds_before"):
+        seconds += f", {before:.0f} of them in runs that were there"
     pictures = [line for name in result.plots for line in (f"![{name}]({name}.png)", "")]
     lines = [
         f"# {result.title}",

@@ -14,7 +14,18 @@ import nystromformer
 
 PACKAGE = Path(nystromformer.__file__).parent
 LAYERS = (
-    ("errors", "files", "intervals", "machine", "mechanisms", "pictures", "results", "tables", "threads"),
+    (
+        "errors",
+        "files",
+        "hub",
+        "intervals",
+        "machine",
+        "mechanisms",
+        "pictures",
+        "results",
+        "tables",
+        "threads",
+    ),
     ("settings",),
     ("attention",),
     ("model",),

@@ -5,9 +5,11 @@ import pytest
 from sklearn.metrics import f1_score
 
 from nystromformer.intervals import (
+    bootstrap,
     difference_of_means,
     in_percent,
     mcnemar,
+    middle_of,
     paired_difference,
     proportion_interval,
 )
@@ -54,9 +56,50 @@ def test_a_paired_bootstrap_is_narrower_than_the_examples_are_hard():
     second = first.copy()
     second[:6] = labels[:6]  # right where the first was wrong, on a few
     gain = f1_score(labels, second) - f1_score(labels, first)
-    low, high = paired_difference(f1_score, labels, first, second, draws=500)
-    assert 0 <= low <= gain <= high < 0.03
+    samples = bootstrap(f1_score, labels, [first[None], second[None]])
+    for low, high in (
+        paired_difference(f1_score, labels, first, second, draws=500),
+        middle_of(samples[:, 1] - samples[:, 0]),
+    ):
+        assert 0 <= low <= gain <= high < 0.03
     assert paired_difference(f1_score, labels, first, first, draws=50) == (0, 0)
+
+
+def accuracy(labels, predictions):
+    return np.mean(labels == predictions)
+
+
+def test_of_one_seed_a_bootstrap_is_wilson_s_interval():
+    labels, predictions = np.ones(400), np.repeat([1.0, 0.0], [320, 80])
+    found = middle_of(bootstrap(accuracy, labels, [predictions[None]], draws=2000)[:, 0])
+    assert found == pytest.approx(proportion_interval(0.8, 400), abs=0.006)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    """Of seeds whose figures have the variance v, and n examples: √(v / seeds + p(1 − p) / n)."""
+    generator = np.random.default_rng(2)
+    labels = np.ones(2000)
+    shares = np.array([0.70, 0.78, 0.74, 0.82, 0.76, 0.80])
+    predictions = (generator.random((6, 2000)) < shares[:, None]).astype(float)
+    low, high = middle_of(bootstrap(accuracy, labels, [predictions], draws=2000)[:, 0])
+    of_seeds = predictions.mean(1).std() / np.sqrt(6)
+    # Independent seeds: their examples' errors average out as well.
+    expected = 2 * 1.96 * np.sqrt(of_seeds**2 + 0.77 * 0.23 / 2000 / 6)
+    assert high - low == pytest.approx(expected, rel=0.15)
+    alone = middle_of(bootstrap(accuracy, labels, [predictions[:1]], draws=2000)[:, 0])
+    assert alone[1] - alone[0] == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 2000), rel=0.15)
+
+
+def test_a_difference_is_paired_by_example_and_by_seed():
+    generator = np.random.default_rng(3)
+    labels = np.ones(500)
+    shares = [0.6, 0.7, 0.8]  # the seeds differ by far more than the models
+    first = np.array([generator.random(500) < share for share in shares], float)
+    second = first.copy()
+    second[:, :10] = 1.0
+    samples = bootstrap(accuracy, labels, [first, second])
+    low, high = middle_of(samples[:, 1] - samples[:, 0])
+    assert 0 <= low < high < 0.02
 
 
 def test_how_an_interval_is_shown():

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from nystromformer.data.examples import PretrainingExamples
-from nystromformer.data.layout import Batch, Layout
-from nystromformer.data.order import GlobalBatches
+from nystromformer.data.layout import Batch
+
+
+class Sampler(Protocol):
+    """What is drawn, batch after batch: each item is what `__getitems__` of the data set takes."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 class TrainingLoader:
@@ -33,10 +39,15 @@ class TrainingLoader:
             yield batch.opened() if isinstance(batch, _Parcel) else batch
 
 
+def as_it_is(batch: Batch) -> Batch:
+    """The layout of batches that their data set has laid out."""
+    return batch
+
+
 def training_loader(
-    examples: PretrainingExamples,
-    batches: GlobalBatches,
-    layout: Layout,
+    examples: Dataset[Batch],
+    batches: Sampler,
+    layout: Callable[[Batch], Batch] = as_it_is,
     *,
     workers: int,
     pin_memory: bool = False,
@@ -92,7 +103,7 @@ class _Parcel:
         return _Parcel(self.content.pin_memory(), self.shapes)
 
 
-def _parcel(layout: Layout, batch: Batch) -> _Parcel:
+def _parcel(layout: Callable[[Batch], Batch], batch: Batch) -> _Parcel:
     batch = layout(batch)
     shapes = {name: x.shape for name, x in batch.items()}
     return _Parcel(torch.cat([x.flatten() for x in batch.values()]), shapes)

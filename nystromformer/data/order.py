@@ -3,7 +3,8 @@
 Pure functions of (seed, step) and of the examples' lengths, computed point by point, without tables
 over the corpus: the same for any number of workers and processes, and after any resume.
 
-    epochs          ┌ epoch 0, shuffled ┬ epoch 1, shuffled ┬ …      an endless sequence of places
+    epochs          ┌ epoch 0, shuffled ┬ epoch 1, shuffled ┬ …      an endless sequence of places;
+                    of a mixture, each source as often as it weighs
     windows         ├ WINDOW global batches ┼ …                      each sorted by length …
     groups          ├──┬──┬──┬──┬──┬──┬──┬──┤                        … and cut into rows of like length
     global batches  a few groups each, drawn at random; its rows sorted, the longest first
@@ -12,7 +13,7 @@ over the corpus: the same for any number of workers and processes, and after any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from nystromformer.data import stateless_random as random
 from nystromformer.data.examples import Key
 from nystromformer.data.stateless_random import Stream
+from nystromformer.data.storage import PreparedData
 from nystromformer.errors import UserError
 
 WINDOW = 16
@@ -53,6 +55,67 @@ def shuffled(positions: IntArray, epochs: IntArray, *, num_examples: int, seed: 
     return result.astype(np.int64)
 
 
+class Mixture:
+    """Epochs over the sources of a corpus, which lie one after the other, each as often as it weighs.
+
+    A source of weight 0.5 shows one half of its examples in one epoch and the other in the next; each has a
+    random order of its own, in which none is skipped.
+
+    Args:
+        sizes: examples of each source.
+        weights: of each; all 0 are impossible.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float]) -> None:
+        self._sizes = sizes
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        shown = [round(size * weight) for size, weight in zip(sizes, weights, strict=True)]
+        self._places = np.concatenate([[0], np.cumsum(shown)])
+
+    def __len__(self) -> int:
+        """Places of one epoch."""
+        return int(self._places[-1])
+
+    def keys(self, epochs: IntArray, positions: IntArray, seed: int) -> IntArray:
+        """(pass over its source, index) of the example at each epoch's position, (N,), (N,) → (N, 2)."""
+        drawn = shuffled(positions, epochs, num_examples=len(self), seed=seed)
+        sources = np.searchsorted(self._places, drawn, side="right") - 1
+        keys = np.empty((len(drawn), 2), np.int64)
+        for source in np.unique(sources).tolist():
+            here = sources == source
+            first, end = self._places[source : source + 2]
+            place = epochs[here] * (end - first) + drawn[here] - first
+            passes, own = np.divmod(place, self._sizes[source])
+            index = shuffled(own, passes, num_examples=self._sizes[source], seed=seed)
+            keys[here] = np.stack([passes, self._starts[source] + index], axis=1)
+        return keys
+
+
+def mixture_of(prepared: PreparedData, weights: Sequence[float]) -> Mixture | None:
+    """The training split with its sources weighed; None without weights.
+
+    Raises:
+        UserError: there are not as many sources, or the version that prepared them did not count theirs.
+    """
+    if not weights:
+        return None
+    sizes = prepared.manifest.get("training_chunks")
+    if sizes is None:
+        raise UserError(
+            f"{prepared.folder} does not say which examples are of which source, as an earlier version left "
+            "it: prepare it anew (delete the folder), or leave the weights of training.phases out"
+        )
+    if len(weights) != len(sizes):
+        raise UserError(
+            f"training.phases: {len(weights)} weights, and the corpus has {len(sizes)} sources: write one "
+            "weight for each"
+        )
+    mixture = Mixture(sizes, weights)
+    if not len(mixture):
+        raise UserError(f"training.phases: the weights {list(weights)} leave no example: write higher ones")
+    return mixture
+
+
 class GlobalBatches:
     """A batch sampler whose global batches are the same for any number of processes.
 
@@ -66,7 +129,13 @@ class GlobalBatches:
     yields lists of keys (epoch, index): the micro-batches of step `start_step`, then those of the
     next, for `num_steps` steps. To resume after step t, pass start_step=t.
 
+    The batches of a run can be several of these, one after the other: each knows where it begins and ends.
+
     Args:
+        first_step: the run's first step that is of these.
+        first_row: rows that were drawn before it.
+        last_step: the first one that is not of these any more: the window before it ends there.
+        mixture: what an epoch is where not all examples once.
         lengths: tokens of the examples with these indices, (n,) → (n,).
         length_groups: how many groups make a global batch; where it is no divisor of the global batch
             size, the next smaller divisor.
@@ -85,7 +154,12 @@ class GlobalBatches:
         world_size: int = 1,
         lengths: Callable[[IntArray], IntArray] | None = None,
         length_groups: int = 1,
+        first_step: int = 0,
+        first_row: int = 0,
+        last_step: int | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
+        num_examples = num_examples if mixture is None else len(mixture)
         if num_examples < 1:
             raise UserError("there are no training examples to draw batches from: prepare a larger corpus")
         if global_batch_size % world_size:
@@ -100,6 +174,8 @@ class GlobalBatches:
                 f"write a divisor of {share}"
             )
         self._num_examples = num_examples
+        self._mixture = mixture
+        self._first_step, self._first_row, self._last_step = first_step, first_row, last_step
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._seed = seed
@@ -129,26 +205,33 @@ class GlobalBatches:
 
     def global_keys(self, step: int) -> list[Key]:
         """All rows of global batch `step`, those of like length beside each other."""
-        number, place = divmod(step, self._window)
+        number, place = divmod(step - self._first_step, self._window)
         if self._open is None or self._open[0] != number:
             self._open = number, self._batches_of_window(number)
         return [(epoch, index) for epoch, index in self._open[1][place].tolist()]
 
     def _batches_of_window(self, number: int) -> NDArray[np.int64]:
         """The keys of a window's global batches, (K, G, 2)."""
-        rows = self._window * self._global_batch_size
-        epochs, positions = np.divmod(np.arange(number * rows, (number + 1) * rows), self._num_examples)
-        indices = shuffled(positions, epochs, num_examples=self._num_examples, seed=self._seed)
-        keys = np.stack([epochs, indices], axis=1)
+        batches, size = self._window, self._global_batch_size
+        start = self._first_row + number * batches * size
+        if self._last_step is not None:
+            batches = min(batches, self._last_step - self._first_step - number * batches)
+        epochs, positions = np.divmod(np.arange(start, start + batches * size), self._num_examples)
+        if self._mixture is not None:
+            keys = self._mixture.keys(epochs, positions, self._seed)
+        else:
+            indices = shuffled(positions, epochs, num_examples=self._num_examples, seed=self._seed)
+            keys = np.stack([epochs, indices], axis=1)
         if self._lengths is None:
-            return keys.reshape(self._window, self._global_batch_size, 2)
-        negative = -self._lengths(indices)
+            return keys.reshape(batches, size, 2)
+        negative = -self._lengths(keys[:, 1])
         # Stable: rows of one length stay in the epoch's random order.
         groups = np.argsort(negative, kind="stable").reshape(-1, self._group_size)
-        draws = random.bits(random.row_keys(self._seed, number, np.arange(len(groups))), Stream.LENGTH_GROUP)
-        batches = groups[np.argsort(draws)].reshape(self._window, self._global_batch_size)
-        by_length = np.argsort(negative[batches], axis=1, kind="stable")
-        return keys[np.take_along_axis(batches, by_length, axis=1)]
+        of_window = random.row_keys(self._seed, self._first_row + number, np.arange(len(groups)))
+        draws = random.bits(of_window, Stream.LENGTH_GROUP)
+        places = groups[np.argsort(draws)].reshape(batches, size)
+        by_length = np.argsort(negative[places], axis=1, kind="stable")
+        return keys[np.take_along_axis(places, by_length, axis=1)]
 
 
 def largest_divisor(number: int, at_most: int) -> int:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nystromformer.data import stateless_random as random
-from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR
+from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR, SPECIAL_TOKENS_OF_A_SEGMENT
 from nystromformer.data.stateless_random import Stream, UInt64Array
 from nystromformer.data.storage import offsets_of
 
@@ -167,6 +167,30 @@ def _choose_units(
 # --- sentence-order pairs -----------------------------------------------------------------------------
 
 
+def windows(
+    chunks: Sequence[tuple[NDArray[Any], NDArray[np.int32]]], keys: UInt64Array, tokens: int
+) -> list[tuple[NDArray[Any], NDArray[np.int32]]]:
+    """Of each chunk of more than so many tokens a window of as many: its ids and its sentences' lengths.
+
+    It begins with a sentence, all as likely, or ends with the chunk's end. Where that holds no border of two
+    sentences, one is in its middle.
+    """
+    draws = random.bits(keys, Stream.WINDOW)
+    found = []
+    for (ids, lengths), draw in zip(chunks, draws, strict=True):
+        if (spare := len(ids) - tokens) > 0:
+            borders = offsets_of(lengths)
+            sentence = int(random.below(draw, len(lengths)))
+            begin = min(int(borders[sentence]), spare)
+            if not np.any((borders > begin) & (borders < begin + tokens)):
+                border = int(borders[min(max(sentence, 1), len(lengths) - 1)])
+                begin = min(max(border - tokens // 2, 0), spare)
+            ids = ids[begin : begin + tokens]
+            lengths = np.diff(np.unique(np.clip(borders, begin, begin + tokens))).astype(np.int32)
+        found.append((ids, lengths))
+    return found
+
+
 class SpecialIds(NamedTuple):
     """The token ids that frame a pair."""
 
@@ -186,6 +210,25 @@ class Pairs(NamedTuple):
     """(B, L): 0 up to the first [SEP], 1 from there to the second, 0 on padding."""
     sentence_order_label: NDArray[np.int64]
     """(B,): 0 in the text's order, 1 swapped."""
+
+
+def build_segments(
+    tokens: Sequence[NDArray[Any]], *, max_length: int, special: SpecialIds
+) -> dict[str, NDArray[np.int64]]:
+    """One segment a row, `[CLS] tokens [SEP]`, cut at its end: Pairs without the label of an order."""
+    cut = [ids[: max_length - SPECIAL_TOKENS_OF_A_SEGMENT] for ids in tokens]
+    lengths = np.asarray([len(ids) for ids in cut])
+    column = np.arange(int(lengths.max()) + SPECIAL_TOKENS_OF_A_SEGMENT)[None, :]
+    is_token = column < lengths[:, None] + SPECIAL_TOKENS_OF_A_SEGMENT
+    input_ids = np.full(is_token.shape, special.pad, np.int64)
+    input_ids[:, 0] = special.cls
+    input_ids[(column > 0) & (column <= lengths[:, None])] = np.concatenate(cut)
+    input_ids[np.arange(len(cut)), lengths + 1] = special.sep
+    return {
+        "input_ids": input_ids,
+        "attention_mask": is_token.astype(np.int64),
+        "token_type_ids": np.zeros_like(input_ids),
+    }
 
 
 def build_pairs(

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from nystromformer.data.documents import Document, Source, SourceGone
 from nystromformer.data.text_files import expand
 from nystromformer.errors import UserError
+from nystromformer.hub import first_line, look_for
 from nystromformer.settings.data import SourceSettings
 
 _ROWS_AT_ONCE = 256
@@ -74,6 +75,7 @@ class HubRepository:
         return group_rows(self._rows(), self._table.rows_per_document or 1)
 
     def _rows(self) -> Iterator[Document]:
+        look_for(self._name)
         from datasets import load_dataset  # heavy, and needed for the hub only
 
         column, config = self._table.text_field, self._table.config
@@ -87,11 +89,10 @@ class HubRepository:
         except UserError:
             raise
         except Exception as error:  # datasets, the hub's client and fsspec each raise their own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{self._setting}={self._name!r} (config {config}, revision {revision}) cannot be read from "
-                f"the hub ({reason}): download its Parquet files where there is a network and write "
-                f"{self._setting}=FOLDER, or use data=imdb or data=text"
+                f"the hub ({first_line(error)}): download its Parquet files where there is a network and "
+                f"write {self._setting}=FOLDER, or use data=imdb or data=text"
             ) from error
 
 
@@ -99,6 +100,7 @@ def commit_of(repository: str, revision: str | None) -> str | None:
     """The commit that a revision of a data set on the hub is now; None without an answer of the hub."""
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
+    look_for(repository)
     from huggingface_hub import HfApi  # heavy, and needed for the hub only
 
     try:

@@ -200,11 +200,18 @@ def _finish(work: Unfinished, tokenizer: PreTrainedTokenizerFast, blocks: list[B
             "moved_document": next((block.moved for block in blocks if block.moved is not None), None),
             "blocks": len(blocks),
             "counts": report["splits"],
+            "training_chunks": _of_parts(blocks),
             "report": report,
             "shards": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
         },
         [shard for split in SPLITS for shard in shards[split]],
     )
+
+
+def _of_parts(blocks: list[Block]) -> list[int] | None:
+    """Training chunks of each part of the corpus, one part's after the other's; None where nobody counted."""
+    counted = [block.training_chunks for block in blocks if block.training_chunks is not None]
+    return np.sum(counted, axis=0).tolist() if len(counted) == len(blocks) else None
 
 
 def _fill_both_splits(

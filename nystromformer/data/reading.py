@@ -42,6 +42,7 @@ class Text(NamedTuple):
     hash: int
     copies: int
     """How often it is in the training split; a document of the validation split is there once."""
+    part: int  # of the corpus
 
 
 @dataclass
@@ -106,7 +107,7 @@ def read_texts(corpus: Corpus) -> Iterator[Read]:
         elif not (copies := copies_of(document_hash, weights[part])):
             dropped = "left_out"
         else:
-            dropped, kept = "", Text(text, document_hash, copies)
+            dropped, kept = "", Text(text, document_hash, copies, part)
         yield Read(part, len(text.encode()), dropped, kept, document.place)
 
 
@@ -278,7 +279,7 @@ def survey(
             progress.advance(1, read.size)
             if read.text is None:
                 continue
-            text, document_hash, _ = read.text
+            text, document_hash, *_ = read.text
             validation = document_hash < by_share if lowest is None else lowest.add(document_hash)
             if sample:
                 key = int(random.salted(document_hash, _SAMPLE_SALT)[0])

@@ -43,6 +43,7 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
 # --- chunks -------------------------------------------------------------------------------------------
 
 SPECIAL_TOKENS_OF_A_PAIR = 3  # [CLS] A [SEP] B [SEP]
+SPECIAL_TOKENS_OF_A_SEGMENT = 2  # [CLS] A [SEP]
 
 
 @dataclass

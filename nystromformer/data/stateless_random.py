@@ -37,6 +37,7 @@ class Stream(enum.IntEnum):
     SPAN_LENGTH = 10
     LENGTH_GROUP = 11
     SPANS = 12
+    WINDOW = 13
 
 
 def _as_uint64(values: ArrayLike) -> UInt64Array:

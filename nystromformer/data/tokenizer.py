@@ -21,9 +21,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nystromformer.errors import UserError
+from nystromformer.hub import opened_tokenizer
 from nystromformer.settings import TokenizerSettings
 
 _RESERVED = re.compile(r"\[unused\d+\]")
@@ -34,14 +35,11 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
     Raises UserError when there is none, when it has no Rust backend, or lacks a special token.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # transformers raises half a dozen kinds, the hub's client more
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"tokenizer.path={path!r} is no tokenizer that can be opened ({first_line}): write a folder "
-            "that holds tokenizer.json, a name on the hub, or null to train one on the corpus"
-        ) from error
+    tokenizer = opened_tokenizer(
+        path,
+        f"tokenizer.path={path!r} is no tokenizer that can be opened",
+        "write a folder that holds tokenizer.json, a name on the hub, or null to train one on the corpus",
+    )
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
         raise UserError(
             f"tokenizer.path={path!r} has no fast tokenizer: write one with a tokenizer.json, or null"

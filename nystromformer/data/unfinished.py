@@ -67,6 +67,8 @@ class Block:
     """Documents of each size, see DOCUMENT_SIZES."""
     moved: int | None
     """The document that was sent to the other split here, see SplitRule."""
+    training_chunks: list[int] | None = None
+    """Of each part of the corpus; None in a block of a version that did not count them."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Block:
@@ -148,7 +150,8 @@ class Unfinished:
         tokens = np.concatenate([result.document_tokens for result in results])
         size_class = np.minimum(np.log2(np.maximum(tokens, 1)).astype(np.int64), DOCUMENT_SIZES - 1)
         sizes = np.bincount(size_class, minlength=DOCUMENT_SIZES).tolist()
-        block = Block(number, shards, *totals(results), first, sizes, moved)
+        of_parts = np.sum([result.training_chunks for result in results], axis=0).tolist()
+        block = Block(number, shards, *totals(results), first, sizes, moved, of_parts)
         self._write_json(f"blocks/{number:05d}.json", asdict(block))
         return block
 

@@ -40,6 +40,8 @@ class Processed(NamedTuple):
     """The hash of each split's first document that gave a chunk."""
     document_tokens: NDArray[np.int64]
     """Tokens of each document, (documents,)."""
+    training_chunks: list[int]
+    """Of each part of the corpus."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def process_batch(batch: DocumentBatch) -> Processed:
     counts = {split: Counts() for split in SPLITS}
     first_document: dict[str, int | None] = dict.fromkeys(SPLITS)
     document_tokens = []
-    for (_, document_hash, copies), document in zip(batch.documents, sentences, strict=True):
+    training_chunks = [0] * len(batch.read)
+    for (_, document_hash, copies, part), document in zip(batch.documents, sentences, strict=True):
         token_ids = [next(encodings).ids for _ in document]
         document_tokens.append(sum(map(len, token_ids)))
         split = _work.split.of(document_hash)
@@ -84,6 +87,7 @@ def process_batch(batch: DocumentBatch) -> Processed:
             counts[split].add(document_counts)
             if len(chunks):
                 parts[split].append(chunks)
+                training_chunks[part] += len(chunks) * (split == "train")
                 if first_document[split] is None:
                     first_document[split] = document_hash
     return Processed(
@@ -94,6 +98,7 @@ def process_batch(batch: DocumentBatch) -> Processed:
         counts=counts,
         first_document=first_document,
         document_tokens=np.asarray(document_tokens, np.int64),
+        training_chunks=training_chunks,
     )
 
 

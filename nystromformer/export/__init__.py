@@ -8,12 +8,12 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from nystromformer.errors import UserError
 from nystromformer.export import onnx_file
 from nystromformer.export.heads import Recordable, open_recordable
 from nystromformer.files import check_new_folder, new_folder
+from nystromformer.hub import opened_tokenizer
 from nystromformer.settings.export import ExportSettings
 
 __all__ = ["export"]
@@ -85,8 +85,8 @@ def _megabytes(path: Path) -> str:
 
 def _write_tokenizer(settings: ExportSettings, model: Recordable, folder: Path) -> str:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(settings.checkpoint), trust_remote_code=False)
-    except Exception:  # transformers raises half a dozen kinds
+        tokenizer = opened_tokenizer(str(settings.checkpoint), "", "")
+    except UserError:
         return f"none, as {settings.checkpoint} has none that can be opened"
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(folder)

@@ -29,6 +29,9 @@ from nystromformer.model.encoder import NystromformerModel, NystromformerPreTrai
 from nystromformer.model.linear import linear
 from nystromformer.model.losses import IGNORED, Items, classification_loss, cross_entropy
 
+Inputs = tuple[Tensor | None, ...]
+"""input_ids, attention_mask, token_type_ids, position_ids and inputs_embeds, as in NystromformerModel."""
+
 _TIED = {
     "cls.predictions.decoder.weight": "nystromformer.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -98,13 +101,15 @@ class _WithHead(NystromformerPreTrainedModel):
             num_items_in_batch: labels of the whole batch of which this is a part, to take the mean over.
             The others are those of NystromformerModel.
         """
-        encoded = self.nystromformer(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
-            output_attentions, output_hidden_states, return_dict=True,
-        )  # fmt: skip
+        inputs = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        encoded = self.encoded(inputs, output_attentions, output_hidden_states)
         logits = self.logits(encoded)
         loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
         return self.output(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+
+    def encoded(self, inputs: Inputs, *options: bool | None) -> BaseModelOutputWithPooling:
+        """What the encoder makes of its inputs."""
+        return self.nystromformer(*inputs, *options, return_dict=True)
 
     def logits(self, encoded: BaseModelOutputWithPooling) -> Tensor:
         """What the head makes of the encoder's output."""
@@ -212,10 +217,8 @@ class NystromformerForPreTraining(_TiedDecoder):
             raise ValueError("prediction_positions and prediction_labels go together: give both or neither")
         if labels is not None and prediction_labels is not None:
             raise ValueError("labels and prediction_labels say the same: give one of them")
-        encoded = self.nystromformer(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
-            output_attentions, output_hidden_states, return_dict=True,
-        )  # fmt: skip
+        inputs = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        encoded = self.encoded(inputs, output_attentions, output_hidden_states)
         order_logits = linear(self.cls.seq_relationship, encoded.pooler_output)
         mlm_loss = sop_loss = None
         hidden_states = encoded.last_hidden_state
@@ -333,10 +336,8 @@ class NystromformerForQuestionAnswering(_WithHead):
                 transformers' Trainer counts none for this head: it takes the mean of the parts' means.
             The others are those of NystromformerModel.
         """
-        encoded = self.nystromformer(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
-            output_attentions, output_hidden_states, return_dict=True,
-        )  # fmt: skip
+        inputs = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        encoded = self.encoded(inputs, output_attentions, output_hidden_states)
         start_logits, end_logits = linear(self.qa_outputs, encoded.last_hidden_state).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -355,7 +356,10 @@ class NystromformerForQuestionAnswering(_WithHead):
 
 
 class NystromformerForMultipleChoice(_WithHead):
-    """One of several texts, such as the right ending of a story."""
+    """One of several texts, such as the right ending of a story: all inputs (B, K, N), inputs_embeds
+    (B, K, N, hidden), logits (B, K), labels (B,), the numbers of the right choices."""
+
+    output = MultipleChoiceModelOutput
 
     def __init__(self, config: NystromformerConfig) -> None:
         super().__init__(config)
@@ -364,37 +368,13 @@ class NystromformerForMultipleChoice(_WithHead):
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
-    @model_forward
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        num_items_in_batch: Items = None,
-    ) -> MultipleChoiceModelOutput:
-        """Logits (B, K), with `labels` also their mean cross-entropy.
+    def encoded(self, inputs: Inputs, *options: bool | None) -> BaseModelOutputWithPooling:
+        flat = tuple(None if x is None else x.flatten(0, 1) for x in inputs)
+        found = super().encoded(flat, *options)
+        choices = next(x.shape[1] for x in (inputs[0], inputs[4]) if x is not None)
+        found.last_hidden_state = found.last_hidden_state.unflatten(0, (-1, choices))
+        return found
 
-        Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (B, K, N).
-            inputs_embeds: (B, K, N, hidden).
-            labels: (B,), the number of the right choice.
-            num_items_in_batch: labels of the whole batch of which this is a part, to take the mean over.
-            The others are those of NystromformerModel.
-        """
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        choices = [x.shape[1] for x in (input_ids, inputs_embeds) if x is not None]
-        encoded = self.nystromformer(
-            *(None if x is None else x.flatten(0, 1) for x in inputs),
-            output_attentions,
-            output_hidden_states,
-            return_dict=True,
-        )
-        first = linear(self.pre_classifier, encoded.last_hidden_state[:, 0]).relu()
-        logits = linear(self.classifier, first).view(-1, choices[0])
-        loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch)
-        return MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+    def logits(self, encoded: BaseModelOutputWithPooling) -> Tensor:
+        first = linear(self.pre_classifier, encoded.last_hidden_state[:, :, 0]).relu()
+        return linear(self.classifier, first).squeeze(-1)

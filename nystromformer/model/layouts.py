@@ -46,6 +46,7 @@ from transformers.utils import logging as transformers_logging
 
 from nystromformer.attention.mechanism import mechanism_of
 from nystromformer.errors import UserError
+from nystromformer.hub import look_for
 from nystromformer.model.configuration import CONFIGURATION, NystromformerConfig
 from nystromformer.model.encoder import POSITION_OFFSET
 from nystromformer.model.heads import NystromformerForPreTraining
@@ -81,6 +82,7 @@ def folder_layout(path: str, setting: str) -> Layout:
     Raises:
         UserError: no such checkpoint, or a model of another kind; in reading, no safetensors in it.
     """
+    look_for(path)
     try:
         config = AutoConfig.from_pretrained(path)
         if isinstance(config, NystromformerConfig):

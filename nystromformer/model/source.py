@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes, sha256_of_json
+from nystromformer.hub import opened_tokenizer
 from nystromformer.model.configuration import CONFIGURATION, NystromformerConfig
 from nystromformer.model.encoder import POSITION_OFFSET, NystromformerPreTrainedModel
 from nystromformer.model.heads import NystromformerForPreTraining
@@ -312,15 +313,6 @@ def grow_positions(table: Tensor, positions: int, how: str = "tile") -> Tensor:
 
 
 # --- what belongs to the weights: a tokenizer, and a content --------------------------------------------
-
-
-def opened_tokenizer(path: str, wrong: str, fix: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name; raises UserError `WRONG (why): FIX` where there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # transformers raises half a dozen kinds, the hub's client more
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{wrong} ({first_line}): {fix}") from None
 
 
 def open_tokenizer(path: str | None, checkpoint: str) -> PreTrainedTokenizerBase:

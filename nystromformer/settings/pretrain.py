@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from nystromformer.settings.data import DataSettings, TokenizerSettings
 from nystromformer.settings.model import INHERITED, ModelSettings
-from nystromformer.settings.schema import Section, grid, place, record, result
+from nystromformer.settings.schema import Section, grid, path, place, record, result
 from nystromformer.settings.training import InitSettings, TrackingSettings, TrainingSettings
 
 
@@ -36,8 +36,17 @@ class PretrainSettings(Section):
     training: TrainingSettings = field(default_factory=TrainingSettings)
     init: InitSettings = field(default_factory=InitSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    branch: str | None = path(None)
+    """A checkpoint of another run, runs/NAME/checkpoints/step-N, that this run goes on from as from its own:
+    its first N steps must be planned as they were there, what follows is free."""
 
     def complaints_together(self) -> Iterator[str]:
+        for number, phase in enumerate(self.training.phases):
+            if self.model.is_known("max_length") and (phase.max_length or 0) > self.model.max_length:
+                yield (
+                    f"training.phases[{number}].max_length={phase.max_length} is more than "
+                    f"model.max_length={self.model.max_length}: write that or less"
+                )
         for name in self.model.from_source:
             if name not in INHERITED:
                 yield f"model.from_source holds {name!r}: write some of {', '.join(INHERITED)}"

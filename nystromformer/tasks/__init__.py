@@ -2,7 +2,8 @@
 
 task          what a kind answers; the examples, rows and batches that go between
 kinds/        sequence: a class or a number for a text; benchmarks: GLUE and film reviews, of that kind
-table_files   .csv, .tsv and .jsonl files, row by row, each with its place; delimited: their quoting
+row_files     a file row by row, each with its place; of tables, tagged words and questions: table_files,
+              tagged_files, question_files; delimited: the quoting of tables
 reading       from files to examples, checked and divided
 setup         a task's data as token ids, described; start: a checkpoint as its model
 batches       rows of like length together, a pure function of (seed, step)

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from nystromformer.data.text_files import COMPRESSION, kind_of, lines
 from nystromformer.errors import UserError
-from nystromformer.tasks.table_files import Row, TableFile, Unusable, listed, shortened
+from nystromformer.tasks.row_files import Row, Unusable, listed, shortened
+from nystromformer.tasks.table_files import TableFile
 
 Judgements = dict[str, dict[str, int]]
 """The grade of each judged document of each query; from 1 on it is relevant."""

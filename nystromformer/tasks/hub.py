@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nystromformer.errors import UserError
+from nystromformer.hub import first_line, look_for
 from nystromformer.settings.finetune import TaskDataSettings
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
@@ -19,7 +20,8 @@ _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 
 def load_from_hub(repository: str, configuration: str | None, otherwise: str) -> Any:
     """A DatasetDict of the hub, or of a folder; raises UserError with what to write `otherwise`."""
-    import datasets
+    look_for(repository)
+    import datasets  # heavy; it goes by what was found
 
     folder = Path(repository).expanduser()
     try:
@@ -28,9 +30,8 @@ def load_from_hub(repository: str, configuration: str | None, otherwise: str) ->
             return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict(train=found)
         return datasets.load_dataset(str(folder) if folder.is_dir() else repository, configuration)
     except Exception as error:  # the library and the hub's client raise a dozen kinds
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "as a data set" if folder.is_dir() else "from the hub"
-        raise UserError(f"{repository} cannot be loaded {where} ({first_line}): {otherwise}") from None
+        raise UserError(f"{repository} cannot be loaded {where} ({first_line(error)}): {otherwise}") from None
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 runs/NAME/TASK/
     settings.json          what the results are of, see identity.py
     rate3e-05_batch32/
-        seed-0/            metrics.jsonl, checkpoints/ while it trains, model/
+        seed-0/            metrics.jsonl, checkpoints/ while it trains, model/, held_out.npz
         seed-0.json        its result: the seed is done when this file is there
         seed-0.lock        held while it is trained
-    summary.json, confusion.png, curve.png, model/      of the best
+    summary.json, model/, curve.png and other pictures  of the best
 runs/NAME/.lock            held for moments: noting, taking a seed, the table, the best model
 
 Several commands of one name share the seeds. A lock goes when its process does, however that ended, so a

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from nystromformer.errors import UserError
 from nystromformer.tasks.reading import Found
-from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable
+from nystromformer.tasks.row_files import Fault, Row, Unusable
+from nystromformer.tasks.table_files import TableFile
 
 _BETWEEN = " \t\n.,:;!?-–—|/"
 """What may stand between a title and the text behind it."""

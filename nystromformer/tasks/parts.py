@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.tasks.delimited import written
-from nystromformer.tasks.table_files import Fault
+from nystromformer.tasks.row_files import Fault
+from nystromformer.tasks.scores import Reliability, reliability
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Task, joined
 
 MOST_ROWS = 2048
@@ -23,26 +24,44 @@ SHOWN = 5
 
 
 @dataclass
-class Progress:
-    """How far it is; JSON."""
+class Counts:
+    """What has been done; JSON."""
 
-    of: dict[str, Any]
-    """What it is the progress of, and by which settings."""
-    total: int
-    """Rows of the file."""
-    width: int = 0
-    """Numbers of a vector."""
-    labelled: bool = False
     rows: int = 0
     """Rows done, with those that cannot be read."""
     examples: int = 0
     errors: int = 0
-    first_errors: list[str] = field(default_factory=list)
     encoded: int = 0
     """Rows that the model read, and those of them that were cut."""
     cut: int = 0
+    labelled: bool = False
+    first_errors: list[str] = field(default_factory=list)
+    reliability: Reliability = field(default_factory=list)
+    """Of labelled rows, where the task gives probabilities."""
+    weighed: int = 0
+    """Examples that it is of: not all, where an older version began."""
+
+
+@dataclass
+class Progress(Counts):
+    """How far it is; JSON."""
+
+    of: dict[str, Any] = field(kw_only=True)
+    """What it is the progress of, and by which settings."""
+    total: int = field(kw_only=True)
+    """Rows of the file."""
+    width: int = 0
+    """Numbers of a vector."""
     finished: bool = False
     sizes: dict[str, int] = field(default_factory=dict)
+
+    def after(self, part: Counts) -> Progress:
+        """With a part that is done besides."""
+        sums = {name: getattr(self, name) + value for name, value in vars(part).items()}
+        sums |= {"labelled": self.labelled or part.labelled, "first_errors": sums["first_errors"][:SHOWN]}
+        known = [np.array(x) for x in (self.reliability, part.reliability) if x]
+        sums["reliability"] = np.sum(known, axis=0).tolist() if known else []
+        return replace(self, **sums)
 
 
 class Part:
@@ -89,21 +108,26 @@ class Part:
         self.outputs = outputs
         self.predictions = self._task.predict(self.encoded, outputs)
 
-    def note(self, progress: Progress) -> None:
-        """Count it as done."""
-        faults = self.faults
-        progress.rows += len(self.rows)
-        progress.errors += len(faults)
-        progress.first_errors += [str(fault) for _, fault in faults[: SHOWN - len(progress.first_errors)]]
-        if len(self.examples):
-            progress.labelled |= self.examples.labels is not None
-            progress.examples += len(self.examples)
-            progress.encoded += len(self.encoded)
-            progress.cut += int((self.encoded.full_lengths > self.encoded.lengths).sum())
+    @property
+    def counts(self) -> Counts:
+        faults, read, labels = self.faults, len(self.examples) > 0, self.examples.labels
+        certain = self._task.certainty(labels, self.outputs) if labels else None
+        return Counts(
+            len(self.rows),
+            len(self.examples),
+            len(faults),
+            len(self.encoded) if read else 0,
+            int((self.encoded.full_lengths > self.encoded.lengths).sum()) if read else 0,
+            labels is not None,
+            [str(fault) for _, fault in faults[:SHOWN]],
+            reliability(*certain) if certain else [],
+            len(self.examples) if certain else 0,
+        )
 
     def records(self, first: int) -> Iterator[dict[str, Any]]:
         """A record of each row, `first` the number of the first one."""
-        answers = iter(self._task.answers(self.examples, self.predictions, self.outputs))
+        found = self._task.answers(self.examples, self.predictions, self.outputs) if self.examples.ids else ()
+        answers = iter(found)
         ids = iter(self.examples.ids)
         for number, row in enumerate(self.rows, start=first):
             if isinstance(row, Fault):

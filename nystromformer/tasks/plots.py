@@ -1,15 +1,18 @@
-"""Pictures of a seed: learning curve and confusion matrix."""
+"""Pictures of a seed or a file of predictions: learning curve, confusion, scores of classes, reliability."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from nystromformer.pictures import picture, plot_events
+from nystromformer.pictures import STYLES, picture, plot_events
+from nystromformer.tasks.scores import BINS, Reliability, calibration_error
 from nystromformer.training.metrics import MetricsLog
 
+RELIABILITY = "reliability.png"
 _MOST_NAMED = 30
 """With more classes than this, a matrix has no room for numbers."""
 
@@ -68,3 +71,26 @@ def draw_class_scores(classes: Mapping[str, Mapping[str, float]], path: Path, ti
         axes.grid(False, axis="y")
         axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1))
         figure.suptitle(f"{title}{few}", fontsize=9)
+
+
+def draw_reliability(found: Reliability, path: Path, title: str) -> dict[str, object]:
+    """Draw how often predictions of each certainty come true, and return it with the calibration error."""
+    counts, chances, hits = np.array(found)
+    some = counts > 0
+    share, mean, error = hits[some] / counts[some], chances[some] / counts[some], calibration_error(found)
+    middles = (np.arange(BINS) + 0.5) / BINS
+    figure = picture(path, 2, width=4.2, height=5, title=title, sharex=True, height_ratios=(3, 1))
+    with figure as (_, (upper, lower)):
+        upper.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="calibrated")
+        upper.bar(middles[some], share, 1 / BINS, color="C0", alpha=0.3, edgecolor="C0")
+        upper.plot(mean, share, **STYLES[0], label=f"calibration error {100 * error:.1f} %")
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that came true")
+        upper.legend(loc="upper left")
+        lower.bar(middles, counts, 1 / BINS, color="0.6")
+        lower.set(xlabel="predicted probability", ylabel="predictions")
+    return {
+        "calibration_error": error,
+        "counts": counts.tolist(),
+        "chances": chances.tolist(),
+        "hits": hits.tolist(),
+    }

@@ -4,18 +4,21 @@
 
 A chunk holds so many rows or characters, whichever comes first, and no more is in memory. Chunks and batches
 depend on file and settings alone: what was killed goes on, and its file is that of an undisturbed run.
+Processes of a launcher take a chunk each in turn, and the main one writes: the file is that of one process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from itertools import islice
+from functools import partial
+from itertools import accumulate, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -45,11 +48,14 @@ from nystromformer.tasks.growing import (
 )
 from nystromformer.tasks.kinds.embed import EmbedTask
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
+from nystromformer.tasks.plots import RELIABILITY, draw_reliability
 from nystromformer.tasks.retrieval import evaluate_collection
-from nystromformer.tasks.task import Task, stored
+from nystromformer.tasks.row_files import Fault
+from nystromformer.tasks.task import Examples, Task, stored
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
 from nystromformer.training.display import ProgressDisplay
+from nystromformer.training.together import Together
 
 _CHARACTERS = 64
 """A chunk holds at most so many for each token of a batch: some 16 batches."""
@@ -69,10 +75,14 @@ def evaluate(settings: EvaluateCommandSettings) -> None:
     Raises:
         UserError: the model or the file is not usable, or the folder cannot be written.
     """
-    if Path(str(settings.file)).expanduser().is_dir():
-        evaluate_collection(settings)
+    if not Path(str(settings.file)).expanduser().is_dir():
+        _share(settings, "own", anew=True)
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"file={settings.file}: a folder is ranked in one process: start it without a launcher"
+        )
     else:
-        _Prediction(settings, "own", anew=True).run()
+        evaluate_collection(settings)
 
 
 def predict(settings: PredictSettings) -> None:
@@ -81,24 +91,41 @@ def predict(settings: PredictSettings) -> None:
     Raises:
         UserError: as `evaluate`; or the folder is of other predictions, or another process has it.
     """
-    _Prediction(settings, settings.format, anew=False).run()
+    _share(settings, settings.format, anew=False)
+
+
+def _share(settings: EvaluateSettings, form: str | None, *, anew: bool) -> None:
+    """With the processes of a launcher, where there is one."""
+    recipe = TrainingSettings(precision=settings.precision)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        _Prediction(settings, form, Together(None), anew=anew).run()
+        return
+    accelerator = devices.open_accelerator(recipe)
+    try:
+        _Prediction(settings, form, Together(accelerator), anew=anew).run()
+    finally:
+        accelerator.end_training()
 
 
 class _Prediction:
     """A file, a model, and the folder where predictions go."""
 
-    def __init__(self, settings: EvaluateSettings, form: str | None, *, anew: bool) -> None:
+    def __init__(
+        self, settings: EvaluateSettings, form: str | None, together: Together, *, anew: bool
+    ) -> None:
         self._settings = settings
+        self._together = together
         self._anew = anew
         self._folder = Path(settings.folder).expanduser()
         self._checkpoint = Path(str(settings.checkpoint)).expanduser()
-        task, self._max_length = self._of_checkpoint()
-        self._task = task.of_file(settings)
         self._path = Path(str(settings.file)).expanduser()
-        self._form = form or ("npy" if "vector" in task.told else "jsonl")
+        self._task, self._max_length, self._tokenizer = together.on_all(self._of_checkpoint)
+        self._form = form or ("npy" if "vector" in self._task.told else "jsonl")
         self._are_vectors = self._form in vectors.FORMATS
-        if self._are_vectors and "vector" not in task.told:
-            raise UserError(f"format={form} is for vectors, not for {task.title}: write jsonl, tsv or own")
+        if self._are_vectors and "vector" not in self._task.told:
+            raise UserError(
+                f"format={form} is for vectors, not for {self._task.title}: write jsonl, tsv or own"
+            )
         if self._are_vectors:
             self._file = f"vectors.{self._form}"
         else:
@@ -106,13 +133,15 @@ class _Prediction:
         apart = self._are_vectors or form == "own"
         self._errors_apart = [_ERRORS] if apart and settings.reported else []
 
-    def _of_checkpoint(self) -> tuple[Task, int]:
-        """What the checkpoint is for, and its length; raises UserError where it is no such checkpoint."""
-        if self._any_checkpoint is None:
-            return taught(self._checkpoint)
-        return EmbedTask("embed", "embedding"), self._any_checkpoint.max_length or own_length(
-            str(self._checkpoint)
-        )
+    def _of_checkpoint(self) -> tuple[Task, int, PreTrainedTokenizerBase]:
+        """What the checkpoint is for, its length and tokenizer; raises UserError where it is no such one."""
+        path, any_checkpoint = str(self._checkpoint), self._any_checkpoint
+        task: Task
+        if any_checkpoint is None:
+            task, max_length = taught(self._checkpoint)
+        else:
+            task, max_length = EmbedTask("embed", "embedding"), any_checkpoint.max_length or own_length(path)
+        return task.of_file(self._settings), max_length, open_tokenizer(self._tokenizer_path, path)
 
     @property
     def _tokenizer_path(self) -> str | None:
@@ -126,23 +155,41 @@ class _Prediction:
         return settings.model if isinstance(settings, PredictSettings) and settings.task else None
 
     def run(self) -> None:
-        folder = self._folder
+        together = self._together
+        total, finished = together.on_main(self._look)
+        model = None if finished else together.on_all(self._model)  # before anything is written
+        with ExitStack() as lock:
+            progress = together.on_main(partial(self._begin, lock, total))
+            if not progress.finished:
+                progress = self._grow(progress, model or together.on_all(self._model))
+            together.on_main(partial(self._conclude, progress))
+
+    def _look(self) -> tuple[int, bool]:
+        """How many rows there are, and whether all are predicted."""
         before = self._before()
-        total = before.total if before else self._count()
-        tokenizer = open_tokenizer(self._tokenizer_path, str(self._checkpoint))
-        model = None if before and before.finished else self._model()  # before anything is written
-        now = self._identity(tokenizer)
-        with self._writing(), held(folder / ".lock", str(folder), "write folder=OTHER") as lock:
+        return (before.total, before.finished) if before else (self._count(), False)
+
+    def _begin(self, lock: ExitStack, total: int) -> Progress:
+        """Take the folder, and look how far it is."""
+        now = self._identity()
+        with self._writing():
+            held_by_us = held(self._folder / ".lock", str(self._folder), "write folder=OTHER")
+            path = lock.enter_context(held_by_us)
+            lock.callback(path.unlink, missing_ok=True)
             progress = self._before()
             if progress:
                 self._compare(progress.of, now)
             else:
-                progress = Progress(now, total)
+                progress = Progress(of=now, total=total)
                 self._clear()
-            if not progress.finished:
-                self._grow(progress, model or self._model(), tokenizer)
+            if not progress.sizes:
+                own = [vectors.VECTORS, vectors.IDS] if self._are_vectors else [self._file]
+                progress.sizes = dict.fromkeys([*own, _COMPARED, *self._errors_apart], 0)
+        return progress
+
+    def _conclude(self, progress: Progress) -> None:
+        with self._writing():
             result = self._finish(progress)
-            lock.unlink(missing_ok=True)
         self._tell(progress, result)
 
     @contextmanager
@@ -178,13 +225,14 @@ class _Prediction:
         gone = not any(self._folder.glob(f"{self._file}*"))
         return None if progress.finished and gone else progress
 
-    def _identity(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """All that a byte of the predictions depends on."""
         if self._anew:
             return {}
         hashes = ContentHashes(self._folder / _HASHES)
         task = json.dumps([stored(self._task), self._max_length], sort_keys=True)
-        parts = (content_of_checkpoint(str(self._checkpoint), hashes), task, content_of_tokenizer(tokenizer))
+        weights = content_of_checkpoint(str(self._checkpoint), hashes)
+        parts = (weights, task, content_of_tokenizer(self._tokenizer))
         of_task = ("text", "text_pair", "label")
         return {
             "file": short(hashes.of(self._path)),
@@ -215,7 +263,7 @@ class _Prediction:
     def _clear(self) -> None:
         """Remove what an earlier command left, the result first."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        names = [_RESULT, PROGRESS, *self._task.pictures, _ERRORS]
+        names = [_RESULT, PROGRESS, *self._task.pictures, RELIABILITY, _ERRORS]
         for name in names:
             (self._folder / name).unlink(missing_ok=True)
 
@@ -228,40 +276,66 @@ class _Prediction:
         named = {"tokenizer_path": self._tokenizer_path, **swap(changes)}
         return Embedder.load(self._checkpoint, device="cpu", **named).model
 
-    def _grow(self, progress: Progress, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Predict what is left."""
-        settings, task = self._settings, self._task
-        recipe = TrainingSettings(precision=settings.precision)
-        accelerator = devices.open_accelerator(recipe)
-        model.to(accelerator.device)
-        autocast = devices.autocast(devices.precision(recipe, accelerator.device), accelerator.device)
-        if not progress.sizes:
-            own = [vectors.VECTORS, vectors.IDS] if self._are_vectors else [self._file]
-            progress.sizes = dict.fromkeys([*own, _COMPARED, *self._errors_apart], 0)
-            progress.width = int(model.config.hidden_size)
+    def _grow(self, progress: Progress, model: PreTrainedModel) -> Progress:
+        """Predict what is left: every process reads all rows, and answers one chunk of each turn."""
+        settings, together = self._settings, self._together
+        rows = islice(self._task.read(settings, 1), progress.rows, None)
+        waiting = chunks(rows, _CHARACTERS * settings.tokens_per_batch)
+        answer, progress.width = self._answering(model), int(model.config.hidden_size)
         files = GrowingFiles(self._folder, progress.sizes)
-        rows = islice(task.read(settings, 1), progress.rows, None)
-        display = ProgressDisplay(progress.total, progress.rows, shown=True, unit="row")
+        display = ProgressDisplay(progress.total, progress.rows, shown=together.rank == 0, unit="row")
         shown, began, at_first = time.monotonic(), time.monotonic(), progress.rows
-        with files.opened(), display:
-            for chunk in chunks(rows, _CHARACTERS * settings.tokens_per_batch):
-                part = Part(task, chunk)
-                part.encode(tokenizer, self._max_length, self._path if settings.reported else None)
-                if len(part.examples):
-                    outputs = outputs_of(
-                        task, model, part.encoded, settings.batch_size, int(tokenizer.pad_token_id), autocast,
-                        tokens=settings.tokens_per_batch,
-                    )  # fmt: skip
-                    part.predict(outputs)
-                texts = self._texts(part, progress)
-                part.note(progress)
-                files.append(texts, asdict(progress))
+
+        def write(turn: list[tuple[Progress, dict[str, str | bytes]]]) -> None:
+            with self._writing():
+                for reached, texts in turn:
+                    files.append(texts, asdict(reached))
+
+        with ExitStack() as opened:
+            together.on_main(partial(self._open, files, opened))
+            opened.enter_context(display)
+            while turn := together.on_all(lambda: list(islice(waiting, together.count))):
+                mine = turn[together.rank] if together.rank < len(turn) else []
+                part = together.on_all(partial(answer, mine))
+                counts = together.gathered(part.counts)[: len(turn)]
+                reached = list(accumulate(counts, Progress.after, initial=progress))
+                texts = together.gathered(self._texts(part, reached[min(together.rank, len(turn))]))
+                together.on_main(partial(write, list(zip(reached[1:], texts, strict=False))))
+                progress = reached[-1]
                 now = time.monotonic()
                 if display.has_bar or now - shown > _BETWEEN_LINES:
                     speed = (progress.rows - at_first) / (now - began)
                     left = (progress.total - progress.rows) / speed
                     display.reached(progress.rows, f"{speed:,.1f} rows/s", left)
                     shown = now
+        return progress
+
+    def _open(self, files: GrowingFiles, stack: ExitStack) -> None:
+        with self._writing():
+            stack.enter_context(files.opened())
+
+    def _answering(self, model: PreTrainedModel) -> Callable[[list[Examples | Fault]], Part]:
+        """What answers a chunk: the model on its device."""
+        settings, task = self._settings, self._task
+        recipe = TrainingSettings(precision=settings.precision)
+        device = devices.open_accelerator(recipe).device
+        model.to(device)
+        autocast = devices.autocast(devices.precision(recipe, device), device)
+        pad, path = int(self._tokenizer.pad_token_id), self._path if settings.reported else None
+
+        def answer(chunk: list[Examples | Fault]) -> Part:
+            part = Part(task, chunk)
+            part.encode(self._tokenizer, self._max_length, path)
+            if len(part.examples):
+                part.predict(
+                    outputs_of(
+                        task, model, part.encoded, settings.batch_size, pad, autocast,
+                        tokens=settings.tokens_per_batch,
+                    )
+                )  # fmt: skip
+            return part
+
+        return answer
 
     def _texts(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
         """What a part adds to each file."""
@@ -311,6 +385,9 @@ class _Prediction:
             predictions = [task.from_json(prediction) for _, prediction in pairs]
             result["figures"] = task.figures(labels, predictions)
             drawn = task.draw(labels, predictions, folder, task.title)
+            if progress.reliability and progress.weighed == progress.examples:
+                place = folder / RELIABILITY
+                drawn["reliability"] = draw_reliability(progress.reliability, place, task.title)
             result |= {name: value for name, value in drawn.items() if value is not None}
         if self._are_vectors:
             vectors.tell_count(folder, progress.examples, progress.width)

@@ -5,60 +5,50 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nystromformer.data.documents import without_surrogates
-from nystromformer.data.text_files import expand, kind_of, lines
+from nystromformer.data.text_files import lines
 from nystromformer.errors import UserError
 from nystromformer.tasks.reading import Found
-from nystromformer.tasks.table_files import Fault, Faults, Unusable, is_unicode, shortened
+from nystromformer.tasks.row_files import Fault, Row, RowFile, Unusable, shortened
+
+_HINT = "write SQuAD's .json, or .jsonl with context, question and answers"
 
 
-class QuestionFile:
-    """Questions with their contexts: SQuAD's JSON, or JSON lines.
+class QuestionFile(RowFile):
+    """Questions with their contexts: SQuAD's JSON, or JSON lines; for the arguments see RowFile."""
 
-    Args:
-        setting: what the path was given by, for messages.
-        skip, report: see Faults.
-    """
+    advice: ClassVar[str] = "mend it"
 
     def __init__(self, path: Path, *, setting: str, skip: bool, report: bool = False) -> None:
-        hint = "write SQuAD's .json, or .jsonl with context, question and answers"
-        if path.is_dir():
-            raise UserError(f"{setting}: {str(path)!r} is a folder: {hint}")
-        (self.path,) = expand([str(path)], setting, (".json", ".jsonl"), hint)
-        self._faults = Faults(self.path, setting, skip=skip, report=report)
-        self.skipped = self._faults.skipped
+        super().__init__(path, setting, (".json", ".jsonl"), _HINT, skip=skip, report=report)
 
     @property
     def is_labelled(self) -> bool:
         """Whether a question has answers, or says that it has none."""
         return any(
-            isinstance(question, dict) and ("answers" in question or "is_impossible" in question)
-            for _, question in self._questions()
+            isinstance(row, Row) and ("answers" in row.cells or "is_impossible" in row.cells)
+            for row in self._questions()
         )
 
     def rows(self, *, labelled: bool) -> Iterator[Found | Fault]:
         """Question and context, right answers, name; raises Malformed for a question that cannot be used."""
-        number = 0
-        for place, question in self._questions():
-            try:
-                yield _question(question, number, labelled=labelled)
-            except Unusable as error:
-                faults = self._faults.reject(place, str(error), "mend it")
-                yield from faults
-                number += len(faults)
-            else:
-                number += 1
 
-    def _questions(self) -> Iterator[tuple[str, Any]]:
-        """Where each stands, and what it holds with its context."""
-        if kind_of(self.path) == ".jsonl":
-            for line in lines(self.path, errors=self._faults.errors):
-                if line.text.strip():
-                    yield f"line {line.number}", _parsed(line.text)
+        def found(row: Row, number: int) -> Iterator[Found]:
+            yield _question(row.cells, number, labelled=labelled)
+
+        return self.usable(self.settled(self._questions()), found)
+
+    def _questions(self) -> Iterator[Row | Unusable]:
+        """Each with its context."""
+        if self.is_json:
+            yield from self.objects()
             return
-        content = _parsed("\n".join(line.text for line in lines(self.path)))
+        try:
+            content = json.loads("\n".join(line.text for line in lines(self.path)))
+        except (ValueError, RecursionError):
+            content = None
         articles = content.get("data") if isinstance(content, dict) else None
         if not isinstance(articles, list):
             raise UserError(
@@ -69,7 +59,8 @@ class QuestionFile:
                 for paragraph in article["paragraphs"]:
                     for question in paragraph["qas"]:
                         name = question.get("id", "without id")
-                        yield f"question {name}", {**question, "context": paragraph["context"]}
+                        cells = {**question, "context": paragraph["context"]}
+                        yield Row(cells, self.path, 0, within=f"question {name}")
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{self.path} is not of SQuAD's layout ({type(error).__name__}: {error}): data holds "
@@ -77,19 +68,7 @@ class QuestionFile:
             ) from None
 
 
-def _parsed(text: str) -> Any:
-    """A JSON value; where it is none, the reason, which is no object."""
-    if not is_unicode([text]):
-        return "no UTF-8"
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return f"no JSON: {error}"
-
-
-def _question(content: Any, number: int, *, labelled: bool) -> Found:
-    if not isinstance(content, dict):
-        raise Unusable(f"is malformed ({content if isinstance(content, str) else 'no JSON object'})")
+def _question(content: dict[str, Any], number: int, *, labelled: bool) -> Found:
     for name in ("question", "context"):
         if not isinstance(content.get(name), str) or not content[name].strip():
             raise Unusable(f"is malformed (no text in {name!r})")

@@ -12,9 +12,10 @@ from typing import Any, Protocol, TypeVar
 
 from nystromformer.data.documents import text_hash
 from nystromformer.errors import UserError
-from nystromformer.settings.finetune import TaskDataSettings, TaskSettings, kind_named
+from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings, kind_named
 from nystromformer.tasks.hub import as_files
-from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable, listed, shortened
+from nystromformer.tasks.row_files import Fault, Row, Unusable, listed, shortened
+from nystromformer.tasks.table_files import TableFile
 from nystromformer.tasks.task import Examples, Splits, Task, Texts
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -83,10 +84,18 @@ def own_splits(
     return Splits(task, train, {"dev": parts.pop("dev")}, parts, str(data.train), skipped)
 
 
+def asked_table(settings: EvaluateSettings, columns: Sequence[str]) -> TableFile:
+    """A table to predict or evaluate; raises UserError where it lacks a column."""
+    return TableFile(
+        Path(str(settings.file)), columns, separator=settings.separator, quotes=settings.quotes,
+        report=settings.reported,
+    )  # fmt: skip
+
+
 def own_table(path: str, columns: Sequence[str], setting: str, data: TaskDataSettings) -> TableFile:
     """A table of the user's own, read as `data` says; raises UserError where it lacks a column."""
     return TableFile(
-        Path(path).expanduser(),
+        Path(path),
         columns,
         separator=data.separator,
         quotes=data.quotes,
@@ -114,28 +123,12 @@ def usable_rows(
     Raises:
         Malformed: naming file and line, for a row that cannot be used, unless the file skips or reports it.
     """
-    for number, row in enumerate(_usable(file, texts, label)):
-        if isinstance(row, Fault):
-            yield row
-            continue
-        found, cells = row
-        name = cells.get(id_column) if id_column else None
-        yield *found, str(number) if name in (None, "") else str(name)
 
+    def found(row: Row, number: int) -> Iterator[Found]:
+        name = row.cells.get(id_column) if id_column else None
+        yield texts(row), label(row) if label else None, str(number) if name in (None, "") else str(name)
 
-def _usable(
-    file: TableFile, texts: Callable[[Row], Texts], label: Callable[[Row], Any] | None
-) -> Iterator[tuple[tuple[Texts, Any], dict[str, Any]] | Fault]:
-    for row in file.rows_and_faults():
-        if isinstance(row, Fault):
-            yield row
-            continue
-        try:
-            found = texts(row), label(row) if label else None
-        except Unusable as error:
-            yield from file.reject(row, str(error))
-            continue
-        yield found, row.cells
+    return file.usable(file.rows_and_faults(), found)
 
 
 def gathered(rows: Iterable[Found | Fault], *, labelled: bool) -> Examples:

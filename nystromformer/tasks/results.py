@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from nystromformer.files import replacing_folder, write_atomically
+import numpy as np
+from numpy.typing import NDArray
+
+from nystromformer.files import replacing, replacing_folder, write_atomically
 from nystromformer.tables import table
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.scores import shown
@@ -34,12 +38,39 @@ PAPER: dict[str, dict[tuple[str, str], float]] = {
 """Published figures, per cent (arXiv 2102.03902, table 3)."""
 
 Result = dict[str, Any]
+Answers = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Of each held-out set labels and predictions, (examples,) each."""
+_ANSWERS = "held_out.npz"
 
 
 def results_in(task_folder: Path) -> list[Result]:
     """Every finished seed of a task, in order of cell and seed."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in task_folder.glob("rate*/seed-*.json")]
     return sorted(found, key=lambda r: (r["batch_size"], r["learning_rate"], r["seed"]))
+
+
+def keep_answers(folder: Path, answers: Mapping[str, tuple[Sequence[Any], Sequence[Any]]]) -> None:
+    """Write a seed's labels and predictions of each held-out set, where they are numbers: what a test of two
+    models on the same examples needs."""
+    arrays: dict[str, Any] = {
+        f"{name}_{kind}": np.asarray(values, np.float64)
+        for name, pair in answers.items()
+        for kind, values in zip(("labels", "predictions"), pair, strict=True)
+        if all(isinstance(value, (int, float, np.number)) for value in values)
+    }
+    if len(arrays) == 2 * len(answers):
+        with replacing(folder / _ANSWERS) as file:
+            np.savez_compressed(file, **arrays)
+
+
+def kept_answers(task_folder: Path, result: Result) -> Answers | None:
+    """What `keep_answers` wrote for a seed; None where nothing can be read, as of an earlier version."""
+    try:
+        with np.load(_seed_folder(task_folder, result) / _ANSWERS) as found:
+            names = [name.removesuffix("_labels") for name in found if name.endswith("_labels")]
+            return {name: (found[f"{name}_labels"], found[f"{name}_predictions"]) for name in names}
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
 
 
 def summarise(task_folder: Path) -> dict[str, Any]:
@@ -123,9 +154,8 @@ def keep_best(task_folder: Path, *, keep_all: bool) -> Path:
     if (source / "model").exists():
         with replacing_folder(place) as beside:
             shutil.copytree(source / "model", beside, dirs_exist_ok=True)
-        for name in ("curve.png", "confusion.png"):
-            if (source / name).exists():
-                shutil.copyfile(source / name, task_folder / name)
+        for drawn in source.glob("*.png"):
+            shutil.copyfile(drawn, task_folder / drawn.name)
     if not keep_all and place.exists():
         for result in results:
             shutil.rmtree(_seed_folder(task_folder, result) / "model", ignore_errors=True)

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import (
-    accuracy_score,
     f1_score,
     matthews_corrcoef,
     mean_absolute_error,
@@ -43,7 +42,7 @@ def _correlation(function: Callable) -> Callable[[Numbers, Numbers], float]:
 
 
 METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
-    "accuracy": lambda labels, predictions: float(accuracy_score(labels, predictions)),
+    "accuracy": lambda labels, predictions: float(np.mean(labels == predictions)),
     # Of the second class, as GLUE counts it for MRPC and QQP.
     "f1": lambda labels, predictions: float(f1_score(labels, predictions, pos_label=1, zero_division=0)),
     "f1_macro": lambda labels, predictions: float(
@@ -90,6 +89,27 @@ def figures_of_sets(figures: dict[str, dict[str, float]]) -> dict[str, float]:
     }
     flat["score"] = float(np.mean([found["score"] for found in figures.values()]))
     return flat
+
+
+# --- reliability ---------------------------------------------------------------------------------------
+
+BINS = 15
+"""Intervals of probability, of equal width (Guo et al., On calibration of modern neural networks, 2017)."""
+Reliability = list[list[float]]
+"""(3, BINS): how many probabilities are in each, their sum, and how many of what they are of came true."""
+
+
+def reliability(chances: NDArray, right: NDArray) -> Reliability:
+    """Of probabilities between 0 and 1, and whether what each is of is true."""
+    places = np.clip(np.ceil(chances * BINS).astype(int) - 1, 0, BINS - 1)
+    columns = (np.ones(len(places)), chances, right)
+    return [np.bincount(places, weights, BINS).tolist() for weights in columns]
+
+
+def calibration_error(found: Reliability) -> float:
+    """The expected one: how far apart probability and share of the true are in an interval, on average."""
+    counts, chances, hits = np.array(found)
+    return float(np.abs(hits - chances).sum() / counts.sum())
 
 
 # --- spans, see tagged_files ---------------------------------------------------------------------------

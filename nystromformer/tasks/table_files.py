@@ -1,4 +1,4 @@
-"""Rows of .csv, .tsv and .jsonl files, plain or compressed, each with the place it comes from.
+"""Rows of .csv, .tsv and .jsonl files.
 
 Cells may stand in quotes, whatever the file's ending: so write pandas and spreadsheets. GLUE's own files have
 no quoting, which the one who names them says: a lone `"` is text there.
@@ -6,17 +6,14 @@ no quoting, which the one who names them says: a lone `"` is text there.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from nystromformer.data.documents import clean
-from nystromformer.data.text_files import Line, expand, kind_of, lines
+from nystromformer.data.text_files import kind_of
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import SEPARATORS
 from nystromformer.tasks.delimited import Record, records
+from nystromformer.tasks.row_files import Fault, Row, RowFile, Unusable, is_unicode, listed
 
 KINDS = {".csv": "comma", ".tsv": "tab", ".jsonl": None}
 """Endings, and what stands between the columns where nothing else is said."""
@@ -24,102 +21,17 @@ PREDICTIONS = ("index", "prediction")
 """The first columns of the files that `evaluate` writes."""
 _HINT = "write a .csv, .tsv or .jsonl file"
 _LINES_OF_DOUBT = 3
-_MOST_NAMED = 10
-_LONGEST_NAME = 60
 
 
-class Malformed(UserError):
-    """A row that cannot be used."""
-
-
-class Unusable(Exception):
-    """What is wrong with a row, as the predicate of a sentence: `has no label in 'kind'`."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A row that cannot be used."""
-
-    path: Path
-    place: str
-    """`line 4`."""
-    what: str
-    """A predicate: `has no label in 'kind'`."""
-
-    def __str__(self) -> str:
-        return f"{self.path}, {self.place} {self.what}"
-
-
-class Faults:
-    """What becomes of the rows of a file that cannot be used: `stop`, `skip` or `report`.
-
-    Args:
-        setting: what the file's path was given by, for messages.
-        skip: leave them out, and list them in `skipped`.
-        report: hand them on in their place among the others. Without either the first is raised.
-    """
-
-    def __init__(self, path: Path, setting: str, *, skip: bool, report: bool) -> None:
-        self._path = path
-        self._can_skip = setting.startswith("data.")
-        self._skip = skip
-        self.reports = report
-        self.skipped: list[str] = []
-        """Place and reason of each."""
-
-    @property
-    def errors(self) -> str:
-        """How bytes that are no UTF-8 are decoded: rows that hold such can be used or not like others."""
-        return "surrogateescape" if self._skip or self.reports else "strict"
-
-    def reject(self, place: str, what: str, advice: str = "mend the row") -> list[Fault]:
-        """The fault, where it is handed on; raises Malformed where that is to be done."""
-        fault = Fault(self._path, place, what)
-        if self.reports:
-            return [fault]
-        if self._skip:
-            self.skipped.append(str(fault))
-            return []
-        advice = f" {advice}" if what.endswith(" or") else f": {advice}"
-        raise Malformed(f"{fault}{advice}{', or write data.malformed_rows=skip' if self._can_skip else ''}")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row, by column name, and where it stands."""
-
-    cells: dict[str, Any]
-    """Text; in JSON lines any value, and a name may be missing."""
-    path: Path
-    line: int
-
-    def text(self, column: str) -> str:
-        """The text in a column, cleaned; empty where there is none. Raises Unusable for what is no text."""
-        value = self.cells.get(column)
-        if isinstance(value, bool | list | dict):
-            raise Unusable(f"is malformed ({column!r} is {_named(value)}, where a text should be)")
-        return _scalar(value)
-
-    def label(self, column: str) -> str:
-        """The label in a column as a text, empty where there is none; raises Unusable for several in one."""
-        value = self.cells.get(column)
-        if isinstance(value, list) and len(value) == 1:
-            (value,) = value
-        if isinstance(value, list | dict):
-            raise Unusable(f"is malformed ({column!r} is {_named(value)}, where one label should be)")
-        return _scalar(value)
-
-
-class TableFile:
-    """A file with named columns; making one checks that it is there and has those asked for, each once.
+class TableFile(RowFile):
+    """A file with named columns; making one checks that it has those asked for, each once.
 
     Args:
         columns: that every row must have.
         headless: names of the columns where the file has no header line.
         separator: what stands between the columns, a name of SEPARATORS; None goes by the ending.
         quotes: whether a cell may stand in double quotes; None is true, but for a cell that looks like rows.
-        setting: what the path was given by, for messages.
-        skip, report: see Faults.
+        setting, skip, report: see RowFile.
     """
 
     def __init__(
@@ -134,14 +46,9 @@ class TableFile:
         skip: bool = False,
         report: bool = False,
     ) -> None:
-        self.path = _the_file(path, setting)
-        self.setting = setting
-        self._faults = Faults(self.path, setting, skip=skip, report=report)
-        self.skipped = self._faults.skipped
+        super().__init__(path, setting, KINDS, _HINT, skip=skip, report=report)
         self._prefix = "data." if setting.startswith("data.") else ""
-        self._is_strict = self._faults.errors == "strict"
         self._headless = list(headless)
-        self._is_json = kind_of(self.path) == ".jsonl"
         self._separator = separator or KINDS[kind_of(self.path)] or ""
         self._quotes = quotes is not False
         self._doubt = quotes is None
@@ -153,7 +60,7 @@ class TableFile:
 
     def has(self, column: str) -> bool:
         """Whether there is such a column: in the header, or with a value in any JSON line."""
-        if not self._is_json:
+        if not self.is_json:
             return column in self.columns
         return any(isinstance(row, Row) and row.cells.get(column) is not None for row in self._json_rows())
 
@@ -180,24 +87,12 @@ class TableFile:
 
     def rows_and_faults(self) -> Iterator[Row | Fault]:
         """The same with the rows that are reported."""
-        for row in self._json_rows() if self._is_json else self._delimited_rows():
-            if isinstance(row, Row):
-                yield row
-            else:
-                line, what = row
-                yield from self._faults.reject(f"line {line}", what)
-
-    def reject(self, row: Row, what: str) -> list[Fault]:
-        """What to do with a row that `what` says something against, see Faults."""
-        return self._faults.reject(f"line {row.line}", what)
-
-    def _lines(self) -> Iterator[Line]:
-        return lines(self.path, errors=self._faults.errors)
+        return self.settled(self._json_rows() if self.is_json else self._delimited_rows())
 
     def _header(self) -> list[str]:
         if self._headless:
             return self._headless
-        if self._is_json:
+        if self.is_json:
             first = next((row for row in self._json_rows() if isinstance(row, Row)), None)
             if first is None:
                 raise UserError(f"{self.path} holds no rows: write one JSON object a line")
@@ -221,28 +116,30 @@ class TableFile:
         return record._replace(cells=[cell.strip() for cell in record.cells])
 
     def _records(self, separator: str) -> Iterator[Record]:
-        return records(self._lines(), SEPARATORS[separator], quotes=self._quotes)
+        return records(self.lines(), SEPARATORS[separator], quotes=self._quotes)
 
-    def _delimited_rows(self) -> Iterator[Row | tuple[int, str]]:
+    def _delimited_rows(self) -> Iterator[Row | Unusable]:
         rows = self._records(self._separator)
         if not self._headless:
             next(rows, None)
         width = len(self.columns)
         for line, cells, raw in rows:
+            place = f"line {line}"
             if isinstance(cells, Exception):
-                yield line, self._on_quotes(cells)
+                yield Unusable(self._on_quotes(cells), place)
                 continue
             if doubt := self._doubt_about(line, raw):
-                if not self._faults.reports:
+                if not self.reports:
                     raise UserError(f"{self.path}, {doubt}")
-                yield line, f"is in doubt: {doubt}"
+                yield Unusable(f"is in doubt: {doubt}", place)
                 continue
             while len(cells) > width and self._quotes and not cells[-1].strip():
                 cells.pop()  # a separator at the end of the line
             if len(cells) != width:
-                yield line, f"is malformed ({len(cells)} columns, where there should be {width})"
-            elif not self._is_strict and not is_unicode(cells):
-                yield line, "is malformed (no UTF-8)"
+                what = f"is malformed ({len(cells)} columns, where there should be {width})"
+                yield Unusable(what, place)
+            elif not is_unicode(cells):
+                yield Unusable("is malformed (no UTF-8)", place)
             else:
                 yield Row(dict(zip(self.columns, cells, strict=True)), self.path, line)
 
@@ -262,25 +159,16 @@ class TableFile:
             f"write {self._prefix}quotes=false where a quote is text, or {self._prefix}quotes=true"
         )
 
-    def _json_rows(self) -> Iterator[Row | tuple[int, str]]:
-        for line in self._lines():
-            if not line.text.strip():
-                continue
-            try:
-                content = _parsed(line.text)
-            except (ValueError, RecursionError) as error:
-                yield line.number, f"is malformed (no JSON: {error})"
-                continue
-            if not isinstance(content, _Object):
-                yield line.number, "is malformed (no JSON object)"
-            elif missing := [name for name in self._required if content.get(name) is None]:
-                yield line.number, f"is malformed (no {missing[0]!r})"
-            elif twice := [name for name in self._required if name in content.twice]:
-                yield line.number, f"is malformed ({twice[0]!r} stands in it twice)"
-            elif not self._is_strict and not is_unicode([line.text]):
-                yield line.number, "is malformed (no UTF-8)"
+    def _json_rows(self) -> Iterator[Row | Unusable]:
+        for row in self.objects():
+            cells = row.cells if isinstance(row, Row) else {}
+            missing = [name for name in self._required if cells.get(name) is None]
+            twice = [name for name in self._required if name in getattr(cells, "twice", ())]
+            if isinstance(row, Row) and (missing or twice):
+                wrong = f"no {missing[0]!r}" if missing else f"{twice[0]!r} stands in it twice"
+                yield Unusable(f"is malformed ({wrong})", row.place)
             else:
-                yield Row(content, self.path, line.number)
+                yield row
 
     def _on_quotes(self, error: Exception) -> str:
         return (
@@ -299,7 +187,7 @@ class TableFile:
 
     def _more_likely(self, wanted: str | None) -> str | None:
         """The setting of a separator that cuts the header into several names, `wanted` among them."""
-        for separator in () if self._is_json or self._headless else SEPARATORS:
+        for separator in () if self.is_json or self._headless else SEPARATORS:
             names = self._first(separator).cells
             if separator == self._separator or isinstance(names, Exception) or len(names) < 2:
                 continue
@@ -308,79 +196,5 @@ class TableFile:
         return None
 
 
-def listed(names: Iterable[str]) -> str:
-    """The names in quotes, long ones cut, many counted: one line of a message."""
-    names = list(names)
-    shown = ", ".join(shortened(name) for name in names[:_MOST_NAMED])
-    return shown + (f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else "")
-
-
-def shortened(text: str) -> str:
-    """A text in quotes, of which the beginning tells enough."""
-    return repr(text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…")
-
-
-def _the_file(path: Path, setting: str) -> Path:
-    if path.is_dir():
-        raise UserError(f"{setting}: {str(path)!r} is a folder: {_HINT}")
-    found = expand([str(path)], setting, KINDS, _HINT)
-    if len(found) != 1:
-        raise UserError(
-            f"{setting}: {str(path)!r} matches {len(found)} files: name one, or join them into one"
-        )
-    return found[0]
-
-
 def _is_written_here(columns: Sequence[str]) -> bool:
     return all(name.startswith(ours) for name, ours in zip(columns, PREDICTIONS, strict=False))
-
-
-def is_unicode(texts: Iterable[str]) -> bool:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-# --- the values of JSON -------------------------------------------------------------------------------
-
-
-def _named(value: bool | list | dict) -> str:
-    if isinstance(value, bool):
-        return json.dumps(value)
-    return "a list" if isinstance(value, list) else "an object"
-
-
-class _Object(dict[str, Any]):
-    """A JSON object that remembers which names it was given twice."""
-
-    twice: frozenset[str] = frozenset()
-
-
-def _parsed(text: str) -> Any:
-    """The value of a JSON text; raises ValueError for NaN and Infinity, which are none of JSON's."""
-    return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> _Object:
-    content = _Object(pairs)
-    if len(content) != len(pairs):
-        names = [name for name, _ in pairs]
-        content.twice = frozenset(name for name in names if names.count(name) > 1)
-    return content
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} stands for no number")
-
-
-def _scalar(value: Any) -> str:
-    """A JSON scalar as a text: 1.0 and 1 are one number there, and so one text."""
-    if isinstance(value, str):
-        return clean(value)
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return json.dumps(value)

@@ -7,24 +7,17 @@ JSON lines   {"tokens": […], "tags": […]} an example; a list of lists has se
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nystromformer.data.documents import without_surrogates
-from nystromformer.data.text_files import expand, kind_of, lines
-from nystromformer.errors import UserError
-from nystromformer.tasks.table_files import Fault, Faults, Unusable, is_unicode, shortened
+from nystromformer.tasks.row_files import Fault, Row, RowFile, Unusable, is_unicode, shortened
 
 _DOCUMENT = "-DOCSTART-"
 _PREFIXES = {"bio": "BI", "iobes": "BIES"}
-
-
-class Misplaced(Exception):
-    """The line of a tag that its scheme does not allow, and what is wrong, as a predicate."""
 
 
 @dataclass(frozen=True)
@@ -46,49 +39,46 @@ class Document:
     def words(self) -> list[Word]:
         return list(chain(*self.sentences))
 
+    @property
+    def place(self) -> str:
+        return f"line {self.words[0].line}"
+
     def tags(self) -> Iterator[str]:
         return (word.tag for word in chain(*self.sentences))
 
 
-class TaggedFile:
+class TaggedFile(RowFile):
     """A file of words with tags.
 
     Args:
-        setting: what the path was given by, for messages.
         unit: `document` or `sentence`: what an example is.
         tokens, tags: names in JSON lines.
-        skip, report: see Faults.
+        setting, skip, report: see RowFile.
     """
+
+    advice: ClassVar[str] = "mend the line"
 
     def __init__(
         self, path: Path, *, setting: str, unit: str, tokens: str, tags: str, skip: bool, report: bool = False
     ) -> None:
-        if path.is_dir():
-            raise UserError(f"{setting}: {str(path)!r} is a folder: write a file of CoNLL columns or .jsonl")
-        (self.path,) = expand([str(path)], setting, None, "") or [path]
-        self._faults = Faults(self.path, setting, skip=skip, report=report)
-        self.skipped = self._faults.skipped
+        hint = "write a file of CoNLL columns or .jsonl"
+        super().__init__(path, setting, None, hint, skip=skip, report=report)
         self._by_sentence = unit == "sentence"
-        self._is_json = kind_of(self.path) == ".jsonl"
         self._names = (tokens, tags)
 
     @property
     def is_labelled(self) -> bool:
         """Whether a word has a tag."""
-        raw = self._json(labelled=None) if self._is_json else self._columns(labelled=None)
+        raw = self._json(labelled=None) if self.is_json else self._columns(labelled=None)
         return any(any(document.tags()) for document in raw if isinstance(document, Document))
 
     def documents(self, *, labelled: bool) -> Iterator[Document | Fault]:
         """The examples; raises Malformed with file and line for one that cannot be read."""
-        for found in self._json(labelled) if self._is_json else self._columns(labelled):
-            if isinstance(found, Document):
-                yield from self._units(found)
+        for found in self.settled(self._json(labelled) if self.is_json else self._columns(labelled)):
+            if isinstance(found, Fault):
+                yield found
             else:
-                yield from self.reject(*found)
-
-    def reject(self, line: int, what: str) -> list[Fault]:
-        """What to do with an example that something is wrong with, see Faults."""
-        return self._faults.reject(f"line {line}", what, "mend the line")
+                yield from self._units(found)
 
     def _units(self, document: Document) -> Iterator[Document]:
         sentences = [sentence for sentence in document.sentences if sentence]
@@ -99,11 +89,12 @@ class TaggedFile:
 
     # --- CoNLL columns -------------------------------------------------------------------------------
 
-    def _columns(self, labelled: bool | None) -> Iterator[Document | tuple[int, str]]:
+    def _columns(self, labelled: bool | None) -> Iterator[Document | Unusable]:
         """Documents where the file has them, else each sentence by itself."""
         sentences: list[list[Word]] = [[]]
         in_documents, width, wrong = False, None, None
-        for line in lines(self.path, errors=self._faults.errors):
+        missing = "write a word and its tag, with a tab between them"
+        for line in self.lines():
             cells = line.text.split("\t") if "\t" in line.text else line.text.split()
             if not line.text.strip():
                 sentences.append([])
@@ -113,17 +104,17 @@ class TaggedFile:
                 in_documents = True
             else:
                 width = width or len(cells)
-                if wrong is None and len(cells) != width:
-                    wrong = (
-                        line.number,
-                        f"is malformed ({len(cells)} columns, where there should be {width})",
-                    )
-                elif wrong is None and not is_unicode([line.text]):
-                    wrong = (line.number, "is malformed (no UTF-8)")
-                elif wrong is None and not cells[0].strip():
-                    wrong = (line.number, "has no word: write a word and its tag, with a tab between them")
-                elif wrong is None and labelled and (width == 1 or not cells[-1].strip()):
-                    wrong = (line.number, "has no tag: write a word and its tag, with a tab between them")
+                what = None
+                if len(cells) != width:
+                    what = f"is malformed ({len(cells)} columns, where there should be {width})"
+                elif not is_unicode([line.text]):
+                    what = "is malformed (no UTF-8)"
+                elif not cells[0].strip():
+                    what = f"has no word: {missing}"
+                elif labelled and (width == 1 or not cells[-1].strip()):
+                    what = f"has no tag: {missing}"
+                if what and wrong is None:
+                    wrong = Unusable(what, f"line {line.number}")
                 tag = cells[-1].strip() if width > 1 else ""
                 sentences[-1].append(Word(cells[0].strip(), tag, line.number))
                 continue
@@ -135,29 +126,22 @@ class TaggedFile:
 
     # --- JSON lines ----------------------------------------------------------------------------------
 
-    def _json(self, labelled: bool | None) -> Iterator[Document | tuple[int, str]]:
-        for line in lines(self.path, errors=self._faults.errors):
-            if not line.text.strip():
-                continue
-            if not is_unicode([line.text]):
-                yield line.number, "is malformed (no UTF-8)"
-                continue
+    def _json(self, labelled: bool | None) -> Iterator[Document | Unusable]:
+        for row in self.objects():
             try:
-                yield self._of_json(line.text, line.number, labelled)
-            except (ValueError, RecursionError) as error:
-                yield line.number, f"is malformed (no JSON: {error})"
+                yield row if isinstance(row, Unusable) else self._of_json(row, labelled)
             except Unusable as error:
-                yield line.number, str(error)
+                yield Unusable(str(error), row.place)
 
-    def _of_json(self, text: str, line: int, labelled: bool | None) -> Document:
-        content: Any = json.loads(text)
+    def _of_json(self, row: Row, labelled: bool | None) -> Document:
+        content, line = row.cells, row.line
         tokens, tags = self._names
-        if not isinstance(content, dict) or not isinstance(content.get(tokens), list):
+        if not isinstance(content.get(tokens), list):
             raise Unusable(
                 f"is malformed (no list {tokens!r}: write data.tokens=NAME where it has another name)"
             )
         words = _nested(content[tokens], tokens)
-        if self._faults.reports and not any(words):
+        if self.reports and not any(words):
             raise Unusable(f"has no words in {tokens!r}")
         names = _nested(content[tags], tags) if isinstance(content.get(tags), list) else None
         if names is None and labelled:
@@ -205,7 +189,7 @@ def mended(sentence: list[Word], scheme: str, *, repair: bool) -> list[Word]:
     """The sentence with tags that follow the scheme: repaired where asked, refused otherwise.
 
     Raises:
-        Misplaced: a tag cannot stand where it does.
+        Unusable: a tag cannot stand where it does.
     """
     found = list(sentence)
     for place, word in enumerate(sentence):
@@ -214,10 +198,10 @@ def mended(sentence: list[Word], scheme: str, *, repair: bool) -> list[Word]:
         right = _right_tag(word.tag, before, after, scheme)
         if right != word.tag and not repair:
             follows = f"after {before}" + (f" and before {after}" if scheme == "iobes" else "")
-            raise Misplaced(
-                word.line,
+            raise Unusable(
                 f"has the tag {word.tag} {follows}, where {scheme.upper()} has {right}: write "
                 "data.repair_tags=true, or",
+                f"line {word.line}",
             )
         found[place] = replace(word, tag=right)
     return found

@@ -38,7 +38,7 @@ from nystromformer.settings.finetune import (
     TaskSettings,
     kind_named,
 )
-from nystromformer.tasks.table_files import Fault, shortened
+from nystromformer.tasks.row_files import Fault, shortened
 
 Texts = tuple[str, ...]
 """The texts of an example, in the order of the task's columns."""
@@ -162,6 +162,8 @@ class Task(ABC):
     """The model's class; its encoder is `nystromformer`."""
     pipeline: ClassVar[str]
     """transformers' name for what the model does, e.g. `text-classification`."""
+    layouts: ClassVar[str] = ".csv, .tsv or .jsonl"
+    """What a file of one's own may be."""
     library: ClassVar[str] = "transformers"
     """The library that opens the model, by the hub's name for it."""
     forgotten: ClassVar[str] = (
@@ -181,7 +183,11 @@ class Task(ABC):
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         """A line for each setting that does not fit the kind, with what to write instead."""
-        yield from ()
+        if not settings.data.has_train:
+            yield (
+                f"data.train is empty: with task={settings.task.name} write data.train=FILE ({cls.layouts}), "
+                "or data.hub=NAME"
+            )
 
     @classmethod
     @abstractmethod
@@ -305,6 +311,13 @@ class Task(ABC):
     ) -> dict[str, Any]:
         """Draw `pictures` into a folder; what they show, for the result's JSON."""
         return {}
+
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Probabilities of what is predicted of labelled examples, and whether each of that is true.
+
+        None where a kind gives no probabilities.
+        """
+        return None
 
     @property
     def told(self) -> tuple[str, ...]:

@@ -31,8 +31,9 @@ from nystromformer.settings import TrainingSettings
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
 from nystromformer.tasks.export import export
 from nystromformer.tasks.jobs import Job
-from nystromformer.tasks.plots import draw_learning_curve
-from nystromformer.tasks.scores import figures_of_sets
+from nystromformer.tasks.plots import RELIABILITY, draw_learning_curve, draw_reliability
+from nystromformer.tasks.results import keep_answers
+from nystromformer.tasks.scores import figures_of_sets, reliability
 from nystromformer.tasks.setup import TaskSetup, facts
 from nystromformer.tasks.start import build_classifier, max_length_of
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Task
@@ -240,11 +241,20 @@ def _finish(setup: TaskSetup, job: Job, run: Run) -> None:
     if setup.test:
         test, _ = evaluate(task, model, setup, setup.test, setup.splits.test, run.autocast)
 
+    answers = {
+        name: (setup.splits.dev[name].labels or [], task.predict(part, outputs[name]))
+        for name, part in setup.dev.items()
+    }
+
     def write() -> None:
         try:
             export(model, task, setup, job, figures, job.folder / "model")
             draw_learning_curve(run.metrics, job.folder / "curve.png", job.label)
+            keep_answers(job.folder, answers)
             drawn = task.draw(labels, task.predict(part, outputs[name]), job.folder, job.label)
+            if certain := task.certainty(labels, outputs[name]):
+                found, place = reliability(*certain), job.folder / RELIABILITY
+                drawn["reliability"] = draw_reliability(found, place, job.label)
             result = _result(setup, job, run, task)
             result |= {"best_step": best, "dev": figures, "test": test, **drawn}
             write_atomically(job.result, json.dumps(result, indent=2) + "\n")

@@ -25,7 +25,8 @@ from nystromformer.model.encoder import NystromformerModel
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.training.display import ProgressDisplay
-from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from nystromformer.training.optimizer import build_optimizer, set_learning_rate
+from nystromformer.training.phases import plan_of
 
 SHARES = (1, 1, 2, 4)
 """Lengths of the rows, one after the other, as divisors of the longest: what is fitted to text has to serve
@@ -87,20 +88,20 @@ def transfer_attention(
     for parameter in trained:
         parameter.requires_grad_(True)
     recipe = TrainingSettings(
-        steps=settings.steps,
+        steps=max(settings.steps, WARMUP),
         learning_rate=settings.learning_rate,
         warmup_steps=WARMUP,
         weight_decay=0.0,
         beta2=0.98,
     )
-    optimizer = build_optimizer(encoder, recipe)
+    optimizer, plan = build_optimizer(encoder, recipe), plan_of(recipe)
     weights = [p.detach().clone() for p in trained]
     before, begun, step = error_of_states(encoder, exact, held_out), time.perf_counter(), 0
     ahead, allowed = _endless(rows), 60 * settings.minutes if settings.minutes else math.inf
     with ProgressDisplay(settings.steps, 0, shown=True) as display:
         told, losses, tokens = begun, 0.0, 0
         while step < settings.steps and (spent := (time.perf_counter() - begun) / allowed) < 1:
-            set_learning_rate(optimizer, rate := learning_rate(step, recipe, spent))
+            set_learning_rate(optimizer, rate := plan.rate(step, spent))
             batch = [next(ahead) for _ in range(settings.batch_size)]
             loss = sum(_backward(encoder, exact, row, len(batch)) for row in batch)
             step += 1

@@ -142,7 +142,7 @@ def whole_checkpoint(folder: Path) -> Path | None:
     steps = saved_steps(folder)
     # One that `latest` does not know of yet comes last: it was given up, or it is the only one.
     for step in sorted(steps, key=lambda step: (step <= (newest or 0), step), reverse=True):
-        complaint = _complaint(folder / f"step-{step}")
+        complaint = damage_of(folder / f"step-{step}")
         if complaint is None:
             return folder / f"step-{step}"
         broken.append(complaint)
@@ -219,7 +219,7 @@ def _on_all(accelerator: Accelerator, write: Callable[[], None], beside: Path) -
     )
 
 
-def _complaint(checkpoint: Path) -> str | None:
+def damage_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         checksums = json.loads((checkpoint / "state.json").read_text())["sha256"]

@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from nystromformer.settings import TrainingSettings
 from nystromformer.training.checkpoint import Progress
+from nystromformer.training.phases import Plan
 
 T = TypeVar("T")
 
@@ -92,11 +92,11 @@ class Forecast:
     LEAST_SECONDS = 10.0
     LEAST_STEPS = 3
 
-    def __init__(self, progress: Progress, settings: TrainingSettings) -> None:
+    def __init__(self, progress: Progress, plan: Plan, max_minutes: float | None) -> None:
         self._progress = progress
-        self._steps = settings.steps
-        self._minutes = settings.max_minutes
-        self._told = settings.max_minutes is None
+        self._plan = plan
+        self._minutes = max_minutes
+        self._told = max_minutes is None
         self._first: tuple[int, float] | None = None
 
     def told(self) -> str | None:
@@ -110,16 +110,17 @@ class Forecast:
         if steps < self.LEAST_STEPS or took < self.LEAST_SECONDS:
             return None
         self._told = True
-        each = took / steps
-        reached = step + (60 * self._minutes - seconds) / each
-        if reached < self._steps:
+        done, all_steps = self._plan.work(step), self._plan.steps
+        each = took / (done - self._plan.work(self._first[0]))  # seconds a token
+        reached = self._plan.reached_by(done + (60 * self._minutes - seconds) / each)
+        if reached < all_steps:
             return (
-                f"this machine makes about {reached:,.0f} of the {self._steps:,} steps in the "
+                f"this machine makes about {reached:,.0f} of the {all_steps:,} steps in the "
                 f"{self._minutes:g} minutes of training.max_minutes; the rate falls to zero over those"
             )
-        minutes = max(round((seconds + (self._steps - step) * each) / 60), 1)
+        minutes = max(round((seconds + (self._plan.work(all_steps) - done) * each) / 60), 1)
         unit = "minute" if minutes == 1 else "minutes"
-        return f"this machine needs about {minutes:,} {unit} for the {self._steps:,} steps"
+        return f"this machine needs about {minutes:,} {unit} for the {all_steps:,} steps"
 
 
 def step_profiler(

@@ -18,11 +18,12 @@ from nystromformer.data.corpora import open_corpus
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.files import check_new_folder, new_folder
+from nystromformer.hub import opened_tokenizer
 from nystromformer.model.closed_form import fit_in_closed_form, with_exact_attention
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.heads import NystromformerForPreTraining
 from nystromformer.model.layouts import export_for_transformers
-from nystromformer.model.source import Copied, Source, open_source, opened_tokenizer, written
+from nystromformer.model.source import Copied, Source, open_source, written
 from nystromformer.settings.convert import ConvertSettings
 from nystromformer.training.attention_transfer import error_of_states, text_rows, transfer_attention
 

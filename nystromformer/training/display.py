@@ -7,6 +7,8 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nystromformer.data.reading import duration
+
 
 class ProgressDisplay:
     """A context manager; on other processes than the main one it shows nothing.
@@ -71,10 +73,3 @@ class ProgressDisplay:
             for line in text.splitlines():
                 self._console.print(f"{self._label}: {line}" if self._label else line, markup=False)
             self._console.file.flush()
-
-
-def duration(seconds: float) -> str:
-    """75 → 1:15; 4000 → 1:06:40."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -31,8 +31,9 @@ from nystromformer.training.flops import peak_flops
 from nystromformer.training.guard import Guard, check_count, check_finite
 from nystromformer.training.metrics import Event, MetricsLog, numbers_of
 from nystromformer.training.objective import Batches, Measurement, Objective
-from nystromformer.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from nystromformer.training.optimizer import build_optimizer, set_learning_rate
 from nystromformer.training.parallel import shard
+from nystromformer.training.phases import Plan, plan_of
 from nystromformer.training.signals import StopRequest
 from nystromformer.training.step import StepFigures, train_step
 from nystromformer.training.together import Agreement, Together
@@ -50,6 +51,7 @@ class Run:
         saved: the checkpoint to go on from; see `whole_checkpoint`.
         logs_after: whether figures are recorded after a step, counted from 1; after the last they always are.
         saves_after: the same of checkpoints.
+        plan: of all steps; that of the settings alone when absent.
         label: before every line that is printed, where several trainings share a terminal.
         remedy: what a person can do about numbers that are not finite.
 
@@ -71,6 +73,7 @@ class Run:
         saved: Path | None,
         logs_after: Callable[[int], bool],
         saves_after: Callable[[int], bool],
+        plan: Plan | None = None,
         label: str = "",
         remedy: str = "write a lower training.learning_rate and name=OTHER for a new run",
     ) -> None:
@@ -78,6 +81,7 @@ class Run:
         self.objective, self.batches, self.accelerator = objective, batches, accelerator
         self.model, self.config = model, config
         self.logs_after, self.saves_after = logs_after, saves_after
+        self.plan = plan or plan_of(settings)
         self.measurements: list[Measurement] = []
         self.tracker: GeneralTracker | None = None
 
@@ -135,24 +139,24 @@ def train(run: Run, stop: StopRequest) -> None:
         UserError: too many steps were not finite, or a checkpoint cannot be written.
         SystemExit: a signal came; a checkpoint was written first.
     """
-    settings, progress, accelerator = run.settings, run.progress, run.accelerator
+    settings, plan, progress, accelerator = run.settings, run.plan, run.progress, run.accelerator
     if progress.finished:
         return
     main = accelerator.is_main_process
     note_computation(progress, run.config, accelerator, run.dtype, run.say)
     run.wrapped.train()
-    clock, forecast = Clock(progress, settings.max_minutes), Forecast(progress, settings)
+    clock, forecast = Clock(progress, settings.max_minutes), Forecast(progress, plan, settings.max_minutes)
     agreement = Agreement(accelerator)
     figures = None
     steps = run.batches.training(progress.step, pin_memory=accelerator.device.type == "cuda")
     with (
-        ProgressDisplay(settings.steps, progress.step, shown=main, label=run.label) as display,
+        ProgressDisplay(plan.steps, progress.step, shown=main, label=run.label) as display,
         step_profiler(
             run.folder / "profile", settings.profile_steps * main, accelerator.device, display.say
         ) as profiler,
     ):
         for micro_batches in clock.waiting(steps):
-            rate = learning_rate(progress.step, settings, clock.spent())
+            rate = plan.rate(progress.step, clock.spent())
             set_learning_rate(run.optimizer, rate)
             done = train_step(
                 run.wrapped,
@@ -169,7 +173,7 @@ def train(run: Run, stop: StopRequest) -> None:
             *votes, seconds = agreement.exchange([*stop.votes(), clock.now() * main])
             clock.tick(seconds)
             display.advance(progress.step)
-            last = progress.finished = progress.step == settings.steps or clock.spent() >= 1
+            last = progress.finished = progress.step == plan.steps or clock.spent() >= 1
             stopping = stop.decide(votes)
             if told := forecast.told():
                 display.say(told)
@@ -179,7 +183,7 @@ def train(run: Run, stop: StopRequest) -> None:
             if last or run.logs_after(progress.step):
                 judge(run, display)
                 lap = clock.lap()
-                left = (settings.steps - progress.step) * lap.seconds / figures.steps
+                left = plan.time_left(progress.step, figures.steps, lap.seconds)
                 log(run, display, figures, lap, rate, clock.at_most(left))
                 figures = None
             best_by = None

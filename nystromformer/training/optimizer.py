@@ -1,4 +1,4 @@
-"""The optimizer and its learning-rate schedule."""
+"""The optimizer; its rate is planned in `phases`."""
 
 from __future__ import annotations
 
@@ -26,24 +26,6 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim
         eps=settings.epsilon,
         fused=trained[0].device.type in ("cpu", "cuda"),
     )
-
-
-def learning_rate(step: int, settings: TrainingSettings, time_spent: float = 0.0) -> float:
-    """Rate of optimizer step `step`, counted from 0: linear warm-up, then linear decay to zero.
-
-    A pure function of its arguments, so that a resumed run needs no state of a scheduler.
-
-    Args:
-        time_spent: share of `max_minutes` that is over; on a machine too slow for all the steps the
-            decay follows it instead.
-    """
-    if step < settings.warmup_steps:
-        share = (step + 1) / settings.warmup_steps
-    else:
-        share = (settings.steps - step) / max(settings.steps - settings.warmup_steps, 1)
-    if time_spent > step / settings.steps:  # behind: on schedule, the rate does not depend on the clock
-        share = min(share, 1.0 - time_spent)
-    return settings.learning_rate * max(share, 0.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -10,46 +10,46 @@ from nystromformer.settings import PretrainSettings
 from nystromformer.tables import table
 from nystromformer.training.display import duration
 from nystromformer.training.metrics import Event, MetricsLog
+from nystromformer.training.phases import Plan
 from nystromformer.training.run_folder import RunFolder
 
 
 def report_page(
-    settings: PretrainSettings, folder: RunFolder, metrics: MetricsLog, filled: list[dict[str, Any]]
+    settings: PretrainSettings,
+    folder: RunFolder,
+    metrics: MetricsLog,
+    filled: list[dict[str, Any]],
+    plan: Plan,
 ) -> str:
     """The page in Markdown; its pictures lie beside it."""
     train, validation = metrics.events("train"), metrics.events("validation")
     skipped = metrics.events("skipped")
     last = validation[-1]
-    training = settings.training
+    columns = {name: words for name, words in _COLUMNS.items() if name in last}
     return "\n".join(
         [
             f"# {settings.name}",
             "",
-            f"{last['step']:,} steps of {training.global_batch_size} examples of at most "
+            f"{last['step']:,} steps of {plan.batch_sizes} examples of at most "
             f"{settings.model.max_length} tokens in {duration(last['seconds'])}. Every setting is in "
             f"[{folder.config.name}]({folder.config.name}), every figure in "
             f"[{folder.metrics.name}]({folder.metrics.name}).",
             "",
+            *_phase_lines(plan),
             f"![losses and accuracies]({folder.curves.name})",
             "",
             "## Held-out documents",
             "",
             *table(
-                ("step", "MLM loss", "unigram", "MLM accuracy", "order loss", "order accuracy"),
+                ("step", *columns.values()),
                 (
-                    (
-                        f"{event['step']:,}",
-                        f"{event['mlm_loss']:.4f}",
-                        f"{event['unigram_loss']:.4f}",
-                        f"{event['mlm_accuracy']:.4f}",
-                        f"{event['sop_loss']:.4f}",
-                        f"{event['sop_accuracy']:.4f}",
-                    )
+                    (f"{event['step']:,}", *(f"{event[name]:.4f}" for name in columns))
                     for event in _at_most(validation, 12)
                 ),
             ),
             "",
-            "Losses are in nats: per predicted token, and per pair of segments.",
+            "Losses are in nats: per predicted token"
+            + (", and per pair of segments." * ("sop_loss" in last) or "."),
             "",
             *_approximation_lines(folder, metrics.events("approximation")),
             "## Cost",
@@ -65,6 +65,23 @@ def report_page(
             "",
         ]
     )
+
+
+_COLUMNS = {
+    "mlm_loss": "MLM loss",
+    "unigram_loss": "unigram",
+    "mlm_accuracy": "MLM accuracy",
+    "sop_loss": "order loss",
+    "sop_accuracy": "order accuracy",
+}
+"""Of the table of validations; a run without sentence order has not the last ones."""
+
+
+def _phase_lines(plan: Plan) -> Iterable[str]:
+    """The phases, where there are several."""
+    if len(plan.phases) > 1:
+        yield from (f"{number}. {phase.told}." for number, phase in enumerate(plan.phases, start=1))
+        yield ""
 
 
 def _approximation_lines(folder: RunFolder, events: list[Event]) -> Iterable[str]:

@@ -9,6 +9,7 @@ import errno
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.settings import PretrainSettings
 from nystromformer.training import devices, run_data
 from nystromformer.training.batches import RunBatches
+from nystromformer.training.branch import branch_of
 from nystromformer.training.checkpoint import whole_checkpoint
 from nystromformer.training.curves import draw_approximation, draw_curves, draw_speed
 from nystromformer.training.guard import check_finite
@@ -28,6 +30,7 @@ from nystromformer.training.loop import Run, train
 from nystromformer.training.metrics import open_tracker
 from nystromformer.training.objective import Measured, Measurement, every
 from nystromformer.training.parallel import load_weights, whole_weights
+from nystromformer.training.phases import plan_of
 from nystromformer.training.pretraining import (
     Pretraining,
     ValidationResult,
@@ -86,7 +89,9 @@ class PretrainingJob:
 def setup(settings: PretrainSettings, accelerator: Accelerator, together: Together) -> PretrainingJob:
     """Everything up to the first step; on a resumed run, up to the step it had reached."""
     folder, training = RunFolder(settings), settings.training
-    prepared = together.on_main(lambda: run_data.prepared_for(folder, settings, show_progress=True))
+    branch = together.on_main(lambda: branch_of(settings))
+    known = branch.folder if branch else folder
+    prepared = together.on_main(lambda: run_data.prepared_for(known, settings, show_progress=True))
     prepared = together.on_all(lambda: PreparedData.open(prepared.folder))  # does every machine see it?
     tokenizer = prepared.tokenizer()
     batches = together.on_all(
@@ -97,7 +102,11 @@ def setup(settings: PretrainSettings, accelerator: Accelerator, together: Togeth
     start = together.on_all(lambda: build_model(settings, tokenizer, prepared.unigram_counts))
     model = start.model
     together.on_main(lambda: _begin(folder, settings, prepared))
-    saved = together.on_main(lambda: whole_checkpoint(folder.checkpoints))
+    saved = together.on_main(
+        partial(branch.begin, settings, prepared, batches.plan)
+        if branch
+        else partial(whole_checkpoint, folder.checkpoints)
+    )
     model.to(accelerator.device)
     if start.fits_convolution and saved is None:
         fit(start, settings.init, batches.some_training_rows(settings.init.convolution_rows))
@@ -106,14 +115,16 @@ def setup(settings: PretrainSettings, accelerator: Accelerator, together: Togeth
         folder.path,
         model,
         model.config,
-        Pretraining(model.config),
+        Pretraining(model.config, sentence_order=settings.data.sentence_order),
         batches,
         accelerator,
         together,
         saved=saved,
         logs_after=every(training.log_every),
         saves_after=every(training.checkpoint_every),
+        plan=batches.plan,
     )
+    run.progress.finished &= branch is None
     unigram_loss = unigram_losses(prepared.unigram_counts, model.config.vocab_size).to(accelerator.device)
     job = PretrainingJob(settings, folder, prepared, tokenizer, batches, model, unigram_loss, run)
     run.measurements = measurements(job)
@@ -134,7 +145,7 @@ def measurements(job: PretrainingJob) -> list[Measurement]:
         return measure_approximation(job.model, batches, run.accelerator, run.autocast, step)
 
     def draw() -> None:
-        draw_curves(run.metrics, job.folder.curves, job.title)
+        draw_curves(run.metrics, job.folder.curves, job.title, run.plan)
 
     validation = Measurement(
         "validation", every(training.validate_every), lambda step: held_out(job).measured(step), draw
@@ -183,8 +194,7 @@ def check(job: PretrainingJob) -> None:
     result = held_out(job, job.batches.examples_at_once)
     check_finite(
         "the loss of one held-out batch, before any training,",
-        result.mlm_loss,
-        result.sop_loss,
+        *(loss for loss in (result.mlm_loss, result.sop_loss) if loss is not None),
         newest=job.run.newest_checkpoint,
         remedy=job.run.remedy,
     )
@@ -199,10 +209,10 @@ def finish(job: PretrainingJob, together: Together) -> None:
 def _export(job: PretrainingJob, model: NystromformerForPreTraining) -> None:
     folder, metrics = job.folder, job.run.metrics
     try:
-        draw_curves(metrics, folder.curves, job.title)
-        draw_speed(metrics, folder.speed, job.title)
+        draw_curves(metrics, folder.curves, job.title, job.run.plan)
+        draw_speed(metrics, folder.speed, job.title, job.run.plan)
         draw_approximation(metrics, folder.approximation, job.title)
-        finish_run(job.settings, folder, model, job.tokenizer, job.prepared, metrics)
+        finish_run(job.settings, folder, model, job.tokenizer, job.prepared, metrics, job.run.plan)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -228,8 +238,11 @@ def _checked(settings: PretrainSettings, accelerator: Accelerator) -> PretrainSe
     """The settings, all known, before what takes long: whether the run can be, as far as they tell."""
     if complaints := list(settings.training.complaints_on(accelerator.num_processes)):
         raise UserError(complaints[0])
+    if not settings.training.in_tokens:
+        plan_of(settings.training)
     settings = settled(settings)
     RunFolder(settings).check(settings)
+    branch_of(settings)
     return settings
 
 
@@ -242,7 +255,8 @@ def _begin(folder: RunFolder, settings: PretrainSettings, prepared: PreparedData
 def _announce(job: PretrainingJob, start: str) -> None:
     settings, run, step = job.settings, job.run, job.run.progress.step
     parameters = sum(parameter.numel() for parameter in job.model.parameters())
-    print(f"run      {job.folder.path}" + (f", resumed at step {step}" if step else ""))
+    goes_on = f", from {settings.branch}" if settings.branch and run.newest_checkpoint is None else ""
+    print(f"run      {job.folder.path}" + (goes_on or (f", resumed at step {step}" if step else "")))
     print(f"data     {job.prepared.folder}")
     print(
         f"model    {parameters / 1e6:.1f} M parameters, {settings.model.attention} attention"
@@ -252,4 +266,7 @@ def _announce(job: PretrainingJob, start: str) -> None:
         "attention.self"
     )  # type: ignore[assignment]
     how = layer.describe(settings.model.max_length, run.dtype)
+    if len(run.plan.phases) > 1:
+        for number, phase in enumerate(run.plan.phases, start=1):
+            print(f"{'phases' if number == 1 else '':9}{number}: {phase.told}")
     print(f"device   {devices.describe(run.accelerator, run.dtype)}; attention: {how}", flush=True)

@@ -25,20 +25,25 @@ from nystromformer.training.objective import Measured
 
 
 class Pretraining:
-    """The objective of `NystromformerForPreTraining`: means over predicted tokens, and over rows."""
+    """The objective of `NystromformerForPreTraining`: means over predicted tokens, and over rows.
 
-    losses = ("mlm_loss", "sop_loss")
+    Args:
+        sentence_order: whether rows are pairs, whose order is predicted too.
+    """
 
-    def __init__(self, config: NystromformerConfig) -> None:
+    def __init__(self, config: NystromformerConfig, *, sentence_order: bool = True) -> None:
         self._config = config
+        self.losses: tuple[str, ...] = ("mlm_loss", "sop_loss")[: 1 + sentence_order]
 
-    def counts(self, batch: Batch) -> tuple[int, int]:
+    def counts(self, batch: Batch) -> tuple[int, ...]:
         """Predicted tokens, the empty slots aside, and rows."""
-        return int((batch["prediction_labels"] != IGNORED).sum()), len(batch["input_ids"])
+        return (int((batch["prediction_labels"] != IGNORED).sum()), len(batch["input_ids"]))[
+            : len(self.losses)
+        ]
 
-    def means(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def means(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         output = model(**batch)
-        return output.mlm_loss, output.sop_loss
+        return tuple(getattr(output, name) for name in self.losses)
 
     def flops(self, lengths: NDArray[np.int64], counts: list[int]) -> float:
         return training_flops(self._config, lengths, predicted=counts[0])
@@ -50,8 +55,9 @@ class ValidationResult:
 
     mlm_loss: float
     mlm_accuracy: float
-    sop_loss: float
-    sop_accuracy: float
+    sop_loss: float | None
+    """None where a row is one segment."""
+    sop_accuracy: float | None
     unigram_loss: float
     """Loss on the same tokens of the training split's unigram distribution: knows words, no context."""
     tokens: int
@@ -61,10 +67,12 @@ class ValidationResult:
     def measured(self, step: int) -> Measured:
         line = (
             f"validation at step {step}: MLM loss {self.mlm_loss:.3f} (unigram {self.unigram_loss:.3f}), "
-            f"accuracy {self.mlm_accuracy:.3f}; sentence order loss {self.sop_loss:.3f}, accuracy "
-            f"{self.sop_accuracy:.3f}"
+            f"accuracy {self.mlm_accuracy:.3f}"
         )
-        return Measured(asdict(self), line, best_by=self.mlm_loss)
+        if self.sop_loss is not None:
+            line += f"; sentence order loss {self.sop_loss:.3f}, accuracy {self.sop_accuracy:.3f}"
+        figures = {name: value for name, value in asdict(self).items() if value is not None}
+        return Measured(figures, line, best_by=self.mlm_loss)
 
 
 @torch.no_grad()
@@ -84,29 +92,33 @@ def validate(
         batches: each with whether it counts.
         unigram_loss_V: loss of predicting each token by its frequency, from `unigram_losses`.
     """
-    was_training = model.training
+    was_training, in_pairs = model.training, False
     model.eval()
     # Sums of: MLM loss, MLM hits, unigram loss, tokens, SOP loss, SOP hits, rows. float64, because
     # a float32 count stops growing at 16.7 million.
     sums = torch.zeros(7, dtype=torch.float64)
     sums = sums.to(accelerator.device) if accelerator.device.type != "mps" else sums.float()
     for batch, counts in batches:
+        in_pairs = "sentence_order_label" in batch
         batch = on_device(batch, accelerator.device)
         with _own_random_numbers(accelerator.device), autocast:
             output = model(**batch)
         if not counts:
             continue
-        labels, order = batch["prediction_labels"], batch["sentence_order_label"]
+        labels, rows_here = batch["prediction_labels"], len(batch["input_ids"])
         counted = labels != IGNORED
+        order = batch.get("sentence_order_label")
+        hits = None if order is None else (output.seq_relationship_logits.argmax(-1) == order).sum()
+        zero = torch.zeros((), device=labels.device)
         sums += torch.stack(
             [
                 output.mlm_loss * counted.sum(),
                 (output.prediction_logits.argmax(-1) == labels).sum(),  # no token is −100
                 (unigram_loss_V[labels.clamp(min=0)] * counted).sum(),
                 counted.sum(),
-                output.sop_loss * order.numel(),
-                (output.seq_relationship_logits.argmax(-1) == order).sum(),
-                torch.tensor(order.numel(), device=order.device),
+                zero if output.sop_loss is None else output.sop_loss * rows_here,
+                zero if hits is None else hits,
+                zero + rows_here,
             ]
         ).to(sums.dtype)
     model.train(was_training)
@@ -114,8 +126,8 @@ def validate(
     return ValidationResult(
         mlm_loss=mlm / tokens,
         mlm_accuracy=hits / tokens,
-        sop_loss=sop / rows,
-        sop_accuracy=order_hits / rows,
+        sop_loss=sop / rows if in_pairs else None,
+        sop_accuracy=order_hits / rows if in_pairs else None,
         unigram_loss=unigram / tokens,
         tokens=int(tokens),
         rows=int(rows),

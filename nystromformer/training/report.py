@@ -22,6 +22,7 @@ from nystromformer.training.curves import CHANCE_LOSS
 from nystromformer.training.display import duration
 from nystromformer.training.metrics import Event, MetricsLog
 from nystromformer.training.page import report_page
+from nystromformer.training.phases import Plan
 from nystromformer.training.run_folder import RunFolder
 
 FILLED_SENTENCES = 3
@@ -34,21 +35,25 @@ def finish_run(
     tokenizer: PreTrainedTokenizerBase,
     prepared: PreparedData,
     metrics: MetricsLog,
+    plan: Plan,
 ) -> None:
     """Export model, tokenizer and card, write the reports, and print the summary."""
     transformers_logging.disable_progress_bar()
     last = metrics.events("validation")[-1]
-    export(model, tokenizer, folder.model, model_card(settings, last, prepared))
+    export(model, tokenizer, folder.model, model_card(settings, last, prepared, plan))
     filled = fill_masks(folder.model, held_out_sentences(prepared, tokenizer), tokenizer)
     summary = {
         "steps": last["step"],
         "seconds": last["seconds"],
         "final": last,
-        "baselines": {"unigram_loss": last["unigram_loss"], "chance_sop_loss": CHANCE_LOSS},
+        "baselines": {
+            "unigram_loss": last["unigram_loss"],
+            **({"chance_sop_loss": CHANCE_LOSS} if "sop_loss" in last else {}),
+        },
         "filled": filled,
     }
     write_atomically(folder.report, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(folder.page, report_page(settings, folder, metrics, filled))
+    write_atomically(folder.page, report_page(settings, folder, metrics, filled, plan))
     _print_summary(settings, folder, last, filled)
 
 
@@ -62,7 +67,7 @@ def export(
     write_atomically(path / "README.md", card)
 
 
-def model_card(settings: PretrainSettings, last: Event, prepared: PreparedData) -> str:
+def model_card(settings: PretrainSettings, last: Event, prepared: PreparedData, plan: Plan) -> str:
     model, training = settings.model, settings.training
     near = near_in_words(model.neighbours, model.salient_tokens)
     mechanism = (
@@ -70,6 +75,12 @@ def model_card(settings: PretrainSettings, last: Event, prepared: PreparedData) 
         if model.attention == "nystrom"
         else "exact softmax attention"
     )
+    goals, of_order = "masked language modelling", ""
+    if "sop_loss" in last:
+        goals += " and sentence-order prediction"
+        of_order = f"""
+| sentence order, loss (nats) | {last["sop_loss"]:.3f} | {CHANCE_LOSS:.3f} (chance) |
+| sentence order, accuracy | {last["sop_accuracy"]:.3f} | 0.500 (chance) |"""
     return f"""---
 library_name: transformers
 pipeline_tag: fill-mask
@@ -80,7 +91,7 @@ tags: [nystromformer]
 
 A BERT-style encoder of {model.num_hidden_layers} layers of {model.hidden_size} with {mechanism}, for
 up to {model.max_length} tokens, pretrained by [nystromformer](https://pypi.org/project/nystromformer/)
-on the corpus `{settings.data.corpus}` with masked language modelling and sentence-order prediction.
+on the corpus `{settings.data.corpus}` with {goals}.
 
 ```python
 import nystromformer.model  # makes transformers' Auto classes run Nyström attention
@@ -95,12 +106,10 @@ plus the convolution and lets padding leak.
 | held-out documents | this model | baseline |
 |---|---|---|
 | masked tokens, loss (nats) | {last["mlm_loss"]:.3f} | {last["unigram_loss"]:.3f} (unigram) |
-| masked tokens, accuracy | {last["mlm_accuracy"]:.3f} | |
-| sentence order, loss (nats) | {last["sop_loss"]:.3f} | {CHANCE_LOSS:.3f} (chance) |
-| sentence order, accuracy | {last["sop_accuracy"]:.3f} | 0.500 (chance) |
+| masked tokens, accuracy | {last["mlm_accuracy"]:.3f} | |{of_order}
 
-Started {_start(settings)}; {last["step"]:,} steps of {training.global_batch_size} examples, AdamW at
-{training.learning_rate:g}, seed {training.seed}. Data: `{prepared.folder.name}`.
+Started {_start(settings)}; {last["step"]:,} steps of {plan.batch_sizes} examples, AdamW at
+{plan.rates}, seed {training.seed}. Data: `{prepared.folder.name}`.
 """
 
 
@@ -186,12 +195,13 @@ def _print_summary(
         f"{last['unigram_loss']:.3f} (unigram)",
         f"{last['mlm_accuracy']:.3f}",
     )
-    table.add_row(
-        "sentence order, nats",
-        f"{last['sop_loss']:.3f}",
-        f"{CHANCE_LOSS:.3f} (chance)",
-        f"{last['sop_accuracy']:.3f}",
-    )
+    if "sop_loss" in last:
+        table.add_row(
+            "sentence order, nats",
+            f"{last['sop_loss']:.3f}",
+            f"{CHANCE_LOSS:.3f} (chance)",
+            f"{last['sop_accuracy']:.3f}",
+        )
     console.print(table)
     gain = last["unigram_loss"] - last["mlm_loss"]
     console.print(f"The model knows {gain:.2f} nats a token more than the words' frequencies do.\n")

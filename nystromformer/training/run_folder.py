@@ -109,17 +109,7 @@ class RunFolder:
         Raises:
             UserError: they cannot be read, or this version has not all of them.
         """
-        try:
-            content: Any = OmegaConf.to_container(OmegaConf.load(self.config))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(
-                f"{self.config} cannot be read ({str(error).splitlines()[0]}): {_OTHER}"
-            ) from None
-        if not content or not isinstance(content, dict):
-            raise UserError(f"{self.config} holds no settings: {_OTHER}")
-        return read_stored(PretrainSettings, content, str(self.config), _OTHER)
+        return stored_settings(self.config, _OTHER)
 
     def _cannot_write(self, why: str) -> NoReturn:
         raise UserError(
@@ -138,3 +128,16 @@ class RunFolder:
                 f"{self.path} holds a run with {then}, and now {now}: write {then} to resume it, or "
                 "name=OTHER for a new run"
             )
+
+
+def stored_settings(path: Path, otherwise: str) -> PretrainSettings | None:
+    """The settings in a run's config.yaml, see `RunFolder.stored`; `otherwise` ends a message."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): {otherwise}") from None
+    if not content or not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings: {otherwise}")
+    return read_stored(PretrainSettings, content, str(path), otherwise)

@@ -100,6 +100,9 @@ def build_model(
         losses = unigram_losses(unigram_counts, config.vocab_size)
         with torch.no_grad():
             start.model.cls.predictions.bias.copy_(-losses)
+    if not settings.data.sentence_order:  # nothing is learned by these, and DDP waits for their gradients
+        start.model.nystromformer.get_submodule("pooler").requires_grad_(False)
+        start.model.cls.seq_relationship.requires_grad_(False)
     if settings.model.gradient_checkpointing:
         start.model.recompute_layers()
     return start

@@ -174,7 +174,8 @@ def bytes_spilled(made, capability, folder) -> int:
         [assembler, "-v", f"--gpu-name={chip}", source, "-o", folder / "kernel.cubin"],
         capture_output=True, text=True, check=True,
     ).stderr  # fmt: skip
-    return int(re.search(r"(\d+) bytes spill stores", told).group(1))
+    (spilled,) = re.findall(r"(\d+) bytes spill stores", told)
+    return int(spilled)
 
 
 @pytest.mark.nightly

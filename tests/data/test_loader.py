@@ -16,7 +16,7 @@ def sampler(examples: PretrainingExamples, **changes: int) -> GlobalBatches:
     values = {"global_batch_size": 24, "micro_batch_size": 3, "seed": 0, "num_steps": 3}
     return GlobalBatches(
         len(examples),
-        **{**values, **changes},
+        **{**values, **changes},  # type: ignore[arg-type]
         lengths=examples.lengths,
         length_groups=4,
     )

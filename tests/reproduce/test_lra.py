@@ -14,6 +14,7 @@ from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.task import Examples
 from nystromformer.training import loop
+from nystromformer.training.phases import Plan
 
 SMALL = LraScale(
     seeds=[0],
@@ -154,7 +155,7 @@ def test_each_attention_trains(attention, listops, tmp_path):
 def test_a_killed_cell_goes_on_to_the_same_end(listops, tmp_path, monkeypatch):
     cell = Cell("listops", "nystrom", 0)
     whole = train_cell(cell, listops, SMALL, CPU, tmp_path / "whole")
-    step, rate, done = loop.train_step, loop.learning_rate, []
+    step, rate, done = loop.train_step, Plan.rate, []
 
     def killed(*args, **named):
         if len(done) == 3:
@@ -168,7 +169,7 @@ def test_a_killed_cell_goes_on_to_the_same_end(listops, tmp_path, monkeypatch):
     assert finished(tmp_path / "killed") is None
     steps = []
     monkeypatch.setattr(loop, "train_step", step)
-    monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: steps.append(step) or rate(step, *rest))
+    monkeypatch.setattr(Plan, "rate", lambda plan, step, *rest: steps.append(step) or rate(plan, step, *rest))
     again = train_cell(cell, listops, SMALL, CPU, tmp_path / "killed")
     assert steps == [2, 3]  # from the checkpoint of step 2
     assert again["curve"] == whole["curve"]

@@ -1,6 +1,7 @@
 """Results at smoke size: their runs, files and figures."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -32,15 +33,26 @@ def test_longer(tmp_path, capsys):
     short, long = (events[-1] for events in result["validations"].values())
     assert result["gain"]["mlm_accuracy"] == pytest.approx(long["mlm_accuracy"] - short["mlm_accuracy"])
     assert (tmp_path / "out/longer_smoke/longer.png").stat().st_size > 10_000
-    config = json.loads((tmp_path / "runs/longer_128/model/config.json").read_text())
+    (model,) = tmp_path.glob("runs/longer_128_*/model")
+    config = json.loads((model / "config.json").read_text())
     assert config["max_position_embeddings"] == 128
-    tokenizer = json.loads((tmp_path / "runs/longer_128/model/tokenizer_config.json").read_text())
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
     assert tokenizer["model_max_length"] == 128
-    card = (tmp_path / "runs/longer_128/model/README.md").read_text()
-    assert "(run `longer_64` after 12 steps), with a new optimizer" in card
+    card = (model / "README.md").read_text()
+    assert re.search(r"\(run `longer_64_\w{8}` after 12 steps\), with a new optimizer", card)
+    result = json.loads((tmp_path / "out/longer_smoke/result.json").read_text())
+    assert result["seconds_before"] == 0
     capsys.readouterr()
     produced(tmp_path, "figure=longer", 'overrides=["data.workers=1"]', "again=true")
     assert "step " not in capsys.readouterr().out  # the runs are only read
+    again = json.loads((tmp_path / "out/longer_smoke/result.json").read_text())
+    took = sum(events[-1]["seconds"] for events in result["measured"]["validations"].values())
+    assert again["seconds_before"] == pytest.approx(took)
+    assert again["seconds"] > took
+    page = (tmp_path / "out/longer_smoke/README.md").read_text()
+    assert f", {took:.0f} of them in runs that were there" in page
+    produced(tmp_path, "figure=longer", 'overrides=["data.workers=1","training.seed=5"]')
+    assert len(list(tmp_path.glob("runs/longer_*"))) == 4, "another size is another run"
 
 
 @pytest.mark.slow  # the trained BERT on one core

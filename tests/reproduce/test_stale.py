@@ -145,7 +145,7 @@ def own_runs(tmp_path, monkeypatch):
     begun = []
 
     def spy(run):
-        begun.append(run.name)
+        begun.append(run.name.partition("_")[0])
         pretrain(run)
 
     monkeypatch.setattr(runs, "pretrain", spy)
@@ -168,7 +168,7 @@ def test_a_run_of_another_start_is_refused(own_runs, tmp_path):
     """Its checkpoint was trained anew, in place, after the run had begun."""
     settings, words, begun = own_runs
     finished_run(settings, [*words, "name=first"])
-    model = tmp_path / "runs/first/model"
+    (model,) = tmp_path.glob("runs/first_*/model")
     second = [*words, "init=checkpoint", f"init.path={model}", f"tokenizer.path={model}", "name=second"]
     finished_run(settings, second)
     finished_run(settings, second)

@@ -11,7 +11,9 @@ from filelock import FileLock
 
 from nystromformer import NystromformerConfig, NystromformerForSequenceClassification
 from nystromformer.cli import main
+from nystromformer.reproduce.runs import finetune_run
 from nystromformer.reproduce.swap import VARIANTS, swapped_classifier
+from nystromformer.settings.compose import compose
 from nystromformer.tasks.task import Encoded
 from tests.tasks.conftest import make_checkpoint, write_glue
 
@@ -36,9 +38,14 @@ def test_a_task_without_data_is_named_and_the_others_compared(words, tmp_path, c
     accuracy = sides["exact"]["figures"]["accuracy"][0]
     low, high = sides["exact"]["intervals"]["accuracy"]
     assert 0 <= low <= accuracy <= high <= 1
+    above = sides["Nyström"]["above"]["accuracy"]
+    assert above["difference"] == pytest.approx(sides["Nyström"]["figures"]["accuracy"][0] - accuracy)
+    assert above["interval"][0] <= above["difference"] <= above["interval"][1]
+    assert f", p = {above['mcnemar'][0]:.2g} | 1 |" in page
     assert f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in page
     assert sides["gap"] == sides["exact"]["score"][0] - sides["Nyström"]["score"][0]
-    config = json.loads((tmp_path / "runs/finetune_softmax/rotten_tomatoes/model/config.json").read_text())
+    (tuned,) = tmp_path.glob("runs/finetune_softmax_rotten_tomatoes_*/rotten_tomatoes/model/config.json")
+    config = json.loads(tuned.read_text())
     assert config["attention"] == "softmax"
 
     from nystromformer.tasks.benchmarks import TASKS
@@ -69,8 +76,8 @@ def test_what_is_exchanged_without_training(words, tmp_path, capsys):
     assert measured["lost"]["rotten_tomatoes"]["neighbours, m = w = 64"] == 0
     assert set(found["mcnemar"]) == set(found["figures"]) - {"exact"}
     assert all(values == [1.0] for values in found["mcnemar"].values()), "all answers are the same"
-    tuned = json.loads((tmp_path / "runs/swap/rotten_tomatoes/model/config.json").read_text())
-    assert tuned["attention"] == "softmax"
+    (tuned,) = tmp_path.glob("runs/swap_rotten_tomatoes_*/rotten_tomatoes/model/config.json")
+    assert json.loads(tuned.read_text())["attention"] == "softmax"
     capsys.readouterr()
     assert main([*words, "table=swap", "again=true"]) == 0
     assert "seed 0: step" not in capsys.readouterr().out
@@ -112,8 +119,12 @@ def test_what_is_fitted_to_an_exchanged_classifier(tmp_path):
 
 
 def test_a_seed_that_another_command_holds_is_named(words, tmp_path, capsys):
-    cell = tmp_path / "runs/finetune_nystrom/rotten_tomatoes/rate3e-05_batch4"
+    asked = [*words, "table=finetune", "scale.finetune.tasks=['task=rotten_tomatoes']"]
+    settings = compose("reproduce", asked[1:])
+    own = [*settings.scale.finetune.every, "task=rotten_tomatoes", "model.attention=nystrom"]
+    run = finetune_run(settings, own, settings.checkpoint, name="finetune_nystrom")
+    cell = tmp_path / "runs" / run.name / "rotten_tomatoes/rate3e-05_batch4"
     cell.mkdir(parents=True)
     with FileLock(cell / "seed-0.lock"):
-        assert main([*words, "table=finetune", "scale.finetune.tasks=['task=rotten_tomatoes']"]) == 2
+        assert main(asked) == 2
     assert "another command still trains rotten_tomatoes rate3e-05_batch4 seed 0" in capsys.readouterr().err

@@ -62,7 +62,9 @@ def test_planted_label_is_learned_and_the_model_used(own, words, tmp_path, capsy
     classify = pipeline("text-classification", model=str(model))
     assert isinstance(classify.model, Classifier)
     assert [found["label"] for found in classify(["the film was great", "an awful story"])] == ["b", "a"]
-    for name in ("curve.png", "confusion.png"):
+    assert result["reliability"]["counts"] == pytest.approx([0] * 14 + [36])
+    assert result["reliability"]["calibration_error"] < 0.05
+    for name in ("curve.png", "confusion.png", "reliability.png"):
         assert (model.parent / name).read_bytes().startswith(b"\x89PNG")
 
     evaluation = ["evaluate", f"checkpoint={model}", f"folder={tmp_path / 'seen'}"]

@@ -30,8 +30,9 @@ from nystromformer.settings.finetune import (
 )
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.reading import Found, gathered, in_parts, own_splits, own_table, usable_rows
+from nystromformer.tasks.row_files import Fault, Row, Unusable
 from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable
+from nystromformer.tasks.table_files import TableFile
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, from_stored, padded, stored
 from nystromformer.tasks.training import Finetuning
 from nystromformer.training.devices import accelerator_of

@@ -151,6 +151,28 @@ def test_every_kind_has_a_line_a_row_in_order_and_bad_rows_are_told(
         assert _close({**one, "id": ""}, {**other, "id": ""})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_of_bad_rows_alone_is_told_like_others(kind, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "MOST_ROWS", 2)
+    task, row, _ = KINDS[kind]
+    model = model_of(task, checkpoint, tmp_path / "model")
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([json.dumps(row(0)), "{", "{", "{", json.dumps(row(1))]) + "\n")
+    command = ["predict", f"checkpoint={model}", f"file={file}", f"folder={tmp_path / 'out'}", "format=jsonl"]
+    assert main(command) == 0
+    assert ["error" in line for line in lines_of(tmp_path / "out/predictions.jsonl")] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def _words(row: dict[str, Any]) -> list[str]:
+    return [word for sentence in row.get("tokens", ()) for word in sentence]
+
+
 def _close(one: Any, other: Any) -> bool:
     if isinstance(one, float):
         return one == pytest.approx(other, abs=3e-6, rel=1e-4)
@@ -188,12 +210,17 @@ def test_with_labels_the_figures_are_those_of_evaluate_and_a_table_says_the_same
         results.append(
             {k: v for k, v in json.loads((place / "result.json").read_text()).items() if k != "errors"}
         )
-        assert sorted(path.name for path in place.iterdir() if path.name not in task.pictures) == sorted(
+        drawn = [*task.pictures, *["reliability.png"] * ("reliability" in results[0])]
+        assert sorted(path.name for path in place.iterdir() if path.name not in drawn) == sorted(
             ["progress.json", "result.json", task.predictions if form == "own" else f"predictions.{form}"]
             + ["errors.jsonl"] * (form == "own")
         )
     assert all(result == results[0] for result in results)
     assert results[0]["figures"]
+    # With probabilities there is a picture of them: of every example, word, or label of an example.
+    many = {"classes": 20, "multi_label": 40, "choice": 20, "tokens": sum(map(len, map(_words, rows)))}
+    assert sum(results[0].get("reliability", {}).get("counts", [])) == many.get(kind, 0)
+    assert (tmp_path / "evaluated/reliability.png").exists() == (kind in many)
     own = task.predictions
     assert (tmp_path / "own" / own).read_bytes() == (tmp_path / "evaluated" / own).read_bytes()
     table = pandas.read_csv(tmp_path / "tsv/predictions.tsv", sep="\t", dtype=str, keep_default_na=False)

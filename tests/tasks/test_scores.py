@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from nystromformer.tasks.benchmarks import TASKS
-from nystromformer.tasks.scores import METRICS, figures_of, figures_of_sets
+from nystromformer.tasks.scores import METRICS, calibration_error, figures_of, figures_of_sets, reliability
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 2, 400)
@@ -56,3 +56,31 @@ def test_several_sets_keep_their_names_and_share_a_score():
     flat = figures_of_sets(sets)
     assert flat == {"accuracy_matched": 0.8, "accuracy_mismatched": 0.6, "score": pytest.approx(0.7)}
     assert figures_of_sets({"dev": sets["matched"]}) == sets["matched"]
+
+
+# --- reliability ---------------------------------------------------------------------------------------
+
+
+def test_calibration_error_by_its_definition_whatever_the_order_or_the_parts():
+    """Guo et al. 2017, equation 3: intervals (m−1)/M to m/M, closed above."""
+    draw = np.random.default_rng(1)
+    chances = np.concatenate([draw.random(500), np.arange(16) / 15, [1.0]])
+    right = draw.random(len(chances)) < chances**2
+    expected = 0.0
+    for low, high in zip(np.arange(15) / 15, np.arange(1, 16) / 15, strict=True):
+        inside = (chances > low) & (chances <= high) | ((low == 0) & (chances == 0))
+        if inside.any():
+            gap = abs(right[inside].mean() - chances[inside].mean())
+            expected += inside.sum() / len(chances) * gap
+    assert expected > 0.05
+    whole = reliability(chances, right)
+    assert calibration_error(whole) == pytest.approx(expected)
+    parts = [reliability(chances[part], right[part]) for part in (slice(0, 100), slice(100, None))]
+    assert np.sum(parts, axis=0) == pytest.approx(np.array(whole))
+
+
+def test_what_comes_true_as_often_as_it_is_told_is_calibrated_and_certainty_of_errors_is_not():
+    chances = np.repeat([0.25, 0.75], 400)
+    right = np.tile([True, False, False, False], 100), np.tile([True, True, True, False], 100)
+    assert calibration_error(reliability(chances, np.concatenate(right))) == pytest.approx(0)
+    assert calibration_error(reliability(np.ones(9), np.zeros(9, bool))) == 1

@@ -263,8 +263,8 @@ def test_runs_of_other_data_beside_each_other_are_named(home, capsys):
 def test_an_evaluation_leaves_nothing_of_the_one_before(home):
     words = ["evaluate", f"checkpoint={home / 'runs/a/custom/model'}", f"folder={home / 'seen'}"]
     assert main([*words, f"file={home / 'dev.csv'}"]) == 0
-    assert (home / "seen/confusion.png").exists()
+    assert {path.name for path in (home / "seen").glob("*.png")} == {"confusion.png", "reliability.png"}
     (home / "bare.jsonl").write_text('{"text": "the plot was plain"}\n')
     assert main([*words, f"file={home / 'bare.jsonl'}"]) == 0
-    assert not (home / "seen/confusion.png").exists()
+    assert not list((home / "seen").glob("*.png"))
     assert json.loads((home / "seen/result.json").read_text())["examples"] == 1

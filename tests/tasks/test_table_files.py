@@ -19,7 +19,8 @@ from nystromformer.data.text_files import Line
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import SEPARATORS
 from nystromformer.tasks.delimited import records, written
-from nystromformer.tasks.table_files import TableFile, Unusable
+from nystromformer.tasks.row_files import Unusable
+from nystromformer.tasks.table_files import TableFile
 
 SEVERAL = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -39,6 +39,11 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def overrides(corpus, prepared, tmp_path) -> list[str]:
+    return words_of(corpus, prepared, tmp_path)
+
+
+def words_of(corpus: Path, prepared: Path, folder: Path) -> list[str]:
+    """A tiny run on the corpus, whose runs are below `folder`."""
     return [
         "debug=smoke",
         "data=text",
@@ -46,7 +51,7 @@ def overrides(corpus, prepared, tmp_path) -> list[str]:
         "data.max_documents=null",
         "data.workers=1",
         f"data.folder={prepared}",
-        f"runs_folder={tmp_path / 'runs'}",
+        f"runs_folder={folder / 'runs'}",
         "tokenizer.vocab_size=400",
         "training.precision=float32",
     ]

@@ -86,10 +86,13 @@ def is_unfinished(checkpoints: Path, keep: int) -> bool:
     return half or not_latest or set(steps) != kept
 
 
-def check(overrides: list[str], tmp_path: Path, *, writing: int, training: int, steps: int) -> Kills:
+def check(
+    overrides: list[str], tmp_path: Path, *, writing: int, training: int, steps: int | None = None
+) -> Kills:
     changes = [
         *overrides,
-        f"training.steps={steps}",  # 60 documents and 8 examples a step: an epoch ends every few steps
+        # 60 documents and 8 examples a step: an epoch ends every few steps
+        *([f"training.steps={steps}"] if steps else []),
         "training.checkpoint_every=1",
         "training.keep_checkpoints=2",
         "training.log_every=1",
@@ -138,3 +141,29 @@ def test_killed_thirty_times(overrides, tmp_path):
 )
 def test_attention_that_draws_random_numbers_is_killed_too(overrides, tmp_path, attention):
     check([*overrides, *attention], tmp_path, writing=2, training=2, steps=100)
+
+
+KINDS = (
+    "steps:4,max_length:32,masking_probability:0.3",
+    "tokens:1500,batch_warmup_from:4,batch_warmup_tokens:500,weights:[0.7]",
+    "steps:3,global_batch_size:16,learning_rate:0.002,decay:sqrt,decay_steps:2",
+    "steps:4,decay:cosine",
+)
+
+
+def phases(times: int, last: int) -> list[str]:
+    """So many phases of each kind, a few steps each, and a last one of more steps."""
+    listed = [*KINDS] * times + [f"steps:{last}"]
+    return [f"training.phases=[{','.join(f'{{{phase}}}' for phase in listed)}]", "training.decay=none"]
+
+
+def test_phases_are_killed_twice(overrides, tmp_path):
+    check([*overrides, *phases(1, 8)], tmp_path, writing=1, training=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_phases_are_killed_ten_times_across_their_borders(overrides, tmp_path):
+    kills = check([*overrides, *phases(4, 30)], tmp_path, writing=5, training=5)
+    assert kills.writing >= 5
+    assert kills.training >= 5

@@ -19,6 +19,7 @@ from nystromformer.settings.compose import compose
 from nystromformer.training import devices, loop
 from nystromformer.training.checkpoint import Progress, save_checkpoint, saved_steps
 from nystromformer.training.clock import Clock, Forecast
+from nystromformer.training.phases import plan_of
 from nystromformer.training.signals import SIGNALS, StopRequest
 from nystromformer.training.together import Agreement
 
@@ -71,7 +72,7 @@ def forecast_of(seconds_a_step: float, steps: int, done: int = 0, **limit: Any) 
     assert isinstance(demo, PretrainSettings)
     settings = replace(demo.training, **limit)
     progress = Progress(step=done, seconds=done * seconds_a_step)
-    forecast, said = Forecast(progress, settings), {}
+    forecast, said = Forecast(progress, plan_of(settings), settings.max_minutes), {}
     progress.seconds += 5
     for _ in range(steps):
         progress.step += 1

@@ -3,25 +3,26 @@ import torch
 
 from nystromformer import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.settings import TrainingSettings
-from nystromformer.training.optimizer import build_optimizer, learning_rate
+from nystromformer.training.optimizer import build_optimizer
+from nystromformer.training.phases import plan_of
 
 
 def test_warm_up_then_linear_decay_as_the_paper_says():
     paper = TrainingSettings(steps=100_000, warmup_steps=10_000, learning_rate=1e-4)
-    assert learning_rate(0, paper) == pytest.approx(1e-8)
-    assert learning_rate(4_999, paper) == pytest.approx(5e-5)
-    assert learning_rate(9_999, paper) == pytest.approx(1e-4)
-    assert learning_rate(55_000, paper) == pytest.approx(5e-5)
-    assert learning_rate(99_999, paper) == pytest.approx(1e-4 / 90_000)
-    assert learning_rate(100_000, paper) == 0
+    assert plan_of(paper).rate(0) == pytest.approx(1e-8)
+    assert plan_of(paper).rate(4_999) == pytest.approx(5e-5)
+    assert plan_of(paper).rate(9_999) == pytest.approx(1e-4)
+    assert plan_of(paper).rate(55_000) == pytest.approx(5e-5)
+    assert plan_of(paper).rate(99_999) == pytest.approx(1e-4 / 90_000)
+    assert plan_of(paper).rate(100_000) == 0
 
 
 def test_time_limit_lowers_the_rate_to_zero():
     settings = TrainingSettings(steps=100, warmup_steps=0, learning_rate=1.0)
-    assert learning_rate(10, settings, time_spent=0.75) == pytest.approx(0.25)
-    assert learning_rate(90, settings, time_spent=0.5) == pytest.approx(0.1)
-    assert learning_rate(40, settings, time_spent=0.39) == learning_rate(40, settings)
-    assert learning_rate(0, settings, time_spent=1.0) == 0
+    assert plan_of(settings).rate(10, time_spent=0.75) == pytest.approx(0.25)
+    assert plan_of(settings).rate(90, time_spent=0.5) == pytest.approx(0.1)
+    assert plan_of(settings).rate(40, time_spent=0.39) == plan_of(settings).rate(40)
+    assert plan_of(settings).rate(0, time_spent=1.0) == 0
 
 
 def test_biases_and_norms_are_not_decayed():

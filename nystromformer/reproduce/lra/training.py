@@ -33,6 +33,7 @@ from nystromformer.files import held, write_atomically
 from nystromformer.model import NystromformerConfig
 from nystromformer.reproduce.lra.examples import LraTask
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
+from nystromformer.reproduce.runs import note_earlier
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.identity import identity
 from nystromformer.settings.scale import LraScale
@@ -80,11 +81,13 @@ class Cell:
 def finished(folder: Path) -> dict[str, Any] | None:
     """What a finished cell measured; None for one that is not."""
     try:
-        return json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise UserError(f"{folder / 'cell.json'} is no JSON: delete the folder {folder}") from error
+    note_earlier(found.get("seconds", 0.0))
+    return found
 
 
 def forget_cell(folder: Path) -> None:

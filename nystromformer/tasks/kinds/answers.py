@@ -26,11 +26,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForQuestionAnswering
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.question_files import QuestionFile
 from nystromformer.tasks.reading import gathered, in_parts, own_splits
+from nystromformer.tasks.row_files import Fault
 from nystromformer.tasks.scores import answer_scores, with_score
-from nystromformer.tasks.table_files import Fault
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
 
 _AT_ONCE = 100
@@ -98,17 +98,9 @@ class AnswerTask(Task):
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForQuestionAnswering
     pipeline: ClassVar[str] = "question-answering"
+    layouts: ClassVar[str] = "SQuAD's .json, or .jsonl"
 
     # --- settings and data ---------------------------------------------------------------------------
-
-    @classmethod
-    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        name = settings.task.name
-        if not settings.data.has_train:
-            yield (
-                f"data.train is empty: with task={name} write "
-                "data.train=FILE (SQuAD's .json, or .jsonl), or data.hub=NAME"
-            )
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
@@ -119,7 +111,7 @@ class AnswerTask(Task):
         splits = own_splits(
             task,
             data,
-            lambda path, setting: QuestionFile(Path(path).expanduser(), setting=setting, skip=skip),
+            lambda path, setting: QuestionFile(Path(path), setting=setting, skip=skip),
             lambda file: gathered(file.rows(labelled=True), labelled=True),
         )
         parts = [splits.train, *splits.dev.values(), *splits.test.values()]
@@ -129,7 +121,7 @@ class AnswerTask(Task):
         return replace(splits, task=replace(task, has_unanswerable=True, metrics=(*task.metrics, *sides)))
 
     def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        path = Path(str(settings.file)).expanduser()
+        path = Path(str(settings.file))
         file = QuestionFile(path, setting="file", skip=False, report=settings.reported)
         labelled = settings.measured and file.is_labelled
         return in_parts(file.rows(labelled=labelled), at_once, labelled=labelled)

@@ -18,12 +18,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,11 +32,12 @@ from nystromformer.data.documents import clean
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForMultipleChoice
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.lists import collate_lists, real_scores
-from nystromformer.tasks.reading import Found, gathered, in_parts, own_splits, own_table
+from nystromformer.tasks.reading import Found, asked_table, gathered, in_parts, own_splits, own_table
+from nystromformer.tasks.row_files import Fault, Row, Unusable, shortened
 from nystromformer.tasks.scores import figures_of
-from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable, shortened
+from nystromformer.tasks.table_files import TableFile
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
 
 _CONTEXTS = ("context", "article", "passage", "sent1")
@@ -53,14 +54,7 @@ class ChoiceTask(Task):
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForMultipleChoice
     pipeline: ClassVar[str] = "multiple-choice"
-
-    @classmethod
-    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        if not settings.data.has_train:
-            yield (
-                f"data.train is empty: with task={settings.task.name} write "
-                "data.train=FILE (.jsonl or .csv), or data.hub=NAME"
-            )
+    layouts: ClassVar[str] = ".jsonl or .csv"
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
@@ -73,10 +67,7 @@ class ChoiceTask(Task):
         )
 
     def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        file = TableFile(
-            Path(str(settings.file)).expanduser(), (), separator=settings.separator, quotes=settings.quotes,
-            report=settings.reported,
-        )  # fmt: skip
+        file = asked_table(settings, ())
         labelled = settings.measured and any(map(_is_labelled, file.rows()))
         return in_parts(_usable(file, labelled=labelled), at_once, labelled=labelled)
 
@@ -167,6 +158,11 @@ class ChoiceTask(Task):
     def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         return figures_of(self, labels, predictions)
 
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Of the likeliest choice."""
+        right = [row.argmax() == label for row, label in zip(outputs, labels, strict=True)]
+        return np.array([softmax(row).max() for row in outputs]), np.array(right)
+
     def answers(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
     ) -> Iterator[dict[str, Any]]:
@@ -225,25 +221,16 @@ def _is_labelled(row: Row) -> bool:
 
 def _usable(file: TableFile, *, labelled: bool) -> Iterator[Found | Fault]:
     """Texts, label and name of every example; what becomes of rows without one, the file knows."""
-    count = 0
-    for row in file.rows_and_faults():
-        if isinstance(row, Fault):
-            yield row
-            count += 1
-            continue
-        try:
-            found = [_example(row.cells, question, labelled=labelled) for question in _questions(row)]
-            if labelled and any(example.label is None for example in found):
-                raise Unusable(f"has no label ({', '.join(_LABELS)})")
-        except Unusable as error:
-            for fault in file.reject(row, str(error)):
-                yield fault
-                count += 1
-            continue
-        for example in found:
+
+    def found(row: Row, number: int) -> Iterator[Found]:
+        examples = [_example(row.cells, question, labelled=labelled) for question in _questions(row)]
+        if labelled and any(example.label is None for example in examples):
+            raise Unusable(f"has no label ({', '.join(_LABELS)})")
+        for place, example in enumerate(examples, start=number):
             texts = (example.context, example.question, *example.choices)
-            yield texts, example.label if labelled else None, example.name or str(count)
-            count += 1
+            yield texts, example.label, example.name or str(place)
+
+    return file.usable(file.rows_and_faults(), found)
 
 
 def _questions(row: Row) -> Iterator[dict[str, Any]]:

@@ -38,10 +38,11 @@ from nystromformer.tasks.contrast import (
 from nystromformer.tasks.pair_files import filled, pairs_in, read_vectors, texts_in
 from nystromformer.tasks.reading import gathered as gathered_rows
 from nystromformer.tasks.reading import in_parts, own_splits, own_table, usable_rows
+from nystromformer.tasks.row_files import Fault, Row, listed
 from nystromformer.tasks.rows import parts_of_like_length, rows_of_texts, texts_of_rows, whose
 from nystromformer.tasks.scores import with_score
 from nystromformer.tasks.spans import Documents, documents
-from nystromformer.tasks.table_files import Fault, Row, TableFile, listed
+from nystromformer.tasks.table_files import TableFile
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")

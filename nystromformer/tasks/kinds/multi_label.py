@@ -7,7 +7,7 @@ examples once a seed is trained, and stored with the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -23,10 +23,11 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings.finetune import SEPARATORS, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits
-from nystromformer.tasks.reading import id_of, unlike
+from nystromformer.tasks.kinds.own import OwnTask
+from nystromformer.tasks.kinds.sequence import custom_splits
+from nystromformer.tasks.reading import id_of
+from nystromformer.tasks.row_files import Row, Unusable
 from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.table_files import PREDICTIONS, Row, Unusable
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
 
 METRICS = ("average_precision", "f1", "f1_macro")
@@ -35,7 +36,7 @@ _UNDECIDED = 0.5
 
 
 @dataclass(frozen=True)
-class MultiLabelTask(SequenceTask):
+class MultiLabelTask(OwnTask):
     """An example's labels are the ids of those present, in order; its prediction is every probability."""
 
     separator: str = ","
@@ -43,42 +44,20 @@ class MultiLabelTask(SequenceTask):
     thresholds: tuple[float, ...] = ()
     """Probability from which each label is present, by label id; empty until they are chosen."""
 
-    predictions: ClassVar[str] = "predictions.jsonl"
-    pictures: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = "multi_label"
+    choosable: ClassVar[tuple[str, ...]] = METRICS
 
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        task, data = settings.task, settings.data
-        if task.regression:
+        if settings.task.regression:
             yield "task.regression=true does not fit task.kind=multi_label: write false"
-        if task.metric not in METRICS:
-            yield (
-                f"task.metric={task.metric!r} does not fit task.kind=multi_label: write one of "
-                f"{', '.join(METRICS)}"
-            )
-        if not data.has_train:
-            yield (
-                f"data.train is empty: with task={task.name} write "
-                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
-            )
-        if data.source != "auto" or data.root:
-            yield "data.source and data.root are not for task.kind=multi_label: write data.train=FILE alone"
-        if settings.submission:
-            yield f"submission=true is for GLUE, not for task={task.name}: write false"
+        yield from super().complaints(settings)
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
-        texts = (data.text,) if data.text_pair is None else (data.text, data.text_pair)
-        task = cls(
-            settings.name,
-            settings.name,
-            texts,
-            data.label,
-            metrics=METRICS,
-            score=(settings.metric,),
-            separator=SEPARATORS[data.label_separator],
-        )
-        return custom_splits(task, data)
+        between = SEPARATORS[data.label_separator]
+        more = {"metrics": METRICS, "score": (settings.metric,), "separator": between}
+        return custom_splits(cls.of_own(settings, data, data.label, **more), data)
 
     def values_in(self, row: Row) -> list[str]:
         """The labels of a row, each once; an empty cell or list says that none is present."""
@@ -171,8 +150,9 @@ class MultiLabelTask(SequenceTask):
         columns = zip(truth.T, chances.T, strict=True)
         return replace(self, thresholds=tuple(best_threshold(*column) for column in columns))
 
-    def draw(self, *_: Any) -> dict[str, Any]:
-        return {}
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Of each label of each example."""
+        return expit(np.asarray(outputs, np.float64)).ravel(), self._present(labels).ravel()
 
     def answers(
         self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
@@ -182,29 +162,14 @@ class MultiLabelTask(SequenceTask):
             present = self._named(np.flatnonzero(chances >= self._thresholds).tolist())
             yield {"prediction": present, "probability": self._rounded(chances)}
 
-    def records(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[Mapping[str, Any]]:
-        """Number, labels present, every label's probability, the true ones if known, and the texts."""
-        names = {name: unlike(name, self.columns) for name in (*PREDICTIONS, "probability")}
-        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
-            record: dict[str, Any] = {names["index"]: examples.ids[row]}
-            record |= {names[name]: value for name, value in answer.items()}
-            if examples.labels is not None:
-                record[self.label] = self._named(examples.labels[row])
-            yield record | dict(zip(self.texts, examples.texts[row], strict=True))
-
-    def written(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
-    ) -> str:
-        return Task.written(self, examples, predictions, outputs, first=first)
+    def known(self, label: Any) -> dict[str, Any]:
+        return {self.label: self._named(label)}
 
     def usage(self) -> str:
-        asked = '"a text"' if len(self.texts) == 1 else '{"text": "one", "text_pair": "another"}'
         chosen = dict(zip(self.labels, self._thresholds.round(4).tolist(), strict=True))
         return f"""classify = pipeline("{self.pipeline}", model="PATH OF THIS FOLDER", top_k=None)
 thresholds = {chosen}  # task.json has them to the last digit
-(labels,) = classify([{asked}])
+(labels,) = classify([{self.asked}])
 print([label for label in labels if label["score"] >= thresholds[label["label"]]])"""
 
     @property

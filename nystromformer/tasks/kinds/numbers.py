@@ -6,9 +6,8 @@ they are predicted as numbers, and for `kappa` rounded to the nearest grade of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,25 +18,26 @@ from torch import Tensor
 
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.tasks.kinds.own import OwnTask
 from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits
-from nystromformer.tasks.reading import in_parts, number_in, unlike
+from nystromformer.tasks.reading import asked_table, in_parts, number_in
+from nystromformer.tasks.row_files import Fault, Row, Unusable
 from nystromformer.tasks.scores import METRICS, with_score
-from nystromformer.tasks.table_files import PREDICTIONS, Fault, Row, TableFile, Unusable
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
+from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits
 
 OF_NUMBERS = ("pearson", "spearman", "mse", "mae")
 OF_GRADES = "kappa"
 
 
 @dataclass(frozen=True)
-class NumbersTask(SequenceTask):
+class NumbersTask(OwnTask):
     """Labels and predictions of an example are its numbers, in the order of `labels`, the columns."""
 
     grades: tuple[tuple[float, ...], ...] = ()
     """The grades of each column, ascending; empty where a column holds no whole numbers alone."""
 
-    predictions: ClassVar[str] = "predictions.jsonl"
-    pictures: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = "numbers"
+    choosable: ClassVar[tuple[str, ...]] = ("pearson", "spearman", OF_GRADES)
 
     @property
     def num_labels(self) -> int:
@@ -49,38 +49,14 @@ class NumbersTask(SequenceTask):
 
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        task, data = settings.task, settings.data
-        allowed = ("pearson", "spearman", OF_GRADES)
-        if task.metric not in allowed:
-            yield (
-                f"task.metric={task.metric!r} does not fit task.kind=numbers: write one of "
-                f"{', '.join(allowed)}"
-            )
-        if not data.has_train:
-            yield (
-                f"data.train is empty: with task={task.name} write "
-                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
-            )
-        if not data.labels:
-            yield f"data.labels is empty: with task={task.name} write data.labels=[COLUMN,…]"
-        if data.source != "auto" or data.root:
-            yield "data.source and data.root are not for task.kind=numbers: write data.train=FILE alone"
-        if settings.submission:
-            yield f"submission=true is for GLUE, not for task={task.name}: write false"
+        yield from super().complaints(settings)
+        if not settings.data.labels:
+            yield f"data.labels is empty: with task={settings.task.name} write data.labels=[COLUMN,…]"
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
-        texts = (data.text,) if data.text_pair is None else (data.text, data.text_pair)
-        task = cls(
-            settings.name,
-            settings.name,
-            texts,
-            data.labels[0],
-            labels=tuple(data.labels),
-            metrics=OF_NUMBERS,
-            score=(settings.metric,),
-            regression=True,
-        )
+        more = {"labels": tuple(data.labels), "metrics": OF_NUMBERS, "score": (settings.metric,)}
+        task = cls.of_own(settings, data, data.labels[0], regression=True, **more)
         splits = custom_splits(task, data)
         columns = np.asarray(splits.train.labels, np.float64).reshape(-1, len(data.labels)).T
         if columns.size and (columns == columns.round()).all():
@@ -103,10 +79,7 @@ class NumbersTask(SequenceTask):
         return super().of_file(settings)
 
     def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        path = Path(str(settings.file)).expanduser()
-        file = TableFile(
-            path, self.texts, separator=settings.separator, quotes=settings.quotes, report=settings.reported
-        )
+        file = asked_table(settings, self.texts)
         labelled = settings.measured and any(file.has(column) for column in self.labels)
         for column in self.labels if labelled else ():
             file.require(column)
@@ -165,9 +138,6 @@ class NumbersTask(SequenceTask):
             cohen_kappa_score(truth.astype(int), nearest.astype(int), labels=known, weights="quadratic")
         )
 
-    def draw(self, *_: Any) -> dict[str, Any]:
-        return {}
-
     @property
     def told(self) -> tuple[str, ...]:
         return ("prediction.*",)
@@ -180,25 +150,11 @@ class NumbersTask(SequenceTask):
             named = zip(self.labels, numbers, strict=True)
             yield {"prediction": {name: float(f"{value:.6g}") for name, value in named}}
 
-    def records(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[Mapping[str, Any]]:
-        """Number, what is predicted for each column, the true numbers if known, and the texts."""
-        index, prediction = (unlike(name, self.columns) for name in PREDICTIONS)
-        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
-            record: dict[str, Any] = {index: examples.ids[row], prediction: answer["prediction"]}
-            if examples.labels is not None:
-                record |= dict(zip(self.labels, examples.labels[row], strict=True))
-            yield record | dict(zip(self.texts, examples.texts[row], strict=True))
-
-    def written(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
-    ) -> str:
-        return Task.written(self, examples, predictions, outputs, first=first)
+    def known(self, label: Any) -> dict[str, Any]:
+        return dict(zip(self.labels, label, strict=True))
 
     def usage(self) -> str:
-        asked = '"a text"' if len(self.texts) == 1 else '{"text": "one", "text_pair": "another"}'
         return f"""predict = pipeline(
     "{self.pipeline}", model="PATH OF THIS FOLDER", top_k=None, function_to_apply="none"
 )
-print(predict([{asked}]))  # the number of each column as its score"""
+print(predict([{self.asked}]))  # the number of each column as its score"""

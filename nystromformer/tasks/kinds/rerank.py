@@ -34,9 +34,10 @@ from nystromformer.tasks.candidates import Graded, JudgedFolder, has_split, held
 from nystromformer.tasks.lists import collate_lists, is_real, real_scores
 from nystromformer.tasks.ranking import check_retrieval_packages, judged_figures
 from nystromformer.tasks.reading import Found, gathered, in_parts, number_in, own_splits, own_table
+from nystromformer.tasks.row_files import Fault, Row, Unusable
 from nystromformer.tasks.rows import rows_of_texts
 from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.table_files import Fault, Row, TableFile, Unusable
+from nystromformer.tasks.table_files import TableFile
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
 
 _QUERIES = ("query", "question", "anchor")

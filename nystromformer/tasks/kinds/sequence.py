@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,9 +35,10 @@ from nystromformer.tasks.reading import (
     unlike,
     usable_rows,
 )
+from nystromformer.tasks.row_files import Fault, Row, Unusable, shortened
 from nystromformer.tasks.rows import rows_of_texts
 from nystromformer.tasks.scores import figures_of
-from nystromformer.tasks.table_files import PREDICTIONS, Fault, Row, TableFile, Unusable, shortened
+from nystromformer.tasks.table_files import PREDICTIONS, TableFile
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts
 
 _MOST_CLASSES = 1000
@@ -108,11 +110,8 @@ class SequenceTask(Task):
         if data.source == "samples" and task.name not in benchmarks.REVIEW_TASKS:
             reviews = " and ".join(benchmarks.REVIEW_TASKS)
             yield f"data.source=samples holds {reviews}, not {task.name}: write hub or folder"
-        if task.name == "custom" and not data.has_train:
-            yield (
-                "data.train is empty: with task=custom write "
-                "data.train=FILE (.csv, .tsv or .jsonl), or data.hub=NAME"
-            )
+        if task.name == "custom":
+            yield from super().complaints(settings)
         if task.name != "custom" and data.hub:
             yield f"data.hub is for data of your own, not for task={task.name}: write task=custom, or null"
         if settings.submission and task.name not in (*benchmarks.GLUE_TASKS, "glue"):
@@ -269,6 +268,13 @@ class SequenceTask(Task):
         path = folder / "confusion.png"
         return {"confusion": draw_confusion(self.labels, labels, predictions, path, title)}
 
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Of the predicted class."""
+        if self.regression:
+            return None
+        chances = softmax(np.asarray(outputs), axis=1)
+        return chances.max(axis=1), chances.argmax(axis=1) == np.asarray(labels)
+
     @property
     def told(self) -> tuple[str, ...]:
         return ("prediction",) if self.regression else ("prediction", "probability.*")
@@ -317,20 +323,30 @@ class SequenceTask(Task):
         return written([*head, *zip(*columns.values(), strict=True)])
 
     def usage(self) -> str:
-        asked = '"a text"' if len(self.texts) == 1 else '{"text": "one", "text_pair": "another"}'
         return f'''classify = pipeline("{self.pipeline}", model="PATH OF THIS FOLDER")
-print(classify({asked}))'''
+print(classify({self.asked}))'''
+
+    @property
+    def asked(self) -> str:
+        """What a pipeline is asked, as Python."""
+        return '"a text"' if len(self.texts) == 1 else '{"text": "one", "text_pair": "another"}'
+
+    @classmethod
+    def of_own(cls: type[S], settings: TaskSettings, data: TaskDataSettings, label: str, **more: Any) -> S:
+        """A task of the user's own; classes are known once its training file is read."""
+        texts = (data.text,) if data.text_pair is None else (data.text, data.text_pair)
+        return cls(settings.name, settings.name, texts, label, **more)
+
+
+S = TypeVar("S", bound=SequenceTask)
 
 
 def custom_task(settings: TaskSettings, data: TaskDataSettings) -> SequenceTask:
-    """A task of the user's own; its classes are known once its training file is read."""
-    texts = (data.text,) if data.text_pair is None else (data.text, data.text_pair)
+    """Classes, or with regression numbers, of the user's own texts."""
     metrics = ("pearson", "spearman") if settings.regression else ("accuracy", "f1_macro", "matthews")
     chosen = "f1_macro" if settings.metric == "f1" else settings.metric
-    return SequenceTask(
-        settings.name, settings.name, texts, data.label,
-        metrics=metrics, score=(chosen,), regression=settings.regression,
-    )  # fmt: skip
+    more = {"metrics": metrics, "score": (chosen,), "regression": settings.regression}
+    return SequenceTask.of_own(settings, data, data.label, **more)
 
 
 def custom_splits(task: SequenceTask, data: TaskDataSettings) -> Splits:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,12 +30,12 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForTokenClassification
 from nystromformer.model.losses import IGNORED
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
+from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
 from nystromformer.tasks.plots import draw_class_scores
 from nystromformer.tasks.reading import own_splits, parts_of
+from nystromformer.tasks.row_files import Fault, Unusable
 from nystromformer.tasks.scores import class_scores, span_scores, with_score
-from nystromformer.tasks.table_files import Fault
-from nystromformer.tasks.tagged_files import Document, Misplaced, TaggedFile, is_spans, mended, scheme_of
+from nystromformer.tasks.tagged_files import Document, TaggedFile, is_spans, mended, scheme_of
 from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts, padded
 
 _AT_ONCE = 10_000
@@ -84,19 +85,11 @@ class TokenTask(Task):
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForTokenClassification
     pipeline: ClassVar[str] = "token-classification"
+    layouts: ClassVar[str] = "CoNLL columns or .jsonl"
     predictions: ClassVar[str] = "predictions.conll"
     pictures: ClassVar[tuple[str, ...]] = ("classes.png",)
 
     # --- settings and data ---------------------------------------------------------------------------
-
-    @classmethod
-    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        name = settings.task.name
-        if not settings.data.has_train:
-            yield (
-                f"data.train is empty: with task={name} write "
-                "data.train=FILE (CoNLL columns or .jsonl), or data.hub=NAME"
-            )
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
@@ -131,7 +124,7 @@ class TokenTask(Task):
 
     def _open(self, path: str, setting: str, *, skip: bool, report: bool = False) -> TaggedFile:
         return TaggedFile(
-            Path(path).expanduser(), setting=setting, unit=self.unit, skip=skip, report=report,
+            Path(path), setting=setting, unit=self.unit, skip=skip, report=report,
             tokens=self.tokens, tags=self.tags,
         )  # fmt: skip
 
@@ -144,33 +137,23 @@ class TokenTask(Task):
     def _usable(self, file: TaggedFile, *, labelled: bool) -> Iterator[_Found | Fault]:
         """Words, tag ids, name and lengths of sentences of each document."""
         ids = {tag: number for number, tag in enumerate(self.labels)}
-        number = 0
-        for document in file.documents(labelled=labelled):
-            if isinstance(document, Fault):
-                yield document
-                number += 1
-                continue
-            sentences, fault = document.sentences, None
-            try:
-                if labelled and is_spans(self.scheme):
-                    sentences = [mended(words, self.scheme, repair=self.repair) for words in sentences]
-            except Misplaced as error:
-                fault = error.args
-            unknown = next((word for words in sentences for word in words if word.tag not in ids), None)
-            if labelled and fault is None and unknown is not None:
-                fault = unknown.line, f"has the tag {unknown.tag!r}, which no training example has"
-            if fault is not None:
-                faults = file.reject(*fault)
-                yield from faults
-                number += len(faults)
-                continue
+
+        def found(document: Document, number: int) -> Iterator[_Found]:
+            sentences = document.sentences
+            if labelled and is_spans(self.scheme):
+                sentences = [mended(words, self.scheme, repair=self.repair) for words in sentences]
+            for word in chain(*sentences) if labelled else ():
+                if word.tag not in ids:
+                    what = f"has the tag {word.tag!r}, which no training example has"
+                    raise Unusable(what, f"line {word.line}")
             yield (
                 tuple(word.text for words in sentences for word in words),
                 [[ids[word.tag] for word in words] for words in sentences] if labelled else None,
                 document.name or str(number),
                 [len(words) for words in sentences],
             )
-            number += 1
+
+        return file.usable(file.documents(labelled=labelled), found)
 
     def check(self, splits: Splits) -> None:
         if len(self.labels) < 2:
@@ -275,6 +258,12 @@ class TokenTask(Task):
         classes = class_scores(truth, found, self.scheme)
         draw_class_scores(classes, folder / "classes.png", title)
         return {"classes": classes}
+
+    def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
+        """Of each word's tag."""
+        logits = np.concatenate(list(outputs))
+        truth = np.array(list(chain.from_iterable(chain.from_iterable(labels))))
+        return softmax(logits, axis=1).max(axis=1), logits.argmax(axis=1) == truth
 
     @property
     def told(self) -> tuple[str, ...]:
