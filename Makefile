@@ -29,7 +29,7 @@ prepare: setup ## Corpus to pretraining examples on disk (ARGS="data=text data.f
 pretrain: setup ## Pretrain; by default a small model, minutes on two CPU cores (ARGS="experiment=small_512")
 	$(BIN)/nystromformer pretrain $(ARGS)
 
-warmstart: setup ## A trained BERT becomes a Nyströmformer, beside exact attention; two runs of about 20 minutes
+warmstart: setup ## A trained BERT becomes a Nyströmformer, beside exact attention; three runs of about 20 minutes
 	$(BIN)/nystromformer reproduce table=warmstart scale=cpu $(ARGS)
 
 gpu: setup ## The first day on a GPU, part after part: tests, speed, a pretraining (ARGS="parts=tests scale=smoke")

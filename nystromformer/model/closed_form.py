@@ -35,7 +35,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.softmax import softmax_attention
 from nystromformer.model.attention import NystromformerSelfAttention, padding_mask_of
 from nystromformer.model.encoder import NystromformerLayer, NystromformerModel
@@ -207,13 +206,7 @@ def _attended(attention: NystromformerSelfAttention, hidden_1NE: Tensor) -> tupl
         projection(hidden_1NE).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
         for projection in (attention.query, attention.key, attention.value)
     )
-    nystrom = composed_nystrom_attention(
-        query,
-        key,
-        value,
-        **(attention.attend.approximation(hidden_1NE.shape[1]) or {}),
-    )
-    return value, softmax_attention(query, key, value), nystrom
+    return value, softmax_attention(query, key, value), attention.attend(query, key, value)
 
 
 def _shifted(value_ND: Tensor, width: int) -> Tensor:

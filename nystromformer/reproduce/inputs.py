@@ -77,7 +77,7 @@ def _pretrainings(settings: ReproduceSettings, name: str) -> list[list[str]]:
     found = {
         "longer": [scale.longer.first, scale.longer.second],
         "small": [scale.small.bert, scale.small.nystromformer],
-        "warmstart": [scale.warmstart.nystrom, scale.warmstart.exact],
+        "warmstart": [scale.warmstart.nystrom, scale.warmstart.neighbours, scale.warmstart.exact],
         "starts": [["experiment=warmstart"]],
         "glue": [scale.glue.bert, scale.glue.nystromformer, scale.glue.longer],
     }.get(name, [])

@@ -81,7 +81,8 @@ def starts(settings: ReproduceSettings) -> Result:
         "`scaled` also fits a factor on each head's output, folded into the output projection.",
         "",
         f"With exact neighbours in blocks of w, on {rows} held-out reviews of each length. Without "
-        "a word there is no convolution; `neighbours alone` leaves the far part out. Fitted on "
+        "a word there is no convolution; `neighbours alone` leaves the far part out; of g salient tokens the "
+        "first is the row's first, which alone it is where nothing is said. Fitted on "
         f"{rows} reviews, projections on {scale.reconstructed_rows}, of {scale.length} tokens, of "
         f"half and a quarter of it; transferred: {told}.",
         "",
@@ -90,7 +91,8 @@ def starts(settings: ReproduceSettings) -> Result:
             [(name, *(f"{error:.3f}" for error in found.values())) for name, found in near.items()],
         ),
     ]
-    last = _both(*_middle(scale))
+    (_, w), (few, most) = _middle(scale), _widest(scale)
+    last, wide = _both(*_middle(scale)), _both(few, w, most)
     at_length = {name: found[str(scale.length)] for name, found in near.items()}
     return Result(
         title="A Nyströmformer before training, against the BERT it starts from",
@@ -99,8 +101,9 @@ def starts(settings: ReproduceSettings) -> Result:
         headline=f"Error of the last hidden state {errors['zero']:.3f} with kernels of zero, "
         f"{errors['fitted']:.3f} with fitted ones; with neighbours {at_length[last]:.3f}, "
         f"{at_length[f'{last}, fitted']:.3f} fitted, "
-        f"{at_length[f'{last}, reconstructed']:.3f} reconstructed, "
-        f"{at_length[f'{last}, reconstructed and transferred']:.3f} transferred",
+        f"{at_length[f'{last}, reconstructed']:.3f} reconstructed; with {most} salient tokens too "
+        f"{at_length[wide]:.3f}, {at_length[f'{wide}, reconstructed']:.3f} reconstructed, "
+        f"{at_length[f'{wide}, reconstructed and transferred']:.3f} transferred",
     )
 
 
@@ -147,28 +150,39 @@ def _with_neighbours(bert: str, scale: StartsScale) -> tuple[dict[str, dict[str,
         for w in scale.neighbours:
             note(_both(m, w), _nystrom(source, m, w))
     m, w = _middle(scale)
-    counts = {"fitted": scale.rows, "scaled": scale.rows, "reconstructed": scale.reconstructed_rows}
-    for how, count in counts.items():
-        encoder = _nystrom(source, m, w, conv_kernel_size=NEW_CONVOLUTION)
+    for g in scale.salient_tokens:
+        note(_both(m, w, g), _nystrom(source, m, w, salient_tokens=g))
+    few, most = _widest(scale)
+    note(_both(few, w, most), _nystrom(source, few, w, salient_tokens=most))
+    fits = [(m, 1, "fitted"), (m, 1, "scaled"), (m, 1, "reconstructed")]
+    fits += [(few, most, "fitted"), (few, most, "reconstructed")]
+    for landmarks, g, how in fits:
+        encoder = _nystrom(source, landmarks, w, conv_kernel_size=NEW_CONVOLUTION, salient_tokens=g)
+        count = scale.reconstructed_rows if how == "reconstructed" else scale.rows
         fit_in_closed_form(encoder, list(islice(mixed_rows(bert, scale.length), count)), how)
-        note(f"{_both(m, w)}, {how}", encoder)
+        note(f"{_both(landmarks, w, g)}, {how}", encoder)
     # The last one goes on.
     settings = ConvertSettings(steps=scale.transfer_steps, minutes=scale.transfer_minutes)
     done = transfer_attention(
         encoder, exact, lambda: mixed_rows(bert, scale.length), held_out[scale.length], settings
     )
-    note(f"{_both(m, w)}, reconstructed and transferred", encoder)
+    note(f"{_both(few, w, most)}, reconstructed and transferred", encoder)
     return found, {"steps": done.steps, "seconds": done.seconds, "kept": done.kept}
 
 
-def _both(m: int, w: int) -> str:
-    return f"both, m = {m}, w = {w}"
+def _both(m: int, w: int, g: int = 1) -> str:
+    return f"both, m = {m}, w = {w}" + (f", g = {g}" if g > 1 else "")
 
 
 def _middle(scale: StartsScale) -> tuple[int, int]:
-    """Landmarks and neighbours of what is fitted and transferred."""
+    """Landmarks and neighbours of what is fitted."""
     m, w = (values[len(values) // 2] for values in (scale.landmarks, scale.neighbours))
     return m, w
+
+
+def _widest(scale: StartsScale) -> tuple[int, int]:
+    """Landmarks and salient tokens of what is fitted and transferred."""
+    return min(scale.landmarks), max(scale.salient_tokens)
 
 
 class NearAlone(Mechanism):

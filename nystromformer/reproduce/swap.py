@@ -1,17 +1,21 @@
-"""Classifiers of exact attention, and what they lose when their attention is exchanged without training."""
+"""Classifiers and taggers of exact attention, and what they lose when it is exchanged without training."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from nystromformer.intervals import mcnemar
-from nystromformer.model import NystromformerForSequenceClassification as Classifier
+from nystromformer.intervals import Interval, in_percent, mcnemar, paired_difference, proportion_interval
+from nystromformer.machine import device_of
+from nystromformer.model import NystromformerConfig
 from nystromformer.model.layouts import load_model
 from nystromformer.model.source import NEW_CONVOLUTION
 from nystromformer.reproduce.finetuning import absent_lines, on_every_task
@@ -20,6 +24,7 @@ from nystromformer.reproduce.runs import finetune_run, finetuned
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tables import percent, table
+from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.jobs import jobs_of
 from nystromformer.tasks.predict import open_model
 from nystromformer.tasks.reading import load_splits
@@ -33,11 +38,11 @@ _NEIGHBOURS = {"attention": "nystrom", "num_landmarks": 64, "neighbours": 64}
 VARIANTS: dict[str, dict[str, Any]] = {
     EXACT: {"attention": "softmax"},
     "Nyström, m = 64": {"attention": "nystrom", "num_landmarks": 64},
-    "Nyström, m = 128": {"attention": "nystrom", "num_landmarks": 128},
     "Nyström, m = 64, fitted": {"attention": "nystrom", "num_landmarks": 64, "how": "fitted"},
     "neighbours, m = w = 64": _NEIGHBOURS,
     "neighbours, fitted": {**_NEIGHBOURS, "how": "fitted"},
     "neighbours, reconstructed": {**_NEIGHBOURS, "how": "reconstructed"},
+    "neighbours, m = 32, 128 salient": {**_NEIGHBOURS, "num_landmarks": 32, "salient_tokens": 128},
 }
 """Changes of the configuration; `how` is what is fitted in closed form on training rows, no labels read."""
 
@@ -62,16 +67,18 @@ def swap(settings: ReproduceSettings) -> Result:
     lines = [
         "The trained BERT of the samples (or `checkpoint=`) fine-tuned with exact attention; then its "
         "attention is exchanged and the held-out examples are predicted again, without training. In per "
-        "cent, the median of the seeds; in brackets points lost. `fitted` and `reconstructed`: in closed "
-        f"form on the {scale.rows} longest training rows, without their labels.",
+        "cent, the median of the seeds; in brackets points lost. Accuracies have 95 % intervals: Wilson's of "
+        "exact attention's, the paired bootstrap's of the points lost, over examples. A tagger's accuracy is "
+        "of words, its examples are documents. `fitted` and `reconstructed`: in closed form on the "
+        f"{scale.rows} longest training rows, without their labels.",
         "",
         *table(
             ("task and figure", *VARIANTS),
             [
                 (
-                    f"{found['title']} {name.replace('_', ' ')}",
-                    percent([statistics.median(found["figures"][EXACT][name])]),
-                    *(_entry(found["figures"], variant, name) for variant in swapped),
+                    f"{found['title']}: {name.replace('_', ' ')}",
+                    _exact_entry(found, name),
+                    *(_entry(found, variant, name) for variant in swapped),
                 )
                 for found in measured.values()
                 for name in found["figures"][EXACT]
@@ -100,7 +107,7 @@ def swap(settings: ReproduceSettings) -> Result:
     ]
     best = "neighbours, m = w = 64"
     return Result(
-        title="Classifiers of exact attention, their attention exchanged without training",
+        title="Classifiers and taggers of exact attention, their attention exchanged without training",
         measured={"tasks": measured, "lost": lost, "absent": absent},
         lines=lines,
         headline="Points lost with neighbours (landmarks alone): "
@@ -119,55 +126,107 @@ def _measured(settings: ReproduceSettings, words: list[str]) -> dict[str, Any]:
     wanted = {(seed["learning_rate"], seed["batch_size"], seed["seed"]) for seed in seeds}
     jobs = [job for job in jobs_of(run, run.task) if (job.learning_rate, job.batch_size, job.seed) in wanted]
     # A convolution that was trained with the model stays as it is, and there is nothing to fit.
-    own = Classifier.config_class.from_pretrained(jobs[0].folder / "model").conv_kernel_size is not None
+    own = NystromformerConfig.from_pretrained(jobs[0].folder / "model").conv_kernel_size is not None
     variants = {name: changes for name, changes in VARIANTS.items() if not (own and "how" in changes)}
     figures: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
-    p_values: dict[str, list[float]] = {}
-    lengths, right_of_exact = np.zeros(0), list[bool]()
+    right: dict[str, list[list[int]]] = {variant: [] for variant in variants}
+    asked: list[int] = []
+    task, device = splits.task, device_of(settings.device)
     for job in jobs:
         folder = job.folder / "model"
-        _, tokenizer = open_model(folder, splits.task)
+        _, tokenizer = open_model(folder, task)
         length = tokenizer.model_max_length
-        train = splits.task.encode(splits.train, tokenizer, length)
-        dev = {name: splits.task.encode(part, tokenizer, length) for name, part in splits.dev.items()}
-        lengths = np.concatenate([part.lengths for part in dev.values()])
+        train = task.encode(splits.train, tokenizer, length)
+        dev = {name: task.encode(part, tokenizer, length) for name, part in splits.dev.items()}
+        labels = {name: part.labels or [] for name, part in splits.dev.items()}
+        asked = [_answers(label) for part in labels.values() for label in part]
         for variant, changes in variants.items():
-            model = swapped_classifier(folder, train, settings.scale.swap.rows, **changes)
-            found, right = _figures(model, dev, splits.task)
-            for name, value in found.items():
+            model = swapped_model(task, folder, train, settings.scale.swap.rows, device, **changes)
+            predictions = {name: _predicted(task, model, part) for name, part in dev.items()}
+            of_sets = {name: task.figures(labels[name], found) for name, found in predictions.items()}
+            for name, value in figures_of_sets(of_sets).items():
                 figures[variant].setdefault(name, []).append(value)
-            if variant == EXACT:
-                right_of_exact = right
-            elif not getattr(splits.task, "regression", False):
-                p_values.setdefault(variant, []).append(mcnemar(right_of_exact, right))
-            print(f"  {splits.task.title}, seed {job.seed}, {variant}: {figures[variant]}", flush=True)
+            pairs = (zip(labels[name], found, strict=True) for name, found in predictions.items())
+            right[variant].append([_right(*pair) for pair in chain.from_iterable(pairs)])
+            print(f"  {task.title}, seed {job.seed}, {variant}: {figures[variant]}", flush=True)
+    lengths = np.concatenate([part.lengths for part in dev.values()])
     return {
-        "title": splits.task.title,
+        "title": task.title if task.name in TASKS else f"{task.name}, {task.title}",
         "figures": figures,
-        "mcnemar": p_values,
+        **({} if getattr(task, "regression", False) else _compared(right, asked)),
         "seeds": len(jobs),
-        "held_out": len(lengths),
+        "held_out": len(asked),
         "length": float(np.median(lengths)),
         "longer": {str(limit): float((lengths > limit).mean()) for limit in (64, 128)},
     }
 
 
-def swapped_classifier(
-    folder: Path, train: Encoded, rows: int, *, how: str | None = None, **changes: Any
-) -> Classifier:
+def swapped_model(
+    task: Task,
+    folder: Path,
+    train: Encoded,
+    rows: int,
+    device: torch.device,
+    *,
+    how: str | None = None,
+    **changes: Any,
+) -> PreTrainedModel:
     """A fine-tuned model with another attention; what is fitted is fitted on the longest training rows."""
     if how:
         changes["conv_kernel_size"] = NEW_CONVOLUTION
     wrong, fix = f"checkpoint={folder}", ": train it again"
-    model = load_model(Classifier, str(folder), wrong=wrong, fix=fix, **changes)[0].eval()
+    model = load_model(task.head, str(folder), wrong=wrong, fix=fix, **changes)[0].eval().to(device)
     if how:
-        print(f"  {fit_on_longest(model, train, rows, how)}", flush=True)
+        collate = partial(task.collate, labelled=False)
+        print(f"  {fit_on_longest(model, train, rows, how, collate)}", flush=True)
     return model
+
+
+def _predicted(task: Task, model: PreTrainedModel, part: Encoded) -> list[Any]:
+    """The prediction of each example, in float32."""
+    plain = torch.autocast(model.device.type, enabled=False)
+    return task.predict(part, outputs_of(task, model, part, BATCH, model.config.pad_token_id or 0, plain))
+
+
+def _answers(label: Any) -> int:
+    """How many answers an example asks for: one, or a tag for each word of a document's sentences."""
+    return sum(map(len, label)) if _is_document(label) else 1
+
+
+def _right(label: Any, prediction: Any) -> int:
+    """How many of them are right."""
+    if _is_document(label):
+        pairs = zip(chain.from_iterable(label), chain.from_iterable(prediction), strict=True)
+        return sum(tag == found for tag, found in pairs)
+    return int(np.all(np.equal(label, prediction)))
+
+
+def _is_document(label: Any) -> bool:
+    return isinstance(label, list) and bool(label) and isinstance(label[0], list)
+
+
+def _compared(right: Mapping[str, list[list[int]]], asked: list[int]) -> dict[str, Any]:
+    """The intervals of exact attention's accuracy and of what each variant loses of it; McNemar's p."""
+    seeds = len(right[EXACT])
+    lost: dict[str, Interval] = {}
+    p_values: dict[str, list[float]] = {}
+    for variant, of_seeds in right.items():
+        if variant == EXACT:
+            continue
+        sums = (np.sum(counts, axis=0) for counts in (of_seeds, right[EXACT]))
+        lost[variant] = paired_difference(lambda of, counts: counts.sum() / of.sum() / seeds, asked, *sums)
+        if max(asked) == 1:
+            pairs = zip(right[EXACT], of_seeds, strict=True)
+            p_values[variant] = [mcnemar(exact, found) for exact, found in pairs]  # type: ignore[arg-type]
+    middle = statistics.median(sum(counts) / sum(asked) for counts in right[EXACT])
+    # Words of a document are not independent of each other, as Wilson's interval takes examples to be.
+    own = {"accuracy": proportion_interval(middle, len(asked))} if p_values else {}
+    return {"intervals": {**own, "lost": lost}, "mcnemar": p_values}
 
 
 def _tests(measured: Mapping[str, Mapping[str, Any]], variants: list[str]) -> list[str]:
     """Of each variant, whether it is right as often as exact attention on the same examples."""
-    tested = [found for found in measured.values() if found["mcnemar"]]
+    tested = [found for found in measured.values() if found.get("mcnemar")]
     if not tested:
         return []
     rows = [
@@ -187,30 +246,24 @@ def _tests(measured: Mapping[str, Mapping[str, Any]], variants: list[str]) -> li
     return ["", told, "", *table(("task", *variants), rows)]
 
 
-def _figures(
-    model: Classifier, dev: Mapping[str, Encoded], task: Task
-) -> tuple[dict[str, float], list[bool]]:
-    """The task's figures on its held-out sets, float32, and which examples are right."""
-    found: dict[str, dict[str, float]] = {}
-    right: list[bool] = []
-    for name, part in dev.items():
-        plain = torch.autocast("cpu", enabled=False)
-        outputs = outputs_of(task, model, part, BATCH, model.config.pad_token_id or 0, plain)
-        assert part.labels is not None
-        predicted = task.predict(part, outputs)
-        found[name] = task.figures(part.labels, predicted)
-        right += [bool(np.all(np.equal(*pair))) for pair in zip(part.labels, predicted, strict=True)]
-    return figures_of_sets(found), right
-
-
 def _lost(figures: Mapping[str, Mapping[str, list[float]]], variant: str, name: str) -> float:
     """Median over the seeds of what each seed's model loses."""
     pairs = zip(figures[EXACT][name], figures[variant][name], strict=True)
     return statistics.median(exact - found for exact, found in pairs)
 
 
-def _entry(figures: Mapping[str, Mapping[str, list[float]]], variant: str, name: str) -> str:
+def _exact_entry(found: Mapping[str, Any], name: str) -> str:
+    shown = percent([statistics.median(found["figures"][EXACT][name])])
+    interval = found.get("intervals", {}).get(name)
+    return f"{shown} {in_percent(interval)}" if interval else shown
+
+
+def _entry(found: Mapping[str, Any], variant: str, name: str) -> str:
+    figures = found["figures"]
     if variant not in figures:
         return "–"
     value = statistics.median(figures[variant][name])
-    return f"{100 * value:.1f} ({100 * _lost(figures, variant, name):+.1f})"
+    lost = f"{100 * _lost(figures, variant, name):+.1f}"
+    if name == "accuracy" and "intervals" in found:
+        lost += f" {in_percent(found['intervals']['lost'][variant])}"
+    return f"{100 * value:.1f} ({lost})"

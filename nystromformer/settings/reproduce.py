@@ -64,10 +64,10 @@ class ReproduceSettings(Section):
     table: str | None = grid(None, choices=TABLES)
     """`efficiency`: time and memory of one attention module. `glue`: fine-tuned accuracy. `lra`: Long Range
     Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from;
-    `swap`, what classifiers of exact attention lose when it is exchanged without training;
-    `warmstart`, that BERT trained on film reviews with Nyström and with exact attention; `finetune`, the
-    same comparison on classification tasks; `retrieval`, vectors for the search in `collection`, before
-    training and after training on titles and texts."""
+    `swap`, what classifiers and taggers of exact attention lose when it is exchanged without training;
+    `warmstart`, that BERT trained on film reviews with Nyström attention, with exact neighbours beside it and
+    with exact attention; `finetune`, the same comparison on classification tasks; `retrieval`, vectors for
+    the search in `collection`, before training and after training on titles and texts."""
     all: bool = grid(False)
     """Every result of the paper, one after the other, and one page with all; also as the word `all`."""
     compare: list[str] = grid([])

@@ -224,6 +224,9 @@ class StartsScale(Section, at="scale.starts"):
     """Numbers of landmarks beside neighbours; what is fitted and transferred has the middle one."""
     neighbours: list[int] = result([32, 64, 128], at_least=1, some=True)
     """Tokens of a block; the middle one as well."""
+    salient_tokens: list[int] = result([32, 64, 128], at_least=1, some=True)
+    """Salient tokens beside the middle ones; with the last, and the fewest landmarks, a model is
+    reconstructed and transferred too."""
     reconstructed_rows: int = result(128, at_least=1)
     """Reviews that output projections are fitted on."""
     transfer_steps: int = result(400, at_least=1)
@@ -242,10 +245,12 @@ class SwapScale(TasksScale, at="scale.swap"):
 
 @dataclass
 class WarmstartScale(Section, at="scale.warmstart"):
-    """table=warmstart: two runs on the same batches."""
+    """table=warmstart: three runs on the same batches."""
 
     nystrom: list[str] = result([])
     """Words of the run with Nyström attention."""
+    neighbours: list[str] = result([])
+    """Words of the run with exact neighbours beside it."""
     exact: list[str] = result([])
     """Words of the run with exact attention."""
 

@@ -111,10 +111,11 @@ def test_the_words_of_every_run_compose(scale):
         section.glue.nystromformer,
         section.glue.longer,
         section.warmstart.nystrom,
+        section.warmstart.neighbours,
         section.warmstart.exact,
     ):
         if words:
             compose("pretrain", words)  # raises where they do not fit together
-    for part in (section.glue, section.finetune):
+    for part in (section.glue, section.finetune, section.swap):
         for words in part.tasks:
             compose("finetune", [*part.every, *words.split(), "checkpoint=any"])

@@ -64,7 +64,9 @@ def test_starts(tmp_path):
     assert errors[both]["160"] < errors["landmarks alone, m = 16"]["160"]
     assert errors[both]["160"] < errors["neighbours alone, w = 16"]["160"]
     assert errors[f"{both}, fitted"]["160"] == pytest.approx(errors[both]["160"], rel=0.05)  # on one row
-    assert f"{both}, reconstructed and transferred" in errors
+    wide = f"{both}, g = 8"
+    assert errors[wide]["160"] < errors[both]["160"]
+    assert errors[f"{wide}, reconstructed and transferred"]["160"] < errors[f"{wide}"]["160"] * 1.2
     assert measured["transfer"]["steps"] == 2
 
 
@@ -96,5 +98,7 @@ def test_neighbours_alone_are_attention_to_the_tokens_that_are_near():
 def test_warmstart(tmp_path):
     result = produced(tmp_path, "table=warmstart", 'overrides=["data.workers=1"]')
     steps = [[event["step"] for event in events] for events in result["validations"].values()]
-    assert steps[0] == steps[1]
+    assert steps[0] == steps[1] == steps[2]
+    last = {name: events[-1]["mlm_accuracy"] for name, events in result["validations"].items()}
+    assert result["exact_minus_neighbours"] == last["exact"] - last["neighbours"]
     assert all(len(words) == 3 for filled in result["filled"].values() for words in filled)

@@ -123,6 +123,7 @@ def test_a_result_of_an_earlier_version_is_left(tmp_path):
         ("figure=small", {"corpus of small_bert", "corpus of small_nystromformer"}),
         ("figure=longer", {"corpus of longer_64"}),
         ("table=warmstart", {"corpus of warmstart", "start of warmstart",
+                             "corpus of warmstart_neighbours", "start of warmstart_neighbours",
                              "corpus of warmstart_exact", "start of warmstart_exact"}),
         ("table=glue", {"weights", "tokenizer", "data of rotten_tomatoes"}),
     ],
