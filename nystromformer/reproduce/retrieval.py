@@ -14,13 +14,14 @@ import numpy as np
 from nystromformer.errors import UserError
 from nystromformer.intervals import mean_interval
 from nystromformer.reproduce.result import trained_bert
-from nystromformer.reproduce.runs import finetuned
+from nystromformer.reproduce.runs import finetune_run, finetuned
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.retrieval import RetrievalSettings
 from nystromformer.settings.scale import RetrievalScale
 from nystromformer.tables import table
 from nystromformer.tasks.embedding import Embedder
+from nystromformer.tasks.jobs import run_folder
 from nystromformer.tasks.ranking import METRICS, Figures, Run, judged_figures
 from nystromformer.tasks.retrieval import Search, figures_told
 
@@ -94,9 +95,10 @@ def _trained(settings: ReproduceSettings, search: Search, name: str, changes: di
     ]  # fmt: skip
     if name != _EXACT:
         words.append("model.convolution=fitted")
-    run = f"retrieval_{name.lower().replace('ö', 'o').replace(' ', '_')}"
-    finetuned(settings, words, trained_bert(settings), name=run)
-    return Path(settings.runs_folder) / run / "embed/model"
+    name, bert = f"retrieval_{name.lower().replace('ö', 'o').replace(' ', '_')}", trained_bert(settings)
+    finetuned(settings, words, bert, name=name)
+    run = finetune_run(settings, words, bert, name=name)
+    return run_folder(run) / run.task.name / "model"
 
 
 def _figures(search: Search, run: Run) -> dict[str, Figures]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -47,13 +48,15 @@ def test_every_model_is_beside_exact_attention_and_bm25(tmp_path, capsys):
             expected = found["all"]["ndcg@10"]["mean"] - figures[exact_title]["all"]["ndcg@10"]["mean"]
             assert gained["mean"] == pytest.approx(expected)
     trained = {
-        path.parent.parent.name: json.loads((path / "config.json").read_text())
+        re.sub("_[0-9a-f]+$|-[0-9a-f]+$", "", path.parent.parent.name): json.loads(
+            (path / "config.json").read_text()
+        )
         for path in (tmp_path / "runs").glob("*/embed/model")
     }
     assert {name: (config["attention"], config.get("neighbours")) for name, config in trained.items()} == {
-        "retrieval_exact": ("softmax", None),
-        "retrieval_nystrom": ("nystrom", None),
-        "retrieval_nystrom_and_neighbours": ("nystrom", 8),
+        "retrieval_exact_embed": ("softmax", None),
+        "retrieval_nystrom_embed": ("nystrom", None),
+        "retrieval_nystrom_and_neighbours_embed": ("nystrom", 8),
     }
     assert set(result["inputs"]) == {"weights", "tokenizer", "collection"}
     capsys.readouterr()
