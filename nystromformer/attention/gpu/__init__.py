@@ -6,6 +6,7 @@ Shapes: B rows, H heads, N positions, D head width, M landmarks, S parts of the 
     landmarks.py  Q̃, K̃: means of segments
     gather.py     B̃ V, its positions shared out over S programs     and its backward pass
     mix.py        Z ≈ Ã⁺ and X = Z B̃ V, a head's matrices on chip    and its backward pass
+    products.py   the same by PyTorch's products, for more landmarks than fit on chip
     spread.py     F̃ X + convolution(V)                              and its backward pass
     launch.py     the order of the kernels, and how large their blocks are
     operator.py   the operator that PyTorch sees of them

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nystromformer.attention.gpu import products
 from nystromformer.attention.gpu.convolution import kernel_gradient_kernel
 from nystromformer.attention.gpu.gather import gather_backward_kernel, gather_kernel
 from nystromformer.attention.gpu.landmarks import means_kernel
@@ -31,8 +32,7 @@ from nystromformer.attention.gpu.spread import (
 )
 from nystromformer.attention.gpu.support import INTERPRETED, MOST_ENTRIES, padded
 from nystromformer.attention.operator import empty_like_projections
-from nystromformer.attention.precision import full_float32, tf32_allowed
-from nystromformer.attention.pseudoinverse import iterate, iterate_backward
+from nystromformer.attention.precision import tf32_allowed
 
 MOST_ON_CHIP = 64
 """Landmarks whose matrices fit on chip; PyTorch's batched products invert larger ones, and all of them on
@@ -206,7 +206,7 @@ def forward(
 
     on_chip = sizes.on_chip
     if not on_chip:
-        _mix_by_products(means, gathered, inverse, mixed, iterations)
+        products.mix(means, gathered, inverse, mixed, iterations)
     if on_chip or sizes.masked:
         mix_kernel[(b * h,)](
             means[0], means[1], gathered, *strided(value), rows.first_BM, rows.count_B, inverse, mixed,
@@ -269,7 +269,7 @@ def backward(
         **sizes.inversion, **sizes.constants_of_heads(warps=4),
     )  # fmt: skip
     if not on_chip:
-        _mix_backward_by_products(
+        products.mix_backward(
             grad_mixed, means, inverse, gathered, rows.count_B, grad_gathered, delta, grad_key_means,
             grad_query_parts[:, :, -1], iterations,
         )  # fmt: skip
@@ -318,58 +318,6 @@ def empty_outputs(query: Tensor, m: int) -> tuple[Tensor, ...]:
         query.new_empty(b, h, m, d, dtype=torch.float32),
         query.new_empty(b, h, m, dtype=torch.float32),
     )
-
-
-# --- more landmarks than fit on chip ------------------------------------------------------------------
-
-
-def _mix_by_products(
-    means: Tensor, gathered: Tensor, inverse: Tensor, mixed: Tensor, iterations: int
-) -> None:
-    """Write Z and X = Z Y."""
-    m, d = gathered.shape[2:]
-    with full_float32(means):  # also where TF32 is allowed: with it the inverse does not converge
-        inverse_LMM = inverse.view(-1, m, m)
-        inverse_LMM.copy_(iterate(_landmark_attention(means), iterations))
-        torch.bmm(inverse_LMM, gathered.view(-1, m, d), out=mixed.view(-1, m, d))
-
-
-def _mix_backward_by_products(
-    grad_mixed: Tensor,
-    means: Tensor,
-    inverse: Tensor,
-    gathered: Tensor,
-    count_B: Tensor | None,
-    grad_gathered: Tensor,
-    delta: Tensor,
-    grad_key_means: Tensor,
-    grad_query_means: Tensor,
-    iterations: int,
-) -> None:
-    """Write the gradients of Y and Q̃ and `delta`, and add to that of K̃."""
-    m, d = gathered.shape[2:]
-    with full_float32(means):
-        through = grad_mixed
-        if count_B is not None:
-            through = grad_mixed.masked_fill((count_B <= m)[:, None, None, None], 0)
-        through, query, key = (x.reshape(-1, m, d) for x in (through, means[0], means[1]))
-        grad = torch.bmm(inverse.view(-1, m, m).mT, through)
-        grad_gathered.copy_(grad.view_as(grad_gathered))
-        delta.copy_((grad_gathered * gathered).sum(dim=-1))
-        grad_inverse = torch.bmm(through, gathered.view(-1, m, d).mT)
-        matrix = _landmark_attention(means)
-        grad_matrix = iterate_backward(grad_inverse, matrix, iterations)
-        mean = (grad_matrix * matrix).sum(dim=-1, keepdim=True)
-        grad_score = matrix * (grad_matrix - mean) * d**-0.5
-        grad_query_means.copy_(torch.bmm(grad_score, key).view_as(grad_query_means))
-        grad_key_means += torch.bmm(grad_score.mT, query).view_as(grad_key_means)
-
-
-def _landmark_attention(means: Tensor) -> Tensor:
-    """Ã, (B · H, M, M)."""
-    m, d = means.shape[3:]
-    query, key = means[0].reshape(-1, m, d), means[1].reshape(-1, m, d)
-    return torch.softmax(torch.bmm(query * d**-0.5, key.mT), dim=-1)
 
 
 # --- arguments ----------------------------------------------------------------------------------------
