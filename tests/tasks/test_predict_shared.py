@@ -7,10 +7,11 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 from nystromformer.cli import main
 from nystromformer.errors import UserError
@@ -60,6 +61,19 @@ def on_threads(count: int, words: list[str]) -> list[BaseException | None]:
 
 def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "progress.json"}
+
+
+@pytest.fixture(autouse=True)
+def models_opened_one_at_a_time(monkeypatch):
+    """Processes are threads here, and transformers changes what all of them share while it opens a model: two
+    at once would leave every later model of this process with untied embeddings."""
+    lock, opened = Lock(), PreTrainedModel.from_pretrained.__func__
+
+    def one_at_a_time(cls, *given, **named):
+        with lock:
+            return opened(cls, *given, **named)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(one_at_a_time))
 
 
 @pytest.fixture(autouse=True)

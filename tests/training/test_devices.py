@@ -217,15 +217,16 @@ def test_micro_batches_that_are_not_written_fit_into_a_gpu(overrides):
     """base_4096 would otherwise take 32 rows of 4,096 at once."""
     from nystromformer.settings.compose import compose
     from nystromformer.training.batches import MOST_TOKENS, RunBatches
+    from nystromformer.training.phases import plan_of
 
     for name in ("base_512", "base_1024", "base_2048", "base_4096"):
         settings = compose("pretrain", [f"experiment={name}"])
-        batches = RunBatches.__new__(RunBatches)
-        batches._settings = settings.training
-        length = settings.model.max_length
         for processes in (1, 2, 8, 64):
+            batches = RunBatches.__new__(RunBatches)
+            batches._settings, batches._world_size = settings.training, processes
+            (stretch,) = plan_of(settings.training, max_length=settings.model.max_length).stretches
             share = settings.training.global_batch_size // processes
-            rows = batches._rows_at_once(share, length)
+            rows, length = batches.micro_batch_size(stretch), settings.model.max_length
             assert share % rows == 0
             assert rows * length <= MOST_TOKENS
             assert rows == min(share, 64 if name == "base_512" else 32, MOST_TOKENS // length)
