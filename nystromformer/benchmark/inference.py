@@ -10,8 +10,10 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from nystromformer.benchmark.encoders import (
     TWIN,
     WITH_BF16,
     Encode,
+    OnnxEncoder,
     encoder,
     trained_bert,
     write_onnx_files,
@@ -57,20 +60,17 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]
     """
     onnx_file.check_packages("what=inference")
     bert = Path(trained_bert(settings))
-    names = contenders(settings)
     lengths: dict[int, dict[str, Any]] = {length: {} for length in settings.lengths}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         with _worker() as alone:
             print("writing the ONNX files", flush=True)
             alone.submit(write_onnx_files, settings, Path(scratch)).result()
-        workers = {name: _worker() for name in names}
-        try:
-            for length in settings.lengths:
-                print(f"{length} tokens", flush=True)
-                lengths[length] = _measure(workers, settings, length, Path(scratch))
-        finally:
-            for worker in workers.values():
-                worker.shutdown()
+        found = [Contender(name, settings, Path(scratch)) for name in contenders(settings)]
+        for one in found:
+            stack.callback(one.close)
+        for length in settings.lengths:
+            print(f"{length} tokens", flush=True)
+            lengths[length] = _measure(found, settings, length)
     if not any(lengths.values()):
         raise UserError("no contender could be measured at any length: write smaller lengths=")
     return {
@@ -98,25 +98,94 @@ def _worker() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
-def _measure(
-    workers: dict[str, ProcessPoolExecutor], settings: BenchmarkSettings, length: int, folder: Path
-) -> dict[str, Any]:
-    """One length: each contender's best batch and memory by itself, then all in turn, `repeats` times."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name in list(workers):
+class Contender:
+    """One of the encoders, in a process that is started anew where it ended."""
+
+    def __init__(self, name: str, settings: BenchmarkSettings, folder: Path) -> None:
+        self.name, self._settings, self._folder = name, settings, folder
+        self._worker = _worker()
+        self._length = 0
+
+    def close(self) -> None:
+        self._worker.shutdown()
+
+    def open(self, length: int) -> int:
+        """Make it ready for rows of `length` tokens; the number of its process."""
+        self._length = length
+        return self._ask(_open, self.name, self._settings, length, self._folder)
+
+    def alone(self, length: int) -> dict[str, Any]:
+        """What it gives, and of the batches that it can hold the single row and the fastest, to be timed.
+
+        Raises:
+            DidNotFit: it cannot even hold one row.
+        """
+        process = self.open(length)
+        tried: dict[int, float] = {}
+        peaks: dict[int, int] = {}
+        for batch in batches(self._settings.tokens, length):
+            try:
+                with PeakMemory(process) as peak:
+                    tried[batch] = self.timed(batch) / batch
+            except DidNotFit as error:
+                if not tried:
+                    raise
+                self.say(f"{batch} documents at once are left out: {error}")
+                self.open(length)
+                break
+            peaks[batch] = peak.bytes
+        best = min(tried, key=tried.__getitem__)
+        return {
+            "peak_bytes": peaks[best],
+            "seconds": {batch: [] for batch in sorted({1, best})},
+            "output": self._ask(_output, length, self._settings.seed),
+        }
+
+    def timed(self, batch: int) -> float:
+        """Seconds of a call of so many rows; raises DidNotFit."""
+        return self._ask(_timed, batch, self._length, self._settings.seed)
+
+    def say(self, what: str) -> None:
+        print(f"{self._length} tokens, {self.name}: {what}", flush=True)
+
+    def _ask(self, function: Callable[..., Any], *given: Any) -> Any:
         try:
-            rows[name] = _alone(workers[name], name, settings, length, folder)
-        except (BrokenProcessPool, MemoryError, RuntimeError) as error:
-            told = (str(error).splitlines() or [type(error).__name__])[0]
-            print(f"{length} tokens of {name} are left out: {told}", flush=True)
-            workers[name].shutdown()
-            workers[name] = _worker()
+            return self._worker.submit(function, *given).result()
+        except BrokenProcessPool:  # how the system ends what asks for more memory than there is
+            self._worker.shutdown()
+            self._worker = _worker()
+            raise DidNotFit("its process was ended, as when memory is short") from None
+        except (MemoryError, RuntimeError) as error:
+            raise DidNotFit((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+class DidNotFit(Exception):
+    """A contender could not compute what it was asked for."""
+
+
+def _measure(found: Sequence[Contender], settings: BenchmarkSettings, length: int) -> dict[str, Any]:
+    """One length: each contender's best batch and memory by itself, then all in turn, `repeats` times.
+
+    What does not fit is left out, and said; what was measured before stays.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for one in found:
+        try:
+            rows[one.name] = one.alone(length)
+        except DidNotFit as error:
+            one.say(f"is left out: {error}")
     for _ in range(settings.repeats):
-        for name, row in rows.items():
-            for batch, seconds in row["seconds"].items():
-                seconds.append(workers[name].submit(_timed, batch, length, settings.seed).result())
+        for one in found:
+            for batch in list(rows.get(one.name, {}).get("seconds", ())):
+                try:
+                    rows[one.name]["seconds"][batch].append(one.timed(batch))
+                except DidNotFit as error:
+                    one.say(f"{batch} documents at once are not timed further: {error}")
+                    one.open(length)
     outputs = {name: row.pop("output") for name, row in rows.items()}
+    rows = {name: row for name, row in rows.items() if row["seconds"][1]}
     for name, row in rows.items():
+        row["seconds"] = {batch: seconds for batch, seconds in row["seconds"].items() if seconds}
         best = {batch: statistics.median(seconds) / batch for batch, seconds in row["seconds"].items()}
         batch = min(best, key=best.__getitem__)
         row["latency"] = statistics.median(row["seconds"][1])
@@ -124,21 +193,6 @@ def _measure(
         if (twin := outputs.get(TWIN.get(name, ""))) is not None:
             row["off"] = ((outputs[name] - twin).norm() / twin.norm()).item()
     return rows
-
-
-def _alone(
-    worker: ProcessPoolExecutor, name: str, settings: BenchmarkSettings, length: int, folder: Path
-) -> dict[str, Any]:
-    """Opens the contender; of its batches the single row and the fastest are left, to be timed."""
-    process = worker.submit(_open, name, settings, length, folder).result()
-    with PeakMemory(process) as peak:
-        tried = {
-            batch: worker.submit(_timed, batch, length, settings.seed).result() / batch
-            for batch in batches(settings.tokens, length)
-        }
-    best = min(tried, key=tried.__getitem__)
-    output = worker.submit(_output, length, settings.seed).result()
-    return {"peak_bytes": peak.bytes, "seconds": {batch: [] for batch in sorted({1, best})}, "output": output}
 
 
 # --- within a contender's process ---------------------------------------------------------------------
@@ -162,7 +216,10 @@ def _timed(batch: int, length: int, seed: int) -> float:
     while not calls or time.perf_counter() - start < SECONDS:
         encode(ids)
         calls += 1
-    return (time.perf_counter() - start) / calls
+    seconds = (time.perf_counter() - start) / calls
+    if isinstance(encode, OnnxEncoder):
+        encode.release()  # all contenders are open at once
+    return seconds
 
 
 def _output(length: int, seed: int) -> torch.Tensor:
@@ -210,7 +267,7 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         ("Documents a second, best batch", "documents_per_second", lambda x: f"{x:,.2f}"),
         ("Documents in that batch", "best_batch", str),
         ("Milliseconds for one document", "latency", lambda x: f"{1e3 * x:,.1f}"),
-        ("Peak memory of the process, MB", "peak_bytes", lambda x: f"{x / 1e6:,.0f}"),
+        ("Peak memory of the process with that batch, MB", "peak_bytes", lambda x: f"{x / 1e6:,.0f}"),
         ("Off from the same model in PyTorch's float32, % of the outputs", "off", lambda x: f"{100 * x:.2g}"),
     )
     lines = figures_by_length(rows, ALL, figures)

@@ -67,7 +67,10 @@ def quantise(path: Path, target: Path) -> None:
 
 
 def open_session(path: Path, threads: int | None = None) -> Callable[..., tuple[Tensor, ...]]:
-    """ONNX Runtime on the CPU: the file as a function of its inputs' tensors, in their order."""
+    """ONNX Runtime on the CPU: the file as a function of its inputs' tensors, in their order.
+
+    With `shrink=True` a call gives back the memory that it and earlier ones took, which is kept otherwise.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -76,9 +79,13 @@ def open_session(path: Path, threads: int | None = None) -> Callable[..., tuple[
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+    shrinking = onnxruntime.RunOptions()
+    shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def run(*inputs: Tensor, shrink: bool = False) -> tuple[Tensor, ...]:
         given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
-        return tuple(torch.from_numpy(x) for x in session.run(None, given))
+        outputs = session.run(None, given, shrinking if shrink else None)
+        return tuple(torch.from_numpy(x) for x in outputs)
 
     return run
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 
+import psutil
 import pytest
 import torch
 from transformers import BertConfig, BertForPreTraining
 
-from nystromformer.benchmark import benchmark
+from nystromformer.benchmark import benchmark, inference
 from nystromformer.benchmark.encoders import BERT, BERT_ONNX, NEAR, OURS, OURS_BF16, PEER, encoder
 from nystromformer.benchmark.inference import batches, contenders, page, ratios
 from nystromformer.errors import UserError
@@ -84,6 +88,83 @@ def test_writes_table_and_numbers(bert, tmp_path, capsys):
             assert one["peak_bytes"] > 1e7
         assert row[BERT_ONNX]["off"] < 1e-5
     assert f"| {OURS} |" in page
+
+
+class _Here:
+    """Stands for a contender's process: ends when it is asked for more rows than it has memory for."""
+
+    def __init__(self, most: dict[str, int]) -> None:
+        self.most, self.name, self.ended = most, "", False
+
+    def submit(self, function, *given) -> Future:
+        found: Future = Future()
+        if function is inference._open:
+            self.name = given[0]
+            found.set_result(os.getpid())
+        elif function is inference._output:
+            found.set_result(torch.ones(1))
+        elif given[0] > self.most.get(self.name, 99):
+            found.set_exception(BrokenProcessPool("terminated abruptly"))
+        else:
+            found.set_result(0.1 + 0.01 * given[0])
+        return found
+
+    def shutdown(self) -> None:
+        self.ended = True
+
+
+def test_a_batch_that_ends_its_process_leaves_the_smaller_ones(bert, tmp_path, monkeypatch, capsys):
+    started: list[_Here] = []
+    monkeypatch.setattr(
+        inference, "_worker", lambda: started.append(_Here({BERT: 4, PEER: 0})) or started[-1]
+    )
+    of = settings(bert, lengths=[8])
+    found = [inference.Contender(name, of, tmp_path) for name in (OURS, BERT, PEER)]
+    rows = inference._measure(found, of, 8)
+    assert set(rows) == {OURS, BERT}
+    assert rows[OURS]["best_batch"] == 16
+    assert rows[BERT]["best_batch"] == 4
+    assert len(rows[BERT]["seconds"][4]) == of.repeats
+    told = capsys.readouterr().out
+    assert f"8 tokens, {BERT}: 16 documents at once are left out" in told
+    assert f"8 tokens, {PEER}: is left out" in told
+    assert [process.ended for process in started] == [False, True, True, False, False]
+
+
+def test_what_ends_while_it_is_timed_loses_that_alone(bert, tmp_path, monkeypatch, capsys):
+    room = {BERT: 16}
+    monkeypatch.setattr(inference, "_worker", lambda: _Here(room))
+    of = settings(bert, lengths=[8])
+    one = inference.Contender(BERT, of, tmp_path)
+    alone = one.alone(8)
+    assert set(alone["seconds"]) == {1, 16}
+    room[BERT] = 1
+    monkeypatch.setattr(one, "alone", lambda length: alone)
+    rows = inference._measure([one], of, 8)
+    assert rows[BERT]["best_batch"] == 1
+    assert rows[BERT]["seconds"].keys() == {1}
+    assert "not timed further" in capsys.readouterr().out
+
+
+@NEEDED
+def test_onnx_runtime_gives_memory_back_when_asked(tmp_path):
+    class Wide(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            wide = x.unsqueeze(-1) * x.unsqueeze(-2)
+            return (wide @ wide).mean(-1)
+
+    rows = torch.export.Dim("n", min=2, max=9000)
+    program = torch.export.export(Wide(), (torch.rand(64),), dynamic_shapes=((rows,),))
+    onnx_file.write(program, tmp_path / "wide.onnx", ("x",), ("y",))
+    run = onnx_file.open_session(tmp_path / "wide.onnx")
+    process = psutil.Process()
+    run(torch.rand(8))
+    before = process.memory_info().rss
+    run(torch.rand(6000))
+    kept = process.memory_info().rss - before
+    assert kept > 4 * 6000**2
+    run(torch.rand(8), shrink=True)
+    assert process.memory_info().rss - before < kept / 4
 
 
 def test_ratios_take_the_fastest_of_the_others():
