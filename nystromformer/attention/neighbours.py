@@ -340,7 +340,10 @@ def _far(
     least_BHCw1 = factor_BHCwM @ salient.far_BHCM.to(exact)[..., None]
     least_BHCw1 = least_BHCw1 * (-log_scale_BH11[:, :, None]).exp()
     sum_BHCw1 = out_BHCwE[..., -1:]
-    trust_BHCw1 = (sum_BHCw1 / least_BHCw1.clamp(min=LEAST)).clamp(0, 1)
+    # A clamped quotient has the same value, but beside a tiny bound its gradient is 0 times infinity.
+    between_BHCw1 = (sum_BHCw1 > 0) & (sum_BHCw1 < least_BHCw1)
+    bound_BHCw1 = torch.where(between_BHCw1, least_BHCw1.clamp(min=LEAST), 1)
+    trust_BHCw1 = torch.where(between_BHCw1, sum_BHCw1 / bound_BHCw1, (sum_BHCw1 > 0).to(exact))
     out_BHCwE = torch.cat([trust_BHCw1 * out_BHCwE[..., :-1], sum_BHCw1], dim=-1)
     return out_BHCwE, log_sum_BHCw1 + log_scale_BH11[:, :, None]
 
