@@ -68,7 +68,7 @@ class OnnxEncoder:
     """An ONNX file as an `Encode`."""
 
     def __init__(self, file: Path) -> None:
-        self._run = onnx_file.open_session(file)
+        self._run = onnx_file.Session(file)
 
     def __call__(self, ids: Tensor) -> Tensor:
         return self._run(ids, torch.ones_like(ids))[0]

@@ -41,7 +41,7 @@ def export(settings: ExportSettings) -> None:
         if settings.format == "onnx":
             path = beside / "model.onnx"
             onnx_file.write(program, path, model.inputs, model.outputs)
-            run = onnx_file.open_session(path)
+            run = onnx_file.Session(path)
             lines.append(f"{path.name}: ONNX, opset {onnx_file.OPSET}, {_megabytes(path)}")
         else:
             path = beside / "model.pt2"
@@ -53,7 +53,7 @@ def export(settings: ExportSettings) -> None:
         if settings.int8:
             small = beside / "model.int8.onnx"
             onnx_file.quantise(path, small)
-            off = model.differences(onnx_file.open_session(small))
+            off = model.differences(onnx_file.Session(small))
             lines.append(f"{small.name}: dynamic int8, {_megabytes(small)}")
             lines.append(f"  off by {off.relative:.1%} of the outputs, at most {off.largest:.3g}")
         model.config.save_pretrained(beside)

@@ -6,14 +6,16 @@ import contextlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from transformers import PretrainedConfig
 
-from nystromformer.errors import check_installed
+from nystromformer.errors import UserError, check_installed
 
 OPSET = 18
 """Version of ONNX's operators: the first with all that is used, and PyTorch's own choice."""
@@ -66,28 +68,51 @@ def quantise(path: Path, target: Path) -> None:
         )
 
 
-def open_session(path: Path, threads: int | None = None) -> Callable[..., tuple[Tensor, ...]]:
-    """ONNX Runtime on the CPU: the file as a function of its inputs' tensors, in their order.
+class Session:
+    """ONNX Runtime on the CPU: a file as a function of its inputs' tensors, in their order."""
 
-    With `shrink=True` a call gives back the memory that it and earlier ones took, which is kept otherwise.
-    """
-    import onnxruntime
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._shrinking = onnxruntime.RunOptions()
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self.inputs = [one.name for one in self._session.get_inputs()]
+        self.outputs = [one.name for one in self._session.get_outputs()]
 
-    shrinking = onnxruntime.RunOptions()
-    shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-
-    def run(*inputs: Tensor, shrink: bool = False) -> tuple[Tensor, ...]:
-        given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
-        outputs = session.run(None, given, shrinking if shrink else None)
+    def __call__(self, *inputs: Tensor, shrink: bool = False) -> tuple[Tensor, ...]:
+        """With `shrink` a call gives back the memory that it and earlier ones took."""
+        given = {name: x.numpy() for name, x in zip(self.inputs, inputs, strict=True)}
+        outputs = self._session.run(None, given, self._shrinking if shrink else None)
         return tuple(torch.from_numpy(x) for x in outputs)
 
-    return run
+
+class ModelOfFile(nn.Module):
+    """A file that `export` wrote, called as the model it was made from, with its outputs by name."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, path: Path, config: PretrainedConfig) -> None:
+        """Raises UserError where ONNX Runtime is missing or cannot open the file."""
+        super().__init__()
+        check_packages(f"onnx={path}")
+        try:
+            self._session = Session(path)
+        except Exception as error:  # its own kinds, one for each way to be no ONNX file
+            told = str(error).splitlines()[0]
+            raise UserError(
+                f"onnx={path} cannot be opened ({told}): write a .onnx file of `export`"
+            ) from None
+        self.config = config
+
+    def forward(self, **batch: Tensor) -> SimpleNamespace:
+        ids = batch["input_ids"]
+        every = {"attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids), **batch}
+        outputs = self._session(*(every[name] for name in self._session.inputs))
+        return SimpleNamespace(**dict(zip(self._session.outputs, outputs, strict=True)))
 
 
 @contextlib.contextmanager

@@ -306,6 +306,8 @@ class EvaluateSettings(Section):
 
     checkpoint: str | None = path(None)
     """Folder of a model that `finetune` wrote."""
+    onnx: str | None = path(None)
+    """A file that `export` made of it, e.g. model.int8.onnx, which computes in the place of its weights."""
     file: str | None = path(None)
     """A file of a layout that the model's kind of task has: .csv, .tsv or .jsonl, CoNLL columns, SQuAD's
     .json, or a file of the model's own GLUE task in GLUE's layout. For `evaluate` also a folder of documents,
@@ -383,3 +385,5 @@ class PredictSettings(EvaluateSettings):
             given = {"model.*": self.model != SwapSettings(), "tokenizer_path": self.tokenizer_path}
             for name in (name for name, value in given.items() if value):
                 yield f"{name} is for vectors from any checkpoint: write task=embed, or leave it empty"
+        elif self.onnx:
+            yield f"onnx={self.onnx} is for a fine-tuned model: leave task empty, or onnx"

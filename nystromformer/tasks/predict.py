@@ -21,11 +21,12 @@ from functools import partial
 from itertools import accumulate, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
+from nystromformer.export.onnx_file import ModelOfFile
 from nystromformer.files import ContentHashes, held, write_atomically
 from nystromformer.model.layouts import load_model
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
@@ -130,6 +131,8 @@ class _Prediction:
             self._file = f"vectors.{self._form}"
         else:
             self._file = self._task.predictions if form == "own" else f"predictions.{self._form}"
+        if self._onnx and "vector" in self._task.told:
+            raise UserError(f"onnx={settings.onnx} is for predictions, not for vectors: leave it out")
         apart = self._are_vectors or form == "own"
         self._errors_apart = [_ERRORS] if apart and settings.reported else []
 
@@ -142,6 +145,10 @@ class _Prediction:
         else:
             task, max_length = EmbedTask("embed", "embedding"), any_checkpoint.max_length or own_length(path)
         return task.of_file(self._settings), max_length, open_tokenizer(self._tokenizer_path, path)
+
+    @property
+    def _onnx(self) -> Path | None:
+        return Path(self._settings.onnx).expanduser() if self._settings.onnx else None
 
     @property
     def _tokenizer_path(self) -> str | None:
@@ -237,6 +244,7 @@ class _Prediction:
         return {
             "file": short(hashes.of(self._path)),
             "checkpoint": short(hashlib.sha256(json.dumps(parts).encode()).hexdigest()),
+            **({"onnx": short(hashes.of(self._onnx))} if self._onnx else {}),
             **{
                 setting.key: attrgetter(setting.key)(self._settings)
                 for setting in settings_of(type(self._settings))
@@ -249,7 +257,7 @@ class _Prediction:
         for name in now:
             if before.get(name) == now[name]:
                 continue
-            if name in ("file", "checkpoint"):
+            if name in ("file", "checkpoint", "onnx"):
                 other = "file" if name == "file" else "model"
                 given = getattr(self._settings, name)
                 what = f"holds predictions of another {other} than {name}={given} is now"
@@ -272,7 +280,9 @@ class _Prediction:
     def _model(self) -> PreTrainedModel:
         changes = self._any_checkpoint
         if changes is None:
-            return open_model(self._checkpoint, self._task)[0]
+            model = open_model(self._checkpoint, self._task)[0]
+            # Called alike, and nothing else is asked of it here.
+            return cast(PreTrainedModel, ModelOfFile(self._onnx, model.config)) if self._onnx else model
         named = {"tokenizer_path": self._tokenizer_path, **swap(changes)}
         return Embedder.load(self._checkpoint, device="cpu", **named).model
 

@@ -265,7 +265,7 @@ def test_gradients_are_finite_where_what_is_far_has_next_to_no_share(implementat
 
 
 def needles(seed: int, sharpness: float, dtype=torch.float32) -> list[torch.Tensor]:
-    """Heads of which some tokens look sharply at six keys far away: what their landmarks leak drowns others."""
+    """Some tokens look sharply at six keys far away: what their landmarks leak drowns others."""
     draw = torch.Generator().manual_seed(seed)
     query, key, value = (torch.randn(1, 2, 300, 32, generator=draw) for _ in range(3))
     direction = torch.nn.functional.normalize(torch.randn(32, generator=draw), dim=0)

@@ -156,7 +156,7 @@ def test_onnx_runtime_gives_memory_back_when_asked(tmp_path):
     rows = torch.export.Dim("n", min=2, max=9000)
     program = torch.export.export(Wide(), (torch.rand(64),), dynamic_shapes=((rows,),))
     onnx_file.write(program, tmp_path / "wide.onnx", ("x",), ("y",))
-    run = onnx_file.open_session(tmp_path / "wide.onnx")
+    run = onnx_file.Session(tmp_path / "wide.onnx")
     process = psutil.Process()
     run(torch.rand(8))
     before = process.memory_info().rss

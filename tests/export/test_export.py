@@ -38,7 +38,7 @@ def test_every_head_gives_pytorchs_numbers_in_onnx_runtime(head, make_model, tmp
     out = capsys.readouterr().out
     assert f"{head} head" in out
     assert "opset 18" in out
-    run = onnx_file.open_session(tmp_path / "out/model.onnx")
+    run = onnx_file.Session(tmp_path / "out/model.onnx")
     model = lengths_agree(run, folder)
     assert len(run(*model.batch(9))) == len(model.outputs)
 
@@ -52,7 +52,7 @@ def test_every_head_gives_pytorchs_numbers_in_onnx_runtime(head, make_model, tmp
 def test_so_do_the_mechanisms(changes, make_model, tmp_path):
     folder = make_model("encoder", **changes)
     exported(folder, tmp_path / "out")
-    lengths_agree(onnx_file.open_session(tmp_path / "out/model.onnx"), folder)
+    lengths_agree(onnx_file.Session(tmp_path / "out/model.onnx"), folder)
 
 
 @NEEDED
@@ -63,7 +63,7 @@ def test_int8_is_smaller_and_near(make_model, tmp_path, capsys):
     whole, small = (tmp_path / "out" / name for name in ("model.onnx", "model.int8.onnx"))
     assert small.stat().st_size < 0.75 * whole.stat().st_size
     model = open_recordable(ExportSettings(checkpoint=str(folder), target="x"))
-    assert 0 < model.differences(onnx_file.open_session(small)).relative < 0.25
+    assert 0 < model.differences(onnx_file.Session(small)).relative < 0.25
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"config.json", "tokenizer.json"}
     assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == [
         "NystromformerForSequenceClassification"
