@@ -1,0 +1,238 @@
+"""The result: what was measured, the laws through it, what exact attention costs, and what is computed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nystromformer.pictures import STYLES, legend_below, picture
+from nystromformer.reproduce.scaling.base import GPUS, predictions
+from nystromformer.reproduce.scaling.curves import EXACT, NYSTROM, Curve, curves, equal_loss
+from nystromformer.reproduce.scaling.law import UNIDENTIFIED, Law, fit_law
+from nystromformer.results import Result
+from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.tables import table
+
+FITTED_FROM = 0.2
+"""The share of a run's steps from which its validations are fitted; its warm-up never is."""
+_FORMS = {"N, D": ("N", "D"), "C": ("C",)}
+
+
+def scaling(settings: ReproduceSettings) -> Result:
+    """Runs of three sizes at three lengths with exact and Nyström attention: curves, laws, and base computed.
+
+    Raises:
+        UserError: too few sizes or lengths, words that ask for different batches, or a `step` file that says
+            nothing of base.
+    """
+    base = predictions(settings.scale.scaling, settings.step)  # before the minutes of training
+    return result_of(curves(settings), base)
+
+
+def result_of(found: Sequence[Curve], base: Mapping[str, Any]) -> Result:
+    """The page of finished runs."""
+    laws = {
+        attention: laws_of([c for c in found if c["attention"] == attention])
+        for attention in (EXACT, NYSTROM)
+    }
+    ratios = equal_loss(found)
+    longest = max(one["length"] for one in found)
+    at_longest = [one for one in ratios if one["length"] == longest]
+    flops, seconds = (_middle([one[name] for one in at_longest]) for name in ("flops", "seconds"))
+    return Result(
+        title="Loss against compute, exact and Nyström attention",
+        measured={
+            "runs": list(found),
+            "laws": {a: {form: asdict(law) for form, law in of.items()} for a, of in laws.items()},
+            "equal_loss": ratios,
+            "computed": dict(base),
+        },
+        lines=[*_runs(found), *_ratios(ratios), *_laws(laws), *_base(base)],
+        headline=f"At {longest} tokens exact attention needs {flops:.2f} times the FLOPs and {seconds:.2f} "
+        "times the time of Nyström attention for the same loss",
+        plots={"scaling": _draw},
+    )
+
+
+def laws_of(found: Sequence[Curve]) -> dict[str, Law]:
+    """Of one attention: L(N, D) through the validations of all runs, L(C) through the last of each."""
+    points = [
+        (curve, number)
+        for curve in found
+        for number, step in enumerate(curve["step"])
+        if step > max(FITTED_FROM * curve["step"][-1], curve["warmup_steps"])
+    ]
+    last = [(curve, len(curve["step"]) - 1) for curve in found]
+    laws = {}
+    for form, chosen in (("N, D", points), ("C", last)):
+        quantities = {
+            "N": np.array([curve["parameters"] for curve, _ in chosen], np.float64),
+            "D": np.array([curve["tokens"][number] for curve, number in chosen]),
+            "C": np.array([curve["flops"][number] for curve, number in chosen]),
+        }
+        laws[form] = fit_law(
+            np.array([curve["loss"][number] for curve, number in chosen]),
+            {name: quantities[name] for name in _FORMS[form]},
+            [f"{curve['size']} {curve['length']}" for curve, _ in chosen],
+            [curve["size"] for curve, _ in chosen],
+        )
+    return laws
+
+
+def _runs(found: Sequence[Curve]) -> Iterator[str]:
+    first = found[0]
+    yield (
+        f"{len(found)} runs; at each size and length both attentions take the same batches. The rate is constant "
+        f"after {first['warmup_steps']:,} steps of warm-up, so that each validation on the way is that of a "
+        "run that ends there; no loss here is of a decayed rate. Exact attention is BERT's, without the residual "
+        "convolution. N is without embeddings; tokens are real ones, FLOPs the model's (forward and backward, "
+        f"`training/flops.py`); loss is of {first['predictions']:,} masked tokens or about as many, held out, in "
+        "nats:"
+    )
+    yield ""
+    head = ("size", "length", "attention", "N, million", "with embeddings", "tokens/s", "tokens, million")
+    rows = [
+        (
+            one["size"], one["length"], one["attention"], f"{one['parameters'] / 1e6:.2f}",
+            f"{one['parameters_with_embeddings'] / 1e6:.2f}", f"{one['tokens_per_second']:,.0f}",
+            f"{one['tokens'][-1] / 1e6:.2f}", f"{one['flops'][-1] / 1e12:.2f}", f"{one['loss'][-1]:.3f}",
+        )
+        for one in found
+    ]  # fmt: skip
+    yield from table((*head, "TFLOP", "MLM loss"), rows)
+
+
+def _ratios(ratios: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield from ("", "## What exact attention needs for the same loss", "")
+    yield (
+        "Times what Nyström attention needs, for the best loss that both reach; above 1 Nyström attention is "
+        "ahead. Where a curve reaches it is interpolated between validations; seconds are tokens at the run's "
+        "median speed. One run each: the differences between sizes show how far to trust a figure."
+    )
+    yield ""
+    rows = [(f"{one['size']}, {one['length']} tokens", f"{one['loss']:.3f}", *_cells(one)) for one in ratios]
+    for length in sorted({one["length"] for one in ratios}):
+        of = [one for one in ratios if one["length"] == length]
+        middle = {name: _middle([one[name] for one in of]) for name in ("tokens", "flops", "seconds")}
+        rows.append((f"**{length} tokens**, geometric mean", "", *_cells(middle)))
+    yield from table(("size and length", "loss", "tokens", "FLOPs", "seconds"), rows)
+
+
+def _cells(ratios: Mapping[str, float]) -> list[str]:
+    return [f"{ratios[name]:.2f}" for name in ("tokens", "flops", "seconds")]
+
+
+def _middle(ratios: Sequence[float]) -> float:
+    return statistics.geometric_mean(ratios)
+
+
+def _laws(laws: Mapping[str, Mapping[str, Law]]) -> Iterator[str]:
+    yield from ("", "## Laws", "")
+    yield (
+        "L(N, D) = E + A_N (N/N₀)^(−α_N) + A_D (D/D₀)^(−α_D) through all validations past the first "
+        f"{FITTED_FROM:.0%} of a run, and L(C) = E + A_C (C/C₀)^(−α_C) through the last one of each run, which "
+        "all have as many tokens. N₀, D₀ and C₀ are the points' geometric means, so that A is in nats at the "
+        "middle of what was measured. Huber's loss of log L (Hoffmann et al. 2022, appendix D.3); in brackets "
+        "95 % intervals by a bootstrap over the runs, within each size."
+    )
+    yield ""
+    rows, unknown = [], []
+    for attention, of in laws.items():
+        for form, law in of.items():
+            for name, value in law.parameters.items():
+                low, high = law.intervals[name]
+                sure = "" if name not in law.unidentified else "not identified"
+                rows.append(
+                    (f"{attention}, L({form})", name, f"{value:.3g}", f"[{low:.3g}, {high:.3g}]", sure)
+                )
+            if law.unidentified:
+                unknown.append(f"{', '.join(law.unidentified)} of {attention} L({form})")
+    yield from table(("law", "parameter", "value", "interval", ""), rows)
+    yield ""
+    errors = ", ".join(
+        f"{attention} L({form}) {law.residual:.1%}"
+        for attention, of in laws.items()
+        for form, law in of.items()
+    )
+    yield f"Median error of the loss: {errors}."
+    if unknown:
+        yield (
+            f"**Not identified** (an interval that spans more than a factor of {UNIDENTIFIED:g}, or reaches zero): "
+            f"{'; '.join(unknown)}. These runs do not say what they are, and nothing may be extrapolated by them."
+        )
+    yield (
+        "No loss of base is told: it would be of another corpus, another vocabulary and a size and a number of "
+        "tokens far outside of these."
+    )
+
+
+def _base(base: Mapping[str, Any]) -> Iterator[str]:
+    paper = base["paper"]
+    yield from ("", "## 12 layers of 768 (computed)", "")
+    mfu = "assumed, not measured" if base["assumed"] else "of `benchmark what=step`"
+    yield (
+        f"**Computed, nothing here was run.** {base['device']}, bf16, peak {base['peak_flops'] / 1e12:.1f} TFLOP/s "
+        f"a GPU; tokens a second = MFU × peak / FLOPs of a token, the MFU {mfu}. On several GPUs a step takes "
+        "max(compute, forward + all-reduce): a ring's all-reduce of float32 gradients, 2 (g − 1)/g · 4 bytes "
+        f"a parameter, at {base['node_bandwidth']:g} GB/s a GPU in a node of {base['gpus_per_node']} and "
+        f"{base['network_bandwidth']:g} GB/s beyond, beside a backward pass of two thirds of the compute; without "
+        f"latency, stragglers and waiting for data. {base['tokens_per_gpu']:,} tokens a GPU and step; days for "
+        f"{paper['tokens'] / 1e9:.1f} billion tokens, the paper's {paper['steps']:,} steps of "
+        f"{paper['batch_tokens']:,}:"
+    )
+    yield ""
+    speeds = [f"tokens/s, {g} GPU{'s' * (g > 1)}" for g in GPUS]
+    days = [f"days, {g}" for g in GPUS]
+    rows = [
+        (
+            row["length"], row["attention"], f"{row['flops_per_token'] / 1e6:,.0f}",
+            f"{row['mfu']:.1%}, {row['mfu_source']}", *(f"{row['tokens_per_second'][g]:,.0f}" for g in GPUS),
+            *(f"{row['days'][g]:,.2f}" for g in GPUS),
+        )
+        for row in base["rows"]
+    ]  # fmt: skip
+    yield from table(("length", "attention", "MFLOP a token", "MFU", *speeds, *days), rows)
+    yield ""
+    yield (
+        f"The same with the paper's batch kept, {paper['batch_tokens']:,} tokens shared by all GPUs at "
+        f"{base['rows'][0]['length']} tokens, as if a small share were computed as fast as a large one:"
+    )
+    yield ""
+    shared = [(row["attention"], *(f"{row['days'][g]:,.2f}" for g in GPUS)) for row in base["paper_batch"]]
+    yield from table(("attention (computed)", *days), shared)
+
+
+def _draw(measured: dict[str, Any], path: Path) -> None:
+    """Loss against FLOPs at each length: the validations of every run, and L(N, D) through them."""
+    runs = measured["runs"]
+    lengths, sizes = (sorted({run[name] for run in runs}) for name in ("length", "parameters"))
+    of_size = sorted(sizes)
+    with picture(path, 1, len(lengths), width="page", height=2.8, sharey=True, squeeze=False) as (
+        figure,
+        axes,
+    ):
+        for axis, length in zip(axes[0], lengths, strict=True):
+            for run in (run for run in runs if run["length"] == length):
+                nystrom = run["attention"] == NYSTROM
+                style = {**STYLES[0 if nystrom else 1], "linestyle": "none"}
+                number = min(range(len(of_size)), key=lambda n: abs(of_size[n] - run["parameters"]))
+                style["alpha"] = 0.35 + 0.65 * (number + 1) / len(of_size)
+                style["markersize"] = 2 + 1.2 * number * 3 / len(of_size)
+                flops = np.array(run["flops"])
+                axis.plot(flops, run["loss"], **style, label=f"{run['attention']}, {run['size']}")
+                _draw_law(axis, run, Law(**measured["laws"][run["attention"]]["N, D"]), flops, style["color"])
+            axis.set(title=f"{length} tokens", xscale="log", xlabel="model FLOPs")
+        axes[0][0].set_ylabel("held-out MLM loss, nats")
+        legend_below(figure, axes[0][0], 3)
+
+
+def _draw_law(axis: Any, run: Curve, law: Law, flops: np.ndarray, color: str) -> None:
+    first = FITTED_FROM * run["tokens"][-1]
+    tokens = np.geomspace(first, run["tokens"][-1], 30)
+    loss = law.loss({"N": np.full(30, float(run["parameters"])), "D": tokens})
+    axis.plot(np.interp(tokens, run["tokens"], flops), loss, color=color, linewidth=0.7)
