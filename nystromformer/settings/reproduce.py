@@ -97,13 +97,13 @@ class ReproduceSettings(Section):
     pretrain: bool = result(False)
     """table=lra: beside each model the same after masked tokens of the task's own training inputs."""
     minutes: float | None = result(None, above=0)
-    """figure=small, longer and scaling: how long their runs shall take together, on a machine like the one that
-    the scale was measured on. Steps, warm-up and the steps between validations grow alike."""
+    """figure=small, longer and scaling: how long their runs shall take together, on a machine like the one
+    that the scale was measured on. Steps, warm-up and the steps between validations grow alike."""
     collection: str | None = path(None)
     """table=retrieval: folder with documents that have titles, queries, and judgements, e.g. Cranfield's."""
     step: str | None = path(None)
-    """figure=scaling: JSON file of `nystromformer benchmark what=step layers=12 hidden=768` on a GPU, whose MFU
-    the computed part takes; without it one is assumed (scale.scaling.mfu)."""
+    """figure=scaling: JSON file of `nystromformer benchmark what=step layers=12 hidden=768` on a GPU, whose
+    MFU the computed part takes; without it one is assumed (scale.scaling.mfu)."""
     again: bool = record(False)
     """Measure anew what is there already."""
     device: str = result("auto", choices=DEVICES)
@@ -125,6 +125,8 @@ class ReproduceSettings(Section):
             yield f"{self.result} is not of the paper: write scale=cpu or scale=smoke"
         if self.pretrain and self.table != "lra" and not self.all:
             yield "pretrain=true is of table=lra: write table=lra, or leave it out"
+        if self.step and self.figure != "scaling":
+            yield "step is of figure=scaling: write figure=scaling, or leave it out"
         if self.minutes is not None and not self.all:
             section: Any = getattr(self.scale, self.result, None)
             if self.result not in LENGTHENED:

@@ -1,4 +1,4 @@
-"""`reproduce figure=scaling`: loss against compute for exact and Nyström attention, measured and extrapolated.
+"""`reproduce figure=scaling`: loss against compute for exact and Nyström attention, measured and computed.
 
 curves  the runs, three sizes by three lengths by two attentions, as points of loss, tokens and FLOPs
 law     power laws through such points, with an interval of each parameter

@@ -110,7 +110,7 @@ def read_step(path: str) -> tuple[Utilisation, float, str]:
 
 
 def utilisation_at(known: Mapping[int, float], length: int) -> tuple[float, str]:
-    """The MFU at a length and where it is from: between two lengths by their logarithms, beyond the nearest."""
+    """The MFU at a length and where it is from: between lengths by their logarithms, beyond the nearest."""
     if length in known:
         return known[length], "measured"
     share = float(np.interp(np.log(length), np.log(list(known)), list(known.values())))

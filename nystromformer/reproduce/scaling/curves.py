@@ -1,4 +1,4 @@
-"""The runs of the figure as curves: held-out loss by tokens, model FLOPs and seconds, and what they reached."""
+"""The runs of the figure as curves: held-out loss by tokens, model FLOPs and seconds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def curves(settings: ReproduceSettings) -> list[Curve]:
     if len(scale.sizes) < 3 or len(scale.lengths) < 2:
         raise UserError(
             f"scale={settings.scale.name} has {len(scale.sizes)} scale.scaling.sizes and "
-            f"{len(scale.lengths)} scale.scaling.lengths: write at least three sizes and two lengths for a fit"
+            f"{len(scale.lengths)} scale.scaling.lengths: write at least three sizes and two lengths for a "
+            "fit"
         )
     planned = list(words_of(scale))
     for _, _, words in planned:  # all of them before the first trains

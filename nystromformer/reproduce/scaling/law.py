@@ -93,8 +93,9 @@ def fit_law(
     for _ in range(draws):
         chosen = [points_of[run] for of_size in strata.values() for run in rng.choice(of_size, len(of_size))]
         points = np.concatenate(chosen)
-        starts = [best, *_starts(log_loss[points], len(centres))[:: 2 ** len(centres) + 1]]
-        drawn.append(_natural(_fit(log_loss[points], x_PQ[points], starts)))
+        starts = _starts(log_loss[points], len(centres))
+        two = [best, starts[len(starts) // 2]]
+        drawn.append(_natural(_fit(log_loss[points], x_PQ[points], two)))
     keys = ["E", *(f"A_{name}" for name in centres), *(f"α_{name}" for name in centres)]
     return Law(
         centres,

@@ -34,10 +34,10 @@ def scaling(settings: ReproduceSettings) -> Result:
     return result_of(curves(settings), base)
 
 
-def result_of(found: Sequence[Curve], base: Mapping[str, Any]) -> Result:
-    """The page of finished runs."""
+def result_of(found: Sequence[Curve], base: Mapping[str, Any], *, draws: int = 200) -> Result:
+    """The page of finished runs, with intervals of so many draws."""
     laws = {
-        attention: laws_of([c for c in found if c["attention"] == attention])
+        attention: laws_of([one for one in found if one["attention"] == attention], draws=draws)
         for attention in (EXACT, NYSTROM)
     }
     ratios = equal_loss(found)
@@ -59,7 +59,7 @@ def result_of(found: Sequence[Curve], base: Mapping[str, Any]) -> Result:
     )
 
 
-def laws_of(found: Sequence[Curve]) -> dict[str, Law]:
+def laws_of(found: Sequence[Curve], *, draws: int = 200) -> dict[str, Law]:
     """Of one attention: L(N, D) through the validations of all runs, L(C) through the last of each."""
     points = [
         (curve, number)
@@ -80,6 +80,7 @@ def laws_of(found: Sequence[Curve]) -> dict[str, Law]:
             {name: quantities[name] for name in _FORMS[form]},
             [f"{curve['size']} {curve['length']}" for curve, _ in chosen],
             [curve["size"] for curve, _ in chosen],
+            draws=draws,
         )
     return laws
 
@@ -87,12 +88,12 @@ def laws_of(found: Sequence[Curve]) -> dict[str, Law]:
 def _runs(found: Sequence[Curve]) -> Iterator[str]:
     first = found[0]
     yield (
-        f"{len(found)} runs; at each size and length both attentions take the same batches. The rate is constant "
-        f"after {first['warmup_steps']:,} steps of warm-up, so that each validation on the way is that of a "
-        "run that ends there; no loss here is of a decayed rate. Exact attention is BERT's, without the residual "
-        "convolution. N is without embeddings; tokens are real ones, FLOPs the model's (forward and backward, "
-        f"`training/flops.py`); loss is of {first['predictions']:,} masked tokens or about as many, held out, in "
-        "nats:"
+        f"{len(found)} runs; at each size and length both attentions take the same batches. The rate is "
+        f"constant after {first['warmup_steps']:,} steps of warm-up, so that each validation on the way is "
+        "that of a run that ends there; no loss here is of a decayed rate. Exact attention is BERT's, "
+        "without the residual convolution. N is without embeddings; tokens are real ones, FLOPs the "
+        f"model's (forward and backward, `training/flops.py`); loss is of {first['predictions']:,} masked "
+        "tokens or about as many, held out, in nats:"
     )
     yield ""
     head = ("size", "length", "attention", "N, million", "with embeddings", "tokens/s", "tokens, million")
@@ -110,9 +111,9 @@ def _runs(found: Sequence[Curve]) -> Iterator[str]:
 def _ratios(ratios: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from ("", "## What exact attention needs for the same loss", "")
     yield (
-        "Times what Nyström attention needs, for the best loss that both reach; above 1 Nyström attention is "
-        "ahead. Where a curve reaches it is interpolated between validations; seconds are tokens at the run's "
-        "median speed. One run each: the differences between sizes show how far to trust a figure."
+        "Times what Nyström attention needs, for the best loss that both reach; above 1 Nyström attention "
+        "is ahead. Where a curve reaches it is interpolated between validations; seconds are tokens at the "
+        "run's median speed. One run each: the differences between sizes show how far to trust a figure."
     )
     yield ""
     rows = [(f"{one['size']}, {one['length']} tokens", f"{one['loss']:.3f}", *_cells(one)) for one in ratios]
@@ -135,10 +136,10 @@ def _laws(laws: Mapping[str, Mapping[str, Law]]) -> Iterator[str]:
     yield from ("", "## Laws", "")
     yield (
         "L(N, D) = E + A_N (N/N₀)^(−α_N) + A_D (D/D₀)^(−α_D) through all validations past the first "
-        f"{FITTED_FROM:.0%} of a run, and L(C) = E + A_C (C/C₀)^(−α_C) through the last one of each run, which "
-        "all have as many tokens. N₀, D₀ and C₀ are the points' geometric means, so that A is in nats at the "
-        "middle of what was measured. Huber's loss of log L (Hoffmann et al. 2022, appendix D.3); in brackets "
-        "95 % intervals by a bootstrap over the runs, within each size."
+        f"{FITTED_FROM:.0%} of a run, and L(C) = E + A_C (C/C₀)^(−α_C) through the last one of each run, "
+        "which all have as many tokens. N₀, D₀ and C₀ are the points' geometric means, so that A is in "
+        "nats at the middle of what was measured. Huber's loss of log L (Hoffmann et al. 2022, appendix "
+        "D.3); in brackets 95 % intervals by a bootstrap over the runs, within each size."
     )
     yield ""
     rows, unknown = [], []
@@ -162,12 +163,13 @@ def _laws(laws: Mapping[str, Mapping[str, Law]]) -> Iterator[str]:
     yield f"Median error of the loss: {errors}."
     if unknown:
         yield (
-            f"**Not identified** (an interval that spans more than a factor of {UNIDENTIFIED:g}, or reaches zero): "
-            f"{'; '.join(unknown)}. These runs do not say what they are, and nothing may be extrapolated by them."
+            f"**Not identified** (an interval that spans more than a factor of {UNIDENTIFIED:g}, or reaches "
+            f"zero): {'; '.join(unknown)}. These runs do not say what they are, and nothing may be "
+            "extrapolated by them."
         )
     yield (
-        "No loss of base is told: it would be of another corpus, another vocabulary and a size and a number of "
-        "tokens far outside of these."
+        "No loss of base is told: it would be of another corpus, another vocabulary and a size and a "
+        "number of tokens far outside of these."
     )
 
 
@@ -176,14 +178,14 @@ def _base(base: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## 12 layers of 768 (computed)", "")
     mfu = "assumed, not measured" if base["assumed"] else "of `benchmark what=step`"
     yield (
-        f"**Computed, nothing here was run.** {base['device']}, bf16, peak {base['peak_flops'] / 1e12:.1f} TFLOP/s "
-        f"a GPU; tokens a second = MFU × peak / FLOPs of a token, the MFU {mfu}. On several GPUs a step takes "
-        "max(compute, forward + all-reduce): a ring's all-reduce of float32 gradients, 2 (g − 1)/g · 4 bytes "
-        f"a parameter, at {base['node_bandwidth']:g} GB/s a GPU in a node of {base['gpus_per_node']} and "
-        f"{base['network_bandwidth']:g} GB/s beyond, beside a backward pass of two thirds of the compute; without "
-        f"latency, stragglers and waiting for data. {base['tokens_per_gpu']:,} tokens a GPU and step; days for "
-        f"{paper['tokens'] / 1e9:.1f} billion tokens, the paper's {paper['steps']:,} steps of "
-        f"{paper['batch_tokens']:,}:"
+        f"**Computed, nothing here was run.** {base['device']}, bf16, peak {base['peak_flops'] / 1e12:.1f} "
+        f"TFLOP/s a GPU; tokens a second = MFU × peak / FLOPs of a token, the MFU {mfu}. On several GPUs a "
+        "step takes max(compute, forward + all-reduce): a ring's all-reduce of float32 gradients, 2 (g − "
+        f"1)/g · 4 bytes a parameter, at {base['node_bandwidth']:g} GB/s a GPU in a node of "
+        f"{base['gpus_per_node']} and {base['network_bandwidth']:g} GB/s beyond, beside a backward pass of "
+        "two thirds of the compute; without latency, stragglers and waiting for data. "
+        f"{base['tokens_per_gpu']:,} tokens a GPU and step; days for {paper['tokens'] / 1e9:.1f} billion "
+        f"tokens, the paper's {paper['steps']:,} steps of {paper['batch_tokens']:,}:"
     )
     yield ""
     speeds = [f"tokens/s, {g} GPU{'s' * (g > 1)}" for g in GPUS]
@@ -192,7 +194,7 @@ def _base(base: Mapping[str, Any]) -> Iterator[str]:
         (
             row["length"], row["attention"], f"{row['flops_per_token'] / 1e6:,.0f}",
             f"{row['mfu']:.1%}, {row['mfu_source']}", *(f"{row['tokens_per_second'][g]:,.0f}" for g in GPUS),
-            *(f"{row['days'][g]:,.2f}" for g in GPUS),
+            *(f"{row['days'][g]:.3g}" for g in GPUS),
         )
         for row in base["rows"]
     ]  # fmt: skip
@@ -203,7 +205,7 @@ def _base(base: Mapping[str, Any]) -> Iterator[str]:
         f"{base['rows'][0]['length']} tokens, as if a small share were computed as fast as a large one:"
     )
     yield ""
-    shared = [(row["attention"], *(f"{row['days'][g]:,.2f}" for g in GPUS)) for row in base["paper_batch"]]
+    shared = [(row["attention"], *(f"{row['days'][g]:.3g}" for g in GPUS)) for row in base["paper_batch"]]
     yield from table(("attention (computed)", *days), shared)
 
 
