@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -188,6 +189,7 @@ def _with_batch(row: Mapping[str, Any], scale: ScalingScale, batch: int, tokens:
     }
 
 
+@functools.cache
 def _pretraining(experiment: str) -> PretrainSettings:
     run = compose("pretrain", [f"experiment={experiment}"])
     assert isinstance(run, PretrainSettings)
