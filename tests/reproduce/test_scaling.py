@@ -8,10 +8,11 @@ import pytest
 
 from nystromformer.cli import main
 from nystromformer.errors import UserError
+from nystromformer.reproduce.compare import figures_of
 from nystromformer.reproduce.inputs import inputs_of
 from nystromformer.reproduce.runs import composed_run
 from nystromformer.reproduce.scaling import base, curves
-from nystromformer.reproduce.scaling.curves import EXACT, NYSTROM, equal_loss, parameters_of, reached
+from nystromformer.reproduce.scaling.curves import EXACT, NYSTROM, column, equal_loss, parameters_of, reached
 from nystromformer.reproduce.scaling.law import fit_law
 from nystromformer.reproduce.scaling.page import laws_of, result_of
 from nystromformer.settings.compose import compose
@@ -48,9 +49,11 @@ def a_curve(size, length, attention, slower=1.0, speed=1000.0):
     return {
         "size": size, "length": length, "attention": attention, "parameters": int(SIZES[size]),
         "parameters_with_embeddings": int(SIZES[size]) + 300_000, "warmup_steps": 100, "unigram_loss": 6.6,
-        "tokens_per_second": speed, "predictions": 7000, "step": list(range(100, 1001, 100)),
-        "tokens": tokens.tolist(), "flops": flops.tolist(), "seconds": (tokens / speed).tolist(),
-        "loss": loss.tolist(),
+        "tokens_per_second": speed, "predictions": 7000,
+        "points": [
+            {"step": 100 * n, "tokens": d, "flops": c, "seconds": d / speed, "loss": one}
+            for n, (d, c, one) in enumerate(zip(tokens, flops, loss, strict=True), start=1)
+        ],
     }  # fmt: skip
 
 
@@ -61,6 +64,11 @@ def some_curves():
         for length in (128, 256, 512)
         for attention in (EXACT, NYSTROM)
     ]
+
+
+def with_losses(curve, losses):
+    points = zip(curve["points"], losses, strict=True)
+    return {**curve, "points": [{**point, "loss": float(loss)} for point, loss in points]}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +114,8 @@ def test_too_few_runs_or_points_are_refused():
 
 
 def test_a_curve_is_read_where_it_first_reaches_a_loss():
-    curve = {"unigram_loss": 6.0, "loss": [5.0, 5.5, 4.0], "tokens": [10.0, 20.0, 30.0]}
+    points = [{"loss": loss, "tokens": at} for loss, at in ((5.0, 10.0), (5.5, 20.0), (4.0, 30.0))]
+    curve = {"unigram_loss": 6.0, "points": points}
     assert reached(curve, 5.5, "tokens") == 5.0
     assert reached(curve, 5.0, "tokens") == 10.0
     assert reached(curve, 4.5, "tokens") == 20.0
@@ -166,7 +175,7 @@ def step_file(path, **changes):
 
 def test_base_is_computed_from_a_measured_step(tmp_path):
     found = base.predictions(ScalingScale(), step_file(tmp_path / "step.json"))
-    rows = {(row["length"], row["attention"]): row for row in found["rows"]}
+    rows = {(row["length"], row["attention"]): row for row in found["rows"].values()}
     sources = {n: rows[n, EXACT]["mfu_source"] for n in base.LENGTHS}
     assert sources == {
         512: "of the nearest length", 1024: "measured", 2048: "interpolated", 4096: "measured",
@@ -176,7 +185,7 @@ def test_base_is_computed_from_a_measured_step(tmp_path):
     one = rows[1024, EXACT]
     assert one["tokens_per_second"][1] == pytest.approx(0.2 * 1e15 / one["flops_per_token"])
     assert one["days"][1] == pytest.approx(0.5e6 * 256 * 512 / one["tokens_per_second"][1] / 86_400)
-    for row in found["rows"]:
+    for row in found["rows"].values():
         one, eight, many = row["tokens_per_second"].values()
         assert one < eight <= 8 * one * (1 + 1e-9)
         assert eight < many <= 64 * one * (1 + 1e-9)
@@ -186,8 +195,7 @@ def test_base_is_computed_from_a_measured_step(tmp_path):
 def test_the_measured_speed_of_a_step_comes_out_again():
     path = base.Path(__file__).parents[2] / "docs/results/step_cuda_bfloat16.json"
     measured = json.loads(path.read_text())["lengths"]["4096"][base.OURS]["tokens_per_second"]
-    rows = base.predictions(ScalingScale(), str(path))["rows"]
-    (row,) = [row for row in rows if (row["length"], row["attention"]) == (4096, NYSTROM)]
+    row = base.predictions(ScalingScale(), str(path))["rows"]["4096 tokens, Nyström"]
     assert row["tokens_per_second"][1] == pytest.approx(measured, rel=2e-3)
 
 
@@ -219,8 +227,12 @@ def test_a_file_that_is_no_result_is_one_line(tmp_path, content):
     ("words", "line"),
     [
         (["scale.scaling.exact=['training.seed=3']"], "scale.scaling: scaling_1_32_exact_"),
-        (["scale.scaling.lengths=[32]"], "write at least three sizes and two lengths"),
-        (["scale.scaling.sizes=['model.hidden_size=32']"], "write at least three sizes and two lengths"),
+        (["scale.scaling.lengths=[32]"], "has 1 different scale.scaling.lengths: write at least 2 for a fit"),
+        (["scale.scaling.lengths=[32,32]"], "has 1 different scale.scaling.lengths"),
+        (
+            ["scale.scaling.sizes=['model.hidden_size=32']"],
+            "has 1 different scale.scaling.sizes: write at least 3",
+        ),
         (["scale.scaling.gpu=abacus"], "scale.scaling.gpu=abacus is not in the table of peaks"),
         (["scale.scaling.mfu=1.2"], "scale.scaling.mfu=1.2 is impossible"),
         (["scale=paper"], "scaling is not of the paper"),
@@ -237,7 +249,7 @@ def test_mistakes(words, line, capsys, tmp_path):
 def test_every_scale_has_runs_on_the_same_batches_with_as_many_tokens_a_step(name):
     settings = compose("reproduce", ["figure=scaling", f"scale={name}"])
     names = set()
-    for _, length, words in curves.words_of(settings.scale.scaling):
+    for length, words in curves.words_of(settings.scale.scaling):
         exact, nystrom = (composed_run(settings, each) for each in words.values())
         assert (exact.model.attention, nystrom.model.attention) == ("softmax", "nystrom")
         assert exact.data == nystrom.data
@@ -287,9 +299,13 @@ def test_the_page_tells_what_is_computed_and_what_is_not_identified(tmp_path, a_
     )
     result.plots["scaling"](result.measured, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    json.dumps(result.measured)
+    figures = dict(figures_of(json.loads(json.dumps(result.measured))))  # as `compare` reads them
+    assert (
+        figures["runs, 2 × 128, 512 tokens, exact, points, loss"] == some_curves()[10]["points"][-1]["loss"]
+    )
+    assert figures["equal_loss, 2 × 128, 512 tokens, flops"] == pytest.approx(1.95, rel=0.01)
     rng = np.random.default_rng(0)
-    flat = [{**curve, "loss": (5 + 0.01 * rng.normal(size=10)).tolist()} for curve in some_curves()]
+    flat = [with_losses(curve, 5 + 0.01 * rng.normal(size=10)) for curve in some_curves()]
     page = "\n".join(result_of(flat, a_base, draws=10).lines)
     assert "**Not identified**" in page
     assert "| not identified |" in page
@@ -298,7 +314,8 @@ def test_the_page_tells_what_is_computed_and_what_is_not_identified(tmp_path, a_
 def test_validations_of_the_warm_up_are_not_fitted():
     spoiled = []
     for curve in (c for c in some_curves() if c["attention"] == EXACT):
-        spoiled.append({**curve, "warmup_steps": 400, "loss": [9.0] * 4 + curve["loss"][4:]})
+        losses = [9.0] * 4 + [point["loss"] for point in curve["points"][4:]]
+        spoiled.append({**with_losses(curve, losses), "warmup_steps": 400})
     assert laws_of(spoiled, draws=2)["N, D"].residual < 0.01
 
 
@@ -308,11 +325,12 @@ def test_scaling_at_smoke_size(tmp_path, capsys):
     words = ["reproduce", *WORDS, *folders, 'overrides=["data.workers=1"]']
     assert main(words) == 0
     found = json.loads((tmp_path / "folder/scaling_smoke/result.json").read_text())["measured"]
-    assert len(found["runs"]) == 12
-    for exact, nystrom in zip(found["runs"][::2], found["runs"][1::2], strict=True):
-        assert exact["tokens"] == pytest.approx(nystrom["tokens"], rel=1e-5), "the same batches"
+    runs = list(found["runs"].values())
+    assert len(runs) == 12
+    for exact, nystrom in zip(runs[::2], runs[1::2], strict=True):
+        assert column(exact, "tokens") == pytest.approx(column(nystrom, "tokens"), rel=1e-5), "same batches"
         assert exact["parameters"] < nystrom["parameters"], "by the convolution's kernels"
-        assert exact["step"] == nystrom["step"]
+        assert list(column(exact, "step")) == list(column(nystrom, "step"))
     assert (tmp_path / "folder/scaling_smoke/scaling.png").stat().st_size > 10_000
     capsys.readouterr()
     assert main([*words, "again=true"]) == 0

@@ -151,10 +151,12 @@ def predictions(scale: ScalingScale, step: str | None) -> dict[str, Any]:
         "node_bandwidth": scale.node_bandwidth,
         "network_bandwidth": scale.network_bandwidth,
         "paper": {"steps": paper.training.steps, "batch_tokens": batch, "tokens": tokens},
-        "rows": rows,
-        "paper_batch": [
-            _with_batch(row, scale, batch, tokens) for row in rows if row["length"] == LENGTHS[0]
-        ],
+        "rows": {f"{row['length']} tokens, {row['attention']}": row for row in rows},
+        "paper_batch": {
+            row["attention"]: _with_batch(row, scale, batch, tokens)
+            for row in rows
+            if row["length"] == LENGTHS[0]
+        },
     }
 
 
@@ -179,14 +181,11 @@ def _rows(scale: ScalingScale, known: Utilisation | None, peak: float) -> Iterat
             }
 
 
-def _with_batch(row: Mapping[str, Any], scale: ScalingScale, batch: int, tokens: int) -> dict[str, Any]:
+def _with_batch(row: Mapping[str, Any], scale: ScalingScale, batch: int, tokens: int) -> dict[int, float]:
     """Days where the GPUs share the paper's batch, each as fast on its part as on a whole one."""
     alone = row["tokens_per_second"][1]
     seconds = {g: step_seconds(batch / g / alone, row["parameters"], g, scale) for g in GPUS}
-    return {
-        "attention": row["attention"],
-        "days": {g: tokens / batch * each / 86_400 for g, each in seconds.items()},
-    }
+    return {g: tokens / batch * each / 86_400 for g, each in seconds.items()}
 
 
 @functools.cache

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.reproduce.pretraining import check_same_batches
 from nystromformer.reproduce.runs import composed_run, finished_run, validations
+from nystromformer.reproduce.scaling.law import Floats
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import ScalingScale
@@ -26,20 +26,14 @@ Curve = dict[str, Any]
 """What one run left: see `curve_of`."""
 
 
-def words_of(scale: ScalingScale) -> Iterator[tuple[str, int, dict[str, list[str]]]]:
-    """Each size and length with the words of its two runs."""
+def words_of(scale: ScalingScale) -> Iterator[tuple[int, dict[str, list[str]]]]:
+    """The words of the two runs of each size and length, and the length."""
     for number, size in enumerate(scale.sizes, start=1):
         for length in scale.lengths:
-            words = words_at(scale, length) + size.split()
-            name = f"name=scaling_{number}_{length}"
-            yield (
-                size,
-                length,
-                {
-                    EXACT: [*words, *scale.exact, f"{name}_exact"],
-                    NYSTROM: [*words, *scale.nystrom, f"{name}_nystrom"],
-                },
-            )
+            words = [*words_at(scale, length), *size.split()]
+            exact = [*words, *scale.exact, f"name=scaling_{number}_{length}_exact"]
+            nystrom = [*words, *scale.nystrom, f"name=scaling_{number}_{length}_nystrom"]
+            yield length, {EXACT: exact, NYSTROM: nystrom}
 
 
 def words_at(scale: ScalingScale, length: int) -> list[str]:
@@ -55,17 +49,22 @@ def curves(settings: ReproduceSettings) -> list[Curve]:
         UserError: words ask for different batches, or a run cannot be trained.
     """
     scale = settings.scale.scaling
-    if len(scale.sizes) < 3 or len(scale.lengths) < 2:
-        raise UserError(
-            f"scale={settings.scale.name} has {len(scale.sizes)} scale.scaling.sizes and "
-            f"{len(scale.lengths)} scale.scaling.lengths: write at least three sizes and two lengths for a "
-            "fit"
-        )
-    planned = list(words_of(scale))
-    for _, _, words in planned:  # all of them before the first trains
-        check_same_batches(*(composed_run(settings, each) for each in words.values()), of="scale.scaling")
+    planned, sizes = list(words_of(scale)), set()
+    for _, words in planned:  # all of them before the first trains
+        pair = [composed_run(settings, each) for each in words.values()]
+        check_same_batches(*pair, of="scale.scaling")
+        sizes.add(size_of(pair[0]))
+    for what, given, different, least in (
+        ("sizes", len(scale.sizes), len(sizes), 3),
+        ("lengths", len(scale.lengths), len(set(scale.lengths)), 2),
+    ):
+        if different < max(given, least):
+            raise UserError(
+                f"scale={settings.scale.name} has {different} different scale.scaling.{what}: write at least "
+                f"{least} for a fit, each once"
+            )
     found = []
-    for _, length, words in planned:
+    for length, words in planned:
         for attention, each in words.items():
             print(f"\n== {attention}, {length} tokens: {each[-1].removeprefix('name=')}", flush=True)
             found.append(curve_of(finished_run(settings, each), attention))
@@ -91,7 +90,7 @@ def curve_of(run: PretrainSettings, attention: str) -> Curve:
     config = NystromformerConfig.from_pretrained(folder.model)
     everything, embeddings = parameters_of(config)
     return {
-        "size": f"{run.model.num_hidden_layers} × {run.model.hidden_size}",
+        "size": size_of(run),
         "length": run.model.max_length,
         "attention": attention,
         "parameters": everything - embeddings,
@@ -100,12 +99,21 @@ def curve_of(run: PretrainSettings, attention: str) -> Curve:
         "tokens_per_second": speed,
         "unigram_loss": points[-1]["unigram_loss"],
         "predictions": points[-1]["tokens"],
-        "step": at.tolist(),
-        "tokens": tokens.tolist(),
-        "flops": flops.tolist(),
-        "seconds": (tokens / speed).tolist(),
-        "loss": [point["mlm_loss"] for point in points],
+        "points": [
+            {"step": point["step"], "tokens": d, "flops": c, "seconds": d / speed, "loss": point["mlm_loss"]}
+            for point, d, c in zip(points, tokens.tolist(), flops.tolist(), strict=True)
+        ],
     }
+
+
+def column(curve: Curve, name: str) -> Floats:
+    """One figure of all points of a curve."""
+    return np.array([point[name] for point in curve["points"]], np.float64)
+
+
+def size_of(run: PretrainSettings) -> str:
+    """Layers and width, as tables name a size."""
+    return f"{run.model.num_hidden_layers} × {run.model.hidden_size}"
 
 
 def _sums(events: Sequence[dict[str, Any]], name: str) -> Iterator[float]:
@@ -135,19 +143,19 @@ def equal_loss(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     )
     for key, one in exact.items():
         pair = (one, nystrom[key])
-        loss = max(min(each["loss"]) for each in pair)
+        loss = max(column(each, "loss").min() for each in pair)
         ratios = {}
         for name in ("tokens", "flops", "seconds"):
             first, second = (reached(each, loss, name) for each in pair)
             ratios[name] = first / second
-        found.append({"size": key[0], "length": key[1], "loss": loss, **ratios})
+        found.append({"size": key[0], "length": key[1], "loss": float(loss), **ratios})
     return found
 
 
 def reached(curve: Curve, loss: float, name: str) -> float:
     """How many tokens, FLOPs or seconds a curve takes to a loss."""
-    losses = np.array([curve["unigram_loss"], *curve["loss"]])
-    amounts = np.array([0.0, *curve[name]])
-    best: NDArray[np.float64] = np.minimum.accumulate(losses)
+    losses = np.array([curve["unigram_loss"], *column(curve, "loss")])
+    amounts = np.array([0.0, *column(curve, name)])
+    best: Floats = np.minimum.accumulate(losses)
     better = np.concatenate([[True], best[1:] < best[:-1]])
     return float(np.interp(-loss, -best[better], amounts[better]))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from nystromformer.pictures import STYLES, legend_below, picture
-from nystromformer.reproduce.scaling.base import GPUS, predictions
-from nystromformer.reproduce.scaling.curves import EXACT, NYSTROM, Curve, curves, equal_loss
+from nystromformer.reproduce.scaling.base import GPUS, LENGTHS, predictions
+from nystromformer.reproduce.scaling.curves import EXACT, NYSTROM, Curve, column, curves, equal_loss
 from nystromformer.reproduce.scaling.law import UNIDENTIFIED, Law, fit_law
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
@@ -47,9 +47,9 @@ def result_of(found: Sequence[Curve], base: Mapping[str, Any], *, draws: int = 2
     return Result(
         title="Loss against compute, exact and Nyström attention",
         measured={
-            "runs": list(found),
+            "runs": {_name(one, one["attention"]): one for one in found},
             "laws": {a: {form: asdict(law) for form, law in of.items()} for a, of in laws.items()},
-            "equal_loss": ratios,
+            "equal_loss": {_name(one): one for one in ratios},
             "computed": dict(base),
         },
         lines=[*_runs(found), *_ratios(ratios), *_laws(laws), *_base(base)],
@@ -62,27 +62,31 @@ def result_of(found: Sequence[Curve], base: Mapping[str, Any], *, draws: int = 2
 def laws_of(found: Sequence[Curve], *, draws: int = 200) -> dict[str, Law]:
     """Of one attention: L(N, D) through the validations of all runs, L(C) through the last of each."""
     points = [
-        (curve, number)
+        (curve, point)
         for curve in found
-        for number, step in enumerate(curve["step"])
-        if step > max(FITTED_FROM * curve["step"][-1], curve["warmup_steps"])
+        for point in curve["points"]
+        if point["step"] > max(FITTED_FROM * curve["points"][-1]["step"], curve["warmup_steps"])
     ]
-    last = [(curve, len(curve["step"]) - 1) for curve in found]
+    last = [(curve, curve["points"][-1]) for curve in found]
     laws = {}
     for form, chosen in (("N, D", points), ("C", last)):
         quantities = {
             "N": np.array([curve["parameters"] for curve, _ in chosen], np.float64),
-            "D": np.array([curve["tokens"][number] for curve, number in chosen]),
-            "C": np.array([curve["flops"][number] for curve, number in chosen]),
+            "D": np.array([point["tokens"] for _, point in chosen]),
+            "C": np.array([point["flops"] for _, point in chosen]),
         }
         laws[form] = fit_law(
-            np.array([curve["loss"][number] for curve, number in chosen]),
+            np.array([point["loss"] for _, point in chosen]),
             {name: quantities[name] for name in _FORMS[form]},
             [f"{curve['size']} {curve['length']}" for curve, _ in chosen],
             [curve["size"] for curve, _ in chosen],
             draws=draws,
         )
     return laws
+
+
+def _name(one: Mapping[str, Any], *more: str) -> str:
+    return ", ".join([one["size"], f"{one['length']} tokens", *more])
 
 
 def _runs(found: Sequence[Curve]) -> Iterator[str]:
@@ -101,7 +105,8 @@ def _runs(found: Sequence[Curve]) -> Iterator[str]:
         (
             one["size"], one["length"], one["attention"], f"{one['parameters'] / 1e6:.2f}",
             f"{one['parameters_with_embeddings'] / 1e6:.2f}", f"{one['tokens_per_second']:,.0f}",
-            f"{one['tokens'][-1] / 1e6:.2f}", f"{one['flops'][-1] / 1e12:.2f}", f"{one['loss'][-1]:.3f}",
+            f"{one['points'][-1]['tokens'] / 1e6:.2f}", f"{one['points'][-1]['flops'] / 1e12:.2f}",
+            f"{one['points'][-1]['loss']:.3f}",
         )
         for one in found
     ]  # fmt: skip
@@ -116,7 +121,7 @@ def _ratios(ratios: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "run's median speed. One run each: the differences between sizes show how far to trust a figure."
     )
     yield ""
-    rows = [(f"{one['size']}, {one['length']} tokens", f"{one['loss']:.3f}", *_cells(one)) for one in ratios]
+    rows = [(_name(one), f"{one['loss']:.3f}", *_cells(one)) for one in ratios]
     for length in sorted({one["length"] for one in ratios}):
         of = [one for one in ratios if one["length"] == length]
         middle = {name: _middle([one[name] for one in of]) for name in ("tokens", "flops", "seconds")}
@@ -196,22 +201,22 @@ def _base(base: Mapping[str, Any]) -> Iterator[str]:
             f"{row['mfu']:.1%}, {row['mfu_source']}", *(f"{row['tokens_per_second'][g]:,.0f}" for g in GPUS),
             *(f"{row['days'][g]:.3g}" for g in GPUS),
         )
-        for row in base["rows"]
+        for row in base["rows"].values()
     ]  # fmt: skip
     yield from table(("length", "attention", "MFLOP a token", "MFU", *speeds, *days), rows)
     yield ""
     yield (
         f"The same with the paper's batch kept, {paper['batch_tokens']:,} tokens shared by all GPUs at "
-        f"{base['rows'][0]['length']} tokens, as if a small share were computed as fast as a large one:"
+        f"{LENGTHS[0]} tokens, as if a small share were computed as fast as a large one:"
     )
     yield ""
-    shared = [(row["attention"], *(f"{row['days'][g]:.3g}" for g in GPUS)) for row in base["paper_batch"]]
+    shared = [(name, *(f"{of[g]:.3g}" for g in GPUS)) for name, of in base["paper_batch"].items()]
     yield from table(("attention (computed)", *days), shared)
 
 
 def _draw(measured: dict[str, Any], path: Path) -> None:
     """Loss against FLOPs at each length: the validations of every run, and L(N, D) through them."""
-    runs = measured["runs"]
+    runs = measured["runs"].values()
     lengths, sizes = (sorted({run[name] for run in runs}) for name in ("length", "parameters"))
     of_size = sorted(sizes)
     with picture(path, 1, len(lengths), width="page", height=2.8, sharey=True, squeeze=False) as (
@@ -225,8 +230,8 @@ def _draw(measured: dict[str, Any], path: Path) -> None:
                 number = min(range(len(of_size)), key=lambda n: abs(of_size[n] - run["parameters"]))
                 style["alpha"] = 0.35 + 0.65 * (number + 1) / len(of_size)
                 style["markersize"] = 2 + 1.2 * number * 3 / len(of_size)
-                flops = np.array(run["flops"])
-                axis.plot(flops, run["loss"], **style, label=f"{run['attention']}, {run['size']}")
+                flops = column(run, "flops")
+                axis.plot(flops, column(run, "loss"), **style, label=f"{run['attention']}, {run['size']}")
                 _draw_law(axis, run, Law(**measured["laws"][run["attention"]]["N, D"]), flops, style["color"])
             axis.set(title=f"{length} tokens", xscale="log", xlabel="model FLOPs")
         axes[0][0].set_ylabel("held-out MLM loss, nats")
@@ -234,7 +239,7 @@ def _draw(measured: dict[str, Any], path: Path) -> None:
 
 
 def _draw_law(axis: Any, run: Curve, law: Law, flops: np.ndarray, color: str) -> None:
-    first = FITTED_FROM * run["tokens"][-1]
-    tokens = np.geomspace(first, run["tokens"][-1], 30)
+    trained = column(run, "tokens")
+    tokens = np.geomspace(FITTED_FROM * trained[-1], trained[-1], 30)
     loss = law.loss({"N": np.full(30, float(run["parameters"])), "D": tokens})
-    axis.plot(np.interp(tokens, run["tokens"], flops), loss, color=color, linewidth=0.7)
+    axis.plot(np.interp(tokens, trained, flops), loss, color=color, linewidth=0.7)
