@@ -48,7 +48,7 @@ def a_curve(size, length, attention, slower=1.0, speed=1000.0):
     flops = tokens * SIZES[size] * 6 * (1.5 if attention == EXACT else 1)
     return {
         "size": size, "length": length, "attention": attention, "parameters": int(SIZES[size]),
-        "parameters_with_embeddings": int(SIZES[size]) + 300_000, "warmup_steps": 100, "unigram_loss": 6.6,
+        "parameters_with_embeddings": int(SIZES[size]) + 300_000, "warmup_steps": 100, "first_loss": 6.6,
         "tokens_per_second": speed, "predictions": 7000,
         "points": [
             {"step": 100 * n, "tokens": d, "flops": c, "seconds": d / speed, "loss": one}
@@ -115,7 +115,7 @@ def test_too_few_runs_or_points_are_refused():
 
 def test_a_curve_is_read_where_it_first_reaches_a_loss():
     points = [{"loss": loss, "tokens": at} for loss, at in ((5.0, 10.0), (5.5, 20.0), (4.0, 30.0))]
-    curve = {"unigram_loss": 6.0, "points": points}
+    curve = {"first_loss": 6.0, "points": points}
     assert reached(curve, 5.5, "tokens") == 5.0
     assert reached(curve, 5.0, "tokens") == 10.0
     assert reached(curve, 4.5, "tokens") == 20.0
@@ -128,6 +128,11 @@ def test_equal_loss_is_the_factor_between_two_curves():
         assert one["tokens"] == pytest.approx(1.3, rel=0.02)
         assert one["flops"] == pytest.approx(1.5 * 1.3, rel=0.02)
         assert one["seconds"] == pytest.approx(2 * 1.3, rel=0.02)
+
+
+def test_where_a_run_learned_nothing_there_is_no_ratio():
+    found = equal_loss([with_losses(curve, [7.0] * 10) for curve in some_curves()])
+    assert {one[name] for one in found for name in ("tokens", "flops", "seconds")} == {None}
 
 
 def test_the_all_reduce_is_nothing_alone_and_grows_with_gpus_and_parameters():

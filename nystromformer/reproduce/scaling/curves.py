@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -89,6 +90,7 @@ def curve_of(run: PretrainSettings, attention: str) -> Curve:
     )
     config = NystromformerConfig.from_pretrained(folder.model)
     everything, embeddings = parameters_of(config)
+    uniform = math.log(config.vocab_size)
     return {
         "size": size_of(run),
         "length": run.model.max_length,
@@ -97,7 +99,7 @@ def curve_of(run: PretrainSettings, attention: str) -> Curve:
         "parameters_with_embeddings": everything,
         "warmup_steps": run.training.warmup_steps,
         "tokens_per_second": speed,
-        "unigram_loss": points[-1]["unigram_loss"],
+        "first_loss": points[-1]["unigram_loss"] if run.init.output_bias == "unigram" else uniform,
         "predictions": points[-1]["tokens"],
         "points": [
             {"step": point["step"], "tokens": d, "flops": c, "seconds": d / speed, "loss": point["mlm_loss"]}
@@ -133,8 +135,8 @@ def parameters_of(config: NystromformerConfig) -> tuple[int, int]:
 def equal_loss(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """What exact attention needs against Nyström for the same loss, by size and length.
 
-    The loss is the better one that both reach; where a curve reaches it is interpolated between validations,
-    from the unigram loss that it begins with.
+    The loss is the best one that both reach; where a curve reaches it is interpolated between validations,
+    from the loss of its first weights. None where a run learned nothing.
     """
     found = []
     exact, nystrom = (
@@ -147,14 +149,14 @@ def equal_loss(curves: Sequence[Curve]) -> list[dict[str, Any]]:
         ratios = {}
         for name in ("tokens", "flops", "seconds"):
             first, second = (reached(each, loss, name) for each in pair)
-            ratios[name] = first / second
+            ratios[name] = first / second if first and second else None
         found.append({"size": key[0], "length": key[1], "loss": float(loss), **ratios})
     return found
 
 
 def reached(curve: Curve, loss: float, name: str) -> float:
     """How many tokens, FLOPs or seconds a curve takes to a loss."""
-    losses = np.array([curve["unigram_loss"], *column(curve, "loss")])
+    losses = np.array([curve["first_loss"], *column(curve, "loss")])
     amounts = np.array([0.0, *column(curve, name)])
     best: Floats = np.minimum.accumulate(losses)
     better = np.concatenate([[True], best[1:] < best[:-1]])

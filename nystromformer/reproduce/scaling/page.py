@@ -53,7 +53,7 @@ def result_of(found: Sequence[Curve], base: Mapping[str, Any], *, draws: int = 2
             "computed": dict(base),
         },
         lines=[*_runs(found), *_ratios(ratios), *_laws(laws), *_base(base)],
-        headline=f"At {longest} tokens exact attention needs {flops:.2f} times the FLOPs and {seconds:.2f} "
+        headline=f"At {longest} tokens exact attention needs {_cell(flops)} times the FLOPs and {_cell(seconds)} "
         "times the time of Nyström attention for the same loss",
         plots={"scaling": _draw},
     )
@@ -129,12 +129,17 @@ def _ratios(ratios: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from table(("size and length", "loss", "tokens", "FLOPs", "seconds"), rows)
 
 
-def _cells(ratios: Mapping[str, float]) -> list[str]:
-    return [f"{ratios[name]:.2f}" for name in ("tokens", "flops", "seconds")]
+def _cells(ratios: Mapping[str, float | None]) -> list[str]:
+    return [_cell(ratios[name]) for name in ("tokens", "flops", "seconds")]
 
 
-def _middle(ratios: Sequence[float]) -> float:
-    return statistics.geometric_mean(ratios)
+def _cell(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}"
+
+
+def _middle(ratios: Sequence[float | None]) -> float | None:
+    known = [ratio for ratio in ratios if ratio is not None]
+    return statistics.geometric_mean(known) if known else None
 
 
 def _laws(laws: Mapping[str, Mapping[str, Law]]) -> Iterator[str]:
