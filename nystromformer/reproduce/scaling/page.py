@@ -53,8 +53,8 @@ def result_of(found: Sequence[Curve], base: Mapping[str, Any], *, draws: int = 2
             "computed": dict(base),
         },
         lines=[*_runs(found), *_ratios(ratios), *_laws(laws), *_base(base)],
-        headline=f"At {longest} tokens exact attention needs {_cell(flops)} times the FLOPs and {_cell(seconds)} "
-        "times the time of Nyström attention for the same loss",
+        headline=f"At {longest} tokens exact attention needs {_cell(flops)} times the FLOPs and "
+        f"{_cell(seconds)} times the time of Nyström attention for the same loss",
         plots={"scaling": _draw},
     )
 
