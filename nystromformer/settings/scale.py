@@ -326,8 +326,9 @@ class ScalingScale(Section, at="scale.scaling"):
     """Tokens of a row, at least two."""
     tokens: int = result(4096, at_least=8)
     """Of a step's rows where all are full: tokens / length rows."""
-    exact: list[str] = result(["model.attention=softmax", "model.conv_kernel_size=null"])
-    """Words of the runs with exact attention."""
+    exact: list[str] = result(["model.attention=softmax"])
+    """Words of the runs with exact attention. They keep Nyströmformer's residual convolution, so that the
+    attention alone differs; model.conv_kernel_size=null makes them BERT."""
     nystrom: list[str] = result([])
     """Words of the runs with Nyström attention."""
     usual_minutes: float | None = record(None, above=0)

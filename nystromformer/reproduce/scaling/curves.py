@@ -97,6 +97,7 @@ def curve_of(run: PretrainSettings, attention: str) -> Curve:
         "attention": attention,
         "parameters": everything - embeddings,
         "parameters_with_embeddings": everything,
+        "convolution": run.model.conv_kernel_size,
         "warmup_steps": run.training.warmup_steps,
         "tokens_per_second": speed,
         "first_loss": points[-1]["unigram_loss"] if run.init.output_bias == "unigram" else uniform,

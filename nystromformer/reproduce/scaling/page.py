@@ -91,13 +91,16 @@ def _name(one: Mapping[str, Any], *more: str) -> str:
 
 def _runs(found: Sequence[Curve]) -> Iterator[str]:
     first = found[0]
+    widths = {one["attention"]: one["convolution"] for one in found}
+    beside = "both have the same residual convolution, so that the attention alone differs"
+    if widths[EXACT] != widths[NYSTROM]:
+        beside = f"residual convolutions of {widths[EXACT] or 0} (exact) and {widths[NYSTROM] or 0} tokens"
     yield (
-        f"{len(found)} runs; at each size and length both attentions take the same batches. The rate is "
-        f"constant after {first['warmup_steps']:,} steps of warm-up, so that each validation on the way is "
-        "that of a run that ends there; no loss here is of a decayed rate. Exact attention is BERT's, "
-        "without the residual convolution. N is without embeddings; tokens are real ones, FLOPs the "
-        f"model's (forward and backward, `training/flops.py`); loss is of {first['predictions']:,} masked "
-        "tokens or about as many, held out, in nats:"
+        f"{len(found)} runs; at each size and length both attentions take the same batches, and {beside}. The "
+        f"rate is constant after {first['warmup_steps']:,} steps of warm-up, so that each validation on the way "
+        "is that of a run that ends there; no loss here is of a decayed rate. N is without embeddings; tokens "
+        "are real ones, FLOPs the model's (forward and backward, `training/flops.py`); loss is of "
+        f"{first['predictions']:,} masked tokens or about as many, held out, in nats:"
     )
     yield ""
     head = ("size", "length", "attention", "N, million", "with embeddings", "tokens/s", "tokens, million")
