@@ -48,7 +48,8 @@ def a_curve(size, length, attention, slower=1.0, speed=1000.0):
     flops = tokens * SIZES[size] * 6 * (1.5 if attention == EXACT else 1)
     return {
         "size": size, "length": length, "attention": attention, "parameters": int(SIZES[size]),
-        "parameters_with_embeddings": int(SIZES[size]) + 300_000, "warmup_steps": 100, "convolution": 15, "first_loss": 6.6,
+        "parameters_with_embeddings": int(SIZES[size]) + 300_000, "warmup_steps": 100,
+        "convolution": 15, "first_loss": 6.6,
         "tokens_per_second": speed, "predictions": 7000,
         "points": [
             {"step": 100 * n, "tokens": d, "flops": c, "seconds": d / speed, "loss": one}

@@ -96,11 +96,11 @@ def _runs(found: Sequence[Curve]) -> Iterator[str]:
     if widths[EXACT] != widths[NYSTROM]:
         beside = f"residual convolutions of {widths[EXACT] or 0} (exact) and {widths[NYSTROM] or 0} tokens"
     yield (
-        f"{len(found)} runs; at each size and length both attentions take the same batches, and {beside}. The "
-        f"rate is constant after {first['warmup_steps']:,} steps of warm-up, so that each validation on the way "
-        "is that of a run that ends there; no loss here is of a decayed rate. N is without embeddings; tokens "
-        "are real ones, FLOPs the model's (forward and backward, `training/flops.py`); loss is of "
-        f"{first['predictions']:,} masked tokens or about as many, held out, in nats:"
+        f"{len(found)} runs; at each size and length both attentions take the same batches, and {beside}. "
+        f"The rate is constant after {first['warmup_steps']:,} steps of warm-up, so that each validation on "
+        "the way is that of a run that ends there; no loss here is of a decayed rate. N is without "
+        "embeddings; tokens are real ones, FLOPs the model's (forward and backward, `training/flops.py`); "
+        f"loss is of {first['predictions']:,} masked tokens or about as many, held out, in nats:"
     )
     yield ""
     head = ("size", "length", "attention", "N, million", "with embeddings", "tokens/s", "tokens, million")
@@ -149,8 +149,8 @@ def _laws(laws: Mapping[str, Mapping[str, Law]]) -> Iterator[str]:
     yield from ("", "## Laws", "")
     yield (
         "L(N, D) = E + A_N (N/N₀)^(−α_N) + A_D (D/D₀)^(−α_D) through all validations past the first "
-        f"{FITTED_FROM:.0%} of a run, and L(C) = E + A_C (C/C₀)^(−α_C) through the last one of each run, "
-        "which all have as many tokens. N₀, D₀ and C₀ are the points' geometric means, so that A is in "
+        f"{FITTED_FROM:.0%} of a run, and L(C) = E + A_C (C/C₀)^(−α_C) through the last one of each run. "
+        "N₀, D₀ and C₀ are the points' geometric means, so that A is in "
         "nats at the middle of what was measured. Huber's loss of log L (Hoffmann et al. 2022, appendix "
         "D.3); in brackets 95 % intervals by a bootstrap over the runs, within each size."
     )
