@@ -191,14 +191,15 @@ def _base(base: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## 12 layers of 768 (computed)", "")
     mfu = "assumed, not measured" if base["assumed"] else "of `benchmark what=step`"
     yield (
-        f"**Computed, nothing here was run.** {base['device']}, bf16, peak {base['peak_flops'] / 1e12:.1f} "
-        f"TFLOP/s a GPU; tokens a second = MFU × peak / FLOPs of a token, the MFU {mfu}. On several GPUs a "
-        "step takes max(compute, forward + all-reduce): a ring's all-reduce of float32 gradients, 2 (g − "
-        f"1)/g · 4 bytes a parameter, at {base['node_bandwidth']:g} GB/s a GPU in a node of "
-        f"{base['gpus_per_node']} and {base['network_bandwidth']:g} GB/s beyond, beside a backward pass of "
-        "two thirds of the compute; without latency, stragglers and waiting for data. "
-        f"{base['tokens_per_gpu']:,} tokens a GPU and step; days for {paper['tokens'] / 1e9:.1f} billion "
-        f"tokens, the paper's {paper['steps']:,} steps of {paper['batch_tokens']:,}:"
+        "**Computed, nothing here was run.** Exact attention is BERT's, without a convolution. "
+        f"{base['device']}, bf16, peak {base['peak_flops'] / 1e12:.1f} TFLOP/s a GPU; tokens a second = MFU "
+        f"× peak / FLOPs of a token, the MFU {mfu}. On several GPUs a step takes max(compute, forward + "
+        "all-reduce): a ring's all-reduce of float32 gradients, 2 (g − 1)/g · 4 bytes a parameter, at "
+        f"{base['node_bandwidth']:g} GB/s a GPU in a node of {base['gpus_per_node']} and "
+        f"{base['network_bandwidth']:g} GB/s beyond, beside a backward pass of two thirds of the compute; "
+        f"without latency, stragglers and waiting for data. {base['tokens_per_gpu']:,} tokens a GPU and "
+        f"step; days for {paper['tokens'] / 1e9:.1f} billion tokens, the paper's {paper['steps']:,} steps "
+        f"of {paper['batch_tokens']:,}:"
     )
     yield ""
     speeds = [f"tokens/s, {g} GPU{'s' * (g > 1)}" for g in GPUS]
