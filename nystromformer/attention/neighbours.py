@@ -3,9 +3,9 @@
 Landmarks blur what heads of trained models look at most: neighbours and the first token. So a row's real
 tokens are cut into blocks of w, and a token attends exactly to the near tokens N(i): its own block, the two
 beside it, and the row's salient tokens, of which the first token is one. With E = exp(Q Kᵀ/√D)
-and its Nyström approximation
+and its Nyström approximation, B̃ as in the paper,
 
-    Ê = exp(Q K̃ᵀ/√D) · Z diag(1 / Σ exp(Q̃ K̃ᵀ/√D)) · exp(Q̃ Kᵀ/√D),      Z ≈ Ã⁺ as in the paper,
+    Ê = exp(Q K̃ᵀ/√D) · Z diag(ρ) B̃,      Z ≈ Ã⁺,      ρ = Σ exp(Q̃ Kᵀ/√D) / Σ exp(Q̃ K̃ᵀ/√D) ≤ 8 n/M,
 
     out_i = (Σ_near E_ij v_j + s_i Σ_far Ê_ij v_j) / (Σ_near E_ij + max(Σ_far Ê_ij, 0))
     s_i   = Σ_far Ê_ij / Σ_s c_is exp(q_i·k̃_s/√D), within 0 and 1,    c_is the far tokens in segment s.
@@ -15,6 +15,11 @@ The softmax's sum is that of what is added up, so that near and far parts have t
 far sum is at least (Jensen's inequality, where segments are wholly far): less of it shows that the
 approximation is no good for this token, whose far part then fades out. A token without far ones gets exact
 attention.
+
+ρ is n/M where a landmark's scores are even. One that looks sharply at single tokens would have a ρ of many
+thousands, and what leaks of it into other tokens' far sums would drown them: a trained BERT's attention is
+the same with ρ cut at 8 n/M, but uncut it cannot be trained on, as gradients of 1e15 show. What is cut off
+has no gradient.
 
 All tokens of a block share N(i), so that the far part of block c is F̃ · P_c with P_c from
 Y − Σ_near B̃_j v_j, M × D: no matrix of N × M or N × 3w is kept for the backward pass. Salient tokens are far
@@ -43,6 +48,9 @@ from nystromformer.attention.recording import is_recorded
 
 SMALLEST = -60.0
 """Logarithm of the least share of the near part that is told from nothing, so that no sum is 0."""
+
+LARGEST_RATIO = 8.0
+"""How many times n/M a landmark's ratio ρ is at most."""
 
 LEAST = 1e-30
 """Where the far sum's lower bound is 0, because nothing is far."""
@@ -311,6 +319,8 @@ def _mixed(
     factor_BHMN, log_sum_BHM1 = _landmarks_over_tokens(key_BHCwD, query_BHMD, blocks)
     log_landmarks_BHM1 = ((query_BHMD * d**-0.5) @ key_BHMD.mT).logsumexp(dim=-1, keepdim=True)
     log_ratio_BHM1 = log_sum_BHM1 - log_landmarks_BHM1
+    most_B111 = (blocks.count_B.to(exact) * (LARGEST_RATIO / query_BHMD.shape[2])).log()[:, None, None, None]
+    log_ratio_BHM1 = log_ratio_BHM1 - (log_ratio_BHM1 - most_B111).clamp(min=0).detach()
     log_scale_BH11 = log_ratio_BHM1.amax(dim=2, keepdim=True).detach()
     # The values have a column of ones beside them, whose sums are the softmax's.
     value_BHCwE = F.pad(value_BHCwD.to(exact), (0, 1), value=1.0)
@@ -340,7 +350,10 @@ def _far(
     least_BHCw1 = factor_BHCwM @ salient.far_BHCM.to(exact)[..., None]
     least_BHCw1 = least_BHCw1 * (-log_scale_BH11[:, :, None]).exp()
     sum_BHCw1 = out_BHCwE[..., -1:]
-    trust_BHCw1 = (sum_BHCw1 / least_BHCw1.clamp(min=LEAST)).clamp(0, 1)
+    # A clamped quotient has the same value, but beside a tiny bound its gradient is 0 times infinity.
+    between_BHCw1 = (sum_BHCw1 > 0) & (sum_BHCw1 < least_BHCw1)
+    bound_BHCw1 = torch.where(between_BHCw1, least_BHCw1.clamp(min=LEAST), 1)
+    trust_BHCw1 = torch.where(between_BHCw1, sum_BHCw1 / bound_BHCw1, (sum_BHCw1 > 0).to(exact))
     out_BHCwE = torch.cat([trust_BHCw1 * out_BHCwE[..., :-1], sum_BHCw1], dim=-1)
     return out_BHCwE, log_sum_BHCw1 + log_scale_BH11[:, :, None]
 

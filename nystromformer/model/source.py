@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes, sha256_of_json
 from nystromformer.hub import opened_tokenizer
+from nystromformer.mechanisms import MECHANISMS
 from nystromformer.model.configuration import CONFIGURATION, NystromformerConfig
 from nystromformer.model.encoder import POSITION_OFFSET, NystromformerPreTrainedModel
 from nystromformer.model.heads import NystromformerForPreTraining
@@ -40,7 +41,7 @@ from nystromformer.model.layouts import (
     folder_layout,
     is_authors_file,
 )
-from nystromformer.settings.model import configuration_name
+from nystromformer.settings.model import configuration_name, declared_fields
 
 Model = TypeVar("Model", bound=NystromformerPreTrainedModel)
 
@@ -135,9 +136,12 @@ class Source:
             section: where the settings behind `changes` are, for messages, e.g. `model.`.
 
         Raises:
-            UserError: the tensors would not fit, or no model has such a configuration.
+            UserError: the tensors would not fit, no model has such a configuration, or the change is of
+                another attention than the source's and nobody asked for that.
         """
         ours, theirs = dict(changes), self.config
+        if "attention" not in ours and not self.is_bert:
+            self._check_effect(ours, theirs.attention, section)
         ours.setdefault("attention", "nystrom" if self.is_bert else theirs.attention)
         if ours["attention"] == "nystrom" != theirs.attention and theirs.conv_kernel_size is None:
             ours.setdefault("conv_kernel_size", NEW_CONVOLUTION)
@@ -148,6 +152,18 @@ class Source:
             raise UserError(f"{self.setting}={self.path} cannot be changed like this: {error}") from None
         self.check_shape(config, section)
         return config
+
+    def _check_effect(self, changes: Mapping[str, Any], attention: str, section: str) -> None:
+        """Raise UserError where a change would do nothing, as no field of this attention."""
+        own = {one.name for one in declared_fields(attention)}
+        for other in MECHANISMS:
+            for name in (one.name for one in declared_fields(other)):
+                if name not in own and (value := changes.get(name)) is not None:
+                    has = f"{self.setting}={self.path} has {attention} attention"
+                    raise UserError(
+                        f"{section}{name}={value} is of {other} attention, and {has}: write "
+                        f"{section}attention={other} too, or leave it out"
+                    )
 
     def check_shape(self, ours: NystromformerConfig, section: str = "model.") -> None:
         """Raise UserError where the tensors would not fit, with the override that makes them fit."""

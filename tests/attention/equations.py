@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+LARGEST_RATIO = 8
+
 
 def reference_nystrom(
     query: Tensor,
@@ -89,7 +91,9 @@ def _with_neighbours(
     at_landmarks = torch.exp(query @ key_landmarks.T * scale - largest)
     of_landmarks = torch.exp(query_landmarks @ key.T * scale)
     sums = torch.exp(query_landmarks @ key_landmarks.T * scale).sum(dim=1)
-    far = at_landmarks @ z @ torch.diag(1 / sums) @ of_landmarks * ~near
+    ratio = of_landmarks.sum(dim=1) / sums
+    kept = (LARGEST_RATIO * n / m / ratio).clamp(max=1).detach()
+    far = at_landmarks @ z @ torch.diag(kept / sums) @ of_landmarks * ~near
     parts = torch.tensor_split(block, m)
     segment = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
     counts = (~near).double() @ torch.nn.functional.one_hot(segment, m).double()

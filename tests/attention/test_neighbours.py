@@ -235,3 +235,30 @@ def test_what_computes_it_is_said():
     assert computed_by(query.double(), *choices, neighbours=16) == composed
     if native.library() is not None:
         assert computed_by(query, *choices, neighbours=16).startswith("compiled kernel")
+
+
+@pytest.mark.parametrize("implementation", ["composed", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("salient", [1, 64])
+def test_gradients_are_finite_where_what_is_far_has_next_to_no_share(implementation, dtype, salient):
+    """Sharp heads: the far sum's lower bound falls far below what float32 can square."""
+    torch.manual_seed(0)
+    given = [torch.randn(4, 4, 300, 32) * factor for factor in (3, 3, 1)]
+    lengths = torch.tensor([300, 170, 130, 129])
+    mask = torch.arange(300) >= lengths[:, None]
+    weight = torch.randn(4, 4, 300, 32)
+
+    def gradients(dtype, implementation):
+        inputs = [x.to(dtype).requires_grad_() for x in given]
+        out = nystrom_attention(
+            *inputs, num_landmarks=64, key_padding_mask=mask, neighbours=64, salient_tokens=salient,
+            implementation=implementation,
+        )  # fmt: skip
+        (out.double() * weight).sum().backward()
+        return [x.grad.double() for x in inputs]
+
+    exact = gradients(torch.float64, "composed")
+    for found, right in zip(gradients(dtype, implementation), exact, strict=True):
+        assert found.isfinite().all()
+        if dtype == torch.float32:
+            assert (found - right).norm() < 2e-3 * right.norm()

@@ -358,3 +358,17 @@ def test_a_damaged_model_with_a_head_is_one_line(damage, tmp_path):
             wrong="checkpoint=here",
             fix=": train it again",
         )
+
+
+@pytest.mark.parametrize("change", ["neighbours=8", "num_landmarks=8", "salient_tokens=8"])
+def test_a_setting_that_would_do_nothing_is_refused(tmp_path, capsys, change):
+    """A checkpoint keeps its attention unless another is asked for, and this one has no such setting."""
+    nystromformer(attention="softmax", conv_kernel_size=None).save_pretrained(tmp_path / "exact")
+    words = [f"source={tmp_path / 'exact'}", f"target={tmp_path / 'new'}"]
+    assert converted(*words, change) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{change} is of nystrom attention" in line
+    assert "attention=nystrom too" in line
+    assert not (tmp_path / "new").exists()
+    assert converted(*words, change, "attention=nystrom") == 0
+    assert opened(tmp_path / "new").config.attention == "nystrom"

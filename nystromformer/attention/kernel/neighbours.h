@@ -24,7 +24,7 @@
 
 namespace nystrom {
 
-constexpr float SMALLEST = -60, LEAST = 1e-30f;  // as in neighbours.py
+constexpr float SMALLEST = -60, LEAST = 1e-30f, LARGEST_RATIO = 8;  // as in neighbours.py
 
 inline float dot(const float* a, const float* b, int64_t size) {
   vec total = {};
@@ -101,12 +101,15 @@ struct Near {
     std::memset(to + count(block) * d, 0, 4 * (w - count(block)) * d);
   }
 
-  // From Z and the sums of B̃'s rows: Z', and how the unnormalised factors compare.
+  // From Z and the sums of B̃'s rows: Z', and how the unnormalised factors compare. What is cut off a ratio is
+  // a constant to the backward pass.
   void weigh() {
+    const float most = std::log(LARGEST_RATIO * float(n) / float(m));
     for (int64_t t = 0; t < m; ++t) {  // log Σ exp(q̃·k̃/√D), from the largest entry of Ã's row
       const float* row = u.kernel_MM + t * m;
       const int64_t at = std::max_element(row, row + m) - row;
       ratio_M[t] = u.log_sums_M[t] - (dot(u.query_MD + t * d, u.scaled_key_MD + at * d, d) - std::log(row[at]));
+      ratio_M[t] = std::min(ratio_M[t], most);
     }
     log_scale = *std::max_element(ratio_M, ratio_M + m);
     for (int64_t t = 0; t < m; ++t) {
