@@ -340,4 +340,4 @@ def test_scaling_at_smoke_size(tmp_path, capsys):
     assert (tmp_path / "folder/scaling_smoke/scaling.png").stat().st_size > 10_000
     capsys.readouterr()
     assert main([*words, "again=true"]) == 0
-    assert "step " not in capsys.readouterr().out  # the runs are only read
+    assert "validation at step" not in capsys.readouterr().out  # the runs are only read
