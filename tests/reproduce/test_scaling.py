@@ -106,6 +106,12 @@ def test_what_the_points_do_not_say_is_called_unidentified():
     assert {"A_N", "α_N"} & set(law.unidentified)
 
 
+def test_without_an_irreducible_loss_in_reach_nothing_is_called_known():
+    """A pure power: E is at its end, and what A and α are depends on it."""
+    law = fit_law(*points(0.003, true={**TRUE, "E": 0.0, "A_N": 2.0, "A_D": 2.0, "α_D": 0.1}), draws=20)
+    assert law.unidentified == list(TRUE)
+
+
 def test_too_few_runs_or_points_are_refused():
     loss, quantities, runs, sizes = points(0.0)
     for count in (5, 18):  # of one run; of two

@@ -86,7 +86,7 @@ def read_step(path: str) -> tuple[Utilisation, float, str]:
         what, size = settings["what"], (settings["layers"], settings["hidden"])
         device = content["machine"]["device"]
     except (OSError, ValueError, KeyError, TypeError):
-        what = size = None
+        what, size = None, (0, 0)
     if what != "step":
         raise UserError(
             f"step={path} is no result of `nystromformer benchmark what=step`: write its JSON file"

@@ -49,8 +49,18 @@ class Law:
 
     @property
     def unidentified(self) -> list[str]:
-        """Parameters whose interval spans more than UNIDENTIFIED, or reaches zero."""
-        return [name for name, (low, high) in self.intervals.items() if high > UNIDENTIFIED * max(low, 0.0)]
+        """Parameters that the points do not tell: the interval spans more than UNIDENTIFIED, ends where the
+        fit may go no further, or does not hold the value. Without E nothing else is known either: every
+        A and α is then that of one E among many.
+        """
+        found = []
+        for name, (low, high) in self.intervals.items():
+            power = name.startswith("α")
+            at_end = low < 2 * _LEAST or (power and high > 0.99 * _STEEPEST)
+            holds = low * (1 - 1e-6) <= self.parameters[name] <= high * (1 + 1e-6)
+            if at_end or high > UNIDENTIFIED * low or not holds:
+                found.append(name)
+        return list(self.parameters) if "E" in found else found
 
 
 def fit_law(

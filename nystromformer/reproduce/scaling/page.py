@@ -176,9 +176,10 @@ def _laws(laws: Mapping[str, Mapping[str, Law]]) -> Iterator[str]:
     yield f"Median error of the loss: {errors}."
     if unknown:
         yield (
-            f"**Not identified** (an interval that spans more than a factor of {UNIDENTIFIED:g}, or reaches "
-            f"zero): {'; '.join(unknown)}. These runs do not say what they are, and nothing may be "
-            "extrapolated by them."
+            f"**Not identified** (an interval that spans more than a factor of {UNIDENTIFIED:g}, reaches "
+            "zero or does not hold the value; without E nothing else, since every A and α is that of one "
+            f"E): {'; '.join(unknown)}. These runs do not say what they are: such a law describes its "
+            "points, and nothing may be extrapolated by it."
         )
     yield (
         "No loss of base is told: it would be of another corpus, another vocabulary and a size and a "
