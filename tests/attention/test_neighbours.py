@@ -262,3 +262,52 @@ def test_gradients_are_finite_where_what_is_far_has_next_to_no_share(implementat
         assert found.isfinite().all()
         if dtype == torch.float32:
             assert (found - right).norm() < 2e-3 * right.norm()
+
+
+def needles(seed: int, sharpness: float, dtype=torch.float32) -> list[torch.Tensor]:
+    """Heads of which some tokens look sharply at six keys far away: what their landmarks leak drowns others."""
+    draw = torch.Generator().manual_seed(seed)
+    query, key, value = (torch.randn(1, 2, 300, 32, generator=draw) for _ in range(3))
+    direction = torch.nn.functional.normalize(torch.randn(32, generator=draw), dim=0)
+    key = key / 2
+    key[:, :, torch.randint(0, 300, (6,), generator=draw)] += sharpness * direction
+    query = query + sharpness * (2 * torch.rand(1, 2, 300, 1, generator=draw) - 0.5) * direction
+    return [x.to(dtype).requires_grad_() for x in (query, key, value)]
+
+
+def test_the_cut_of_a_landmarks_ratio_is_that_of_the_definition():
+    inputs = needles(0, 8.0, torch.float64)
+    run = attention(None, 16, m=16)
+    weight = torch.randn(2, 1, 3, 1, dtype=torch.float64)
+    out = run(*inputs, weight)
+    padding = torch.zeros(1, 300, dtype=torch.bool)
+    expected = reference_nystrom(*inputs, padding, 16, weight, neighbours=16)
+    torch.testing.assert_close(out, expected, rtol=1e-8, atol=1e-8)
+    direction = torch.randn_like(out)
+    for found, right in zip(
+        torch.autograd.grad(out, inputs, direction),
+        torch.autograd.grad(expected, inputs, direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("implementation", ["composed", "auto"])
+def test_gradients_are_of_the_size_of_exact_attentions(implementation, monkeypatch):
+    """Without the cut some are fifty times as large here, and 1e15 in the training of a trained BERT."""
+
+    def most(implementation: str) -> float:
+        found = []
+        for seed in range(6):
+            inputs = needles(seed, 10.0)
+            direction = torch.randn(1, 2, 300, 32, generator=torch.Generator().manual_seed(seed))
+            ours = nystrom_attention(*inputs, num_landmarks=16, neighbours=16, implementation=implementation)
+            exact = softmax_attention(*inputs)
+            (mine, *_), (right, *_) = (torch.autograd.grad(out, inputs, direction) for out in (ours, exact))
+            found.append((mine.norm() / right.norm()).item())
+        return max(found)
+
+    assert most(implementation) < 12
+    if implementation == "composed":
+        monkeypatch.setattr("nystromformer.attention.neighbours.LARGEST_RATIO", 1e30)
+        assert most("composed") > 30
