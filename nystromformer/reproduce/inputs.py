@@ -19,6 +19,7 @@ from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.reproduce.lra.examples import content_of, load_task
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import composed_finetune, composed_run, task_of
+from nystromformer.reproduce.scaling.curves import words_at
 from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
 from nystromformer.tasks.collection import Collection
 from nystromformer.tasks.contents import content_of_tokenizer, contents_of_data, short
@@ -61,6 +62,8 @@ def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Calla
         run = _name_of(words)
         yield f"corpus of {run}", partial(_corpus, settings, words)
         yield f"start of {run}", partial(_start, settings, words)
+    if name == "scaling" and settings.step:
+        yield "step", partial(sha256_of_file, Path(settings.step).expanduser())
     if name == "lra":
         for task in settings.scale.lra.tasks:
             if task == "text" or (task != "listops" and settings.lra_root):
@@ -80,6 +83,9 @@ def _pretrainings(settings: ReproduceSettings, name: str) -> list[list[str]]:
         "small": [scale.small.bert, scale.small.nystromformer],
         "warmstart": [scale.warmstart.nystrom, scale.warmstart.neighbours, scale.warmstart.exact],
         "starts": [["experiment=warmstart"]],
+        "scaling": [
+            [*words_at(scale.scaling, length), f"name=scaling_{length}"] for length in scale.scaling.lengths
+        ],
         "glue": [scale.glue.bert, scale.glue.nystromformer, scale.glue.longer],
     }.get(name, [])
     runs = [list(words) for words in found if words]

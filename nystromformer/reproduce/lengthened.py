@@ -23,7 +23,7 @@ def lengthened(settings: ReproduceSettings, name: str) -> ReproduceSettings:
     longer = {
         one.name: [*words, *_lengthened(composed_run(settings, with_start(words)), factor)]
         for one in fields(section)
-        if isinstance(words := getattr(section, one.name), list)
+        if isinstance(words := getattr(section, one.name), list) and _has_steps(words)
     }
     scale = replace(settings.scale, **{name: replace(section, **longer)})
     return replace(settings, scale=scale)
@@ -32,6 +32,11 @@ def lengthened(settings: ReproduceSettings, name: str) -> ReproduceSettings:
 def with_start(words: Sequence[str]) -> list[str]:
     """Words of a run that can be composed, where the weights it starts from are filled in later."""
     return [*words, *(["init.path=ANY"] if "init=checkpoint" in words else [])]
+
+
+def _has_steps(words: Sequence[object]) -> bool:
+    """Whether a list of a section says how long a run is: the other lists are of sizes."""
+    return any(str(word).startswith("training.steps=") for word in words)
 
 
 def _lengthened(run: PretrainSettings, factor: float) -> list[str]:

@@ -86,17 +86,17 @@ def small(settings: ReproduceSettings) -> Result:
     )
 
 
-def check_same_batches(one: PretrainSettings, other: PretrainSettings) -> None:
-    """What the batches are a function of has to be equal in both runs; raises UserError."""
+def check_same_batches(one: PretrainSettings, other: PretrainSettings, *, of: str = "scale.small") -> None:
+    """What the batches are a function of has to be equal in both runs; raises UserError, which names `of`."""
     for name in ("data", "tokenizer", "training"):
         if getattr(one, name) != getattr(other, name):
             raise UserError(
-                f"scale.small: {one.name} and {other.name} differ in {name}, so that their batches or "
+                f"{of}: {one.name} and {other.name} differ in {name}, so that their batches or "
                 "steps differ: write the same words for both but for model and name"
             )
     if one.model.max_length != other.model.max_length:
         raise UserError(
-            f"scale.small: {one.name} has model.max_length={one.model.max_length} and {other.name} "
+            f"{of}: {one.name} has model.max_length={one.model.max_length} and {other.name} "
             f"{other.model.max_length}: write the same for both"
         )
 

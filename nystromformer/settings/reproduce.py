@@ -42,9 +42,10 @@ RESULTS = {
     "warmstart": Entry("table", "pretraining:warmstart", own=True),
     "finetune": Entry("table", "finetuning:finetune", uses=("checkpoint", "glue_root"), own=True),
     "retrieval": Entry("table", "retrieval:retrieval", uses=("checkpoint", "collection"), own=True),
+    "scaling": Entry("figure", "scaling:scaling", uses=("step",), own=True),
 }
 """Every table and figure, in the order of the pages that list them."""
-LENGTHENED = ("small", "longer")
+LENGTHENED = ("small", "longer", "scaling")
 """Results whose runs `minutes=` lengthens."""
 FIGURES, TABLES = (
     tuple(name for name, entry in RESULTS.items() if entry.kind == kind) for kind in ("figure", "table")
@@ -63,7 +64,9 @@ class ReproduceSettings(Section):
     (supplement, figure 1). `num_landmarks`: the same by 16, 64 and 256 of them (2). `pseudoinverse`: the
     iterative inverse beside the exact one (3, 4). `longer`: MLM and sentence-order accuracy at a length and
     at twice the length (5). `small`: MLM and sentence-order curves of BERT and Nyströmformer on the same
-    batches. `nystrom_tutorial`: the error of a low-rank matrix against the number of landmarks."""
+    batches. `nystrom_tutorial`: the error of a low-rank matrix against the number of landmarks. Not of the
+    paper: `scaling`, loss against FLOPs for exact and Nyström attention at three sizes and three lengths, and
+    what 12 layers of 768 would take on several GPUs, computed."""
     table: str | None = grid(None, choices=TABLES)
     """`efficiency`: time and memory of one attention module. `glue`: fine-tuned accuracy. `lra`: Long Range
     Arena. Not of the paper: `starts`, how far a Nyströmformer is from the BERT it starts from;
@@ -94,10 +97,13 @@ class ReproduceSettings(Section):
     pretrain: bool = result(False)
     """table=lra: beside each model the same after masked tokens of the task's own training inputs."""
     minutes: float | None = result(None, above=0)
-    """figure=small and figure=longer: how long their runs shall take together, on a machine like the one that
-    the scale was measured on. Steps, warm-up and the steps between validations grow alike."""
+    """figure=small, longer and scaling: how long their runs shall take together, on a machine like the one
+    that the scale was measured on. Steps, warm-up and the steps between validations grow alike."""
     collection: str | None = path(None)
     """table=retrieval: folder with documents that have titles, queries, and judgements, e.g. Cranfield's."""
+    step: str | None = path(None)
+    """figure=scaling: JSON file of `nystromformer benchmark what=step layers=12 hidden=768` on a GPU, whose
+    MFU the computed part takes; without it one is assumed (scale.scaling.mfu)."""
     again: bool = record(False)
     """Measure anew what is there already."""
     device: str = result("auto", choices=DEVICES)
@@ -119,6 +125,8 @@ class ReproduceSettings(Section):
             yield f"{self.result} is not of the paper: write scale=cpu or scale=smoke"
         if self.pretrain and self.table != "lra" and not self.all:
             yield "pretrain=true is of table=lra: write table=lra, or leave it out"
+        if self.step and self.figure != "scaling":
+            yield "step is of figure=scaling: write figure=scaling, or leave it out"
         if self.minutes is not None and not self.all:
             section: Any = getattr(self.scale, self.result, None)
             if self.result not in LENGTHENED:

@@ -315,6 +315,39 @@ class RetrievalScale(Section, at="scale.retrieval"):
 
 
 @dataclass
+class ScalingScale(Section, at="scale.scaling"):
+    """figure=scaling: every size at every length with exact and with Nyström attention."""
+
+    every: list[str] = result([])
+    """Words of every run, its training.steps among them."""
+    sizes: list[str] = result([])
+    """Each the words of one size, e.g. `model.num_hidden_layers=2 model.hidden_size=128`; at least three."""
+    lengths: list[int] = result([], at_least=8)
+    """Tokens of a row, at least two."""
+    tokens: int = result(4096, at_least=8)
+    """Of a step's rows where all are full: tokens / length rows."""
+    exact: list[str] = result(["model.attention=softmax"])
+    """Words of the runs with exact attention. They keep Nyströmformer's residual convolution, so that the
+    attention alone differs; model.conv_kernel_size=null makes them BERT."""
+    nystrom: list[str] = result([])
+    """Words of the runs with Nyström attention."""
+    usual_minutes: float | None = record(None, above=0)
+    """What all take together, measured; `minutes=` lengthens them in proportion."""
+    tokens_per_gpu: int = result(65_536, at_least=1)
+    """Computed part: tokens of one GPU's share of a step."""
+    mfu: float = result(0.3, noun="share", above=0, below=1)
+    """Computed part: share of the peak, where no `step` file says it."""
+    gpu: str = result("H100")
+    """Computed part: the GPU, where no `step` file says it."""
+    gpus_per_node: int = result(8, at_least=1)
+    """Computed part: GPUs that node_bandwidth joins."""
+    node_bandwidth: float = result(450.0, above=0)
+    """Computed part: GB/s that a GPU sends within a node while it receives as many: an H100's NVLink."""
+    network_bandwidth: float = result(50.0, above=0)
+    """Computed part: the same between nodes: 400 Gbit/s a GPU."""
+
+
+@dataclass
 class ScaleSettings(Section, at="scale"):
     """How large every result is: `scale=paper|gpu|cpu|smoke`."""
 
@@ -334,3 +367,4 @@ class ScaleSettings(Section, at="scale"):
     warmstart: WarmstartScale = field(default_factory=WarmstartScale)
     finetune: FinetuneScale = field(default_factory=FinetuneScale)
     retrieval: RetrievalScale = field(default_factory=RetrievalScale)
+    scaling: ScalingScale = field(default_factory=ScalingScale)

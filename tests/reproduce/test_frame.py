@@ -46,7 +46,7 @@ def test_every_result_is_registered_and_of_all():
         module, _, function = entry.function.partition(":")
         assert callable(getattr(import_module(f"nystromformer.reproduce.{module}"), function))
     figures = {name for name, entry in RESULTS.items() if entry.kind == "figure"}
-    assert set(ALL) == {*figures, "efficiency", "glue", "lra"}
+    assert set(ALL) == {*(figures - {"scaling"}), "efficiency", "glue", "lra"}
 
 
 @pytest.mark.parametrize("scale", ["paper", "gpu", "cpu", "smoke"])

@@ -9,7 +9,7 @@ from nystromformer.reproduce.result import command_of, configuration_of
 from nystromformer.reproduce.runs import composed_run
 from nystromformer.settings.compose import compose
 
-LISTS = {"small": ("bert", "nystromformer"), "longer": ("first", "second")}
+LISTS = {"small": ("bert", "nystromformer"), "longer": ("first", "second"), "scaling": ("every",)}
 
 
 @pytest.mark.parametrize("name", LISTS)
