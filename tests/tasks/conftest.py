@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
+from nystromformer.tasks import parts
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.kinds.sequence import SequenceTask as Task
 
@@ -137,3 +138,9 @@ def words(checkpoint, tmp_path) -> Callable[..., list[str]]:
         ]  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of seven rows."""
+    monkeypatch.setattr(parts, "MOST_ROWS", 7)
