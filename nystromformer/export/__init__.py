@@ -41,7 +41,7 @@ def export(settings: ExportSettings) -> None:
         if settings.format == "onnx":
             path = beside / "model.onnx"
             onnx_file.write(program, path, model.inputs, model.outputs)
-            run = onnx_file.Session(path)
+            run: Run = onnx_file.Session(path)
             lines.append(f"{path.name}: ONNX, opset {onnx_file.OPSET}, {_megabytes(path)}")
         else:
             path = beside / "model.pt2"

@@ -21,7 +21,8 @@ from nystromformer.tasks import growing, parts, predict
 from nystromformer.training.together import Together, _outcome
 
 from ..training.runs import on_processes
-from .test_predict import KINDS, model_of, twenty_rows
+from .test_predict import KINDS, model_of
+from .test_predict_kills import twenty_rows
 
 
 class OnThread(Together):
