@@ -156,13 +156,13 @@ WRITTEN = {
     "model.max_length=64": ("max_position_embeddings", 64),
     "model.max_length=32": ("max_position_embeddings", 48),
     "model.max_position_embeddings=96": ("max_position_embeddings", 96),
-    "model.linformer_share_heads=true": ("linformer_share_heads", True),
+    "model.salient_tokens=5": ("salient_tokens", 5),
 }
 
 
 @pytest.mark.parametrize("word", WRITTEN)
 def test_written_setting_wins_and_changes_nothing_else(tmp_path, word):
-    source = checkpoint(tmp_path, hidden_dropout_prob=0.2, linformer_share_heads=False)
+    source = checkpoint(tmp_path, hidden_dropout_prob=0.2)
     name, value = WRITTEN[word]
     found = fields_of(started(tmp_path, word))
     assert found[name] == value
@@ -226,3 +226,39 @@ def test_from_scratch_nothing_is_a_sources(tmp_path):
     assert settled(composed) is composed
     with pytest.raises(UserError, match=r"model.num_landmarks has no source to come from"):
         compose("pretrain", ["model.from_source=[num_landmarks]"])
+
+
+@pytest.fixture(scope="module")
+def small_bert(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("small_bert")
+    shape = {**SHAPE, "hidden_act": "gelu", "pad_token_id": 0}
+    BertForPreTraining(BertConfig(**shape)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "on_gpu", "expected"),
+    [
+        ([], False, 64),
+        ([], True, None),
+        (["model.neighbours=null"], False, None),
+        (["model.neighbours=16"], True, 16),
+        (["model.attention=softmax"], False, None),
+        (["experiment=base_512"], False, None),
+    ],
+)
+def test_a_bert_starts_with_exact_neighbours_on_a_cpu(
+    words, on_gpu, expected, small_bert, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    own = ["init=bert"] if not words or "experiment" not in words[0] else []
+    start = [*words, *own, f"init.path={small_bert}", f"runs_folder={tmp_path}", "model.max_length=48"]
+    run = settled(compose("pretrain", start))
+    assert isinstance(run, PretrainSettings)
+    assert run.model.neighbours == expected
+
+
+def test_what_is_no_bert_keeps_what_it_has(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    checkpoint(tmp_path)
+    assert started(tmp_path).neighbours is None
