@@ -126,8 +126,14 @@ def plot_events(
 
 
 def legend_below(figure: Any, axes: Any, columns: int) -> None:
-    """One legend for the whole figure, below it, of what `axes` shows."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    """One legend for the whole figure, below it, of what `axes` shows; in fewer columns than said where so
+    many would be wider than the figure."""
+    for number in range(columns, 0, -1):
+        shown = axes.get_legend_handles_labels()
+        legend = figure.legend(*shown, loc="outside lower center", ncols=number)
+        if number == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def log_log(axes: Any, lengths: Sequence[int]) -> None:

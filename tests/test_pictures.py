@@ -2,7 +2,7 @@
 
 import pytest
 
-from nystromformer.pictures import STYLES, picture, plot_events, style_of
+from nystromformer.pictures import STYLES, legend_below, picture, plot_events, style_of
 
 EVENTS = [{"step": 1, "loss": 3.0}, {"step": 2}, {"step": 3, "loss": 1.0}]
 
@@ -52,3 +52,16 @@ def test_lines_differ_without_colour():
     styles = [style_of(number) for number in range(2 * len(STYLES))]
     looks = {(style["marker"], str(style["linestyle"]), style.get("markerfacecolor")) for style in styles}
     assert len(looks) == len(styles)
+
+
+def test_a_legend_below_is_no_wider_than_the_figure(tmp_path):
+    columns = {}
+    for name in ("short", "nystromformer, composed of PyTorch's operators"):
+        with picture(tmp_path / "a.png", width="page", height=2.6) as (figure, axes):
+            for number in range(6):
+                axes.plot([1, 2], [number, 3], label=f"{name} {number}")
+            legend_below(figure, axes, columns=3)
+            (legend,) = figure.legends
+            assert legend.get_window_extent().width <= figure.bbox.width
+            columns[name] = legend._ncols
+    assert [*columns.values()] == [3, 2]
