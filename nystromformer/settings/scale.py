@@ -256,7 +256,7 @@ class StartsScale(Section, at="scale.starts"):
     rows: int = result(16, at_least=1)
     """Reviews to fit on, and as many others to measure on."""
     variants: int = result(0)
-    """How many of the variants with landmarks alone, from the first; 0 takes all."""
+    """How many of the variants with landmarks alone, from the first, at least two; 0 takes all."""
     landmarks: list[int] = result([32, 64, 128], at_least=1, some=True)
     """Numbers of landmarks beside neighbours; what is fitted and transferred has the middle one."""
     neighbours: list[int] = result([32, 64, 128], at_least=1, some=True)
@@ -270,6 +270,10 @@ class StartsScale(Section, at="scale.starts"):
     """Of attention transfer."""
     transfer_minutes: float = result(10.0, above=0)
     """Most time for it."""
+
+    def complaints_together(self) -> Iterator[str]:
+        if self.variants < 0 or self.variants == 1:
+            yield f"scale.starts.variants={self.variants}: write 0 for all of them, or at least 2"
 
 
 @dataclass

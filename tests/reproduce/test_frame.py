@@ -183,6 +183,7 @@ def test_the_configuration_holds_no_folder(tmp_path):
         (["figure=longer", "scale=sample"], "scale=sample is unknown"),
         (["table=efficiency", "scale.efficiency.lengths=[]"], "scale.efficiency.lengths=[] measures nothing"),
         (["figure=landmarks", "scale.heads.landmarks=512"], "512 landmarks of 512 tokens are exact"),
+        (["table=starts", "scale.starts.variants=1"], "variants=1: write 0 for all of them, or at least 2"),
         (["figure=landmarks", "scale=smoke", "scale.heads.length=513"], "512 positions: write at most"),
     ],
 )
