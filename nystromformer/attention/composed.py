@@ -20,7 +20,8 @@ from nystromformer.attention.landmarks import (
     segment_means,
     uniform_samples,
 )
-from nystromformer.attention.neighbours import Blocks, RealTokensFirst, attention_with_neighbours
+from nystromformer.attention.neighbours import Blocks, attention_with_neighbours
+from nystromformer.attention.packing import RealTokensFirst
 from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.projections import without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv

@@ -25,8 +25,8 @@ from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.tables import percent, table
 from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.export import open_model
 from nystromformer.tasks.jobs import jobs_of
-from nystromformer.tasks.predict import open_model
 from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.scores import figures_of_sets
 from nystromformer.tasks.start import fit_on_longest

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
+from nystromformer.model.layouts import load_model
+from nystromformer.model.source import open_tokenizer
 from nystromformer.tasks.jobs import Job
 from nystromformer.tasks.setup import TaskSetup
 from nystromformer.tasks.start import max_length_of
@@ -57,6 +59,16 @@ def taught(folder: Path) -> tuple[Task, int]:
             f"checkpoint={folder} is no fine-tuned model (task.json: {type(error).__name__}): write a "
             "model folder that nystromformer finetune wrote, e.g. runs/finetune/sst2/model"
         ) from None
+
+
+def open_model(folder: Path, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a folder; raises UserError where the weights cannot be loaded."""
+    model, _ = load_model(task.head, str(folder), wrong=f"checkpoint={folder}", fix=": train it again")
+    if model.config.num_labels != task.num_labels:
+        raise UserError(
+            f"checkpoint={folder} has {model.config.num_labels} labels, its task.json {task.num_labels}"
+        )
+    return model.eval(), open_tokenizer(None, str(folder))
 
 
 def _card(task: Task, setup: TaskSetup, job: Job, figures: dict[str, float]) -> str:

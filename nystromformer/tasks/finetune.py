@@ -23,6 +23,7 @@ from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
+from nystromformer.tasks.export import open_model
 from nystromformer.tasks.identity import compare, identity
 from nystromformer.tasks.jobs import (
     Job,
@@ -38,7 +39,6 @@ from nystromformer.tasks.jobs import (
     tasks_of,
 )
 from nystromformer.tasks.kinds.sequence import SequenceTask
-from nystromformer.tasks.predict import open_model
 from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.results import keep_best, prune_models, summarise, write_table
 from nystromformer.tasks.setup import TaskSetup, contents_there, prepare_task, say

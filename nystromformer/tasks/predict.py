@@ -28,7 +28,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nystromformer.errors import UserError
 from nystromformer.export.onnx_file import ModelOfFile
 from nystromformer.files import ContentHashes, held, write_atomically
-from nystromformer.model.layouts import load_model
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import EvaluateSettings, PredictSettings, SwapSettings
@@ -37,7 +36,7 @@ from nystromformer.settings.schema import Role, settings_of
 from nystromformer.tasks import vectors
 from nystromformer.tasks.contents import content_of_tokenizer, short
 from nystromformer.tasks.embedding import Embedder, own_length, swap
-from nystromformer.tasks.export import taught
+from nystromformer.tasks.export import open_model, taught
 from nystromformer.tasks.growing import (
     PROGRESS,
     GrowingFiles,
@@ -431,13 +430,3 @@ class _Prediction:
                 f"{progress.errors:,} of {progress.rows:,} rows could not be read{more}:{first}",
                 file=sys.stderr,
             )
-
-
-def open_model(folder: Path, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a folder; raises UserError where the weights cannot be loaded."""
-    model, _ = load_model(task.head, str(folder), wrong=f"checkpoint={folder}", fix=": train it again")
-    if model.config.num_labels != task.num_labels:
-        raise UserError(
-            f"checkpoint={folder} has {model.config.num_labels} labels, its task.json {task.num_labels}"
-        )
-    return model.eval(), open_tokenizer(None, str(folder))
