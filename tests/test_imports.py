@@ -1,4 +1,4 @@
-"""The one-way street: settings → attention → model → data → training → tasks → export → benchmark … cli."""
+"""The one-way street: settings → attention → model → export → data → training → tasks → benchmark … cli."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ LAYERS = (
     ("settings",),
     ("attention",),
     ("model",),
+    ("export",),
     ("data",),
     ("training",),
     ("tasks",),
-    ("export",),
     ("benchmark",),
     ("reproduce",),
     ("cli", "__main__"),

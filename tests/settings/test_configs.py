@@ -117,8 +117,11 @@ def test_paper_optimizer(experiment):
 def test_paper_model(experiment, steps, layers, hidden, heads, intermediate, attention, init):
     settings = compose("pretrain", [f"experiment={experiment}"])
     model = settings.model
-    if init == "bert":  # everything but the length is the source's; from scratch it would be this
-        assert model.from_source == [name for name in INHERITED if name != "max_length"]
+    if (
+        init == "bert"
+    ):  # all but the length, and no neighbours, is the source's; from scratch it would be this
+        assert model.from_source == [name for name in INHERITED if name not in ("max_length", "neighbours")]
+        assert model.neighbours is None
         model = compose("pretrain", [f"experiment={experiment}", "init=scratch"]).model
     assert settings.name == experiment
     assert settings.training.steps == steps
