@@ -45,6 +45,9 @@ class EvaluateCommandSettings(EvaluateSettings):
     def complaints_together(self) -> Iterator[str]:
         yield from super().complaints_together()
         of_file = self.file is not None and Path(self.file).expanduser().is_file()
+        if self.onnx and self.file is not None and Path(self.file).expanduser().is_dir():
+            why = "a folder of documents is ranked by the weights"
+            yield f"onnx={self.onnx} is for file=FILE, {why}: leave it empty"
         for name, default in (("model", SwapSettings()), ("retrieval", RetrievalSettings())):
             if of_file and getattr(self, name) != default:
                 yield f"{name}.* is for file=FOLDER of documents, queries and judgements: leave it empty"

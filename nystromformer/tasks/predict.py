@@ -132,6 +132,8 @@ class _Prediction:
             self._file = self._task.predictions if form == "own" else f"predictions.{self._form}"
         if self._onnx and "vector" in self._task.told:
             raise UserError(f"onnx={settings.onnx} is for predictions, not for vectors: leave it out")
+        if self._onnx and not self._onnx.is_file():
+            raise UserError(f"onnx={settings.onnx} is no file: write one of `export`, or leave it out")
         apart = self._are_vectors or form == "own"
         self._errors_apart = [_ERRORS] if apart and settings.reported else []
 

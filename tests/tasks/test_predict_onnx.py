@@ -60,6 +60,11 @@ def test_int8_has_figures_of_its_own_and_is_no_going_on_of_others(checkpoint, tm
     capsys.readouterr()
     assert main(["predict", *of, whole, place]) == 2
     assert "holds predictions of another model than onnx=" in capsys.readouterr().err
+    (target / "model.int8.onnx").rename(tmp_path / "moved.onnx")
+    assert main(["predict", *of, small, place]) == 2  # all is predicted, and nothing has to be opened
+    assert f"{small} is no file" in capsys.readouterr().err
+    assert main(["evaluate", of[0], f"file={tmp_path}", whole, f"folder={tmp_path / 'ranked'}"]) == 2
+    assert "a folder of documents is ranked by the weights" in capsys.readouterr().err
     assert main(["predict", *of, whole, f"folder={tmp_path / 'whole'}"]) == 0
     assert (tmp_path / "whole/predictions.jsonl").read_bytes() != of_small
 
