@@ -81,7 +81,7 @@ def composed_nystrom_attention(
             segments,
         )
     if conv_weight_H1K1 is not None:
-        out = out + residual_convolution(value_BHND, conv_weight_H1K1)
+        out = out + _convolution(value_BHND, conv_weight_H1K1, kernels)
     return zero_at_padding(out, key_padding_mask_BN)
 
 
@@ -112,7 +112,9 @@ def _with_neighbours(
     query_BHMD, key_BHMD = (
         landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query, key)
     )
-    inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
+    inverse_BHMM = _inverse_by_kernels(query_BHMD, key_BHMD, pinv_iterations, query) if kernels else None
+    if inverse_BHMM is None:
+        inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
     count_B = torch.full((b,), n, device=query.device)
     if first is not None:
         count_B = n - first.padding_BP.sum(dim=1)
@@ -131,6 +133,28 @@ def _with_neighbours(
         exact = F.pad(exact, (0, 0, 0, n))[:, :, :n]
         out = torch.where(segments.short_B[:, None, None, None], exact, out)
     return first.unpack(out)
+
+
+def _convolution(value_BHND: Tensor, weight_H1K1: Tensor, kernels: bool) -> Tensor:
+    if not kernels:
+        return residual_convolution(value_BHND, weight_H1K1)
+    # Here, because it imports Triton, which only GPUs need.
+    from nystromformer.attention.gpu.operator import convolution_on_gpu
+
+    return convolution_on_gpu(value_BHND, weight_H1K1)
+
+
+def _inverse_by_kernels(
+    query_BHMD: Tensor, key_BHMD: Tensor, pinv_iterations: int | None, tokens_BHND: Tensor
+) -> Tensor | None:
+    """Z; None where the kernels cannot. They know no absent landmarks, but only short rows have some, of
+    which nothing uses Z."""
+    # Here, because it imports Triton, which only GPUs need.
+    from nystromformer.attention.gpu.operator import inverse_on_gpu
+
+    if pinv_iterations is None:
+        return None
+    return inverse_on_gpu(query_BHMD, key_BHMD, pinv_iterations, tokens_BHND)
 
 
 def _inverse(kernel_BHMM: Tensor, pinv_iterations: int | None) -> Tensor:

@@ -19,7 +19,7 @@ attention.
 ρ is n/M where a landmark's scores are even. One that looks sharply at single tokens would have a ρ of many
 thousands, and what leaks of it into other tokens' far sums would drown them: a trained BERT's attention is
 the same with ρ cut at 8 n/M, but uncut it cannot be trained on, as gradients of 1e15 show. What is cut off
-has no gradient.
+is a constant to the gradient, which passes through the cut.
 
 All tokens of a block share N(i), so that the far part of block c is F̃ · P_c with P_c from
 Y − Σ_near B̃_j v_j, M × D: no matrix of N × M or N × 3w is kept for the backward pass. Salient tokens are far
@@ -170,11 +170,11 @@ def attention_with_neighbours(
         salient_tokens: S, with the row's first token.
         kernels: compute what is of the tokens by the GPU's kernels, which `gpu.support` has to allow.
     """
-    salient = _salient(key_BHND, query_BHMD, neighbours, salient_tokens, blocks)
-    arguments = (query_BHND, key_BHND, value_BHND, query_BHMD, key_BHMD, inverse_BHMM, neighbours)
+    arguments = (query_BHND, key_BHND, value_BHND, query_BHMD, key_BHMD, inverse_BHMM, neighbours, blocks)
     if kernels:
-        return _by_kernels(*arguments, blocks, salient)
-    return _computed_again(_attention, *arguments, blocks, salient)
+        return _by_kernels(*arguments)
+    salient = _salient(key_BHND, query_BHMD, neighbours, salient_tokens, blocks)
+    return _computed_again(_attention, *arguments, salient)
 
 
 @torch.no_grad()
@@ -236,29 +236,23 @@ def _by_kernels(
     inverse_BHMM: Tensor,
     neighbours: int,
     blocks: Blocks,
-    salient: Salient,
 ) -> Tensor:
     # Here, because it imports Triton, which only GPUs need.
     from nystromformer.attention.gpu.neighbours import near_and_far_on_gpu
 
-    width = value_BHND.shape[-1]
-    with without_autocast(query_BHND):
-        key, value = (_blocks(x, neighbours) for x in (key_BHND, value_BHND))
-        mixed_BHCME, log_scale_BH11 = _computed_again(
-            _mixed, key, value, query_BHMD, key_BHMD, inverse_BHMM, blocks, salient
-        )
-        out_BHND, *_ = near_and_far_on_gpu(
-            query_BHND,
-            key_BHND,
-            value_BHND,
-            blocks.count_B,
-            key_BHMD,
-            mixed_BHCME[..., :width],
-            mixed_BHCME[..., width],
-            salient.far_BHCM[:, 0],  # the first token alone is salient, in every head
-            log_scale_BH11.flatten(1),
-            neighbours,
-        )
+    first = Salient.of(blocks.border_BM.new_zeros(len(blocks.count_B), 1, 1), blocks)  # for every head
+    out_BHND, *_ = near_and_far_on_gpu(
+        query_BHND,
+        key_BHND,
+        value_BHND,
+        blocks.count_B,
+        query_BHMD,
+        key_BHMD,
+        inverse_BHMM,
+        _log_landmarks(query_BHMD, key_BHMD).squeeze(-1),
+        first.far_BHCM[:, 0],
+        neighbours,
+    )
     return out_BHND
 
 
@@ -305,6 +299,12 @@ def _landmarks_over_tokens(key_BHCwD: Tensor, query_BHMD: Tensor, blocks: Blocks
     return (scores_BHMN - log_sum_BHM1).exp(), log_sum_BHM1
 
 
+def _log_landmarks(query_BHMD: Tensor, key_BHMD: Tensor) -> Tensor:
+    """log Σ exp(Q̃ K̃ᵀ/√D), (B, H, M, 1)."""
+    with without_autocast(query_BHMD):
+        return ((query_BHMD * query_BHMD.shape[-1] ** -0.5) @ key_BHMD.mT).logsumexp(dim=-1, keepdim=True)
+
+
 def _mixed(
     key_BHCwD: Tensor,
     value_BHCwD: Tensor,
@@ -315,10 +315,9 @@ def _mixed(
     salient: Salient,
 ) -> tuple[Tensor, Tensor]:
     """P of each block and, as a last column, its values' ones; over the exponential of the second result."""
-    exact, d = inverse_BHMM.dtype, query_BHMD.shape[-1]
+    exact = inverse_BHMM.dtype
     factor_BHMN, log_sum_BHM1 = _landmarks_over_tokens(key_BHCwD, query_BHMD, blocks)
-    log_landmarks_BHM1 = ((query_BHMD * d**-0.5) @ key_BHMD.mT).logsumexp(dim=-1, keepdim=True)
-    log_ratio_BHM1 = log_sum_BHM1 - log_landmarks_BHM1
+    log_ratio_BHM1 = log_sum_BHM1 - _log_landmarks(query_BHMD, key_BHMD)
     most_B111 = (blocks.count_B.to(exact) * (LARGEST_RATIO / query_BHMD.shape[2])).log()[:, None, None, None]
     log_ratio_BHM1 = log_ratio_BHM1 - (log_ratio_BHM1 - most_B111).clamp(min=0).detach()
     log_scale_BH11 = log_ratio_BHM1.amax(dim=2, keepdim=True).detach()

@@ -29,7 +29,7 @@ def define(
     empty: Callable[..., Sequence[Tensor]],
     keeps_output: bool = False,
     otherwise: Callable[..., Callable[..., Tensor] | None] | None = None,
-) -> Callable[..., Sequence[Tensor]]:
+) -> Callable[..., Any]:
     """Register `nystromformer::name` and `name_backward`.
 
     Args:
@@ -55,9 +55,9 @@ def define(
         return f"({taken}) -> ({', '.join(['Tensor'] * results)})"
 
     def operator(name: str, schema: str, function: Callable[..., Sequence[Tensor]]) -> Any:
-        def on_its_device(*inputs: Any) -> tuple[Tensor, ...]:
+        def on_its_device(*inputs: Any) -> Tensor | tuple[Tensor, ...]:
             with _on(inputs[0].device):
-                return tuple(function(*inputs))
+                return _returned(function(*inputs))
 
         decorate = torch.library.custom_op(
             f"nystromformer::{name}", mutates_args=(), device_types=tuple(device_types), schema=schema
@@ -72,13 +72,14 @@ def define(
         return tuple(_empty_gradient(known[place], inputs[place], grad_out) for place in places)
 
     main = operator(name, schema([], [], outputs), forward)
-    main.register_fake(lambda *inputs: tuple(empty(*inputs)))
+    main.register_fake(lambda *inputs: _returned(empty(*inputs)))
     backwards = operator(
         f"{name}_backward", schema(["Tensor grad_out"], ["Tensor[] kept"], len(gradients)), gradients_of
     )
     backwards.register_fake(empty_gradients)
 
-    def keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+    def keep(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
+        output = (output,) if isinstance(output, Tensor) else output
         ctx.numbers = inputs[count:]
         ctx.set_materialize_grads(False)  # what is kept has none, and zeros of its size would be written
         ctx.save_for_backward(*inputs[:count], *output[0 if keeps_output else 1 :])
@@ -97,8 +98,12 @@ def define(
         return tuple(found.get(place) if wanted[place] else None for place in range(len(wanted)))
 
     main.register_autograd(differentiate, setup_context=keep)
-    registered: Callable[..., Sequence[Tensor]] = getattr(torch.ops.nystromformer, name)
-    return registered
+    return getattr(torch.ops.nystromformer, name)  # type: ignore[no-any-return]
+
+
+def _returned(found: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """As PyTorch's operators return results: one alone is not in a tuple."""
+    return tuple(found) if len(found) > 1 else found[0]
 
 
 def empty_like_projections(x_BHND: Tensor, zeros: bool = False) -> Tensor:

@@ -216,13 +216,15 @@ def test_kernels_of_neighbours_compile_and_fit(launched, dtype, w, m, d, capabil
     n, c = 1024, 1024 // w
     query, key, value = (torch.empty(2, n, 12, d, dtype=dtype).transpose(1, 2) for _ in range(3))
     count = torch.empty(2, dtype=torch.int32)
-    shapes = ((2, 12, m, d), (2, 12, c, m, d), (2, 12, c, m), (2, c, m), (2, 12))
+    shapes = ((2, 12, m, d), (2, 12, m, d), (2, 12, m, m), (2, 12, m), (2, c, m))
     inputs = (query, key, value, count, *map(torch.empty, shapes))
     kept = neighbours.forward(*inputs, w)
     neighbours.backward(kept[0], *inputs, kept, w)
-    assert len(launched) == 3
+    assert len(launched) == 10
     for kernel, arguments, options in launched:
         made = compiled(kernel, arguments, options, capability)
         assert made.metadata.shared <= shared_memory(capability), kernel.__name__
+        if kernel.__name__ == "whole_kernel":  # sums alone
+            continue
         instruction = "wgmma.mma_async" if capability[0] == 9 else "mma.sync"
         assert instruction in made.asm["ptx"], kernel.__name__

@@ -3,6 +3,7 @@
 As test_gpu_kernels.py: on a GPU where there is one, else in Triton's interpreter, in a process of their own.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu
+from nystromformer.attention.neighbours import LARGEST_RATIO
 
 from .test_gpu_kernels import DEVICE, HAS_TRITON, VERSION, error, kernels, leaves, mask_of
 
@@ -59,6 +61,46 @@ def test_equals_the_composed_path(mask):
 
 
 @kernels
+@pytest.mark.parametrize("sharpness", [2, 4])
+def test_landmarks_that_look_at_single_tokens(sharpness):
+    """Their ratio ρ is cut; its gradient passes through the cut."""
+    torch.manual_seed(6)
+    m, n, d = 8, 200, 16
+    query, key, value = (x.detach() for x in leaves(rows=2, heads=2, n=n, d=d, k=None))
+    query = 0.3 * query + torch.randn(2, 2, m, d, device=DEVICE).repeat_interleave(n // m, dim=2)
+    query, key = sharpness * query, sharpness * key
+    query_means, key_means = (x.unflatten(2, (m, n // m)).mean(dim=3) for x in (query, key))
+    log_ratio = (query_means @ key.mT / d**0.5).logsumexp(dim=-1)
+    log_ratio -= (query_means @ key_means.mT / d**0.5).logsumexp(dim=-1)
+    assert (log_ratio > math.log(LARGEST_RATIO * n / m)).float().mean() > 0.5
+    check([x.requires_grad_() for x in (query, key, value)], None, m, 16, 1e-5)
+
+
+@kernels
+def test_the_cut_is_the_composed_paths():
+    from nystromformer.attention.gpu import far
+
+    assert far.LARGEST_RATIO.value == LARGEST_RATIO
+
+
+@kernels
+@pytest.mark.parametrize("k", [1, 5, 33])
+def test_convolution_alone(k):
+    from nystromformer.attention.convolution import residual_convolution
+    from nystromformer.attention.gpu.operator import convolution_on_gpu
+
+    torch.manual_seed(7)
+    _, _, value, weight = leaves(rows=2, heads=3, n=97, d=24, k=k)
+    exact = [x.detach().double().requires_grad_() for x in (value, weight)]
+    out, expected = convolution_on_gpu(value, weight), residual_convolution(*exact)
+    seed = torch.randn_like(out)
+    assert error(out, expected) <= 1e-5
+    found = torch.autograd.grad(out, (value, weight), seed)
+    for a, b in zip(found, torch.autograd.grad(expected, exact, seed.double()), strict=True):
+        assert error(a, b) <= 1e-5
+
+
+@kernels
 @pytest.mark.parametrize(
     ("m", "d", "n", "w"),
     [(1, 8, 40, 16), (16, 16, 49, 16), (20, 32, 130, 32), (33, 64, 140, 64), (64, 24, 97, 16)],
@@ -98,21 +140,24 @@ def test_strides_of_any_kind():
 
 @kernels
 def test_pytorchs_own_check_of_the_operator():
-    from nystromformer.attention.gpu import neighbours  # noqa: F401
+    from nystromformer.attention.gpu import neighbours, operator  # noqa: F401
 
     torch.manual_seed(5)
     b, h, n, d, m, w = 2, 1, 40, 8, 4, 16
     c = -(-n // w)
     tokens = [torch.randn(b, h, n, d, device=DEVICE, requires_grad=True) for _ in range(3)]
     shared = [
-        torch.randn(b, h, m, d, device=DEVICE, requires_grad=True),
-        torch.randn(b, h, c, m, d, device=DEVICE, requires_grad=True),
-        torch.rand(b, h, c, m, device=DEVICE, requires_grad=True),
+        torch.randn(*shape, device=DEVICE, requires_grad=True)
+        for shape in ((b, h, m, d), (b, h, m, d), (b, h, m, m), (b, h, m))
     ]
     count = torch.tensor([n, 33], dtype=torch.int32, device=DEVICE)
-    constants = (torch.rand(b, c, m, device=DEVICE), torch.zeros(b, h, device=DEVICE))
-    operator = torch.ops.nystromformer.near_and_far_gpu.default
-    torch.library.opcheck(operator, (*tokens, count, *shared, *constants, w))
+    far_counts = torch.rand(b, c, m, device=DEVICE)
+    torch.library.opcheck(
+        torch.ops.nystromformer.near_and_far_gpu.default, (*tokens, count, *shared, far_counts, w)
+    )
+    torch.library.opcheck(torch.ops.nystromformer.inverse_gpu.default, (*shared[:2], 6, 0))
+    weight = torch.randn(h, 1, 5, 1, device=DEVICE, requires_grad=True)
+    torch.library.opcheck(torch.ops.nystromformer.convolution_gpu.default, (tokens[2], weight))
 
 
 def test_what_the_kernels_cannot_do_is_said(monkeypatch):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nystromformer.attention.gpu.tiles import load_tile, real_tokens
+from nystromformer.attention.gpu.tiles import load_tile, real_tokens, store_tile
 
 
 @triton.jit
@@ -37,6 +37,29 @@ def load_band(weight_of_head, K: tl.constexpr, P: tl.constexpr, W: tl.constexpr,
     if TURNED:
         tap_PW = K - 1 - tap_PW
     return tl.load(weight_of_head + tap_PW, mask=valid_PW, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def convolution_kernel(
+    x, x_b, x_h, x_n, weight, out, H, N, tokens_of_part,
+    K: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, P: tl.constexpr, W: tl.constexpr,
+    TURNED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write the convolution alone, (B, N, H, D) in memory, of values that are 0 at padding. TURNED: from its
+    gradient that of the values. Grid: (B · H, S)."""
+    row_head = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    row = row_head // H
+    head = row_head % H
+    x += row * x_b + head * x_h
+    out += (row * N * H + head) * D
+    band_PW = load_band(weight + head * K, K, P, W, TURNED).to(x.dtype.element_ty)
+    last = tl.minimum((part + 1) * tokens_of_part, N)
+    for start in range(part * tokens_of_part, last, P):
+        index_P = start + tl.arange(0, P)
+        x_WD = load_window(x, x_n, x, row, start, N, K, D, D_PAD, False, W)
+        out_PD = tl.dot(band_PW, x_WD, input_precision=PRECISION)
+        store_tile(out, H * D, index_P, index_P < last, out_PD, D, D_PAD)
 
 
 @triton.jit

@@ -113,9 +113,7 @@ class Sizes:
         a trained BERT's heads, where bfloat16 would be by 1e-2. Else three products of TF32, as exact as
         float32.
         """
-        if self.inversion_dtype == torch.float32:
-            return {"TYPE": tl.float32, "PRECISION": "tf32x3"}
-        return {"TYPE": tl.float16, "PRECISION": "tf32"}
+        return inversion(half=self.inversion_dtype != torch.float32)
 
     @property
     def inversion_dtype(self) -> torch.dtype:
@@ -141,17 +139,34 @@ class Sizes:
         }  # fmt: skip
 
     def constants_of_heads(self, warps: int) -> dict[str, Any]:
-        """Of the kernels that hold a head's landmarks alone."""
-        return {
-            "M": self.m, "M_PAD": padded(self.m), "D": self.d, "D_PAD": padded(self.d),
-            "num_warps": warps, "num_stages": 1,
-        }  # fmt: skip
+        return constants_of_heads(self.m, self.d, warps)
 
 
 @lru_cache(64)
 def _known_sizes(*sizes: Any) -> Sizes:
     """What follows from them is looked up at every layer of every step."""
     return Sizes(*sizes)
+
+
+def inversion(half: bool) -> dict[str, Any]:
+    """See `Sizes.inversion`."""
+    return {"TYPE": tl.float16, "PRECISION": "tf32"} if half else {"TYPE": tl.float32, "PRECISION": "tf32x3"}
+
+
+def constants_of_heads(m: int, d: int, warps: int) -> dict[str, Any]:
+    """Of the kernels that hold a head's landmarks alone."""
+    return {
+        "M": m, "M_PAD": padded(m), "D": d, "D_PAD": padded(d), "num_warps": warps, "num_stages": 1,
+    }  # fmt: skip
+
+
+def room_for_iterates(means: Tensor, iterations: int, half: bool) -> tuple[int, Tensor]:
+    """How many programs go back through the iteration of all heads, and where they lay down its steps."""
+    b, h, m, _ = means.shape
+    multiprocessors, _ = _chip(means.device)
+    programs = min(b * h, 2 * multiprocessors)  # two of 128 threads and 255 registers fill one
+    dtype = torch.float16 if half else torch.float32
+    return programs, means.new_empty(programs * iterations * 3 * padded(m) ** 2, dtype=dtype)
 
 
 def tile_of(dtype: torch.dtype, m: int, d: int) -> int:
@@ -259,9 +274,8 @@ def backward(
     delta = torch.empty_like(normalizer)
     grad_query_parts = means.new_empty(b, h, parts + 1, m, d)
     on_chip = sizes.on_chip
-    programs = min(b * h, 2 * sizes.multiprocessors)  # two of 128 threads and 255 registers fill one
-    room = programs * iterations * 3 * padded(m) ** 2 if on_chip else 1
-    steps = means.new_empty(room, dtype=sizes.inversion_dtype)
+    half = sizes.inversion_dtype != torch.float32
+    programs, steps = room_for_iterates(means[0], iterations if on_chip else 0, half)
     mix_backward_kernel[(programs,)](
         grad_mixed_parts, grad_key_parts, means[0], means[1], inverse, gathered, rows.count_B, steps,
         grad_mixed, grad_gathered, delta, grad_key_means, grad_query_parts,
@@ -288,11 +302,13 @@ def backward(
         rows.segment_BN, rows.count_B, grad_query,
         h, n, fine_tokens, sizes.scale, sizes.score_scale, **constants,
     )  # fmt: skip
-    grad_weight = None if weight is None else _kernel_gradient(grad_out, value, weight, rows, sizes)
+    grad_weight = None if weight is None else kernel_gradient(grad_out, value, weight, rows.segment_BN, sizes)
     return grad_query, grad_key, grad_value, grad_weight
 
 
-def _kernel_gradient(grad_out: Tensor, value: Tensor, weight: Tensor, rows: Rows, sizes: Sizes) -> Tensor:
+def kernel_gradient(
+    grad_out: Tensor, value: Tensor, weight: Tensor, segment_BN: Tensor | None, sizes: Sizes
+) -> Tensor:
     """That of the convolution's kernel."""
     k = weight.shape[2]
     tile = sizes.tile if k > NARROW_TILE + 1 else NARROW_TILE
@@ -300,7 +316,7 @@ def _kernel_gradient(grad_out: Tensor, value: Tensor, weight: Tensor, rows: Rows
     found = grad_out.new_empty(sizes.b, sizes.h, parts, tile, k, dtype=torch.float32)
     constants = sizes.constants
     kernel_gradient_kernel[(sizes.b * sizes.h, parts)](
-        *strided(grad_out), *strided(value), rows.segment_BN, found, sizes.h, sizes.n, tokens,
+        *strided(grad_out), *strided(value), segment_BN, found, sizes.h, sizes.n, tokens,
         K=k, P=tile, W=tile if k == 1 else 2 * tile, num_warps=4, num_stages=constants["num_stages"],
         **{name: constants[name] for name in ("D", "D_PAD", "MASKED", "PRECISION")},
     )  # fmt: skip

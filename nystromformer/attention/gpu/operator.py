@@ -1,15 +1,22 @@
-"""The kernels of `launch.py` as an operator of PyTorch.
+"""The kernels of `launch.py`, and those of the inverse and of the convolution
+alone, as operators of PyTorch.
 
 Shapes: B rows, H heads, N positions, D head width, M landmarks, K kernel width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.gpu import launch
-from nystromformer.attention.operator import define
+from nystromformer.attention.gpu.convolution import convolution_kernel
+from nystromformer.attention.gpu.inverse import inverse_backward_kernel, inverse_kernel
+from nystromformer.attention.operator import define, empty_like_projections
 from nystromformer.attention.precision import as_product
 from nystromformer.attention.projections import without_padding, zero_at_padding
 
@@ -57,4 +64,114 @@ _nystrom_attention = define(
     forward=launch.forward,
     backward=launch.backward,
     empty=lambda query, *inputs: launch.empty_outputs(query, m=inputs[4]),
+)
+
+
+def inverse_on_gpu(
+    query_BHMD: Tensor, key_BHMD: Tensor, iterations: int, tokens_BHND: Tensor
+) -> Tensor | None:
+    """Z ≈ Ã⁺ of landmarks in float32; None where a head's matrices do not fit on chip.
+
+    Args:
+        tokens_BHND: the queries, whose dtype says how the iteration's factors are rounded.
+    """
+    sizes = launch.Sizes.of(tokens_BHND, None, None, query_BHMD.shape[2])
+    if not sizes.on_chip:
+        return None
+    half = sizes.inversion_dtype != torch.float32
+    inverse_BHMM: Tensor = _inverse(query_BHMD, key_BHMD, iterations, half)
+    return inverse_BHMM
+
+
+def _empty_inverse(query_means: Tensor, *_: Any) -> tuple[Tensor]:
+    b, h, m, _ = query_means.shape
+    return (query_means.new_empty(b, h, m, m),)
+
+
+def _invert(query_means: Tensor, key_means: Tensor, iterations: int, half: int) -> tuple[Tensor]:
+    b, h, m, d = query_means.shape
+    (inverse,) = _empty_inverse(query_means)
+    inverse_kernel[(b * h,)](
+        query_means.contiguous(), key_means.contiguous(), inverse, iterations, d**-0.5,
+        **launch.inversion(bool(half)), **launch.constants_of_heads(m, d, warps=4),
+    )  # fmt: skip
+    return (inverse,)
+
+
+def _invert_backward(
+    grad_inverse: Tensor,
+    query_means: Tensor,
+    key_means: Tensor,
+    kept: Sequence[Tensor],
+    iterations: int,
+    half: int,
+) -> tuple[Tensor, Tensor]:
+    b, h, m, d = query_means.shape
+    query_means, key_means = query_means.contiguous(), key_means.contiguous()
+    grad_query, grad_key = torch.empty_like(query_means), torch.empty_like(key_means)
+    programs, steps = launch.room_for_iterates(query_means, iterations, bool(half))
+    inverse_backward_kernel[(programs,)](
+        grad_inverse.contiguous(), query_means, key_means, steps, grad_query, grad_key,
+        b * h, iterations, d**-0.5,
+        **launch.inversion(bool(half)), **launch.constants_of_heads(m, d, warps=4),
+    )  # fmt: skip
+    return grad_query, grad_key
+
+
+_inverse = define(
+    "inverse_gpu",
+    ("query_means", "key_means"),
+    ("iterations", "half"),
+    outputs=1,
+    gradients=("query_means", "key_means"),
+    device_types=launch.DEVICES,
+    forward=_invert,
+    backward=_invert_backward,
+    empty=_empty_inverse,
+)
+
+
+def convolution_on_gpu(value_BHND: Tensor, weight_H1K1: Tensor) -> Tensor:
+    """`residual_convolution` of values that are 0 at padding."""
+    if weight_H1K1.shape[2] > launch.tile_of(value_BHND.dtype, 1, value_BHND.shape[3]) + 1:
+        return residual_convolution(value_BHND, weight_H1K1)
+    out_BHND: Tensor = _convolution(value_BHND, weight_H1K1)
+    return out_BHND
+
+
+def _convolved(x: Tensor, weight: Tensor, turned: bool) -> Tensor:
+    sizes = _sizes_of_convolution(x, weight)
+    x, out = launch.rowwise(x), empty_like_projections(x)
+    parts, tokens = sizes.parts(2 * sizes.programs)
+    constants = {name: sizes.constants[name] for name in ("D", "D_PAD", "P", "PRECISION", "num_stages")}
+    convolution_kernel[(sizes.b * sizes.h, parts)](
+        *launch.strided(x), weight.contiguous(), out, sizes.h, sizes.n, tokens,
+        K=weight.shape[2], W=sizes.window, TURNED=turned, num_warps=4, **constants,
+    )  # fmt: skip
+    return out
+
+
+def _sizes_of_convolution(x: Tensor, weight: Tensor) -> launch.Sizes:
+    return launch.Sizes.of(x, None, weight, num_landmarks=1)
+
+
+def _convolution_backward(
+    grad_out: Tensor, value: Tensor, weight: Tensor, kept: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    grad_out = grad_out.to(value.dtype)
+    sizes = _sizes_of_convolution(value, weight)
+    rows = launch.rowwise(grad_out), launch.rowwise(value)
+    return _convolved(grad_out, weight, True), launch.kernel_gradient(*rows, weight, None, sizes)
+
+
+_convolution = define(
+    "convolution_gpu",
+    ("value", "weight"),
+    (),
+    outputs=1,
+    gradients=("value", "weight"),
+    device_types=launch.DEVICES,
+    forward=lambda value, weight: (_convolved(value, weight, False),),
+    backward=_convolution_backward,
+    empty=lambda value, weight: (empty_like_projections(value),),
 )
