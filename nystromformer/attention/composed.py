@@ -107,12 +107,21 @@ def _with_neighbours(
         first = RealTokensFirst.of(key_padding_mask_BN, neighbours)
         query, key, value = (first.pack(x) for x in (query, key, value))
         n = query.shape[2]
+    padding_BN = None if first is None else first.padding_BP
     if first is not None or landmarks != "segment_means":
-        segments = Segments.of(_mask_of(query, None if first is None else first.padding_BP), num_landmarks)
-    query_BHMD, key_BHMD = (
-        landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query, key)
-    )
-    inverse_BHMM = _inverse_by_kernels(query_BHMD, key_BHMD, pinv_iterations, query) if kernels else None
+        segments = Segments.of(_mask_of(query, padding_BN), num_landmarks)
+    inverse_BHMM = None
+    if kernels:
+        # Here, because it imports Triton, which only GPUs need.
+        from nystromformer.attention.gpu.operator import inverse_on_gpu, landmarks_on_gpu
+
+        query_BHMD, key_BHMD = landmarks_on_gpu(query, key, padding_BN, num_landmarks)
+        # It knows no absent landmarks, but only short rows have some, of which nothing uses Z.
+        inverse_BHMM = inverse_on_gpu(query_BHMD, key_BHMD, pinv_iterations, query)
+    else:
+        query_BHMD, key_BHMD = (
+            landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query, key)
+        )
     if inverse_BHMM is None:
         inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
     count_B = torch.full((b,), n, device=query.device)
@@ -142,19 +151,6 @@ def _convolution(value_BHND: Tensor, weight_H1K1: Tensor, kernels: bool) -> Tens
     from nystromformer.attention.gpu.operator import convolution_on_gpu
 
     return convolution_on_gpu(value_BHND, weight_H1K1)
-
-
-def _inverse_by_kernels(
-    query_BHMD: Tensor, key_BHMD: Tensor, pinv_iterations: int | None, tokens_BHND: Tensor
-) -> Tensor | None:
-    """Z; None where the kernels cannot. They know no absent landmarks, but only short rows have some, of
-    which nothing uses Z."""
-    # Here, because it imports Triton, which only GPUs need.
-    from nystromformer.attention.gpu.operator import inverse_on_gpu
-
-    if pinv_iterations is None:
-        return None
-    return inverse_on_gpu(query_BHMD, key_BHMD, pinv_iterations, tokens_BHND)
 
 
 def _inverse(kernel_BHMM: Tensor, pinv_iterations: int | None) -> Tensor:

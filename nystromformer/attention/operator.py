@@ -98,7 +98,7 @@ def define(
         return tuple(found.get(place) if wanted[place] else None for place in range(len(wanted)))
 
     main.register_autograd(differentiate, setup_context=keep)
-    return getattr(torch.ops.nystromformer, name)  # type: ignore[no-any-return]
+    return getattr(torch.ops.nystromformer, name)
 
 
 def _returned(found: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:

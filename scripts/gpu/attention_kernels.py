@@ -2,9 +2,10 @@
 
     python scripts/gpu/attention_kernels.py lengths=512,4096,8192 tokens=65536
 
-12 heads of 64, 64 landmarks, a convolution of 33, bfloat16, no padding. For each length what a call takes by
-events, launches from Python included, the median of 20; then what the GPU was busy with in a forward and
-backward pass, by torch.profiler, the mean of 5. The floor is that of `benchmark what=attention`.
+12 heads of 64, 64 landmarks, a convolution of 33, bfloat16, no padding; without and with exact neighbours in
+blocks of 64. For each length what a call takes by events, launches from Python included, the median of 20;
+then what the GPU was busy with in a forward and backward pass, by torch.profiler, the mean of 5. The floor is
+that of `benchmark what=attention`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from nystromformer import nystrom_attention
 from nystromformer.benchmark.attention import TENSORS_MOVED, copy_rate
 
-HEADS, WIDTH, LANDMARKS, KERNEL = 12, 64, 64, 33
+HEADS, WIDTH, LANDMARKS, KERNEL, NEIGHBOURS = 12, 64, 64, 33, 64
 CALLS_TIMED, CALLS_PROFILED = 20, 5
-SHOWN = 14
+SHOWN = 18
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -90,16 +91,21 @@ def measure(length: int, tokens: int) -> None:
             [query, key, value, weight],
         ),
     }  # fmt: skip
+    if length > 2 * NEIGHBOURS:
+        near = partial(ways["nystromformer"][0], neighbours=NEIGHBOURS)
+        ways["nystromformer, exact neighbours"] = near, [query, key, value, weight]
     for name, (attend, leaves) in ways.items():
         with torch.no_grad():
             forward = milliseconds(attend)
         both = milliseconds(partial(train, attend, leaves, seed))
         print(f"n={length} {name}: forward {forward:.3f} ms, forward and backward {both:.3f} ms", flush=True)
-    attend, leaves = ways["nystromformer"]
-    found = kernels(partial(train, attend, leaves, seed))
-    print(f"    {sum(row[0] for row in found):.3f} ms on the GPU, of which")
-    for spent, launches, name in found[:SHOWN]:
-        print(f"    {spent:.3f} ms x{launches:.0f} {name[:60]}", flush=True)
+    for name, (attend, leaves) in ways.items():
+        if not name.startswith("nystromformer"):
+            continue
+        found = kernels(partial(train, attend, leaves, seed))
+        print(f"    {name}: {sum(row[0] for row in found):.3f} ms on the GPU, of which")
+        for spent, launches, kernel in found[:SHOWN]:
+            print(f"    {spent:.3f} ms x{launches:.0f} {kernel[:60]}", flush=True)
 
 
 def main(words: list[str]) -> int:

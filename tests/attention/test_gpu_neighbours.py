@@ -156,6 +156,8 @@ def test_pytorchs_own_check_of_the_operator():
         torch.ops.nystromformer.near_and_far_gpu.default, (*tokens, count, *shared, far_counts, w)
     )
     torch.library.opcheck(torch.ops.nystromformer.inverse_gpu.default, (*shared[:2], 6, 0))
+    mask = torch.arange(n, device=DEVICE) >= count[:, None]
+    torch.library.opcheck(torch.ops.nystromformer.segment_means_gpu.default, (*tokens[:2], mask, m))
     weight = torch.randn(h, 1, 5, 1, device=DEVICE, requires_grad=True)
     torch.library.opcheck(torch.ops.nystromformer.convolution_gpu.default, (tokens[2], weight))
 

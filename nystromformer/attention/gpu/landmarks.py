@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nystromformer.attention.gpu.tiles import real_count
+from nystromformer.attention.gpu.tiles import load_share, real_count, real_tokens, store_tile
 
 
 @triton.jit
@@ -70,3 +70,24 @@ def means_kernel(
         mean_JD,
         mask=(segment_J < M)[:, None] & (width < D)[None, :],
     )
+
+
+@triton.jit
+def means_backward_kernel(
+    grad_means, segment, count, grad_query, grad_key, B, H, N,
+    M: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of queries and keys, (B, N, H, D) in memory. Grid: (B · H, N / P, 2)."""
+    row_head = tl.program_id(0).to(tl.int64)
+    row = row_head // H
+    which = tl.program_id(2)
+    index_P = tl.program_id(1) * P + tl.arange(0, P)
+    real_P = real_tokens(segment, row, index_P, N, MASKED)
+    grad_means += (which * B * H + row_head) * M * D
+    tokens = real_count(count, row, N, MASKED)
+    grad_PD = load_share(grad_means, segment, row, index_P, real_P, tokens, N, M, D, D_PAD, MASKED)
+    if which == 0:  # noqa: SIM108 (Triton knows no choice between pointers)
+        grad = grad_query
+    else:
+        grad = grad_key
+    store_tile(grad + (row * N * H + row_head % H) * D, H * D, index_P, index_P < N, grad_PD, D, D_PAD)

@@ -199,12 +199,7 @@ def forward(
     query, key, value = map(rowwise, (query, key, value))
     rows = Rows() if mask is None else Rows(*rows_of(mask, m))
     out, means, inverse, gathered, mixed, normalizer = empty_outputs(query, m)
-    together = max(1, TOKENS_TOGETHER // triton.next_power_of_2(-(-n // m)))
-    means_kernel[(b * h, triton.cdiv(m, together), 2)](
-        *strided(query), *strided(key), means, rows.segment_BN, rows.first_BM, rows.count_B, b, h, n,
-        M=m, D=d, D_PAD=padded(d), MASKED=sizes.masked, J=together, T=TOKENS_TOGETHER // together,
-        num_warps=4,
-    )  # fmt: skip
+    write_means(query, key, rows, means)
 
     constants = sizes.constants
     for_gather = {name: x for name, x in constants.items() if not name.startswith("MIX")}
@@ -304,6 +299,17 @@ def backward(
     )  # fmt: skip
     grad_weight = None if weight is None else kernel_gradient(grad_out, value, weight, rows.segment_BN, sizes)
     return grad_query, grad_key, grad_value, grad_weight
+
+
+def write_means(query: Tensor, key: Tensor, rows: Rows, means: Tensor) -> None:
+    """Q̃ and K̃, (2, B, H, M, D)."""
+    (b, h, n, d), m = query.shape, means.shape[3]
+    together = max(1, TOKENS_TOGETHER // triton.next_power_of_2(-(-n // m)))
+    means_kernel[(b * h, triton.cdiv(m, together), 2)](
+        *strided(query), *strided(key), means, rows.segment_BN, rows.first_BM, rows.count_B, b, h, n,
+        M=m, D=d, D_PAD=padded(d), MASKED=rows.segment_BN is not None,
+        J=together, T=TOKENS_TOGETHER // together, num_warps=4,
+    )  # fmt: skip
 
 
 def kernel_gradient(

@@ -144,12 +144,14 @@ def forward(
     b, h, n, d = query.shape
     c = far_counts.shape[1]
     query, key, value = (rowwise(x) for x in (query, key, value))
-    shared = [x.contiguous() for x in (query_means, inverse, log_landmarks, far_counts)]
-    far = Far.of(key, value, count, *shared, neighbours)
+    query_means, key_means, inverse, log_landmarks, far_counts = (
+        x.contiguous() for x in (query_means, key_means, inverse, log_landmarks, far_counts)
+    )
+    far = Far.of(key, value, count, query_means, inverse, log_landmarks, far_counts, neighbours)
     out, log_near, log_far = _outputs(query)
     near_kernel[(b * h * c,)](
         *strided(query), *strided(key), *strided(value), count,
-        key_means.contiguous(), far.mixed, far.mixed_sums, shared[3], far.log_scale, out, log_near, log_far,
+        key_means, far.mixed, far.mixed_sums, far_counts, far.log_scale, out, log_near, log_far,
         h, n, c, d**-0.5,
         **constants_of_heads(key_means.shape[2], d, warps=4), **_constants(query, neighbours),
         **_mix_precision(query),

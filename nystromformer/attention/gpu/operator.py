@@ -1,5 +1,5 @@
-"""The kernels of `launch.py`, and those of the inverse and of the convolution
-alone, as operators of PyTorch.
+"""The kernels of `launch.py`, and those of the means, the inverse and the convolution alone, as operators of
+PyTorch.
 
 Shapes: B rows, H heads, N positions, D head width, M landmarks, K kernel width.
 """
@@ -16,6 +16,9 @@ from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.gpu import launch
 from nystromformer.attention.gpu.convolution import convolution_kernel
 from nystromformer.attention.gpu.inverse import inverse_backward_kernel, inverse_kernel
+from nystromformer.attention.gpu.landmarks import means_backward_kernel
+from nystromformer.attention.gpu.rows import rows_of
+from nystromformer.attention.gpu.support import padded
 from nystromformer.attention.operator import define, empty_like_projections
 from nystromformer.attention.precision import as_product
 from nystromformer.attention.projections import without_padding, zero_at_padding
@@ -67,16 +70,71 @@ _nystrom_attention = define(
 )
 
 
+def landmarks_on_gpu(
+    query_BHND: Tensor, key_BHND: Tensor, key_padding_mask_BN: Tensor | None, num_landmarks: int
+) -> tuple[Tensor, Tensor]:
+    """Q̃ and K̃ by segment-means, (B, H, M, D), float32; 0 where absent."""
+    means_2BHMD = _means(query_BHND, key_BHND, key_padding_mask_BN, num_landmarks)
+    query_BHMD, key_BHMD = means_2BHMD.unbind()
+    return query_BHMD, key_BHMD
+
+
+def _empty_means(query: Tensor, key: Tensor, mask: Tensor | None, num_landmarks: int) -> tuple[Tensor]:
+    b, h, _, d = query.shape
+    return (query.new_empty(2, b, h, num_landmarks, d, dtype=torch.float32),)
+
+
+def _rows(mask: Tensor | None, num_landmarks: int) -> launch.Rows:
+    return launch.Rows() if mask is None else launch.Rows(*rows_of(mask, num_landmarks))
+
+
+def _average(query: Tensor, key: Tensor, mask: Tensor | None, num_landmarks: int) -> tuple[Tensor]:
+    (means,) = _empty_means(query, key, mask, num_landmarks)
+    launch.write_means(launch.rowwise(query), launch.rowwise(key), _rows(mask, num_landmarks), means)
+    return (means,)
+
+
+def _average_backward(
+    grad_means: Tensor,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    kept: Sequence[Tensor],
+    num_landmarks: int,
+) -> tuple[Tensor, Tensor]:
+    b, h, n, d = query.shape
+    rows = _rows(mask, num_landmarks)
+    grad_query, grad_key = empty_like_projections(query), empty_like_projections(key)
+    means_backward_kernel[(b * h, -(-n // launch.TOKENS_TOGETHER), 2)](
+        grad_means.contiguous(), rows.segment_BN, rows.count_B, grad_query, grad_key, b, h, n,
+        M=num_landmarks, D=d, D_PAD=padded(d), MASKED=mask is not None, P=launch.TOKENS_TOGETHER, num_warps=4,
+    )  # fmt: skip
+    return grad_query, grad_key
+
+
+_means = define(
+    "segment_means_gpu",
+    ("query", "key", "key_padding_mask?"),
+    ("num_landmarks",),
+    outputs=1,
+    gradients=("query", "key"),
+    device_types=launch.DEVICES,
+    forward=_average,
+    backward=_average_backward,
+    empty=_empty_means,
+)
+
+
 def inverse_on_gpu(
-    query_BHMD: Tensor, key_BHMD: Tensor, iterations: int, tokens_BHND: Tensor
+    query_BHMD: Tensor, key_BHMD: Tensor, iterations: int | None, tokens_BHND: Tensor
 ) -> Tensor | None:
-    """Z ≈ Ã⁺ of landmarks in float32; None where a head's matrices do not fit on chip.
+    """Z ≈ Ã⁺ of landmarks in float32; None where it is the exact inverse or does not fit on chip.
 
     Args:
         tokens_BHND: the queries, whose dtype says how the iteration's factors are rounded.
     """
     sizes = launch.Sizes.of(tokens_BHND, None, None, query_BHMD.shape[2])
-    if not sizes.on_chip:
+    if iterations is None or not sizes.on_chip:
         return None
     half = sizes.inversion_dtype != torch.float32
     inverse_BHMM: Tensor = _inverse(query_BHMD, key_BHMD, iterations, half)
@@ -84,7 +142,7 @@ def inverse_on_gpu(
 
 
 def _empty_inverse(query_means: Tensor, *_: Any) -> tuple[Tensor]:
-    b, h, m, _ = query_means.shape
+    b, h, m = query_means.shape[:3]
     return (query_means.new_empty(b, h, m, m),)
 
 
