@@ -23,7 +23,10 @@ from nystromformer.training.run_folder import RunFolder
 S = TypeVar("S", bound=PretrainSettings)
 
 NEIGHBOURS_OF_A_START = 64
-"""Blocks of exact neighbours with which a BERT starts on a CPU, where nobody wrote `model.neighbours`."""
+"""Blocks of exact neighbours with which a BERT starts where nobody wrote `model.neighbours`."""
+
+NARROWEST_ON_GPU = 33
+"""Width of heads that a GPU's kernels of neighbours take in blocks of 64; narrower ones are slow there."""
 
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this in the model: odd sizes are slow on tensor cores."""
@@ -60,7 +63,10 @@ def settled(settings: S) -> S:
     if model.is_known("max_length") and not model.is_known("max_position_embeddings"):
         changes["max_position_embeddings"] = max(model.max_length, source.config.max_position_embeddings)
     if source.is_bert and stored is None and "neighbours" in model.from_source:
-        changes["neighbours"] = _neighbours_of_a_start(changes.get("attention", "nystrom"))
+        changes["neighbours"] = _neighbours_of_a_start(
+            changes.get("attention", "nystrom"),
+            source.config.hidden_size // source.config.num_attention_heads,
+        )
     config = source.configuration(changes, section="model.")
     found: dict[str, Any] = {
         name: getattr(config, configuration_name(name), None) for name in model.from_source
@@ -77,10 +83,9 @@ def settled(settings: S) -> S:
     return replace(settings, model=model)
 
 
-def _neighbours_of_a_start(attention: str) -> int | None:
-    """With them a trained BERT's figures are kept; but on a GPU a step takes three times as long with them,
-    more than exact attention's at 8,192 tokens."""
-    if attention != "nystrom" or torch.cuda.is_available():
+def _neighbours_of_a_start(attention: str, head_width: int) -> int | None:
+    """With them a trained BERT's figures are kept."""
+    if attention != "nystrom" or (torch.cuda.is_available() and head_width < NARROWEST_ON_GPU):
         return None
     return NEIGHBOURS_OF_A_START
 

@@ -48,20 +48,9 @@ MASKS = {
 
 
 if INTERPRETED and HAS_TRITON:
-    import numpy
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+    from .interpreted import install
 
-    def _widened(x):
-        """The interpreter keeps bfloat16 as 16-bit integers, and forgets to convert them for a product."""
-        if x.dtype.scalar != tl.bfloat16:
-            return x
-        return TensorHandle((x.data.astype(numpy.uint32) << 16).view(numpy.float32), tl.float32)
-
-    _create_dot = InterpreterBuilder.create_dot
-    InterpreterBuilder.create_dot = lambda self, a, b, *rest: _create_dot(
-        self, _widened(a), _widened(b), *rest
-    )
+    install()
 
 
 def mask_of(kind):

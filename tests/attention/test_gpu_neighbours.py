@@ -17,8 +17,12 @@ from nystromformer.attention.neighbours import LARGEST_RATIO
 
 from .test_gpu_kernels import DEVICE, HAS_TRITON, VERSION, error, kernels, leaves, mask_of
 
+needs_interpreter = pytest.mark.skipif(
+    VERSION < (3, 7), reason="needs triton 3.7: earlier interpreters fail with NumPy 2.4"
+)
 
-@pytest.mark.skipif(VERSION < (3, 7), reason="needs triton 3.7: earlier interpreters fail with NumPy 2.4")
+
+@needs_interpreter
 def test_in_the_interpreter():
     """The tests below, all that need no GPU."""
     done = subprocess.run(
@@ -35,7 +39,10 @@ def test_in_the_interpreter():
 def check(inputs, mask, m, neighbours, tolerance):
     """Output and gradients against float64."""
     weight = inputs[3] if len(inputs) > 3 else None
-    assert why_not_neighbours_on_gpu(inputs[0], m, neighbours) is None
+    obstacle = why_not_neighbours_on_gpu(inputs[0], m, neighbours)
+    if obstacle and "as this GPU needs" in obstacle:
+        pytest.skip(obstacle)
+    assert obstacle is None
     out = composed_nystrom_attention(
         *inputs[:3], m, mask, conv_weight_H1K1=weight, neighbours=neighbours, kernels=True
     )
@@ -160,6 +167,40 @@ def test_pytorchs_own_check_of_the_operator():
     torch.library.opcheck(torch.ops.nystromformer.segment_means_gpu.default, (*tokens[:2], mask, m))
     weight = torch.randn(h, 1, 5, 1, device=DEVICE, requires_grad=True)
     torch.library.opcheck(torch.ops.nystromformer.convolution_gpu.default, (tokens[2], weight))
+
+
+def test_tiles_that_hopper_cannot_have_are_refused(monkeypatch):
+    class Query:
+        device, shape, dtype = torch.device("cuda", 0), (1, 1, 200, 32), torch.bfloat16
+
+    monkeypatch.setattr("nystromformer.attention.gpu.support._capability", lambda index: (9, 0))
+    assert "as this GPU needs" in why_not_neighbours_on_gpu(Query, 64, 64)
+    # What else there is to say needs a real tensor.
+    monkeypatch.setattr("nystromformer.attention.gpu.support.why_not_on_gpu", lambda *_: None)
+    for width, m, w in ((64, 64, 64), (32, 32, 32)):
+        Query.shape = (1, 1, 200, width)
+        assert why_not_neighbours_on_gpu(Query, m, w) is None
+
+
+@needs_interpreter
+def test_an_address_outside_of_a_kernels_tensors_is_noticed():
+    """By the interpreter as the tests have it, see interpreted.py."""
+    code = (
+        "from tests.attention import interpreted; interpreted.install()\n"
+        "import torch\n"
+        "from nystromformer.attention.gpu.operator import _means\n"
+        "query = torch.randn(1, 1, 40, 16)\n"
+        "short = torch.randn(1, 1, 20, 16)\n"
+        "_means(query, short, None, 4)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "an address outside of its tensors" in done.stderr, done.stderr[-2000:]
 
 
 def test_what_the_kernels_cannot_do_is_said(monkeypatch):

@@ -79,6 +79,13 @@ def why_not_neighbours_on_gpu(
         return f"{query_BHND.shape[2]} tokens are at most two blocks of {neighbours}, and attention is exact"
     if padded(num_landmarks) * padded(query_BHND.shape[3]) > 64 * 64:
         return f"{num_landmarks} landmarks of width {query_BHND.shape[3]} are more than 64 of width 64"
+    sides = {neighbours, padded(num_landmarks), padded(query_BHND.shape[3])}
+    if max(sides) == 64 > min(sides) and _is_hopper(query_BHND.device):
+        # A training with heads of 32 ended on an H100 with an illegal access. It looks like a fault that
+        # Triton 3.6 and 3.7 have there: products of 64 rows and 32 columns read past the shared memory
+        # (triton-lang/triton, issue 11366).
+        found = f"blocks of {neighbours}, {num_landmarks} landmarks and heads of {query_BHND.shape[3]}"
+        return f"{found} are neither all up to 32 nor all above, as this GPU needs"
     return why_not_on_gpu(query_BHND, num_landmarks)
 
 
@@ -98,6 +105,10 @@ def shared_memory(capability: tuple[int, int]) -> int:
 def padded(size: int) -> int:
     """The next power of two, at least 16: the sides of blocks that tensor cores multiply."""
     return max(16, 1 << (size - 1).bit_length())
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and _capability(device.index)[0] == 9
 
 
 @torch.compiler.assume_constant_result
