@@ -110,8 +110,7 @@ def _with_neighbours(
     padding_BN = None if first is None else first.padding_BP
     if first is not None or landmarks != "segment_means":
         segments = Segments.of(_mask_of(query, padding_BN), num_landmarks)
-    inverse_BHMM = None
-    if kernels:
+    if kernels and pinv_iterations is not None:
         # Here, because it imports Triton, which only GPUs need.
         from nystromformer.attention.gpu.operator import inverse_on_gpu, landmarks_on_gpu
 
@@ -122,7 +121,6 @@ def _with_neighbours(
         query_BHMD, key_BHMD = (
             landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query, key)
         )
-    if inverse_BHMM is None:
         inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
     count_B = torch.full((b,), n, device=query.device)
     if first is not None:

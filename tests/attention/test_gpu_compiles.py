@@ -69,7 +69,7 @@ def test_grids_are_within_cudas_limits(monkeypatch, b, h, n, m, d, masked):
     monkeypatch.setattr(
         JITFunction, "run", lambda self, *_, grid, **__: grids.setdefault(self.__name__, []).append(grid)
     )
-    monkeypatch.setattr(launch, "_chip", lambda device: (132, True))
+    monkeypatch.setattr(launch, "chip", lambda device: (132, True))
     with FakeTensorMode():
         query, key, value = (torch.empty(b, n, h, d, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
         mask = torch.zeros(b, n, dtype=torch.bool) if masked else None
@@ -113,7 +113,7 @@ def compiled(kernel, arguments, options, capability):
 def launch_both_ways(monkeypatch, dtype, m, d, capability, masked):
     from nystromformer.attention.gpu import launch
 
-    monkeypatch.setattr(launch, "_chip", lambda device: (132, capability[0] == 9))
+    monkeypatch.setattr(launch, "chip", lambda device: (132, capability[0] == 9))
     query, key, value = (torch.empty(2, 1024, 12, d, dtype=dtype).transpose(1, 2) for _ in range(3))
     mask = torch.zeros(2, 1024, dtype=torch.bool) if masked else None
     weight = torch.zeros(12, 1, 33, 1)
@@ -228,3 +228,25 @@ def test_kernels_of_neighbours_compile_and_fit(launched, dtype, w, m, d, capabil
             continue
         instruction = "wgmma.mma_async" if capability[0] == 9 else "mma.sync"
         assert instruction in made.asm["ptx"], kernel.__name__
+
+
+def test_kernels_around_neighbours_compile_and_fit(launched, monkeypatch):
+    """Those of the landmarks, the inverse and the convolution, which are operators of their own there."""
+    from nystromformer.attention.gpu import launch, operator
+
+    monkeypatch.setattr(launch, "chip", lambda device: (132, True))
+    b, h, n, m, d = 2, 12, 1024, 64, 64
+    query, key = (torch.empty(b, n, h, d, dtype=torch.bfloat16).transpose(1, 2) for _ in range(2))
+    mask, weight = torch.zeros(b, n, dtype=torch.bool), torch.zeros(h, 1, 33, 1)
+    (means,) = operator._average(query, key, mask, m)
+    operator._average_backward(means, query, key, mask, [], m)
+    (inverse,) = operator._invert(means[0], means[1], 6, half=True)
+    operator._invert_backward(inverse, means[0], means[1], [], 6, half=True)
+    operator._convolved(query, weight, turned=False)
+    operator._convolution_backward(query, key, weight, [])
+    names = {kernel.__name__ for kernel, *_ in launched}
+    assert names >= {"means_kernel", "means_backward_kernel", "inverse_kernel", "inverse_backward_kernel"}
+    assert names >= {"convolution_kernel", "kernel_gradient_kernel"}
+    for kernel, arguments, options in launched:
+        made = compiled(kernel, arguments, options, (9, 0))
+        assert made.metadata.shared <= shared_memory((9, 0)), kernel.__name__

@@ -35,6 +35,7 @@ pretended = pytest.mark.skipif(not PRETENDED, reason="runs in a process of its o
 MECHANISMS = {
     "nystrom": {},
     "nystrom, no convolution": {"conv_kernel_size": None},
+    "nystrom, exact neighbours": {"neighbours": 16},
     "nystrom, uniform": {"landmarks": "uniform"},
     "nystrom, kmeans": {"landmarks": "kmeans"},
     "softmax": {"attention": "softmax", "conv_kernel_size": None},
@@ -127,21 +128,34 @@ def test_a_step_of_pretraining(mechanism, precision):
     assert any("_fused_adamw_" in name for name in gpu.operations)
 
 
-def by_the_kernels():
-    model = NystromformerForPreTraining(config())
+def by_the_kernels(neighbours=None):
+    model = NystromformerForPreTraining(config(neighbours=neighbours))
     for layer in model.modules():
         if isinstance(layer, NystromformerSelfAttention):
             layer.attend.implementation = "operator"
     return model
 
 
+def let_kernels(monkeypatch):
+    for obstacle in ("why_not_on_gpu", "why_not_neighbours_on_gpu"):
+        monkeypatch.setattr(f"nystromformer.attention.nystrom.{obstacle}", lambda *_: None)
+
+
+OPERATORS = {
+    None: {"nystrom_attention_gpu"},
+    16: {"near_and_far_gpu", "segment_means_gpu", "inverse_gpu", "convolution_gpu"},
+}
+"""By neighbours."""
+
+
 @pretended
-def test_a_step_by_the_kernels(monkeypatch):
+@pytest.mark.parametrize("neighbours", OPERATORS)
+def test_a_step_by_the_kernels(monkeypatch, neighbours):
     """By what the Triton operators say of their results' shapes, types and devices: none is launched."""
     pytest.importorskip("triton")
-    monkeypatch.setattr("nystromformer.attention.nystrom.why_not_on_gpu", lambda *_: None)
+    let_kernels(monkeypatch)
     with PretendGPU() as gpu:
-        model = on_gpu(gpu, by_the_kernels())
+        model = on_gpu(gpu, by_the_kernels(neighbours))
         optimizer = build_optimizer(model, TrainingSettings())
         for dtype in (torch.bfloat16, torch.float32):
             train_step(
@@ -149,8 +163,9 @@ def test_a_step_by_the_kernels(monkeypatch):
                 [pretraining_batch(PADDED), pretraining_batch(FULL)], ALONE,
                 devices.autocast(dtype, DEVICE), gradient_clipping=1.0,
             )  # fmt: skip
-    taken = [name for name in gpu.operations if "nystromformer.nystrom_attention_gpu" in name]
-    assert len(taken) == 2 * 2 * 2  # types, batches, directions
+    for operator in OPERATORS[neighbours]:
+        taken = [name for name in gpu.operations if f"nystromformer.{operator}" in name]
+        assert len(taken) == 2 * 2 * 2  # types, batches, directions
 
 
 @pytest.fixture
@@ -320,7 +335,17 @@ def test_inference_and_a_fault_are_told_of_where_the_model_is():
 @pytest.mark.parametrize(
     ("mechanism", "real"),
     [
-        *((name, PADDED) for name in ("nystrom", "softmax", "linformer", "longformer", "performer")),
+        *(
+            (name, PADDED)
+            for name in (
+                "nystrom",
+                "nystrom, exact neighbours",
+                "softmax",
+                "linformer",
+                "longformer",
+                "performer",
+            )
+        ),
         ("nystrom", FULL),
     ],
     ids=lambda value: value if isinstance(value, str) else "full" if value is FULL else "padded",
@@ -333,10 +358,11 @@ def test_one_graph(mechanism, real):
 
 
 @pretended
-def test_one_graph_by_the_kernels(monkeypatch):
+@pytest.mark.parametrize("neighbours", OPERATORS)
+def test_one_graph_by_the_kernels(monkeypatch, neighbours):
     pytest.importorskip("triton")
-    monkeypatch.setattr("nystromformer.attention.nystrom.why_not_on_gpu", lambda *_: None)
-    assert_one_graph(by_the_kernels, pretraining_batch(PADDED, static=True))
+    let_kernels(monkeypatch)
+    assert_one_graph(lambda: by_the_kernels(neighbours), pretraining_batch(PADDED, static=True))
 
 
 @pretended

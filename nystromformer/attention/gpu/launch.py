@@ -65,7 +65,7 @@ class Sizes:
     def of(cls, query: Tensor, mask: Tensor | None, weight: Tensor | None, num_landmarks: int) -> Sizes:
         b, h, n, d = query.shape
         k = None if weight is None else weight.shape[2]
-        return _known_sizes(b, h, n, num_landmarks, d, k, query.dtype, mask is not None, *_chip(query.device))
+        return _known_sizes(b, h, n, num_landmarks, d, k, query.dtype, mask is not None, *chip(query.device))
 
     @property
     def programs(self) -> int:
@@ -84,7 +84,7 @@ class Sizes:
     @property
     def on_chip(self) -> bool:
         """Whether one program inverts a head's matrix."""
-        return self.hopper and padded(self.m) <= MOST_ON_CHIP
+        return inverts_on_chip(self.m, self.hopper)
 
     @property
     def window(self) -> int:
@@ -148,6 +148,11 @@ def _known_sizes(*sizes: Any) -> Sizes:
     return Sizes(*sizes)
 
 
+def inverts_on_chip(m: int, hopper: bool) -> bool:
+    """See MOST_ON_CHIP."""
+    return hopper and padded(m) <= MOST_ON_CHIP
+
+
 def inversion(half: bool) -> dict[str, Any]:
     """See `Sizes.inversion`."""
     return {"TYPE": tl.float16, "PRECISION": "tf32"} if half else {"TYPE": tl.float32, "PRECISION": "tf32x3"}
@@ -163,7 +168,7 @@ def constants_of_heads(m: int, d: int, warps: int) -> dict[str, Any]:
 def room_for_iterates(means: Tensor, iterations: int, half: bool) -> tuple[int, Tensor]:
     """How many programs go back through the iteration of all heads, and where they lay down its steps."""
     b, h, m, _ = means.shape
-    multiprocessors, _ = _chip(means.device)
+    multiprocessors, _ = chip(means.device)
     programs = min(b * h, 2 * multiprocessors)  # two of 128 threads and 255 registers fill one
     dtype = torch.float16 if half else torch.float32
     return programs, means.new_empty(programs * iterations * 3 * padded(m) ** 2, dtype=dtype)
@@ -372,7 +377,7 @@ def strided(x: Tensor) -> tuple[Tensor | int, ...]:
 
 
 @lru_cache
-def _chip(device: torch.device) -> tuple[int, bool]:
+def chip(device: torch.device) -> tuple[int, bool]:
     """(multiprocessors, whether it is Hopper)."""
     if device.type != "cuda":
         return 1, True  # Triton's interpreter

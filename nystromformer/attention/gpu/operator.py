@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nystromformer.attention.convolution import residual_convolution
-from nystromformer.attention.gpu import launch
+from nystromformer.attention.gpu import launch, products
 from nystromformer.attention.gpu.convolution import convolution_kernel
 from nystromformer.attention.gpu.inverse import inverse_backward_kernel, inverse_kernel
 from nystromformer.attention.gpu.landmarks import means_backward_kernel
@@ -125,19 +125,13 @@ _means = define(
 )
 
 
-def inverse_on_gpu(
-    query_BHMD: Tensor, key_BHMD: Tensor, iterations: int | None, tokens_BHND: Tensor
-) -> Tensor | None:
-    """Z ≈ Ã⁺ of landmarks in float32; None where it is the exact inverse or does not fit on chip.
+def inverse_on_gpu(query_BHMD: Tensor, key_BHMD: Tensor, iterations: int, tokens_BHND: Tensor) -> Tensor:
+    """Z ≈ Ã⁺ of landmarks in float32.
 
     Args:
         tokens_BHND: the queries, whose dtype says how the iteration's factors are rounded.
     """
-    sizes = launch.Sizes.of(tokens_BHND, None, None, query_BHMD.shape[2])
-    if iterations is None or not sizes.on_chip:
-        return None
-    half = sizes.inversion_dtype != torch.float32
-    inverse_BHMM: Tensor = _inverse(query_BHMD, key_BHMD, iterations, half)
+    inverse_BHMM: Tensor = _inverse(query_BHMD, key_BHMD, iterations, tokens_BHND.dtype != torch.float32)
     return inverse_BHMM
 
 
@@ -148,6 +142,8 @@ def _empty_inverse(query_means: Tensor, *_: Any) -> tuple[Tensor]:
 
 def _invert(query_means: Tensor, key_means: Tensor, iterations: int, half: int) -> tuple[Tensor]:
     b, h, m, d = query_means.shape
+    if not launch.inverts_on_chip(m, launch.chip(query_means.device)[1]):
+        return (products.invert(query_means, key_means, iterations),)
     (inverse,) = _empty_inverse(query_means)
     inverse_kernel[(b * h,)](
         query_means.contiguous(), key_means.contiguous(), inverse, iterations, d**-0.5,
@@ -165,6 +161,8 @@ def _invert_backward(
     half: int,
 ) -> tuple[Tensor, Tensor]:
     b, h, m, d = query_means.shape
+    if not launch.inverts_on_chip(m, launch.chip(query_means.device)[1]):
+        return products.invert_backward(grad_inverse, query_means, key_means, iterations)
     query_means, key_means = query_means.contiguous(), key_means.contiguous()
     grad_query, grad_key = torch.empty_like(query_means), torch.empty_like(key_means)
     programs, steps = launch.room_for_iterates(query_means, iterations, bool(half))

@@ -16,10 +16,9 @@ from nystromformer.attention.pseudoinverse import iterate, iterate_backward
 def mix(means: Tensor, gathered: Tensor, inverse: Tensor, mixed: Tensor, iterations: int) -> None:
     """Write Z and X = Z Y."""
     m, d = gathered.shape[2:]
-    with full_float32(means):  # also where TF32 is allowed: with it the inverse does not converge
-        inverse_LMM = inverse.view(-1, m, m)
-        inverse_LMM.copy_(iterate(_landmark_attention(means), iterations))
-        torch.bmm(inverse_LMM, gathered.view(-1, m, d), out=mixed.view(-1, m, d))
+    with full_float32(means):
+        inverse.copy_(invert(means[0], means[1], iterations))
+        torch.bmm(inverse.view(-1, m, m), gathered.view(-1, m, d), out=mixed.view(-1, m, d))
 
 
 def mix_backward(
@@ -40,21 +39,40 @@ def mix_backward(
         through = grad_mixed
         if count_B is not None:
             through = grad_mixed.masked_fill((count_B <= m)[:, None, None, None], 0)
-        through, query, key = (x.reshape(-1, m, d) for x in (through, means[0], means[1]))
+        through = through.reshape(-1, m, d)
         grad = torch.bmm(inverse.view(-1, m, m).mT, through)
         grad_gathered.copy_(grad.view_as(grad_gathered))
         delta.copy_((grad_gathered * gathered).sum(dim=-1))
         grad_inverse = torch.bmm(through, gathered.view(-1, m, d).mT)
-        matrix = _landmark_attention(means)
-        grad_matrix = iterate_backward(grad_inverse, matrix, iterations)
+        grad_query, grad_key = invert_backward(grad_inverse, means[0], means[1], iterations)
+        grad_query_means.copy_(grad_query)
+        grad_key_means += grad_key
+
+
+def invert(query_means: Tensor, key_means: Tensor, iterations: int) -> Tensor:
+    """Z, (B, H, M, M)."""
+    b, h, m, _ = query_means.shape
+    with full_float32(query_means):  # also where TF32 is allowed: with it the inverse does not converge
+        return iterate(_landmark_attention(query_means, key_means), iterations).view(b, h, m, m)
+
+
+def invert_backward(
+    grad_inverse: Tensor, query_means: Tensor, key_means: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of Q̃ and K̃ from that of Z."""
+    m, d = query_means.shape[2:]
+    query, key = (x.reshape(-1, m, d) for x in (query_means, key_means))
+    with full_float32(query_means):
+        matrix = _landmark_attention(query_means, key_means)
+        grad_matrix = iterate_backward(grad_inverse.reshape(-1, m, m), matrix, iterations)
         mean = (grad_matrix * matrix).sum(dim=-1, keepdim=True)
         grad_score = matrix * (grad_matrix - mean) * d**-0.5
-        grad_query_means.copy_(torch.bmm(grad_score, key).view_as(grad_query_means))
-        grad_key_means += torch.bmm(grad_score.mT, query).view_as(grad_key_means)
+        grads = torch.bmm(grad_score, key), torch.bmm(grad_score.mT, query)
+    return grads[0].view_as(query_means), grads[1].view_as(key_means)
 
 
-def _landmark_attention(means: Tensor) -> Tensor:
+def _landmark_attention(query_means: Tensor, key_means: Tensor) -> Tensor:
     """Ã, (B · H, M, M)."""
-    m, d = means.shape[3:]
-    query, key = means[0].reshape(-1, m, d), means[1].reshape(-1, m, d)
+    m, d = query_means.shape[2:]
+    query, key = query_means.reshape(-1, m, d), key_means.reshape(-1, m, d)
     return torch.softmax(torch.bmm(query * d**-0.5, key.mT), dim=-1)
