@@ -112,6 +112,7 @@ def transfer_attention(
         beta2=0.98,
         precision="float32",
         keep_checkpoints=1,
+        on_full_disk="continue",
         max_skipped_steps=0,
     )
     try:
