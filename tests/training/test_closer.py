@@ -187,6 +187,16 @@ def test_impossible_settings(here, change, message, capsys):
     assert not (here / "refused").exists()
 
 
+def test_a_target_that_cannot_be_written_is_found_before_the_work(here, capsys):
+    assert main(words(here, "text.txt/below", "transfer=true")) == 2
+    captured = capsys.readouterr()
+    (said,) = (line for line in captured.err.splitlines() if line.startswith("nystromformer: "))
+    assert said == (
+        f"nystromformer: target={here}/text.txt/below cannot be written: {here}/text.txt is a file"
+    )
+    assert "step" not in captured.out
+
+
 def test_a_trained_convolution_is_not_fitted(here, capsys):
     assert main(words(here, "made")) == 0
     again = [word.replace("/bert", "/made") for word in words(here, "refused")]
