@@ -6,10 +6,10 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from nystromformer.errors import UserError
 
@@ -33,6 +33,8 @@ class Source(NamedTuple):
     name: str
     size: int | None
     """In bytes; None where only reading everything would tell."""
+    documents: Callable[[], Iterator[Document]]
+    """Read it, one document after the other."""
     files: tuple[Path, ...] = ()
     """In the order they are read; what they hold is what the source is known by."""
     version: str = ""
@@ -41,17 +43,6 @@ class Source(NamedTuple):
     """Whether `version` is what the hub answered, rather than what it was to be asked."""
     format: str = ""
     """What decides how the files are read: `.jsonl.gz`."""
-
-
-class Reader(Protocol):
-    """What reads one kind of source; making one checks that its inputs exist."""
-
-    @property
-    def sources(self) -> list[Source]: ...
-
-    def documents(self, source: int) -> Iterator[Document]:
-        """Read the source of that number, one document after the other."""
-        ...
 
 
 def text_hash(text: str) -> int:

@@ -166,7 +166,7 @@ class Inputs:
     """
 
     def __init__(self, corpus: Corpus, hashes: ContentHashes) -> None:
-        sources = [part.reader.sources for part in corpus.parts]
+        sources = [part.sources for part in corpus.parts]
         self._hashes = hashes
         # Before their content: what is written to while it is read is seen to have changed.
         self._stamps = {path: _stamp(path) for part in sources for source in part for path in source.files}

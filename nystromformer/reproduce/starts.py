@@ -18,7 +18,7 @@ from torch import Tensor
 from nystromformer.attention.mechanism import Mechanism
 from nystromformer.data.documents import in_validation, text_hash
 from nystromformer.data.layout import Batch
-from nystromformer.data.text_files import Imdb
+from nystromformer.data.text_files import imdb
 from nystromformer.model import NystromformerModel
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.closed_form import RIDGE, fit_convolutions, fit_in_closed_form
@@ -221,7 +221,7 @@ def mixed_rows(tokenizer: str, longest: int) -> Iterator[Batch]:
 def reviews_of(tokenizer: str, length: int, *, held_out: bool = False) -> Iterator[list[int]]:
     """Token ids of the reviews that fill `length`, cut to it, special tokens included."""
     tokenize = open_tokenizer(None, tokenizer)
-    for document in Imdb().documents():
+    for document in imdb().documents():
         if in_validation(text_hash(document.text), _HELD_OUT) != held_out or len(document.text) < 3 * length:
             continue
         ids = tokenize(document.text, truncation=True, max_length=length)["input_ids"]
