@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nystromformer.data.layout import Batch
+from nystromformer.data.processes import end_with_parent
 
 
 class Sampler(Protocol):
@@ -67,7 +65,7 @@ def training_loader(
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=_process_context() if workers else None,
-        worker_init_fn=partial(_end_with, os.getpid()),
+        worker_init_fn=_begin,
         # Its workers' seeds, which nothing here uses, would otherwise be drawn from the global generator:
         # dropout after a resume would differ from that of a run that went on.
         generator=torch.Generator(),
@@ -119,19 +117,5 @@ def _process_context() -> torch.multiprocessing.multiprocessing.context.BaseCont
     return context
 
 
-def _end_with(trainer: int, worker: int) -> None:
-    """Have a loader process end when the training process does, however that was killed.
-
-    torch looks whether its parent lives, and the parent of these is the fork server. Left behind, they
-    would keep their memory, and keep a pipe open that somebody reads the training's output from.
-    """
-
-    def watch() -> None:
-        while True:
-            time.sleep(1)
-            try:
-                os.kill(trainer, 0)  # signal 0 only asks whether the process exists
-            except ProcessLookupError:
-                os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _begin(worker: int) -> None:
+    end_with_parent()  # torch looks whether the process that started this one lives: that is the fork server

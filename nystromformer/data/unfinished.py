@@ -30,6 +30,7 @@ import numpy as np
 
 from nystromformer.data.documents import SPLITS, SplitRule, validation_below
 from nystromformer.data.plan import Plan
+from nystromformer.data.processes import ordered_map
 from nystromformer.data.reading import (
     Blocks,
     DocumentBatch,
@@ -40,7 +41,7 @@ from nystromformer.data.reading import (
 )
 from nystromformer.data.segmentation import Chunks, Counts, Segmentation
 from nystromformer.data.storage import TOKENIZER, ShardInfo, token_type, write_shard
-from nystromformer.data.workers import Processed, Work, ordered_map, process_batch, start_worker
+from nystromformer.data.workers import Processed, Work, process_batch, start_worker
 from nystromformer.errors import UserError
 from nystromformer.files import replacing
 
