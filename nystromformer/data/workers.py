@@ -67,20 +67,20 @@ def process_batch(batch: DocumentBatch) -> Processed:
     first_document: dict[str, int | None] = dict.fromkeys(SPLITS)
     document_tokens = []
     training_chunks = [0] * len(batch.read)
-    for (_, document_hash, copies, part), document in zip(batch.documents, sentences, strict=True):
-        token_ids = [next(encodings).ids for _ in document]
+    for document, own_sentences in zip(batch.documents, sentences, strict=True):
+        token_ids = [next(encodings).ids for _ in own_sentences]
         document_tokens.append(sum(map(len, token_ids)))
-        split = _work.split.of(document_hash)
-        for copy in range(copies if split == "train" else 1):
+        split = _work.split.of(document.hash)
+        for copy in range(document.copies if split == "train" else 1):
             # Copies of a document are cut at different places.
-            key = int(random.salted(document_hash, copy)[0]) if copy else document_hash
+            key = int(random.salted(document.hash, copy)[0]) if copy else document.hash
             chunks, document_counts = _work.segmentation.chunk(token_ids, key)
             counts[split].add(document_counts)
             if len(chunks):
                 parts[split].append(chunks)
-                training_chunks[part] += len(chunks) * (split == "train")
+                training_chunks[document.part] += len(chunks) * (split == "train")
                 if first_document[split] is None:
-                    first_document[split] = document_hash
+                    first_document[split] = document.hash
     return Processed(
         block=batch.block,
         ends_block=batch.ends_block,
