@@ -51,13 +51,9 @@ def text_hash(text: str) -> int:
 
 
 def validation_below(validation_fraction: float) -> int:
-    """The hash from which on documents are training's, for a share of validation documents."""
+    """The hash from which on documents are training's, for a share of validation documents: the same answer
+    for any seed and any corpus."""
     return math.ceil(validation_fraction * 2**64)
-
-
-def in_validation(document_hash: int, validation_fraction: float) -> bool:
-    """Whether a document is kept out of training: the same answer for any seed and any corpus."""
-    return document_hash < validation_below(validation_fraction)
 
 
 # --- the text as it is counted, hashed and split ------------------------------------------------------

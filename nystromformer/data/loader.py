@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nystromformer.data.layout import Batch
 from nystromformer.data.processes import end_with_parent
-
-
-class Sampler(Protocol):
-    """What is drawn, batch after batch: each item is what `__getitems__` of the data set takes."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Any]: ...
 
 
 class TrainingLoader:
@@ -44,13 +36,15 @@ def as_it_is(batch: Batch) -> Batch:
 
 def training_loader(
     examples: Dataset[Batch],
-    batches: Sampler,
+    batches: Iterable[Any],
     layout: Callable[[Batch], Batch] = as_it_is,
     *,
     workers: int,
     pin_memory: bool = False,
 ) -> TrainingLoader:
     """Batches in the sampler's order, drawn and laid out by `workers` processes; 0: by this process.
+
+    The sampler has a length, and gives what `__getitems__` of the examples takes for each batch.
 
     With workers, a script must start under `if __name__ == "__main__":`, because the processes are
     not forked: forking a process that already runs threads (CUDA's, the tokenizer's) can hang.

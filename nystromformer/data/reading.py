@@ -223,32 +223,22 @@ class _Sample:
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._bytes = 0
-        self._chosen: list[tuple[int, int, str]] = []  # key, size, text
-        self._below = 2**64
+        self._heap: list[tuple[int, int, str]] = []  # -key, size, text: the highest key first
 
     def add(self, key: int, size: int, text: str) -> None:
-        if key < self._below:
-            self._chosen.append((key, size, text))
-            self._bytes += size
-            if self._bytes > 1.25 * self._budget:
-                self._cut()
+        if self._bytes > self._budget and -key < self._heap[0][0]:
+            return
+        heapq.heappush(self._heap, (-key, size, text))
+        self._bytes += size
+        while self._bytes - self._heap[0][1] > self._budget:  # full without the highest
+            self._bytes -= heapq.heappop(self._heap)[1]
 
     def texts(self) -> list[str]:
-        self._cut()
-        return [text for _, _, text in self._chosen]
-
-    def _cut(self) -> None:
-        self._chosen.sort()
-        self._bytes = 0
-        for number, (key, size, text) in enumerate(self._chosen):
-            if self._bytes + size > self._budget:
-                if number == 0:  # one document beyond the budget: its beginning, so as not to stay empty
-                    self._chosen[0] = (key, size, text[: self._budget])
-                    number = 1
-                self._below = self._chosen[number][0] if number < len(self._chosen) else key + 1
-                del self._chosen[number:]
-                return
-            self._bytes += size
+        texts = [text for _, _, text in sorted(self._heap, reverse=True)]
+        if self._bytes <= self._budget:
+            return texts
+        # One document beyond the budget is there by its beginning, so as not to stay empty.
+        return texts[:-1] or [texts[0][: self._budget]]
 
 
 def survey(

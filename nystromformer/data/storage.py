@@ -51,6 +51,7 @@ TOKENIZER = "tokenizer"
 UNIGRAM_COUNTS = "unigram_counts.npy"
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
+REPORTS = (UNIGRAM_COUNTS, REPORT, REPORT_PAGE)
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,7 @@ def write_manifest(folder: Path, content: dict[str, Any], shards: list[ShardInfo
     All of it is on the disk when this returns, so that a rename that follows cannot outrun it.
     """
     files = {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards}
-    others = [UNIGRAM_COUNTS, REPORT, REPORT_PAGE]
-    others += [f"{TOKENIZER}/{path.name}" for path in (folder / TOKENIZER).iterdir()]
-    for name in others:
+    for name in (*REPORTS, *(f"{TOKENIZER}/{path.name}" for path in (folder / TOKENIZER).iterdir())):
         with open(folder / name, "rb") as file:
             os.fsync(file.fileno())
         files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of_file(folder / name)}

@@ -68,8 +68,8 @@ class Block:
     """Documents of each size, see DOCUMENT_SIZES."""
     moved: int | None
     """The document that was sent to the other split here, see SplitRule."""
-    training_chunks: list[int] | None = None
-    """Of each part of the corpus; None in a block of a version that did not count them."""
+    training_chunks: list[int]
+    """Of each part of the corpus."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Block:
@@ -133,8 +133,8 @@ class Unfinished:
         found = {}
         for path in sorted((self.path / _STATE / "blocks").glob("[0-9]*.json")):
             block = Block.from_json(json.loads(path.read_bytes()))
-            shards = [shard for shard in block.shards.values() if shard]
-            if all(_size(self.path / shard.file) == shard.bytes for shard in shards):
+            expected = {self.path / shard.file: shard.bytes for shard in block.shards.values() if shard}
+            if all(path.is_file() and path.stat().st_size == size for path, size in expected.items()):
                 found[block.number] = block
         return found
 
@@ -198,13 +198,6 @@ class Unfinished:
 
     def discard(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return None
 
 
 # --- the long steps -----------------------------------------------------------------------------------
