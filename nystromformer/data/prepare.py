@@ -144,7 +144,7 @@ def _make_missing(
     if count is None or any(map(missing, range(count))):
         made, count = make_blocks(work, tokenizer, missing, work.split_rule())
         whole = whole | {block.number: block for block in made}
-        work.set_block_count(count)
+        work.write_state("corpus.json", {"blocks": count})
     return [block for number, block in sorted(whole.items()) if wanted(number)]
 
 

@@ -119,7 +119,8 @@ def resolve(command: str, overrides: Sequence[str] = ()) -> tuple[Section, dict[
     try:
         with hydra.initialize_config_dir(str(folder), job_name="nystromformer", version_base="1.3"):
             # Of a setting that is called as a group of another command Hydra would choose the group.
-            values = {o.key_or_group: o.value() for o in parsed if _is_setting(o, known, groups)}
+            both = known.keys() & groups.keys()
+            values = {o.key_or_group: o.value() for o in parsed if o.key_or_group in both}
             words = _for_hydra([o for o in parsed if o.key_or_group not in values], groups)
             config = hydra.compose(command, words, return_hydra_config=True)
             if issubclass(SCHEMAS[command], PretrainSettings) and config.init.source != "scratch":
@@ -192,11 +193,6 @@ def _checked(text: str, known: Mapping[str, Setting], groups: mistakes.Groups) -
         if option is not None and not (isinstance(option, str) and option in groups[key]):
             raise UserError(mistakes.unknown_option(key, text.partition("=")[2], groups))
     return override
-
-
-def _is_setting(override: Override, known: Mapping[str, Setting], groups: mistakes.Groups) -> bool:
-    """Whether it is a setting of this command that has the name of a group."""
-    return override.key_or_group in known and override.key_or_group in groups
 
 
 def _for_hydra(overrides: Iterable[Override], groups: mistakes.Groups) -> list[str]:
