@@ -77,7 +77,8 @@ def plan(settings: PrepareSettings) -> Plan:
         SourceGone: an input, or the tokenizer, is not there.
         UserError: impossible settings, or inputs that cannot be read.
     """
-    settings.check()
+    if complaints := list(settings.complaints()):
+        raise UserError("; ".join(complaints))
     corpus = open_corpus(settings.data)
     tokenizer = None if settings.tokenizer.path is None else _given_tokenizer(settings.tokenizer.path)
     inputs = Inputs(corpus, ContentHashes(Path(settings.data.folder) / _HASHES))
