@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nystromformer.data.documents import SPLITS
 from nystromformer.data.reading import ReadCounts
 from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR
-from nystromformer.data.storage import REPORT, REPORT_PAGE, UNIGRAM_COUNTS, ShardInfo, ShardReader
+from nystromformer.data.storage import REPORT, REPORT_PAGE, UNIGRAM_COUNTS, ShardColumns, ShardInfo
 from nystromformer.data.unfinished import Block, Unfinished, totals
 
 if TYPE_CHECKING:
@@ -143,10 +143,10 @@ def measure(folder: Path, shards: list[ShardInfo], vocab_size: int, max_length: 
     unigrams = np.zeros(vocab_size, np.int64)
     lengths = np.zeros(_LENGTH_CLASSES, np.int64)
     filled = 0
-    for shard in shards:  # one reader each, so that only one shard is mapped at a time
-        tokens, offsets = ShardReader(folder, [shard]).token_arrays()
-        unigrams += np.bincount(tokens, minlength=vocab_size)
-        rows = np.minimum(np.diff(offsets) + SPECIAL_TOKENS_OF_A_PAIR, max_length)
+    for shard in shards:  # only one is mapped at a time
+        columns = ShardColumns(folder / shard.file)
+        unigrams += np.bincount(columns.tokens, minlength=vocab_size)
+        rows = np.minimum(np.diff(columns.token_offsets) + SPECIAL_TOKENS_OF_A_PAIR, max_length)
         filled += int(rows.sum())
         lengths += np.bincount((rows - 1) * _LENGTH_CLASSES // max_length, minlength=_LENGTH_CLASSES)
     places = sum(shard.chunks for shard in shards) * max_length
