@@ -216,10 +216,19 @@ def build_segments(
     tokens: Sequence[NDArray[Any]], *, max_length: int, special: SpecialIds
 ) -> dict[str, NDArray[np.int64]]:
     """One segment a row, `[CLS] tokens [SEP]`, cut at its end: Pairs without the label of an order."""
-    lengths = np.asarray([len(ids) for ids in tokens])
-    starts = offsets_of(lengths)[:-1]
-    cut = np.minimum(lengths, max_length - SPECIAL_TOKENS_OF_A_SEGMENT)
-    return _lay_out(np.concatenate(tokens), starts[None], cut[None], special)
+    cut = [ids[: max_length - SPECIAL_TOKENS_OF_A_SEGMENT] for ids in tokens]
+    lengths = np.asarray([len(ids) for ids in cut])
+    column = np.arange(int(lengths.max()) + SPECIAL_TOKENS_OF_A_SEGMENT)[None, :]
+    is_token = column < lengths[:, None] + SPECIAL_TOKENS_OF_A_SEGMENT
+    input_ids = np.full(is_token.shape, special.pad, np.int64)
+    input_ids[:, 0] = special.cls
+    input_ids[(column > 0) & (column <= lengths[:, None])] = np.concatenate(cut)
+    input_ids[np.arange(len(cut)), lengths + 1] = special.sep
+    return {
+        "input_ids": input_ids,
+        "attention_mask": is_token.astype(np.int64),
+        "token_type_ids": np.zeros_like(input_ids),
+    }
 
 
 def build_pairs(
@@ -234,46 +243,58 @@ def build_pairs(
 
     Every chunk needs at least two sentences. Row i depends on nothing but chunk i and key i.
     """
-    lengths = _cut_at_a_sentence(sentence_lengths, keys)
     chunk_starts = offsets_of(np.asarray([len(chunk) for chunk in tokens]))[:-1]
-    starts = np.stack([chunk_starts, chunk_starts + lengths[0]])
-    lengths, skipped = _truncate(lengths, keys, max_length - SPECIAL_TOKENS_OF_A_PAIR)
-    starts += skipped
+    a_length, b_length = _cut_at_a_sentence(sentence_lengths, keys)
+    a_start, b_start = chunk_starts, chunk_starts + a_length
+    a_length, b_length, a_skip, b_skip = _truncate(
+        a_length, b_length, keys, max_length - SPECIAL_TOKENS_OF_A_PAIR
+    )
+    a_start, b_start = a_start + a_skip, b_start + b_skip
 
     swapped = (random.bits(keys, Stream.SWAP) >> np.uint64(63)).astype(bool)
-    starts, lengths = np.where(swapped, starts[::-1], starts), np.where(swapped, lengths[::-1], lengths)
-    rows = _lay_out(np.concatenate(tokens), starts, lengths, special)
-    return Pairs(**rows, sentence_order_label=swapped.astype(np.int64))
+    first_start, second_start = np.where(swapped, (b_start, a_start), (a_start, b_start))
+    first_length, second_length = np.where(swapped, (b_length, a_length), (a_length, b_length))
+    input_ids, attention_mask, token_type_ids = _lay_out(
+        np.concatenate(tokens), first_start, first_length, second_start, second_length, special
+    )
+    return Pairs(input_ids, attention_mask, token_type_ids, swapped.astype(np.int64))
 
 
-def _cut_at_a_sentence(sentence_lengths: Sequence[NDArray[np.int32]], keys: UInt64Array) -> IntArray:
-    """Token counts of A and B, (2, B): A takes 1 to all but one of the sentences, all as likely."""
+def _cut_at_a_sentence(
+    sentence_lengths: Sequence[NDArray[np.int32]], keys: UInt64Array
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token counts of A and B, (B,) each: A takes 1 to all but one of the sentences, all as likely."""
     sentences = np.asarray([len(lengths) for lengths in sentence_lengths])
     in_a = 1 + random.below(random.bits(keys, Stream.SENTENCE_SPLIT), sentences - 1)
     # Cumulative over the whole batch, so that a row's part is a difference of two entries.
     cumulative = offsets_of(np.concatenate(sentence_lengths))
     first = offsets_of(sentences)
     start, boundary, end = cumulative[first[:-1]], cumulative[first[:-1] + in_a], cumulative[first[1:]]
-    return np.stack([boundary - start, end - boundary])
+    return boundary - start, end - boundary
 
 
-def _truncate(lengths: IntArray, keys: UInt64Array, target: int) -> tuple[IntArray, IntArray]:
-    """Shorten A and B to `target` tokens in all, (2, B): the new lengths, and how much goes from the fronts.
+def _truncate(
+    a_length: NDArray[np.int64], b_length: NDArray[np.int64], keys: UInt64Array, target: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Shorten each pair to `target` tokens: the new lengths, and how much goes from either front.
 
     The closed form of ALBERT's loop, which takes one token at a time from the longer side (from B
     when equal), at its front or its end with probability 1/2 each.
     """
-    a, b = lengths
+    excess = np.maximum(a_length + b_length - target, 0)
     half = target // 2
     # The shorter side stays whole if it is below half of the target; else both end at half of it.
-    shorter_b = np.where(a >= b, np.minimum(b, half), target - np.minimum(a, target - half))
-    kept = np.where(a + b > target, (target - shorter_b, shorter_b), lengths)
-    a_lost, b_lost = lengths - kept
-    a_skipped = _binomial_half(a_lost, keys, Stream.TRUNCATE_A)
-    return kept, np.stack([a_skipped, _binomial_half(b_lost, keys, Stream.TRUNCATE_B)])
+    new_b = np.where(
+        a_length >= b_length, np.minimum(b_length, half), target - np.minimum(a_length, target - half)
+    )
+    new_b = np.where(excess > 0, new_b, b_length)
+    new_a = np.where(excess > 0, target - new_b, a_length)
+    a_skip = _binomial_half(a_length - new_a, keys, Stream.TRUNCATE_A)
+    b_skip = _binomial_half(b_length - new_b, keys, Stream.TRUNCATE_B)
+    return new_a, new_b, a_skip, b_skip
 
 
-def _binomial_half(trials: IntArray, keys: UInt64Array, stream: Stream) -> IntArray:
+def _binomial_half(trials: NDArray[np.int64], keys: UInt64Array, stream: Stream) -> NDArray[np.int64]:
     """Heads among `trials` fair coins, (B,): the number of ones among so many random bits."""
     most = int(trials.max(initial=0))
     if most == 0:
@@ -285,29 +306,25 @@ def _binomial_half(trials: IntArray, keys: UInt64Array, stream: Stream) -> IntAr
 
 
 def _lay_out(
-    tokens: NDArray[Any], starts: IntArray, lengths: IntArray, special: SpecialIds
-) -> dict[str, IntArray]:
-    """Gather `[CLS] first [SEP] second [SEP]`, or `[CLS] first [SEP]`, from the flat `tokens`: what Pairs has
-    of shape (B, L).
-
-    Args:
-        starts, lengths: where the two sides begin in it and how long they are, (2, B); of one side (1, B).
-    """
-    seps = np.cumsum(1 + lengths, axis=0)[:, :, None]
-    first_sep, last_sep = seps[0], seps[-1]
-    column = np.arange(int(last_sep.max()) + 1)[None, :]
+    tokens: NDArray[Any],
+    first_start: NDArray[np.int64],
+    first_length: NDArray[np.int64],
+    second_start: NDArray[np.int64],
+    second_length: NDArray[np.int64],
+    special: SpecialIds,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Gather `[CLS] first [SEP] second [SEP]` from the flat `tokens`: three arrays of (B, L)."""
+    first_sep = (1 + first_length)[:, None]
+    second_sep = first_sep + (1 + second_length)[:, None]
+    column = np.arange(int(second_sep.max()) + 1)[None, :]
     in_second = column > first_sep
-    source = column + np.where(in_second, starts[-1][:, None] - first_sep, starts[0][:, None]) - 1
+    source = column + np.where(in_second, second_start[:, None] - first_sep, first_start[:, None]) - 1
     # Columns of special tokens and padding point outside their row; what they fetch is overwritten.
     input_ids = tokens[np.clip(source, 0, len(tokens) - 1)].astype(np.int64)
     input_ids[:, 0] = special.cls
     rows = np.arange(len(input_ids))
     input_ids[rows, first_sep[:, 0]] = special.sep
-    input_ids[rows, last_sep[:, 0]] = special.sep
-    is_token = column <= last_sep
+    input_ids[rows, second_sep[:, 0]] = special.sep
+    is_token = column <= second_sep
     input_ids[~is_token] = special.pad
-    return {
-        "input_ids": input_ids,
-        "attention_mask": is_token.astype(np.int64),
-        "token_type_ids": (in_second & is_token).astype(np.int64),
-    }
+    return input_ids, is_token.astype(np.int64), (in_second & is_token).astype(np.int64)

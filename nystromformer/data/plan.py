@@ -77,8 +77,7 @@ def plan(settings: PrepareSettings) -> Plan:
         SourceGone: an input, or the tokenizer, is not there.
         UserError: impossible settings, or inputs that cannot be read.
     """
-    if complaints := list(settings.complaints()):
-        raise UserError("; ".join(complaints))
+    settings.check()
     corpus = open_corpus(settings.data)
     tokenizer = None if settings.tokenizer.path is None else _given_tokenizer(settings.tokenizer.path)
     inputs = Inputs(corpus, ContentHashes(Path(settings.data.folder) / _HASHES))
