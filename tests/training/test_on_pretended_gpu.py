@@ -248,11 +248,6 @@ class Loss:
         return 0.0
 
 
-BY_LABELS = [name for name in HEADS if not (name.startswith("pretraining"))]
-"""Heads that say all by shapes. The one of pretraining has logits for as many tokens as there are labels
-(T, V), and its static form is the one with positions, `pretraining_batch`."""
-
-
 def batches_of(head: str, real=(12, 7, 4, 12, 3, 9, 12, 1)):
     """Padded and whole batches of what `test_trainer` trains."""
     inputs = case(head)[1]
@@ -263,7 +258,7 @@ def batches_of(head: str, real=(12, 7, 4, 12, 3, 9, 12, 1)):
 
 @pretended
 @pytest.mark.parametrize("mechanism", ["nystrom", "softmax"])
-@pytest.mark.parametrize("head", BY_LABELS)
+@pytest.mark.parametrize("head", HEADS)
 def test_a_step_of_every_head(head, mechanism):
     for dtype in (torch.bfloat16, torch.float32) if mechanism == "nystrom" else (torch.bfloat16,):
         with PretendGPU() as gpu:
@@ -294,7 +289,7 @@ def test_a_step_of_rows_with_unequal_numbers_of_choices():
 
 
 @pretended
-@pytest.mark.parametrize("head", [head for head in BY_LABELS if head not in ("several classes", "numbers")])
+@pytest.mark.parametrize("head", [head for head in HEADS if head not in ("several classes", "numbers")])
 def test_every_head_is_one_graph(head):
     assert_one_graph(lambda: case(head)[0], batches_of(head)[0])
 
