@@ -56,11 +56,12 @@ FULL = [40, 40, 40, 40]
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(PRETENDED, reason="is this process")
-def test_in_a_process():
+@pytest.mark.parametrize("chosen", ["graph", "step and every_head", "not graph and not every_head"])
+def test_in_a_process(chosen):
     obstacle = why_not()
     if obstacle:
         pytest.skip(obstacle)
-    done = pytest_on_it(__file__)
+    done = pytest_on_it(__file__, chosen)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "passed" in done.stdout
 
