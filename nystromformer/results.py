@@ -18,6 +18,7 @@ from typing import Any
 
 from nystromformer.errors import UserError
 from nystromformer.files import replacing_folder, write_atomically
+from nystromformer.tables import Block, page_of
 
 Draw = Callable[[dict[str, Any], Path], None]
 """Draws what was measured into a file."""
@@ -39,7 +40,7 @@ class Result:
     title: str
     measured: dict[str, Any]
     """Every figure with its spread, and what was absent; goes into result.json."""
-    lines: Sequence[str]
+    blocks: Sequence[Block]
     """The page's body, Markdown: the published figure beside the measured one, and what differs."""
     headline: str
     """One sentence with the main figures, for the index."""
@@ -115,19 +116,15 @@ def _page(result: Result, about: Mapping[str, Any]) -> str:
     seconds = "" if taken is None else f", {taken:.0f} seconds"
     if before := about.get("seconds_before"):
         seconds += f", {before:.0f} of them in runs that were there"
-    pictures = [line for name in result.plots for line in (f"![{name}]({name}.png)", "")]
-    lines = [
-        f"# {result.title}",
-        "",
-        f"Scale `{about['scale']}`: {about['told']}",
-        "",
-        *result.lines,
-        "",
-        *pictures,
-        f"`{about['command']}`{seconds}. Measured on: {where}.",
-        "",
-    ]
-    return "\n".join(lines)
+    return page_of(
+        [
+            f"# {result.title}",
+            f"Scale `{about['scale']}`: {about['told']}",
+            *result.blocks,
+            *(f"![{name}]({name}.png)" for name in result.plots),
+            f"`{about['command']}`{seconds}. Measured on: {where}.",
+        ]
+    )
 
 
 def html_page(title: str, body: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from nystromformer.benchmark.measure import in_turn, kept_bytes, peak_of
 from nystromformer.errors import UserError
 from nystromformer.pictures import legend_below, log_log, picture, style_of
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import Block
 
 SCALING = (2048, 16384)
 """At one sequence each, how much longer the second takes: linear would be 8 times."""
@@ -193,7 +194,7 @@ def ratios(row: dict[str, Any], floor: float | None = None) -> dict[str, float]:
     }
 
 
-def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     """What was measured, in words, and the tables."""
     settings, rows = result["settings"], result["lengths"]
     about = (
@@ -209,24 +210,23 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         ("Kept for the backward pass beyond the inputs, MB", "kept_bytes", 1e-6),
         ("Peak of the allocator beyond the inputs, MB", "peak_bytes", 1e-6),
     )
-    lines = figures_by_length(
+    blocks = figures_by_length(
         rows, names, [(title, key, partial(_scaled, factor)) for title, key, factor in figures]
     )
     floor = result.get("floor")
     found = [ratios(row, floor["seconds"][length] if floor else None) for length, row in rows.items()]
-    lines += ratios_by_length("Ratios, forward and backward", rows, found)
+    blocks += ratios_by_length("Ratios, forward and backward", rows, found)
     if floor:
         milliseconds = ", ".join(f"{1e3 * floor['seconds'][length]:.2f} at {length}" for length in rows)
-        lines += [
-            "",
+        blocks.append(
             f"The floor, ms: {milliseconds}. That is {TENSORS_MOVED} tensors of the inputs' size at "
-            f"{floor['bytes_per_second'] / 1e12:.2f} TB/s, the rate of a large copy measured here.",
-        ]
+            f"{floor['bytes_per_second'] / 1e12:.2f} TB/s, the rate of a large copy measured here."
+        )
     if result["scaling"]:
         short, long = result["scaling"]["lengths"]
         ratio = result["scaling"]["ratio"]
-        lines += ["", f"One sequence of {long} tokens takes {ratio:.2f} times as long as one of {short}."]
-    return about, lines
+        blocks.append(f"One sequence of {long} tokens takes {ratio:.2f} times as long as one of {short}.")
+    return about, blocks
 
 
 def _scaled(factor: float, value: float) -> str:

@@ -44,6 +44,7 @@ from nystromformer.errors import UserError
 from nystromformer.export import onnx_file
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import Block
 from nystromformer.training import devices
 
 ALL = (OURS, OURS_BF16, OURS_ONNX, NEAR, NEAR_BF16, PEER, BERT, BERT_ONNX, BERT_INT8)
@@ -254,7 +255,7 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     """What was measured, in words, and the tables."""
     settings, rows = result["settings"], result["lengths"]
     about = (
@@ -270,5 +271,5 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         ("Peak memory of the process with that batch, MB", "peak_bytes", lambda x: f"{x / 1e6:,.0f}"),
         ("Off from the same model in PyTorch's float32, % of the outputs", "off", lambda x: f"{100 * x:.2g}"),
     )
-    lines = figures_by_length(rows, ALL, figures)
-    return about, lines + ratios_by_length("Ratios", rows, [ratios(row) for row in rows.values()])
+    blocks = figures_by_length(rows, ALL, figures)
+    return about, blocks + ratios_by_length("Ratios", rows, [ratios(row) for row in rows.values()])

@@ -21,7 +21,7 @@ from nystromformer.data.loader import start_server, training_loader
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
 from nystromformer.settings.benchmark import BenchmarkSettings
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 
 
 def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def measure_workers(folder: Path, settings: BenchmarkSettings, rows: int, worker
     return {"first_batch_seconds": first_seconds, "tokens_per_second": rates}
 
 
-def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     """What was measured, in words, and the tables."""
     settings = result["settings"]
     about = (
@@ -93,4 +93,4 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         for workers, found in result["workers"].items()
     ]
     head = ("worker processes", "million tokens a second", "first batch, s")
-    return about, ["", "## Speed", "", *table(head, speeds), *padding_section(result["padding"])]
+    return about, ["## Speed", table(head, speeds), *padding_section(result["padding"])]

@@ -34,7 +34,7 @@ from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.pretrain import PrepareSettings
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 
 OURS, ENCODE = "preparation", "encode_batch"
 _BATCH_CHARACTERS = 2**23  # of encode_batch: large enough to keep all threads busy, small enough for memory
@@ -136,7 +136,7 @@ def encode(wanted: PrepareSettings) -> dict[str, float]:
     return {"seconds": seconds, "tokens": tokens}
 
 
-def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     """What was measured, in words, and the tables."""
     settings, train = result["settings"], result["counts"]["train"]
     about = (
@@ -150,9 +150,7 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         for name, run in result["runs"].items()
     ]
     return about, [
-        "",
-        *table(("", "seconds", "MB/s", "peak memory, GB"), rows),
-        "",
+        table(("", "seconds", "MB/s", "peak memory, GB"), rows),
         f"The preparation runs at {result['ratio']:.2f} of the speed of `encode_batch`. It wrote "
         f"{train['chunks']:,} chunks of {train['tokens']:,} tokens for training.",
         *padding_section(result["padding"]),

@@ -46,6 +46,7 @@ from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.heads import IGNORED
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import Block
 from nystromformer.training import devices
 from nystromformer.training.flops import peak_flops, training_flops
 from nystromformer.training.optimizer import build_optimizer
@@ -280,7 +281,7 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
     return faster
 
 
-def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     """What was measured, in words, and the tables."""
     settings, rows = result["settings"], result["lengths"]
     precision = settings["dtype"] + (" autocast" if settings["dtype"] != "float32" else "")
@@ -294,11 +295,7 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         f"{settings['repeats']} after one step to warm up. This project's steps learn sentence "
         "order too."
     )
-    ways = {length: row[OURS]["attention"] for length, row in rows.items() if OURS in row}
-    lines = [f"- {OURS} at {length} tokens: {ways[length]}" for length in sorted(ways, key=int)]
-    if result["peak_flops"]:
-        lines.append(f"- peak: {result['peak_flops'] / 1e12:.4g} TFLOP/s")
-    lines += figures_by_length(
+    blocks = figures_by_length(
         rows,
         (OURS, NEAR, COMPOSED, EXACT, PEER, BERT, BERT_WITH_DROPOUT, MODERNBERT),
         (
@@ -313,5 +310,15 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         ),
     )
     if any(not row or len(row) < len(max(rows.values(), key=len)) for row in rows.values()):
-        lines += ["", "–: did not fit into memory."]
-    return about, lines + ratios_by_length("Ratios", rows, [ratios(row) for row in rows.values()])
+        blocks.append("–: did not fit into memory.")
+    return about, blocks + ratios_by_length("Ratios", rows, [ratios(row) for row in rows.values()])
+
+
+def facts(result: dict[str, Any]) -> list[str]:
+    """What computed this project's attention at each length, and the machine's peak."""
+    rows = result["lengths"]
+    ways = {length: row[OURS]["attention"] for length, row in rows.items() if OURS in row}
+    lines = [f"- {OURS} at {length} tokens: {ways[length]}" for length in sorted(ways, key=int)]
+    if result["peak_flops"]:
+        lines.append(f"- peak: {result['peak_flops'] / 1e12:.4g} TFLOP/s")
+    return lines

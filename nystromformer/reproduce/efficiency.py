@@ -28,7 +28,7 @@ from nystromformer.pictures import STYLES, legend_below, log_log, picture
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import EfficiencyScale
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 
 STORED = "Transformer"
 FUSED = "exact, fused"
@@ -92,7 +92,7 @@ def efficiency(settings: ReproduceSettings) -> Result:
     return Result(
         title="Efficiency of one attention module",
         measured=measured,
-        lines=_lines(measured, scale),
+        blocks=_blocks(measured, scale),
         headline=f"At {longest} tokens the Transformer takes {_times(ours['seconds'])} the time and "
         f"{_times(ours['bytes'])} the memory of Nyströmformer-64, inference",
         plots={"efficiency": _draw},
@@ -195,16 +195,15 @@ def published_ratios() -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def _lines(measured: Mapping[str, Any], scale: EfficiencyScale) -> list[str]:
+def _blocks(measured: Mapping[str, Any], scale: EfficiencyScale) -> list[Block]:
     lengths = measured["lengths"]
     kernel = f"a residual convolution of {scale.kernel}" if scale.kernel else "no convolution"
-    lines = [
+    blocks: list[Block] = [
         f"One sequence, {scale.heads} heads of {scale.head_dim}, {scale.dtype}. The module: projections to "
         f"queries, keys and values (width {scale.heads * scale.head_dim}) and the mechanism, for "
         f"Nyströmformer with {kernel}; no output projection. `Transformer` stores the n × n matrix; "
         "`exact, fused` is PyTorch's scaled_dot_product_attention. Training is forward and backward, to the "
         "input and all weights.",
-        "",
         f"Time: median of at most {scale.repeats} runs, all rows in turn (fewer where one takes long: "
         f"{scale.patience:g} s). Memory: {measured['memory_method']}; without weights and input. "
         "On a CPU Nyströmformer's kernel also keeps under 1 MB a thread outside PyTorch's allocator.",
@@ -224,18 +223,14 @@ def _lines(measured: Mapping[str, Any], scale: EfficiencyScale) -> list[str]:
                 )
                 for name in ROWS
             ]
-            lines += ["", f"## {mode.capitalize()}, {title}", "", *table(["", *lengths], cells)]
+            blocks += [f"## {mode.capitalize()}, {title}", table(["", *lengths], cells)]
     for mode in MODES:
-        lines += ["", f"## Transformer ÷ row, {mode}", ""]
+        blocks.append(f"## Transformer ÷ row, {mode}")
         if mode == "inference":
-            lines += ["In parentheses the paper's ratios, of its inference on a GTX 1080Ti.", ""]
-        lines += table(
-            ["", *(f"{n}, {what}" for what in ("time", "memory") for n in lengths)],
-            _ratio_rows(measured, mode),
-        )
-    if verdict := _verdict(measured):
-        lines += ["", *verdict]
-    return [*lines, "", DIFFERS]
+            blocks.append("In parentheses the paper's ratios, of its inference on a GTX 1080Ti.")
+        head = ["", *(f"{n}, {what}" for what in ("time", "memory") for n in lengths)]
+        blocks.append(table(head, _ratio_rows(measured, mode)))
+    return [*blocks, _verdict(measured), DIFFERS]
 
 
 DIFFERS = (

@@ -15,7 +15,7 @@ from nystromformer.benchmark import BENCHMARKS
 from nystromformer.files import write_atomically
 from nystromformer.results import html_of, html_page, read_result
 from nystromformer.settings.reproduce import RESULTS
-from nystromformer.tables import table
+from nystromformer.tables import Block, page_of, table
 
 
 def write_report(folder: Path, scale: str, names: Sequence[str], absent: Mapping[str, str]) -> Path:
@@ -48,20 +48,18 @@ def write_report(folder: Path, scale: str, names: Sequence[str], absent: Mapping
 
 def write_index(folder: Path) -> Path:
     """Write README.md: every result and benchmark of the folder."""
-    lines = [
+    blocks: list[Block] = [
         "# Results",
-        "",
         "Measured by `nystromformer reproduce` and `nystromformer benchmark`. Made from the JSON files here "
         "after each result: changes by hand are lost.",
-        "",
     ]
     if results := list(_results(folder)):
-        lines += [*table(("result", "scale", "figures", "device", "date", "commit"), results), ""]
+        blocks.append(table(("result", "scale", "figures", "device", "date", "commit"), results))
     if benchmarks := list(_benchmarks(folder)):
-        lines += ["## Benchmarks", "", *table(("benchmark", "about", "device", "date", "commit"), benchmarks)]
-        lines += [""]
+        head = ("benchmark", "about", "device", "date", "commit")
+        blocks += ["## Benchmarks", table(head, benchmarks)]
     path = folder / "README.md"
-    write_atomically(path, "\n".join(lines))
+    write_atomically(path, page_of(blocks))
     return path
 
 

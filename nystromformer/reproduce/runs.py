@@ -125,17 +125,16 @@ def validations(run: PretrainSettings) -> list[Event]:
     return MetricsLog(RunFolder(run).metrics).events("validation")
 
 
-def at_chance(sop_accuracies: Sequence[float], *, rows: int) -> list[str]:
-    """Lines that say so where sentence order is within two standard errors of a coin's ½."""
+def at_chance(sop_accuracies: Sequence[float], *, rows: int) -> str:
+    """A paragraph that says so where sentence order is within two standard errors of a coin's ½."""
     band = 2 * math.sqrt(0.25 / rows)
     if any(abs(accuracy - 0.5) > band for accuracy in sop_accuracies):
-        return []
-    return [
-        "",
+        return ""
+    return (
         f"Sentence order is at chance (0.5 ± {band:.3f}, two standard errors of {rows:,} rows): it is "
         "learned later than runs of this size last (`minutes=` makes them longer), and its figures compare "
-        "nothing yet.",
-    ]
+        "nothing yet."
+    )
 
 
 def finetune_run(

@@ -19,6 +19,7 @@ from nystromformer.benchmark.inference import batches, contenders, page, ratios
 from nystromformer.errors import UserError
 from nystromformer.export import onnx_file
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import page_of
 from tests.export.conftest import NEEDED
 
 
@@ -184,7 +185,8 @@ def test_the_page_leaves_a_gap_where_something_did_not_fit():
     }  # fmt: skip
     rows = {512: {OURS: row, BERT: row}, 8192: {OURS: row}}
     settings = vars(BenchmarkSettings(what="inference"))
-    about, lines = page({"settings": settings, "bert": "a BERT", "onnxruntime": "1.32", "lengths": rows})
+    about, blocks = page({"settings": settings, "bert": "a BERT", "onnxruntime": "1.32", "lengths": rows})
+    lines = page_of(blocks).splitlines()
     assert "the encoder of a BERT" in about
     assert f"| {BERT} | 9.00 | – |" in lines
     assert f"| {OURS}: times the fastest float32 BERT's documents a second | 1.00 | – |" in lines

@@ -18,7 +18,7 @@ from nystromformer.reproduce.runs import without_folders
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import LraScale
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 
 COLUMNS = ("listops", "text", "retrieval", "image", "pathfinder")
 PUBLISHED: dict[str, tuple[float, ...]] = {
@@ -81,7 +81,7 @@ def lra(settings: ReproduceSettings) -> Result:
     return Result(
         "Long Range Arena",
         measured,
-        _lines(measured, scale),
+        _blocks(measured, scale),
         _headline(measured),
         {f"{name}_curves": partial(_draw, task=name) for name in tasks},
     )
@@ -140,35 +140,29 @@ def _row(
     }
 
 
-def _lines(measured: dict[str, Any], scale: LraScale) -> list[str]:
+def _blocks(measured: dict[str, Any], scale: LraScale) -> list[Block]:
     count = len(scale.seeds)
     told = f"the median of {count} seeds, in brackets the lowest and highest" if count > 1 else "of one seed"
-    lines = [
+    blocks: list[Block] = [
         f"Accuracy in percent on the test examples ({told}) after the step that the validation examples "
         "choose, in square brackets its 95 % interval over test examples (Wilson's), beside the paper's. Two "
         "layers of width 64, feed-forward 128, 2 heads, mean pooling over the real tokens.",
-        "",
-        *_accuracies(measured),
-        "",
+        _accuracies(measured),
         *_pretraining(measured, scale),
-        *(f"- {TITLES[name]} is absent: {reason}" for name, reason in measured["absent"].items()),
-        *([""] if measured["absent"] else []),
+        [f"- {TITLES[name]} is absent: {reason}" for name, reason in measured["absent"].items()],
         "Reformer is not of this project.",
     ]
     for name, about in measured["tasks"].items():
-        lines += [
-            "",
+        blocks += [
             f"## {TITLES[name]}",
-            "",
             f"{about['train']:,} examples to train on, {about['validation']:,} to choose the step by and "
             f"{about['test']:,} to measure on, {about['origin']}; "
             f"{about['mean_tokens']:.0f} tokens on average, {about['cut']:.0%} cut. Always answering the "
             f"commonest class gives {about['chance']:.1%}.",
-            "",
-            *_times(measured, name),
-            *_at_chance(measured, name),
+            _times(measured, name),
+            _at_chance(measured, name),
         ]
-    return [*lines, "", *_differences(scale), ""]
+    return [*blocks, _differences(scale)]
 
 
 def _accuracies(measured: dict[str, Any]) -> list[str]:
@@ -201,7 +195,7 @@ def _by_cell(measured: dict[str, Any]) -> dict[tuple[str, str, bool], dict[str, 
     return {(row["task"], row["attention"], row["pretrained"]): row for row in measured["rows"]}
 
 
-def _pretraining(measured: dict[str, Any], scale: LraScale) -> list[str]:
+def _pretraining(measured: dict[str, Any], scale: LraScale) -> list[Block]:
     """What self-pretraining is, what it gives and what it costs; nothing without it."""
     rows = _by_cell(measured)
     pretrained = [row for row in rows.values() if row["pretrained"]]
@@ -225,15 +219,13 @@ def _pretraining(measured: dict[str, Any], scale: LraScale) -> list[str]:
         f"Pretrained: for each step on the task {scale.pretrain_share:g} before it on masked tokens, "
         f"{scale.pretrain_masked:.0%} of the task's own training inputs, with a highest rate of "
         f"{scale.pretrain_learning_rate:g}; the rest is the same. The paper's figures are without it.",
-        "",
-        *table(
+        table(
             ("task", "model", "points gained", "masked tokens right", "minutes on them", "on the task"), body
         ),
-        "",
     ]
 
 
-def _at_chance(measured: dict[str, Any], task: str) -> list[str]:
+def _at_chance(measured: dict[str, Any], task: str) -> str:
     """Names the models that learned nothing that the test examples can tell from chance."""
     about = measured["tasks"][task]
     chance = about["chance"]
@@ -241,9 +233,9 @@ def _at_chance(measured: dict[str, Any], task: str) -> list[str]:
     rows = [row for row in measured["rows"] if row["task"] == task]
     below = [_name(row) for row in rows if row["accuracy"] <= least]
     if not below:
-        return []
+        return ""
     told = f"not above chance by two standard errors ({least:.1%}) after so few steps"
-    return ["", f"{', '.join(below)}: {told}, so these rows compare times, not accuracies."]
+    return f"{', '.join(below)}: {told}, so these rows compare times, not accuracies."
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -273,9 +265,9 @@ def _times(measured: dict[str, Any], task: str) -> list[str]:
     )
 
 
-def _differences(scale: LraScale) -> list[str]:
+def _differences(scale: LraScale) -> str:
     text = "official test set" if scale.text_source == "hub" else "no official test set at this source"
-    return [
+    return (
         "What differs from the arena and the paper: the arena's ListOps has 96,000 training and 2,000 test "
         "expressions of 500 to 2,000 tokens, its Text 25,000 and 25,000 reviews at 4,000 bytes; here it is "
         f"as said above ({text}). Standard is fused exact attention without dropout on its matrix. The "
@@ -288,8 +280,8 @@ def _differences(scale: LraScale) -> list[str]:
         f"{scale.batch_size} rows a step, highest rate {scale.learning_rate:g}, linear warm-up over "
         f"{scale.warmup_share:.0%} of the steps and linear decay: rates, steps and these sizes are this "
         "project's choice, not the paper's. Times are by the clock: beside other work on the machine they "
-        "compare nothing.",
-    ]
+        "compare nothing."
+    )
 
 
 def _headline(measured: dict[str, Any]) -> str:
