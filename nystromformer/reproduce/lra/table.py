@@ -11,16 +11,16 @@ from typing import Any
 from nystromformer.intervals import in_percent, proportion_interval
 from nystromformer.machine import device_of
 from nystromformer.pictures import legend_below, picture, plot_events, style_of
-from nystromformer.reproduce.lra.examples import LraTask, content_of, load_task
+from nystromformer.reproduce.lra.examples import content_of, load_task
 from nystromformer.reproduce.lra.released import Absent
+from nystromformer.reproduce.lra.task import LraTask
 from nystromformer.reproduce.lra.training import Cell, finished, forget_cell, train_cell
 from nystromformer.reproduce.runs import without_folders
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.settings.scale import LraScale
+from nystromformer.settings.scale import LRA_TASKS, LraScale
 from nystromformer.tables import Block, table
 
-COLUMNS = ("listops", "text", "retrieval", "image", "pathfinder")
 PUBLISHED: dict[str, tuple[float, ...]] = {
     "Standard": (37.10, 65.02, 79.35, 38.20, 74.16),
     "Reformer": (19.05, 64.88, 78.64, 43.29, 69.36),
@@ -28,7 +28,7 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
     "Performer": (18.80, 63.81, 78.62, 37.07, 69.87),
     "Nyströmformer": (37.15, 65.52, 79.56, 41.58, 70.94),
 }
-"""The paper's accuracies in percent, by COLUMNS."""
+"""The paper's accuracies in percent, by LRA_TASKS."""
 NAMES = {
     "softmax": "Standard",
     "nystrom": "Nyströmformer",
@@ -75,7 +75,7 @@ def lra(settings: ReproduceSettings) -> Result:
     measured = {
         "tasks": {name: _about(task) for name, task in tasks.items()},
         "rows": [_row(*of, cells, len(tasks[of[0]].test)) for of, cells in found.items()],
-        "published": {name: dict(zip(COLUMNS, row, strict=True)) for name, row in PUBLISHED.items()},
+        "published": {name: dict(zip(LRA_TASKS, row, strict=True)) for name, row in PUBLISHED.items()},
         "absent": absent,
     }
     return Result(
@@ -188,7 +188,7 @@ def _accuracies(measured: dict[str, Any]) -> list[str]:
 
 
 def _published(model: str, task: str) -> str:
-    return f"{PUBLISHED[model][COLUMNS.index(task)]:.2f}" if model in PUBLISHED else "not in the table"
+    return f"{PUBLISHED[model][LRA_TASKS.index(task)]:.2f}" if model in PUBLISHED else "not in the table"
 
 
 def _by_cell(measured: dict[str, Any]) -> dict[tuple[str, str, bool], dict[str, Any]]:

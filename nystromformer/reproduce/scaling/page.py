@@ -222,7 +222,6 @@ def _draw(measured: dict[str, Any], path: Path) -> None:
     """Loss against FLOPs at each length: the validations of every run, and L(N, D) through them."""
     runs = measured["runs"].values()
     lengths, sizes = (sorted({run[name] for run in runs}) for name in ("length", "parameters"))
-    of_size = sorted(sizes)
     with picture(path, 1, len(lengths), width="page", height=2.8, sharey=True, squeeze=False) as (
         figure,
         axes,
@@ -231,9 +230,9 @@ def _draw(measured: dict[str, Any], path: Path) -> None:
             for run in (run for run in runs if run["length"] == length):
                 nystrom = run["attention"] == NYSTROM
                 style = {**STYLES[0 if nystrom else 1], "linestyle": "none"}
-                number = min(range(len(of_size)), key=lambda n: abs(of_size[n] - run["parameters"]))
-                style["alpha"] = 0.35 + 0.65 * (number + 1) / len(of_size)
-                style["markersize"] = 2 + 1.2 * number * 3 / len(of_size)
+                number = sizes.index(run["parameters"])
+                style["alpha"] = 0.35 + 0.65 * (number + 1) / len(sizes)
+                style["markersize"] = 2 + 1.2 * number * 3 / len(sizes)
                 flops = column(run, "flops")
                 axis.plot(flops, column(run, "loss"), **style, label=f"{run['attention']}, {run['size']}")
                 _draw_law(axis, run, Law(**measured["laws"][run["attention"]]["N, D"]), flops, style["color"])
