@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,11 @@ class Contender:
     def __post_init__(self) -> None:
         self.inputs = {x.untyped_storage().data_ptr() for x in self.leaves}
 
+    def train(self, seed: Tensor | None = None) -> None:
+        """Forward and backward, from this gradient of the output or from ones."""
+        out = self.run()
+        torch.autograd.grad(out, self.leaves, torch.ones_like(out) if seed is None else seed)
+
 
 class _Given(nn.Module):
     """A linear layer whose result is known already."""
@@ -88,34 +94,40 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
         kernel /= settings.kernel**0.5
     make = _Maker(settings, projections, kernel)
     way = settings.implementation
-    found = [make.ours(OURS, None, way)]
+    found = [make.ours(OURS, way)]
     if settings.neighbours is not None:
-        found.append(make.ours(NEAR, None, way, settings.neighbours, settings.salient_tokens))
+        near = {"neighbours": settings.neighbours, "salient_tokens": settings.salient_tokens}
+        found.append(make.ours(NEAR, way, **near))
     place = torch.arange(length, device=device).expand(rows, length)
-    found.append(make.ours(PADDED, place >= length - length // 4, way))
+    found.append(make.ours(PADDED, way, key_padding_mask=place >= length - length // 4))
     shuffled = torch.rand(rows, length, device=device, generator=generator).argsort(dim=1)
-    found.append(make.ours(SCATTERED, shuffled < length // 4, way))
+    found.append(make.ours(SCATTERED, way, key_padding_mask=shuffled < length // 4))
     found += [make.mechanism(attention, length) for attention in settings.mechanisms]
     found.append(make.transformers(length))
     found += make.lucidrains()
-    found.append(make.fused(FUSED, nullcontext))
+    found.append(make.on_heads(FUSED, F.scaled_dot_product_attention))
     if device.type == "cuda":
         if way != "composed":
-            found.append(make.ours(COMPOSED, None, "composed"))
+            found.append(make.ours(COMPOSED, "composed"))
         for name, backend in EXACT_ON_GPU.items():
-            contender = make.fused(name, partial(sdpa_kernel, backend))
+            contender = make.on_heads(name, sdpa_kernel(backend)(F.scaled_dot_product_attention))
             if _runs(contender):
                 found.append(contender)
     if rows * settings.heads * length**2 * dtype.itemsize <= settings.largest_matrix * 1e9:
-        found.append(make.stored())
+        found.append(make.on_heads(STORED, stored_attention))
     return found
+
+
+def stored_attention(query_BHND: Tensor, key_BHND: Tensor, value_BHND: Tensor) -> Tensor:
+    """Exact attention as BERT computed it: scores and probabilities, (B, H, N, N) each, in memory."""
+    scores_BHNN = (query_BHND * query_BHND.shape[-1] ** -0.5) @ key_BHND.mT
+    return torch.softmax(scores_BHNN, dim=-1) @ value_BHND
 
 
 def _runs(contender: Contender) -> bool:
     """Whether a fused kernel takes these inputs: not every one is in every build, or for every dtype."""
     try:
-        out = contender.run()
-        torch.autograd.grad(out, contender.leaves, torch.ones_like(out))
+        contender.train()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -135,36 +147,25 @@ class _Maker:
         kernel = None if self.kernel is None else self.kernel.clone().requires_grad_()
         return [x.clone().requires_grad_() for x in self.projections], kernel
 
-    def _heads(self, x_BNE: Tensor) -> Tensor:
-        return x_BNE.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2)
-
-    def ours(
-        self,
-        name: str,
-        mask: Tensor | None,
-        implementation: str | None = None,
-        neighbours: int | None = None,
-        salient_tokens: int = 1,
-    ) -> Contender:
-        leaves, kernel = self._leaves()
+    def on_heads(self, name: str, attend: Callable[..., Tensor], *parameters: Tensor) -> Contender:
+        """What attends from queries to keys and values, (B, H, N, D) each, with its own parameters."""
+        leaves, _ = self._leaves()
 
         def run() -> Tensor:
-            out_BHND = nystrom_attention(
-                *map(self._heads, leaves),
-                num_landmarks=self.settings.landmarks,
-                conv_weight=kernel,
-                key_padding_mask=mask,
-                neighbours=neighbours,
-                salient_tokens=salient_tokens,
-                implementation=implementation,
-            )
-            return out_BHND.transpose(1, 2).flatten(2)
+            heads = (x_BNE.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2) for x_BNE in leaves)
+            return attend(*heads).transpose(1, 2).flatten(2)
 
-        return Contender(name, leaves + ([] if kernel is None else [kernel]), run)
+        return Contender(name, [*leaves, *parameters], run)
+
+    def ours(self, name: str, implementation: str | None, **choices: Any) -> Contender:
+        """Nyström attention; choices as of `nystrom_attention`."""
+        _, kernel = self._leaves()
+        how = {"num_landmarks": self.settings.landmarks, "implementation": implementation, **choices}
+        attend = partial(nystrom_attention, conv_weight=kernel, **how)
+        return self.on_heads(name, attend, *([] if kernel is None else [kernel]))
 
     def mechanism(self, attention: str, length: int) -> Contender:
         """A mechanism of the registry, as a model of this length has it where nothing is written."""
-        leaves, _ = self._leaves()
         config = NystromformerConfig(
             hidden_size=self.settings.heads * self.settings.head_dim,
             num_attention_heads=self.settings.heads,
@@ -174,12 +175,8 @@ class _Maker:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            module = mechanism_of(attention).of(config).to(leaves[0].device, leaves[0].dtype)
-
-        def run() -> Tensor:
-            return module(*map(self._heads, leaves)).transpose(1, 2).flatten(2)
-
-        return Contender(f"nystromformer, {attention}", [*leaves, *module.parameters()], run)
+            module = mechanism_of(attention).of(config).to(self.projections[0])
+        return self.on_heads(f"nystromformer, {attention}", module, *module.parameters())
 
     def transformers(self, length: int) -> Contender:
         from transformers.models.nystromformer import NystromformerConfig as TheirConfig
@@ -231,27 +228,6 @@ class _Maker:
                 return module(hidden)
 
         return [Contender(LUCIDRAINS, [joined, *module.parameters()], run)]
-
-    def fused(self, name: str, backend: Callable[[], AbstractContextManager]) -> Contender:
-        leaves, _ = self._leaves()
-
-        def run() -> Tensor:
-            with backend():
-                query, key, value = (self._heads(leaf) for leaf in leaves)
-                out_BHND = F.scaled_dot_product_attention(query, key, value)
-            return out_BHND.transpose(1, 2).flatten(2)
-
-        return Contender(name, leaves, run)
-
-    def stored(self) -> Contender:
-        leaves, _ = self._leaves()
-
-        def run() -> Tensor:
-            query, key, value = map(self._heads, leaves)
-            scores = (query * query.shape[-1] ** -0.5) @ key.mT
-            return (torch.softmax(scores, dim=-1) @ value).transpose(1, 2).flatten(2)
-
-        return Contender(STORED, leaves, run)
 
     def _autocast_of_peers(self) -> Callable[[], AbstractContextManager]:
         """Pure half precision crashes both."""

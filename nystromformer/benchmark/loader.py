@@ -6,15 +6,14 @@ a training's. Real tokens are counted, never padding.
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nystromformer.benchmark.measure import fresh_process
 from nystromformer.benchmark.text import micro_batches, named, padding_section, padding_shares, preparation
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.loader import start_server, training_loader
@@ -35,8 +34,7 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]
     found = {}
     for workers in settings.loader_workers:
         print(f"{workers} workers", flush=True)
-        # Spawned: it starts as a training does, without what an earlier measurement left.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        with fresh_process() as fresh:
             found[workers] = fresh.submit(measure_workers, prepared.folder, settings, rows, workers).result()
     examples = PretrainingExamples(prepared, "train", max_length=settings.length, seed=settings.seed)
     return {

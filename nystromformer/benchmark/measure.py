@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import psutil
 import torch
@@ -103,6 +106,14 @@ def kept_bytes(contender: Contender) -> int:
     )
     del out
     return total
+
+
+def fresh_process(
+    initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
+) -> ProcessPoolExecutor:
+    """A process without what an earlier measurement left, spawned as a training's are."""
+    spawned = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, spawned, initializer, initargs)
 
 
 class PeakMemory:

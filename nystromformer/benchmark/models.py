@@ -65,20 +65,24 @@ def _size(settings: BenchmarkSettings, length: int) -> dict[str, Any]:
     }
 
 
-def transformers_nystromformer(settings: BenchmarkSettings, length: int) -> PreTrainedModel:
-    """Made to run Nyström attention: its default, landmarks = segment length, is exact attention."""
+def peer(name: str, *, max_position_embeddings: int, **shape: Any) -> PreTrainedModel:
+    """A class of transformers' Nystromformer, for rows of exactly so many tokens as it has positions.
+
+    Made to run Nyström attention: its default, landmarks = segment length, is exact attention.
+    """
     # The import prints that our configuration, which took the place of theirs, names no checkpoint.
     with contextlib.redirect_stdout(io.StringIO()):
-        from transformers.models.nystromformer import NystromformerConfig as TheirConfig
-        from transformers.models.nystromformer import NystromformerForMaskedLM
+        from transformers.models import nystromformer as theirs
 
-    config = TheirConfig(
-        **_size(settings, length),
-        num_landmarks=settings.landmarks,
-        segment_means_seq_len=length,
-        conv_kernel_size=settings.kernel,
-    )
-    return NystromformerForMaskedLM(config)
+        config_class, model_class = theirs.NystromformerConfig, getattr(theirs, name)
+    length = max_position_embeddings
+    config = config_class(**shape, max_position_embeddings=length, segment_means_seq_len=length)
+    return model_class(config)
+
+
+def transformers_nystromformer(settings: BenchmarkSettings, length: int) -> PreTrainedModel:
+    mechanism: dict[str, Any] = {"num_landmarks": settings.landmarks, "conv_kernel_size": settings.kernel}
+    return peer("NystromformerForMaskedLM", **_size(settings, length), **mechanism)
 
 
 def transformers_bert(

@@ -118,11 +118,6 @@ class _OutOfMemory(Exception):
         self.contender = contender
 
 
-def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -> list[Contender]:
-    """All models at this length, each with an optimizer of its own."""
-    return [make() for make in makers(settings, length, device).values()]
-
-
 def makers(
     settings: BenchmarkSettings, length: int, device: torch.device
 ) -> dict[str, Callable[[], Contender]]:
@@ -131,30 +126,27 @@ def makers(
     nystrom, exact = our_config(settings, length, "nystrom"), our_config(settings, length, "softmax")
     near = copy.deepcopy(nystrom)
     near.neighbours, near.salient_tokens = settings.neighbours, settings.salient_tokens
-    composed = dataclasses.replace(settings, implementation="composed")
+
+    def ours(name: str, config: NystromformerConfig, settings: BenchmarkSettings = settings) -> None:
+        found[name] = lambda: _ours(name, config, settings, batch, device)
 
     def peer(
-        name: str, make: Callable[[], PreTrainedModel], like: NystromformerConfig | None
-    ) -> Callable[[], Contender]:
-        return lambda: _peer(name, make(), like, settings, batch, device)
+        name: str, make: Callable[..., PreTrainedModel], like: NystromformerConfig | None, *more: float
+    ) -> None:
+        found[name] = lambda: _peer(name, make(settings, length, *more), like, settings, batch, device)
 
-    found = {OURS: lambda: _ours(OURS, nystrom, settings, batch, device)}
+    found: dict[str, Callable[[], Contender]] = {}
+    ours(OURS, nystrom)
     if device.type == "cuda" and settings.implementation != "composed":
-        found[COMPOSED] = lambda: _ours(COMPOSED, nystrom, composed, batch, device)
+        ours(COMPOSED, nystrom, dataclasses.replace(settings, implementation="composed"))
     if near.neighbours is not None:
-        found[NEAR] = lambda: _ours(NEAR, near, settings, batch, device)
-    modern = {}
+        ours(NEAR, near)
+    ours(EXACT, exact)
+    peer(PEER, transformers_nystromformer, nystrom)
+    peer(BERT, transformers_bert, exact)
+    peer(BERT_WITH_DROPOUT, transformers_bert, exact, DROPOUT)
     if settings.modernbert:
-        modern[MODERNBERT] = peer(MODERNBERT, lambda: transformers_modernbert(settings, length), None)
-    found |= {
-        EXACT: lambda: _ours(EXACT, exact, settings, batch, device),
-        PEER: peer(PEER, lambda: transformers_nystromformer(settings, length), nystrom),
-        BERT: peer(BERT, lambda: transformers_bert(settings, length), exact),
-        BERT_WITH_DROPOUT: peer(
-            BERT_WITH_DROPOUT, lambda: transformers_bert(settings, length, DROPOUT), exact
-        ),
-        **modern,
-    }
+        peer(MODERNBERT, transformers_modernbert, None)
     if unknown := set(settings.models) - found.keys():
         raise UserError(
             f"models contains {', '.join(sorted(unknown))}: write names of {', '.join(map(repr, found))}"

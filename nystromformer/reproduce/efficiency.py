@@ -17,9 +17,10 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nystromformer.benchmark.contenders import Contender
+from nystromformer.attention.mechanism import Mechanism
+from nystromformer.benchmark.contenders import Contender, stored_attention
 from nystromformer.benchmark.measure import CPU_METHOD, GPU_METHOD, in_turn, peak_of
 from nystromformer.machine import device_of
 from nystromformer.model import NystromformerConfig
@@ -56,21 +57,14 @@ STORED_COPIES = {"inference": 2, "training": 4}
 """n × n matrices a head that the stored form holds at its highest point."""
 
 
-class StoredAttention(nn.Module):
-    """Exact attention as BERT computed it: scores and probabilities, (B, H, N, N) each, in memory."""
+class StoredAttention(Mechanism):
+    """Exact attention that stores its matrices, of rows without padding."""
 
-    def __init__(self, projections: NystromformerSelfAttention) -> None:
-        super().__init__()
-        self.query, self.key, self.value = projections.query, projections.key, projections.value
-        self.num_heads = projections.num_heads
-
-    def forward(self, hidden_BNE: Tensor, *_: None) -> Tensor:
-        query_BHND, key_BHND, value_BHND = (
-            projection(hidden_BNE).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
-        scores_BHNN = (query_BHND * query_BHND.shape[-1] ** -0.5) @ key_BHND.mT
-        return (torch.softmax(scores_BHNN, dim=-1) @ value_BHND).transpose(1, 2).flatten(2)
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        assert key_padding_mask is None
+        return stored_attention(query, key, value)
 
 
 def efficiency(settings: ReproduceSettings) -> Result:
@@ -113,11 +107,10 @@ def contender(name: str, scale: EfficiencyScale, length: int, device: torch.devi
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module: nn.Module = NystromformerSelfAttention(config)
+        module = NystromformerSelfAttention(config)
         hidden_BNE = torch.randn(1, length, config.hidden_size)
     if name == STORED:
-        assert isinstance(module, NystromformerSelfAttention)
-        module = StoredAttention(module)
+        module.add_module(module.mechanism, StoredAttention())
     dtype = getattr(torch, scale.dtype)
     module = module.to(device, dtype)
     hidden_BNE = hidden_BNE.to(device, dtype).requires_grad_()
@@ -133,7 +126,8 @@ def measure_rows(scale: EfficiencyScale, length: int, device: torch.device) -> d
         for name in ROWS:
             if name == STORED and _needed(scale, length, mode) > _free(device):
                 continue
-            run = _run_of(contender(name, scale, length, device), mode)
+            measured = contender(name, scale, length, device)
+            run = torch.no_grad()(measured.run) if mode == "inference" else measured.train
             with suppress(MemoryError, torch.OutOfMemoryError):
                 found[name][mode] = {"bytes": peak_of(run, device)}
                 runs[name] = run
@@ -141,18 +135,6 @@ def measure_rows(scale: EfficiencyScale, length: int, device: torch.device) -> d
         for name, seconds in in_turn(runs, scale.repeats, device, patience=scale.patience).items():
             found[name][mode] |= {"seconds": seconds, "median": statistics.median(seconds)}
     return found
-
-
-def _run_of(measured: Contender, mode: str) -> Callable[[], object]:
-    def infer() -> Tensor:
-        with torch.no_grad():
-            return measured.run()
-
-    def train() -> tuple[Tensor, ...]:
-        out = measured.run()
-        return torch.autograd.grad(out, measured.leaves, torch.ones_like(out))
-
-    return infer if mode == "inference" else train
 
 
 def _needed(scale: EfficiencyScale, length: int, mode: str) -> float:

@@ -117,7 +117,7 @@ class _Here:
 def test_a_batch_that_ends_its_process_leaves_the_smaller_ones(bert, tmp_path, monkeypatch, capsys):
     started: list[_Here] = []
     monkeypatch.setattr(
-        inference, "_worker", lambda: started.append(_Here({BERT: 4, PEER: 0})) or started[-1]
+        inference, "fresh_process", lambda: started.append(_Here({BERT: 4, PEER: 0})) or started[-1]
     )
     of = settings(bert, lengths=[8])
     found = [inference.Contender(name, of, tmp_path) for name in (OURS, BERT, PEER)]
@@ -134,7 +134,7 @@ def test_a_batch_that_ends_its_process_leaves_the_smaller_ones(bert, tmp_path, m
 
 def test_what_ends_while_it_is_timed_loses_that_alone(bert, tmp_path, monkeypatch, capsys):
     room = {BERT: 16}
-    monkeypatch.setattr(inference, "_worker", lambda: _Here(room))
+    monkeypatch.setattr(inference, "fresh_process", lambda: _Here(room))
     of = settings(bert, lengths=[8])
     one = inference.Contender(BERT, of, tmp_path)
     alone = one.alone(8)
