@@ -52,12 +52,12 @@ def measured_on(before: Inputs, after: Inputs) -> Inputs:
 def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
     heads = RESULTS[name].section == "heads"
     if heads or name in ("glue", "swap", "finetune", "retrieval"):
-        yield "weights", partial(_weights, settings)
-        yield "tokenizer", partial(_tokenizer, settings)
+        yield "weights", lambda: content_of_checkpoint(trained_bert(settings))
+        yield "tokenizer", lambda: content_of_tokenizer(open_tokenizer(None, trained_bert(settings)))
     if name == "retrieval":
         yield "collection", partial(_collection, settings)
     if heads or name == "starts":
-        yield "reviews", _reviews
+        yield "reviews", lambda: sha256_of_file(Imdb().path)
     for words in _pretrainings(settings, name):
         run = _name_of(words)
         yield f"corpus of {run}", partial(_corpus, settings, words)
@@ -100,21 +100,9 @@ def _name_of(words: Sequence[str]) -> str:
     return named[-1] if named else " ".join(words)
 
 
-def _weights(settings: ReproduceSettings) -> str | None:
-    return content_of_checkpoint(trained_bert(settings))
-
-
-def _tokenizer(settings: ReproduceSettings) -> str:
-    return content_of_tokenizer(open_tokenizer(None, trained_bert(settings)))
-
-
 def _collection(settings: ReproduceSettings) -> str:
     collection = Collection(Path(str(settings.collection)).expanduser(), "collection")
     return sha256_of_json([sha256_of_file(path) for path in collection.files("test")])
-
-
-def _reviews() -> str:
-    return sha256_of_file(Imdb().path)
 
 
 def _lra_data(settings: ReproduceSettings, task: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from nystromformer.intervals import Interval, in_percent, mcnemar, paired_difference, proportion_interval
+from nystromformer.intervals import bootstrap, in_percent, mcnemar, middle_of, proportion_interval
 from nystromformer.machine import device_of
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.layouts import load_model
@@ -204,18 +204,16 @@ def _is_document(label: Any) -> bool:
 
 def _compared(right: Mapping[str, list[list[int]]], asked: list[int]) -> dict[str, Any]:
     """The intervals of exact attention's accuracy and of what each variant loses of it; McNemar's p."""
-    seeds = len(right[EXACT])
-    lost: dict[str, Interval] = {}
+    seeds, exact = len(right[EXACT]), right[EXACT]
+    others = {variant: of_seeds for variant, of_seeds in right.items() if variant != EXACT}
+    sums = [np.sum(of_seeds, axis=0)[None] for of_seeds in (exact, *others.values())]
+    drawn = bootstrap(lambda of, counts: counts.sum() / of.sum() / seeds, np.asarray(asked), sums, draws=2000)
+    lost = {variant: middle_of(drawn[:, 0] - drawn[:, n]) for n, variant in enumerate(others, start=1)}
     p_values: dict[str, list[float]] = {}
-    for variant, of_seeds in right.items():
-        if variant == EXACT:
-            continue
-        sums = (np.sum(counts, axis=0) for counts in (of_seeds, right[EXACT]))
-        lost[variant] = paired_difference(lambda of, counts: counts.sum() / of.sum() / seeds, asked, *sums)
-        if max(asked) == 1:
-            pairs = zip(right[EXACT], of_seeds, strict=True)
-            p_values[variant] = [mcnemar(exact, found) for exact, found in pairs]  # type: ignore[arg-type]
-    middle = statistics.median(sum(counts) / sum(asked) for counts in right[EXACT])
+    for variant, of_seeds in others.items() if max(asked) == 1 else ():
+        pairs = zip(exact, of_seeds, strict=True)
+        p_values[variant] = [mcnemar(one, other) for one, other in pairs]  # type: ignore[arg-type]
+    middle = statistics.median(sum(counts) / sum(asked) for counts in exact)
     # Words of a document are not independent of each other, as Wilson's interval takes examples to be.
     own = {"accuracy": proportion_interval(middle, len(asked))} if p_values else {}
     return {"intervals": {**own, "lost": lost}, "mcnemar": p_values}

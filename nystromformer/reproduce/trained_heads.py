@@ -16,6 +16,7 @@ from torch import Tensor
 from nystromformer.attention.diagnostics import attention_error, nystrom_factors
 from nystromformer.errors import UserError
 from nystromformer.model.attention import NystromformerSelfAttention
+from nystromformer.model.diagnostics import queries_and_keys
 from nystromformer.model.source import open_source
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.starts import encoder_of, reviews_of
@@ -72,17 +73,14 @@ def trained_heads(settings: ReproduceSettings) -> TrainedHeads:
     changes: dict[str, Any] = {"attention": "softmax", "conv_kernel_size": None} if source.is_bert else {}
     encoder = encoder_of(source, **changes)
     seen: list[tuple[Tensor, Tensor]] = []
-    layers = [module for module in encoder.modules() if isinstance(module, NystromformerSelfAttention)]
 
     def look(module: NystromformerSelfAttention, inputs: tuple[Any, ...]) -> None:
-        query_BHND, key_BHND = (
-            projection(inputs[0]).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-            for projection in (module.query, module.key)
-        )
-        seen.append((query_BHND[0], key_BHND[0]))
+        query_1HND, key_1HND = queries_and_keys(module, inputs[0])
+        seen.append((query_1HND[0], key_1HND[0]))
 
-    for layer in layers:
-        layer.register_forward_pre_hook(look)
+    for layer in encoder.modules():
+        if isinstance(layer, NystromformerSelfAttention):
+            layer.register_forward_pre_hook(look)
     texts = list(islice(reviews_of(path, scale.length, held_out=True), scale.texts))
     if len(texts) < scale.texts:
         raise UserError(
