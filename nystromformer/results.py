@@ -1,4 +1,4 @@
-"""A result as files: JSON, a page in Markdown, pictures; and the same as one page of HTML.
+"""A result as files: JSON, a page in Markdown, pictures.
 
 A benchmark is the files `STEM.json`, `.md` and `.png`. A table or figure is a folder of its own with
 `result.json`, `README.md` and its pictures; it is complete or absent: it is written beside its place and
@@ -7,10 +7,7 @@ renamed, so that a killed run leaves nothing half.
 
 from __future__ import annotations
 
-import base64
-import html
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +19,6 @@ from nystromformer.tables import Block, page_of
 
 Draw = Callable[[dict[str, Any], Path], None]
 """Draws what was measured into a file."""
-
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}"
-    "td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd}img{max-width:100%}"
-    "section{border-top:2px solid #888;margin-top:3rem}.absent{background:#fff3cd;padding:.5rem 1rem}"
-    "code{background:#f4f4f4;padding:0 .2rem}"
-)
-_PICTURE = re.compile(r'src="([\w.-]+\.png)"')
 
 
 @dataclass(frozen=True)
@@ -125,27 +113,3 @@ def _page(result: Result, about: Mapping[str, Any]) -> str:
             f"`{about['command']}`{seconds}. Measured on: {where}.",
         ]
     )
-
-
-def html_page(title: str, body: Sequence[str]) -> str:
-    """A page of HTML that needs no other file; what `body` embeds is inside."""
-    return "\n".join(
-        [
-            "<!doctype html>",
-            f'<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>',
-            f"<style>{_STYLE}</style>",
-            *body,
-            "</html>\n",
-        ]
-    )
-
-
-def html_of(markdown: str, pictures: Path, *, inline: bool = False) -> str:
-    """Markdown as HTML, the pictures of a folder that it names inside; `inline` for a part of a line."""
-    from markdown_it import MarkdownIt
-
-    def embedded(match: re.Match[str]) -> str:
-        return f'src="data:image/png;base64,{base64.b64encode((pictures / match[1]).read_bytes()).decode()}"'
-
-    renderer = MarkdownIt("commonmark").enable("table")
-    return _PICTURE.sub(embedded, renderer.renderInline(markdown) if inline else renderer.render(markdown))

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
 
 CLIPPING = 1.0
+T = TypeVar("T")
 
 
 @dataclass
@@ -89,33 +90,33 @@ def _measure_what_fits(settings: BenchmarkSettings, length: int, device: torch.d
     """One length; a model that runs out of memory is left out, and what was measured before is kept."""
     torch._dynamo.reset()  # each length has graphs of its own, and what is compiled is limited
     without: set[str] = set()
-    while True:
-        building = ""
+    while makes := {n: make for n, make in makers(settings, length, device).items() if n not in without}:
         try:
-            found = []
-            for building, make in makers(settings, length, device).items():
-                if building not in without:
-                    found.append(make())
-            return _measure(found, settings, length, device) if found else {}
+            found = [_named(name, make) for name, make in makes.items()]
+            return _measure(found, settings, length, device)
         except _OutOfMemory as error:
-            building = error.contender
-        except (MemoryError, torch.OutOfMemoryError):
-            pass
+            name = str(error)
         # Outside the handler, whose traceback would keep the tensors of the failed call.
-        print(f"{length} tokens of {building} do not fit into memory: it is left out", flush=True)
-        without.add(building)
+        print(f"{length} tokens of {name} do not fit into memory: it is left out", flush=True)
+        without.add(name)
         found = []
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    return {}
 
 
 class _OutOfMemory(Exception):
-    """A contender asked for more memory than there is."""
+    """The contender of this name asked for more memory than there is."""
 
-    def __init__(self, contender: str) -> None:
-        super().__init__(contender)
-        self.contender = contender
+
+def _named(contender: str, call: Callable[[], T]) -> T:
+    """What the call gives; running out of memory names the contender."""
+    try:
+        return call()
+    except (MemoryError, torch.OutOfMemoryError):
+        # Not chained: the first error's traceback holds the tensors of the failed call.
+        raise _OutOfMemory(contender) from None
 
 
 def makers(
@@ -223,7 +224,7 @@ def _measure(
     found: list[Contender], settings: BenchmarkSettings, length: int, device: torch.device
 ) -> dict[str, Any]:
     """Each model once to warm up, then all of them in turn, `repeats` times."""
-    steps = {contender.name: partial(_step, contender) for contender in found}
+    steps = {contender.name: partial(_named, contender.name, contender.step) for contender in found}
     for step in steps.values():
         step()  # allocates the optimizer's moments, and compiles where that was asked for
     # Of a GPU alone: a CPU's allocator tells none.
@@ -244,15 +245,6 @@ def _measure(
             "attention": contender.attention,
         }
     return row
-
-
-def _step(contender: Contender) -> Tensor:
-    """One step; running out of memory names the contender."""
-    try:
-        return contender.step()
-    except (MemoryError, torch.OutOfMemoryError):
-        # Not chained: the first error's traceback holds the tensors of the failed step.
-        raise _OutOfMemory(contender.name) from None
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
