@@ -100,8 +100,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def _page(result: Result, about: Mapping[str, Any]) -> str:
     where = ", ".join(f"{name} {value}" for name, value in about["machine"].items())
-    taken = about["seconds"]  # None for results older than this page
-    seconds = "" if taken is None else f", {taken:.0f} seconds"
+    seconds = f", {about['seconds']:.0f} seconds"
     if before := about.get("seconds_before"):
         seconds += f", {before:.0f} of them in runs that were there"
     return page_of(

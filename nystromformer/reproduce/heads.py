@@ -176,8 +176,7 @@ def pseudoinverse(settings: ReproduceSettings) -> Result:
 def kernel_of(heads: TrainedHeads, layer: int, head: int, count: int) -> Tensor:
     """Ã of one head on the first text, (M, M), in float64."""
     query_11MD, key_11MD = (
-        landmarks_of(x[0, layer, head].double()[None, None], count, None, "segment_means", 0)
-        for x in (heads.query_TLHND, heads.key_TLHND)
+        landmarks_of(x.double(), count, None, "segment_means", 0) for x in heads.of(layer, head)
     )
     return landmark_attention(query_11MD, key_11MD, None)[0, 0]
 
@@ -192,9 +191,7 @@ def residuals(kernel_MM: Tensor, most: int) -> list[float]:
 
 
 def _error_in_float64(heads: TrainedHeads, place: tuple[int, int], count: int, steps: int | None) -> float:
-    query_11ND, key_11ND = (
-        x[0, place[0], place[1]].double()[None, None] for x in (heads.query_TLHND, heads.key_TLHND)
-    )
+    query_11ND, key_11ND = (x.double() for x in heads.of(*place))
     return float(attention_error(query_11ND, key_11ND, num_landmarks=count, pinv_iterations=steps))
 
 
