@@ -184,9 +184,10 @@ def finetune(settings: ReproduceSettings) -> Result:
             run = f"finetune_{name}"
             sides[side] = finetuned(settings, [*words, *own], trained_bert(settings), name=run)
         first, figures = sides["Nyström"], compared({"exact": sides["exact"], **sides})
-        scores = {side: _median_score(seeds) for side, seeds in sides.items()}
+        told = {side: {**_side(seeds), **figures[side]} for side, seeds in sides.items()}
+        scores = {side: statistics.median(one["score"]) for side, one in told.items()}
         return {
-            **{side: {**_side(seeds), **figures[side]} for side, seeds in sides.items()},
+            **told,
             "title": first[0]["title"],
             "gap": scores["exact"] - scores["Nyström"],
             "gap_with_neighbours": scores["exact"] - scores["neighbours"],
@@ -321,10 +322,6 @@ def _origin(measured: Mapping[str, Mapping[str, Any]]) -> str:
         f"All seeds together trained for {minutes:.0f} minutes, threads {' or '.join(threads)}, commit "
         f"{', '.join(commits)}."
     )
-
-
-def _median_score(seeds: Seeds) -> float:
-    return statistics.median(result["dev"]["score"] for result in seeds)
 
 
 def _draw(measured: dict[str, Any], path: Path) -> None:
