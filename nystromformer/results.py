@@ -58,7 +58,7 @@ def write_files(stem: Path, content: dict[str, Any], page: str, draw: Draw | Non
         if draw:
             draw(content, stem.with_suffix(".png"))
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
+        raise UserError(f"{error.filename or stem} cannot be written: {error.strerror}") from error
 
 
 def write_result(folder: Path, result: Result, about: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from nystromformer.attention import nystrom_attention
 from nystromformer.attention.mechanism import mechanism_of
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.training import devices
 
 OURS = "nystromformer"
 NEAR = "nystromformer, exact neighbours"
@@ -142,14 +142,13 @@ class _Maker:
     projections: list[Tensor]
     kernel: Tensor | None
 
-    def _leaves(self) -> tuple[list[Tensor], Tensor | None]:
-        """Fresh leaves: three (B, N, H · D), and the kernel."""
-        kernel = None if self.kernel is None else self.kernel.clone().requires_grad_()
-        return [x.clone().requires_grad_() for x in self.projections], kernel
+    def _leaves(self) -> list[Tensor]:
+        """Fresh queries, keys and values, (B, N, H · D) each."""
+        return [x.clone().requires_grad_() for x in self.projections]
 
     def on_heads(self, name: str, attend: Callable[..., Tensor], *parameters: Tensor) -> Contender:
         """What attends from queries to keys and values, (B, H, N, D) each, with its own parameters."""
-        leaves, _ = self._leaves()
+        leaves = self._leaves()
 
         def run() -> Tensor:
             heads = (x_BNE.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2) for x_BNE in leaves)
@@ -159,7 +158,7 @@ class _Maker:
 
     def ours(self, name: str, implementation: str | None, **choices: Any) -> Contender:
         """Nyström attention; choices as of `nystrom_attention`."""
-        _, kernel = self._leaves()
+        kernel = None if self.kernel is None else self.kernel.clone().requires_grad_()
         how = {"num_landmarks": self.settings.landmarks, "implementation": implementation, **choices}
         attend = partial(nystrom_attention, conv_weight=kernel, **how)
         return self.on_heads(name, attend, *([] if kernel is None else [kernel]))
@@ -182,7 +181,7 @@ class _Maker:
         from transformers.models.nystromformer import NystromformerConfig as TheirConfig
         from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
-        leaves, kernel = self._leaves()
+        leaves = self._leaves()
         config = TheirConfig(
             hidden_size=self.settings.heads * self.settings.head_dim,
             num_attention_heads=self.settings.heads,
@@ -192,12 +191,12 @@ class _Maker:
         )
         module = NystromformerSelfAttention(config).to(leaves[0].device)
         module.query, module.key, module.value = map(_Given, leaves)
-        if kernel is not None:
-            module.conv.weight = nn.Parameter(kernel.detach())
+        if self.kernel is not None:
+            module.conv.weight = nn.Parameter(self.kernel.clone())
         autocast = self._autocast_of_peers()
 
         def run() -> Tensor:
-            with autocast():
+            with autocast:
                 return module(leaves[0])[0]
 
         return Contender(TRANSFORMERS, leaves + list(module.parameters()), run)
@@ -207,32 +206,29 @@ class _Maker:
             from nystrom_attention import NystromAttention
         except ImportError:
             return []
-        leaves, kernel = self._leaves()
+        leaves = self._leaves()
         joined = torch.cat(leaves, dim=-1).detach().requires_grad_()
         module = NystromAttention(
             dim=self.settings.heads * self.settings.head_dim,
             dim_head=self.settings.head_dim,
             heads=self.settings.heads,
             num_landmarks=self.settings.landmarks,
-            residual=kernel is not None,
+            residual=self.kernel is not None,
             residual_conv_kernel=self.settings.kernel or 1,
         ).to(joined.device)
         module.to_qkv, module.to_out = _Given(joined), nn.Identity()
-        if kernel is not None:
-            module.res_conv.weight = nn.Parameter(kernel.detach())
+        if self.kernel is not None:
+            module.res_conv.weight = nn.Parameter(self.kernel.clone())
         autocast = self._autocast_of_peers()
         hidden = leaves[0].detach()
 
         def run() -> Tensor:
-            with autocast():
+            with autocast:
                 return module(hidden)
 
         return [Contender(LUCIDRAINS, [joined, *module.parameters()], run)]
 
-    def _autocast_of_peers(self) -> Callable[[], AbstractContextManager]:
+    def _autocast_of_peers(self) -> torch.autocast:
         """Pure half precision crashes both."""
-        dtype, device = self.projections[0].dtype, self.projections[0].device.type
-        if dtype == torch.float32:
-            return nullcontext
         warnings.filterwarnings("ignore", message=".*autocast.*")
-        return lambda: torch.autocast(device, dtype=dtype)
+        return devices.autocast(self.projections[0].dtype, self.projections[0].device)
