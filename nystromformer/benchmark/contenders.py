@@ -8,10 +8,13 @@ layers, in the memory layout that these would have written.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -118,6 +121,14 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
     return found
 
 
+def transformers_nystromformer() -> ModuleType:
+    """Their classes; without what their import prints: that our configuration, which took the place of
+    theirs, names no checkpoint."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        from transformers.models.nystromformer import modeling_nystromformer
+    return modeling_nystromformer
+
+
 def stored_attention(query_BHND: Tensor, key_BHND: Tensor, value_BHND: Tensor) -> Tensor:
     """Exact attention as BERT computed it: scores and probabilities, (B, H, N, N) each, in memory."""
     scores_BHNN = (query_BHND * query_BHND.shape[-1] ** -0.5) @ key_BHND.mT
@@ -178,18 +189,15 @@ class _Maker:
         return self.on_heads(f"nystromformer, {attention}", module, *module.parameters())
 
     def transformers(self, length: int) -> Contender:
-        from transformers.models.nystromformer import NystromformerConfig as TheirConfig
-        from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
-
-        leaves = self._leaves()
-        config = TheirConfig(
+        leaves, theirs = self._leaves(), transformers_nystromformer()
+        config = theirs.NystromformerConfig(
             hidden_size=self.settings.heads * self.settings.head_dim,
             num_attention_heads=self.settings.heads,
             num_landmarks=self.settings.landmarks,
             segment_means_seq_len=length,
             conv_kernel_size=self.settings.kernel,
         )
-        module = NystromformerSelfAttention(config).to(leaves[0].device)
+        module = theirs.NystromformerSelfAttention(config).to(leaves[0].device)
         module.query, module.key, module.value = map(_Given, leaves)
         if self.kernel is not None:
             module.conv.weight = nn.Parameter(self.kernel.clone())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from nystromformer.benchmark.contenders import transformers_nystromformer
 from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.heads import IGNORED
@@ -70,17 +69,12 @@ def peer(name: str, *, max_position_embeddings: int, **shape: Any) -> PreTrained
 
     Made to run Nyström attention: its default, landmarks = segment length, is exact attention.
     """
-    # The import prints that our configuration, which took the place of theirs, names no checkpoint.
-    with contextlib.redirect_stdout(io.StringIO()):
-        from transformers.models import nystromformer as theirs
-
-        config_class, model_class = theirs.NystromformerConfig, getattr(theirs, name)
-    length = max_position_embeddings
-    config = config_class(**shape, max_position_embeddings=length, segment_means_seq_len=length)
-    return model_class(config)
+    theirs, length = transformers_nystromformer(), max_position_embeddings
+    config = theirs.NystromformerConfig(**shape, max_position_embeddings=length, segment_means_seq_len=length)
+    return getattr(theirs, name)(config)
 
 
-def transformers_nystromformer(settings: BenchmarkSettings, length: int) -> PreTrainedModel:
+def masked_lm_peer(settings: BenchmarkSettings, length: int) -> PreTrainedModel:
     mechanism: dict[str, Any] = {"num_landmarks": settings.landmarks, "conv_kernel_size": settings.kernel}
     return peer("NystromformerForMaskedLM", **_size(settings, length), **mechanism)
 

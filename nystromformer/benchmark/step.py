@@ -34,10 +34,10 @@ from nystromformer.benchmark.models import (
     OURS,
     PEER,
     batch_of,
+    masked_lm_peer,
     our_config,
     transformers_bert,
     transformers_modernbert,
-    transformers_nystromformer,
 )
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.errors import UserError
@@ -143,7 +143,7 @@ def makers(
     if near.neighbours is not None:
         ours(NEAR, near)
     ours(EXACT, exact)
-    peer(PEER, transformers_nystromformer, nystrom)
+    peer(PEER, masked_lm_peer, nystrom)
     peer(BERT, transformers_bert, exact)
     peer(BERT_WITH_DROPOUT, transformers_bert, exact, DROPOUT)
     if settings.modernbert:

@@ -36,7 +36,7 @@ def preparation(settings: BenchmarkSettings, *, workers: int = 0, **data: object
 
 
 def named(settings: dict[str, Any]) -> str:
-    """The text in words, from what `described` gives."""
+    """The text in words, from the settings in a result."""
     return ", ".join(settings["files"]) or "the demo's film reviews"
 
 
