@@ -237,6 +237,7 @@ def _trained(
     model.to(device)
     accelerator = accelerator_of(cpu=device.type == "cpu")
     config = model.encoder.config if isinstance(model, LraClassifier) else model.config
+    due = every(scale.curve_every)
     run = Run(
         training,
         folder,
@@ -247,12 +248,11 @@ def _trained(
         accelerator,
         Together(accelerator),
         saved=whole_checkpoint(folder / "checkpoints"),
-        logs_after=every(scale.curve_every),
-        saves_after=every(scale.curve_every),
+        logs_after=due,
+        saves_after=due,
         label=cell.label + (", masked tokens" if isinstance(objective, Pretraining) else ""),
         remedy="it is the mechanism's own answer to this recipe",
     )
-    due = every(scale.curve_every)
     run.measurements = [Measurement("validation", due, lambda step: measured(step, run))]
     with StopRequest() as stop:
         train(run, stop)
