@@ -27,7 +27,8 @@ OURS_ONNX = "nystromformer, ONNX Runtime"
 NEAR_BF16 = "nystromformer, exact neighbours, bf16"
 BERT_ONNX = "BERT, ONNX Runtime"
 BERT_INT8 = "BERT, ONNX Runtime int8"
-WITH_ONNX = (OURS_ONNX, BERT_ONNX, BERT_INT8)
+FILES = {OURS_ONNX: "ours.onnx", BERT_ONNX: "bert.onnx", BERT_INT8: "bert.int8.onnx"}
+"""Of those that ONNX Runtime computes."""
 WITH_BF16 = (OURS_BF16, NEAR_BF16)
 TWIN = {OURS_BF16: OURS, NEAR_BF16: NEAR, OURS_ONNX: OURS, BERT_ONNX: BERT, BERT_INT8: BERT}
 """What computes the same in PyTorch's float32."""
@@ -42,8 +43,8 @@ def trained_bert(settings: BenchmarkSettings) -> str:
 
 def encoder(name: str, settings: BenchmarkSettings, length: int, folder: Path) -> Encode:
     """The contender for rows of `length` tokens; `folder` holds what `write_onnx_files` wrote."""
-    if name in WITH_ONNX:
-        return OnnxEncoder(folder / _file(name))
+    if name in FILES:
+        return OnnxEncoder(folder / FILES[name])
     model = _model(name, settings, length)
     if name in WITH_BF16:
         model = model.to(torch.bfloat16)
@@ -77,16 +78,12 @@ class OnnxEncoder:
 
 
 def write_onnx_files(settings: BenchmarkSettings, folder: Path) -> None:
-    """The models of WITH_ONNX, for every length."""
+    """FILES, for every length."""
     for name in (OURS_ONNX, BERT_ONNX):
         model = _model(TWIN[name], settings, max(settings.lengths))
         found = Recordable("encoder", model, ("last_hidden_state",))
-        onnx_file.write(found.record("composed"), folder / _file(name), found.inputs, found.outputs)
-    onnx_file.quantise(folder / _file(BERT_ONNX), folder / _file(BERT_INT8))
-
-
-def _file(name: str) -> str:
-    return {OURS_ONNX: "ours.onnx", BERT_ONNX: "bert.onnx", BERT_INT8: "bert.int8.onnx"}[name]
+        onnx_file.write(found.record("composed"), folder / FILES[name], found.inputs, found.outputs)
+    onnx_file.quantise(folder / FILES[BERT_ONNX], folder / FILES[BERT_INT8])
 
 
 def _model(name: str, settings: BenchmarkSettings, length: int) -> PreTrainedModel:
