@@ -91,6 +91,11 @@ def kernel_work(
     return found
 
 
+def floor_bytes(b: int, n: int, h: int = HEADS, d: int = WIDTH) -> int:
+    """Inputs read and outputs written once in each direction: eleven tensors."""
+    return 11 * HALF * b * h * n * d
+
+
 def table() -> list[str]:
     """The work of 65,536 tokens at both lengths."""
     found = [kernel_work(TOKENS // n, n) for n in LENGTHS]

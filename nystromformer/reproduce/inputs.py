@@ -57,7 +57,7 @@ def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Calla
     if name == "retrieval":
         yield "collection", partial(_collection, settings)
     if heads or name == "starts":
-        yield "reviews", lambda: sha256_of_file(Imdb().path)
+        yield "reviews", _reviews
     for words in _pretrainings(settings, name):
         run = _name_of(words)
         yield f"corpus of {run}", partial(_corpus, settings, words)
@@ -103,6 +103,10 @@ def _name_of(words: Sequence[str]) -> str:
 def _collection(settings: ReproduceSettings) -> str:
     collection = Collection(Path(str(settings.collection)).expanduser(), "collection")
     return sha256_of_json([sha256_of_file(path) for path in collection.files("test")])
+
+
+def _reviews() -> str:
+    return sha256_of_file(Imdb().path)
 
 
 def _lra_data(settings: ReproduceSettings, task: str) -> str:

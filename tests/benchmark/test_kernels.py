@@ -61,12 +61,11 @@ def test_every_kernel_that_is_launched_is_counted():
 
 def test_long_rows_move_their_tensors_and_little_else():
     """7 forward, 12 backward; the floor has 11 of them."""
-    from nystromformer.benchmark.kernels import HALF, HEADS, WIDTH, kernel_work
+    from nystromformer.benchmark.kernels import floor_bytes, kernel_work
 
     for n in (8192, 131_072):
         moved = sum(work.bytes for work in kernel_work(8, n))
-        floor = 11 * HALF * 8 * HEADS * n * WIDTH
-        assert 19 / 11 <= moved / floor <= 19 / 11 * (1 + 1000 / n)
+        assert 19 / 11 <= moved / floor_bytes(8, n) <= 19 / 11 * (1 + 1000 / n)
 
 
 def test_the_page_has_the_table():
