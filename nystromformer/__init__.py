@@ -25,21 +25,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "NystromformerConfig": "nystromformer.model",
-    "NystromformerForEmbedding": "nystromformer.model",
-    "NystromformerForMaskedLM": "nystromformer.model",
-    "NystromformerForMultipleChoice": "nystromformer.model",
-    "NystromformerForPreTraining": "nystromformer.model",
-    "NystromformerForQuestionAnswering": "nystromformer.model",
-    "NystromformerForSequenceClassification": "nystromformer.model",
-    "NystromformerForTokenClassification": "nystromformer.model",
-    "NystromformerModel": "nystromformer.model",
     "approximation_error": "nystromformer.model.diagnostics",
     "attention_factors": "nystromformer.model.diagnostics",
     "attention_matrix": "nystromformer.model.diagnostics",
     "nystrom_attention": "nystromformer.attention",
     "register_attention": "nystromformer.attention.transformers_interface",
 }
+"""Of the names that are not of `nystromformer.model`."""
 
 __all__ = [
     "NystromformerConfig",
@@ -60,6 +52,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in __all__:
+        return getattr(import_module(_HOMES.get(name, "nystromformer.model")), name)
     raise AttributeError(f"module 'nystromformer' has no attribute {name!r}")

@@ -29,16 +29,8 @@ _CHUNK = 1 << 20
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old or the new content, never half."""
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:  # a full disk: leave no half behind
-        beside.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager
@@ -240,10 +232,7 @@ class ContentHashes:
 
     def of(self, path: Path) -> str:
         """The SHA-256 of the file's bytes; raises OSError where it cannot be read."""
-        digest, new = self._found(path)
-        if new:
-            self._write()
-        return digest
+        return self.of_all([path])[0]
 
     def of_all(self, paths: Iterable[Path]) -> list[str]:
         """The SHA-256 of each; the memory is written once, at the end or where it is interrupted."""

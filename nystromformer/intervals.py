@@ -39,36 +39,11 @@ def mcnemar(first_right: Sequence[bool] | np.ndarray, second_right: Sequence[boo
     return float(binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
-def paired_difference(
-    figure: Callable[[np.ndarray, np.ndarray], float],
-    labels: Sequence[float],
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """The interval of figure(labels, second) − figure(labels, first) over the examples that both predicted:
-    the bootstrap's percentiles."""
-    from scipy.stats import bootstrap
-
-    found = bootstrap(
-        tuple(np.asarray(each, np.float64) for each in (labels, first, second)),
-        lambda truth, one, other: figure(truth, other) - figure(truth, one),
-        paired=True, vectorized=False, n_resamples=draws, confidence_level=LEVEL, method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
-
-
-def mean_interval(values: Sequence[float] | np.ndarray, *, draws: int = 2000, seed: int = 0) -> Interval:
+def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
     """The interval of a mean over independent examples, such as queries: the bootstrap's percentiles. Of the
     differences of two rankings on the same queries it is that of the difference of their means."""
     found = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    means = [float(rng.choice(found, len(found)).mean()) for _ in range(draws)]
-    low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return float(low), float(high)
+    return middle_of(bootstrap(lambda _, some: some.mean(), found, [found[None]], draws=2000)[:, 0])
 
 
 def bootstrap(
@@ -77,7 +52,6 @@ def bootstrap(
     models: Sequence[np.ndarray],
     *,
     draws: int = 500,
-    seed: int = 0,
 ) -> np.ndarray:
     """A figure of several models, the mean over their seeds, on examples and seeds that are drawn anew.
 
@@ -91,7 +65,7 @@ def bootstrap(
     Returns:
         (draws, models)
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     found = np.empty((draws, len(models)))
     for draw in range(draws):
         rows = generator.integers(0, len(labels), len(labels))

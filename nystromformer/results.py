@@ -1,4 +1,4 @@
-"""A result as files: JSON, a page in Markdown, pictures; and the same as one page of HTML.
+"""A result as files: JSON, a page in Markdown, pictures.
 
 A benchmark is the files `STEM.json`, `.md` and `.png`. A table or figure is a folder of its own with
 `result.json`, `README.md` and its pictures; it is complete or absent: it is written beside its place and
@@ -7,10 +7,7 @@ renamed, so that a killed run leaves nothing half.
 
 from __future__ import annotations
 
-import base64
-import html
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,18 +15,10 @@ from typing import Any
 
 from nystromformer.errors import UserError
 from nystromformer.files import replacing_folder, write_atomically
+from nystromformer.tables import Block, page_of
 
 Draw = Callable[[dict[str, Any], Path], None]
 """Draws what was measured into a file."""
-
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}"
-    "td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd}img{max-width:100%}"
-    "section{border-top:2px solid #888;margin-top:3rem}.absent{background:#fff3cd;padding:.5rem 1rem}"
-    "code{background:#f4f4f4;padding:0 .2rem}"
-)
-_PICTURE = re.compile(r'src="([\w.-]+\.png)"')
 
 
 @dataclass(frozen=True)
@@ -39,7 +28,7 @@ class Result:
     title: str
     measured: dict[str, Any]
     """Every figure with its spread, and what was absent; goes into result.json."""
-    lines: Sequence[str]
+    blocks: Sequence[Block]
     """The page's body, Markdown: the published figure beside the measured one, and what differs."""
     headline: str
     """One sentence with the main figures, for the index."""
@@ -69,7 +58,7 @@ def write_files(stem: Path, content: dict[str, Any], page: str, draw: Draw | Non
         if draw:
             draw(content, stem.with_suffix(".png"))
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
+        raise UserError(f"{error.filename or stem} cannot be written: {error.strerror}") from error
 
 
 def write_result(folder: Path, result: Result, about: Mapping[str, Any]) -> None:
@@ -111,44 +100,15 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def _page(result: Result, about: Mapping[str, Any]) -> str:
     where = ", ".join(f"{name} {value}" for name, value in about["machine"].items())
-    taken = about["seconds"]  # None for results older than this page
-    seconds = "" if taken is None else f", {taken:.0f} seconds"
+    seconds = f", {about['seconds']:.0f} seconds"
     if before := about.get("seconds_before"):
         seconds += f", {before:.0f} of them in runs that were there"
-    pictures = [line for name in result.plots for line in (f"![{name}]({name}.png)", "")]
-    lines = [
-        f"# {result.title}",
-        "",
-        f"Scale `{about['scale']}`: {about['told']}",
-        "",
-        *result.lines,
-        "",
-        *pictures,
-        f"`{about['command']}`{seconds}. Measured on: {where}.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def html_page(title: str, body: Sequence[str]) -> str:
-    """A page of HTML that needs no other file; what `body` embeds is inside."""
-    return "\n".join(
+    return page_of(
         [
-            "<!doctype html>",
-            f'<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>',
-            f"<style>{_STYLE}</style>",
-            *body,
-            "</html>\n",
+            f"# {result.title}",
+            f"Scale `{about['scale']}`: {about['told']}",
+            *result.blocks,
+            *(f"![{name}]({name}.png)" for name in result.plots),
+            f"`{about['command']}`{seconds}. Measured on: {where}.",
         ]
     )
-
-
-def html_of(markdown: str, pictures: Path, *, inline: bool = False) -> str:
-    """Markdown as HTML, the pictures of a folder that it names inside; `inline` for a part of a line."""
-    from markdown_it import MarkdownIt
-
-    def embedded(match: re.Match[str]) -> str:
-        return f'src="data:image/png;base64,{base64.b64encode((pictures / match[1]).read_bytes()).decode()}"'
-
-    renderer = MarkdownIt("commonmark").enable("table")
-    return _PICTURE.sub(embedded, renderer.renderInline(markdown) if inline else renderer.render(markdown))

@@ -5,6 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
+Block = str | Sequence[str]
+"""A paragraph or heading of a page; or the lines of a table or list."""
+
+
+def page_of(blocks: Iterable[Block]) -> str:
+    """Blocks as Markdown, an empty line between them; empty blocks are left out."""
+    return "\n\n".join(each if isinstance(each, str) else "\n".join(each) for each in blocks if each) + "\n"
+
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
     """The lines of a Markdown table: the first column to the left, figures to the right."""

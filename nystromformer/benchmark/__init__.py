@@ -2,7 +2,8 @@
 
 A new `what` is a module of that name here, one line in BENCHMARKS, and its own settings and complaints in
 `settings.benchmark`. Its `measure(settings, device)` gives what the JSON file holds, `page(result)` the words
-and lines of the page, and `draw(result, path)`, where it helps, a picture.
+and blocks of the page, `facts(result)`, where there are some, more lines of the list about the machine, and
+`draw(result, path)`, where it helps, a picture.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import page_of
 
 __all__ = ["BENCHMARKS", "benchmark"]
 
@@ -74,12 +76,15 @@ def benchmark(settings: BenchmarkSettings) -> dict[str, Any]:
 def as_markdown(result: dict[str, Any]) -> str:
     """The page of a result."""
     what, machine = result["settings"]["what"], result["machine"]
-    about, lines = import_module(f"{__name__}.{what}").page(result)
-    head = [
-        f"# {BENCHMARKS[what].title} on {machine['device']}",
-        "",
-        f"Measured by `nystromformer benchmark what={what}` in {result['seconds'] / 60:.1f} minutes: {about}",
-        "",
-        *(f"- {name}: {value}" for name, value in machine.items()),
-    ]
-    return "\n".join([*head, *lines]) + "\n"
+    module = import_module(f"{__name__}.{what}")
+    about, blocks = module.page(result)
+    facts = module.facts(result) if hasattr(module, "facts") else []
+    minutes = f"{result['seconds'] / 60:.1f} minutes"
+    return page_of(
+        [
+            f"# {BENCHMARKS[what].title} on {machine['device']}",
+            f"Measured by `nystromformer benchmark what={what}` in {minutes}: {about}",
+            [*(f"- {name}: {value}" for name, value in machine.items()), *facts],
+            *blocks,
+        ]
+    )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nystromformer.benchmark.contenders import (
     EXACT_ON_GPU,
@@ -31,6 +30,7 @@ from nystromformer.benchmark.measure import in_turn, kept_bytes, peak_of
 from nystromformer.errors import UserError
 from nystromformer.pictures import legend_below, log_log, picture, style_of
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import Block
 
 SCALING = (2048, 16384)
 """At one sequence each, how much longer the second takes: linear would be 8 times."""
@@ -78,7 +78,7 @@ def measure_contenders(
     for contender in found:
         seed = torch.randn_like(contender.run().detach())
         runs[f"{contender.name} forward"] = torch.no_grad()(contender.run)
-        runs[f"{contender.name} training"] = partial(_train, contender, seed)
+        runs[f"{contender.name} training"] = partial(contender.train, seed)
     gc.collect()
     seconds = in_turn(runs, repeats, device)
     return {
@@ -100,13 +100,8 @@ def measure_contenders(
 
 def _peak_bytes(contender: Contender, device: torch.device) -> int | None:
     """Over a forward and a backward pass, after one to warm up; None on a CPU, whose allocator tells none."""
-    _train(contender, None)
-    return peak_of(partial(_train, contender, None), device) if device.type == "cuda" else None
-
-
-def _train(contender: Contender, seed: Tensor | None) -> None:
-    out = contender.run()
-    torch.autograd.grad(out, contender.leaves, torch.ones_like(out) if seed is None else seed)
+    contender.train()
+    return peak_of(contender.train, device) if device.type == "cuda" else None
 
 
 def _scaling(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any] | None:
@@ -163,37 +158,36 @@ def ratios(row: dict[str, Any], floor: float | None = None) -> dict[str, float]:
         row: contenders' figures by name.
         floor: seconds that moving the tensors takes, on a GPU.
     """
-    ours = row[OURS]
-    peer = min(row[name]["training_median"] for name in PEERS if name in row)
-    mine = ours["training_median"]
-    on_gpu = {}
-    if floor is not None:
-        exact = min(row[name]["training_median"] for name in (FUSED, *EXACT_ON_GPU) if name in row)
-        on_gpu["times faster than transformers'"] = row[TRANSFORMERS]["training_median"] / mine
-        if FLASH in row:
-            on_gpu["times faster than FlashAttention-2"] = row[FLASH]["training_median"] / mine
-        on_gpu["times faster than the fastest exact attention"] = exact / mine
-        on_gpu["times the floor"] = mine / floor
-    near = {}
+    times = {name: one["training_median"] for name, one in row.items()}
+    kept = {name: one["kept_bytes"] for name, one in row.items()}
+    mine = times[OURS]
+    found = {
+        "times faster than the fastest Nyström peer": min(times[name] for name in PEERS if name in times)
+        / mine,
+        "times faster than fused exact attention": times[FUSED] / mine,
+    }
     if NEAR in row:
-        slower = row[NEAR]["training_median"]
-        near["times the time with exact neighbours"] = slower / mine
-        near["times faster than fused exact attention, with exact neighbours"] = (
-            row[FUSED]["training_median"] / slower
-        )
-        near["times the kept bytes with exact neighbours"] = row[NEAR]["kept_bytes"] / ours["kept_bytes"]
+        found |= {
+            "times the time with exact neighbours": times[NEAR] / mine,
+            "times faster than fused exact attention, with exact neighbours": times[FUSED] / times[NEAR],
+            "times the kept bytes with exact neighbours": kept[NEAR] / kept[OURS],
+        }
+    if floor is not None:
+        exact = min(times[name] for name in (FUSED, *EXACT_ON_GPU) if name in times)
+        found["times faster than transformers'"] = times[TRANSFORMERS] / mine
+        if FLASH in row:
+            found["times faster than FlashAttention-2"] = times[FLASH] / mine
+        found["times faster than the fastest exact attention"] = exact / mine
+        found["times the floor"] = mine / floor
     return {
-        "times faster than the fastest Nyström peer": peer / mine,
-        "times faster than fused exact attention": row[FUSED]["training_median"] / mine,
-        **near,
-        **on_gpu,
-        "kept bytes of transformers'": ours["kept_bytes"] / row[TRANSFORMERS]["kept_bytes"],
-        "time with the last 25 % padding": row[PADDED]["training_median"] / ours["training_median"],
-        "time with scattered 25 % padding": row[SCATTERED]["training_median"] / ours["training_median"],
+        **found,
+        "kept bytes of transformers'": kept[OURS] / kept[TRANSFORMERS],
+        "time with the last 25 % padding": times[PADDED] / mine,
+        "time with scattered 25 % padding": times[SCATTERED] / mine,
     }
 
 
-def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     """What was measured, in words, and the tables."""
     settings, rows = result["settings"], result["lengths"]
     about = (
@@ -204,33 +198,26 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
     )
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     figures = (
-        ("Forward and backward, ms", "training_median", 1e3),
-        ("Forward alone, ms", "forward_median", 1e3),
-        ("Kept for the backward pass beyond the inputs, MB", "kept_bytes", 1e-6),
-        ("Peak of the allocator beyond the inputs, MB", "peak_bytes", 1e-6),
+        ("Forward and backward, ms", "training_median", lambda x: f"{1e3 * x:.1f}"),
+        ("Forward alone, ms", "forward_median", lambda x: f"{1e3 * x:.1f}"),
+        ("Kept for the backward pass beyond the inputs, MB", "kept_bytes", lambda x: f"{1e-6 * x:.1f}"),
+        ("Peak of the allocator beyond the inputs, MB", "peak_bytes", lambda x: f"{1e-6 * x:.1f}"),
     )
-    lines = figures_by_length(
-        rows, names, [(title, key, partial(_scaled, factor)) for title, key, factor in figures]
-    )
+    blocks = figures_by_length(rows, names, figures)
     floor = result.get("floor")
     found = [ratios(row, floor["seconds"][length] if floor else None) for length, row in rows.items()]
-    lines += ratios_by_length("Ratios, forward and backward", rows, found)
+    blocks += ratios_by_length("Ratios, forward and backward", rows, found)
     if floor:
         milliseconds = ", ".join(f"{1e3 * floor['seconds'][length]:.2f} at {length}" for length in rows)
-        lines += [
-            "",
+        blocks.append(
             f"The floor, ms: {milliseconds}. That is {TENSORS_MOVED} tensors of the inputs' size at "
-            f"{floor['bytes_per_second'] / 1e12:.2f} TB/s, the rate of a large copy measured here.",
-        ]
+            f"{floor['bytes_per_second'] / 1e12:.2f} TB/s, the rate of a large copy measured here."
+        )
     if result["scaling"]:
         short, long = result["scaling"]["lengths"]
         ratio = result["scaling"]["ratio"]
-        lines += ["", f"One sequence of {long} tokens takes {ratio:.2f} times as long as one of {short}."]
-    return about, lines
-
-
-def _scaled(factor: float, value: float) -> str:
-    return f"{value * factor:.1f}"
+        blocks.append(f"One sequence of {long} tokens takes {ratio:.2f} times as long as one of {short}.")
+    return about, blocks
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

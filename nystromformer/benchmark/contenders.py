@@ -8,11 +8,14 @@ layers, in the memory layout that these would have written.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,7 @@ from nystromformer.attention import nystrom_attention
 from nystromformer.attention.mechanism import mechanism_of
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.training import devices
 
 OURS = "nystromformer"
 NEAR = "nystromformer, exact neighbours"
@@ -60,6 +64,11 @@ class Contender:
     def __post_init__(self) -> None:
         self.inputs = {x.untyped_storage().data_ptr() for x in self.leaves}
 
+    def train(self, seed: Tensor | None = None) -> None:
+        """Forward and backward, from this gradient of the output or from ones."""
+        out = self.run()
+        torch.autograd.grad(out, self.leaves, torch.ones_like(out) if seed is None else seed)
+
 
 class _Given(nn.Module):
     """A linear layer whose result is known already."""
@@ -88,34 +97,48 @@ def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -
         kernel /= settings.kernel**0.5
     make = _Maker(settings, projections, kernel)
     way = settings.implementation
-    found = [make.ours(OURS, None, way)]
+    found = [make.ours(OURS, way)]
     if settings.neighbours is not None:
-        found.append(make.ours(NEAR, None, way, settings.neighbours, settings.salient_tokens))
+        near = {"neighbours": settings.neighbours, "salient_tokens": settings.salient_tokens}
+        found.append(make.ours(NEAR, way, **near))
     place = torch.arange(length, device=device).expand(rows, length)
-    found.append(make.ours(PADDED, place >= length - length // 4, way))
+    found.append(make.ours(PADDED, way, key_padding_mask=place >= length - length // 4))
     shuffled = torch.rand(rows, length, device=device, generator=generator).argsort(dim=1)
-    found.append(make.ours(SCATTERED, shuffled < length // 4, way))
+    found.append(make.ours(SCATTERED, way, key_padding_mask=shuffled < length // 4))
     found += [make.mechanism(attention, length) for attention in settings.mechanisms]
     found.append(make.transformers(length))
     found += make.lucidrains()
-    found.append(make.fused(FUSED, nullcontext))
+    found.append(make.on_heads(FUSED, F.scaled_dot_product_attention))
     if device.type == "cuda":
         if way != "composed":
-            found.append(make.ours(COMPOSED, None, "composed"))
+            found.append(make.ours(COMPOSED, "composed"))
         for name, backend in EXACT_ON_GPU.items():
-            contender = make.fused(name, partial(sdpa_kernel, backend))
+            contender = make.on_heads(name, sdpa_kernel(backend)(F.scaled_dot_product_attention))
             if _runs(contender):
                 found.append(contender)
     if rows * settings.heads * length**2 * dtype.itemsize <= settings.largest_matrix * 1e9:
-        found.append(make.stored())
+        found.append(make.on_heads(STORED, stored_attention))
     return found
+
+
+def transformers_nystromformer() -> ModuleType:
+    """Their classes; without what their import prints: that our configuration, which took the place of
+    theirs, names no checkpoint."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        from transformers.models.nystromformer import modeling_nystromformer
+    return modeling_nystromformer
+
+
+def stored_attention(query_BHND: Tensor, key_BHND: Tensor, value_BHND: Tensor) -> Tensor:
+    """Exact attention as BERT computed it: scores and probabilities, (B, H, N, N) each, in memory."""
+    scores_BHNN = (query_BHND * query_BHND.shape[-1] ** -0.5) @ key_BHND.mT
+    return torch.softmax(scores_BHNN, dim=-1) @ value_BHND
 
 
 def _runs(contender: Contender) -> bool:
     """Whether a fused kernel takes these inputs: not every one is in every build, or for every dtype."""
     try:
-        out = contender.run()
-        torch.autograd.grad(out, contender.leaves, torch.ones_like(out))
+        contender.train()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -130,41 +153,29 @@ class _Maker:
     projections: list[Tensor]
     kernel: Tensor | None
 
-    def _leaves(self) -> tuple[list[Tensor], Tensor | None]:
-        """Fresh leaves: three (B, N, H · D), and the kernel."""
-        kernel = None if self.kernel is None else self.kernel.clone().requires_grad_()
-        return [x.clone().requires_grad_() for x in self.projections], kernel
+    def _leaves(self) -> list[Tensor]:
+        """Fresh queries, keys and values, (B, N, H · D) each."""
+        return [x.clone().requires_grad_() for x in self.projections]
 
-    def _heads(self, x_BNE: Tensor) -> Tensor:
-        return x_BNE.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2)
-
-    def ours(
-        self,
-        name: str,
-        mask: Tensor | None,
-        implementation: str | None = None,
-        neighbours: int | None = None,
-        salient_tokens: int = 1,
-    ) -> Contender:
-        leaves, kernel = self._leaves()
+    def on_heads(self, name: str, attend: Callable[..., Tensor], *parameters: Tensor) -> Contender:
+        """What attends from queries to keys and values, (B, H, N, D) each, with its own parameters."""
+        leaves = self._leaves()
 
         def run() -> Tensor:
-            out_BHND = nystrom_attention(
-                *map(self._heads, leaves),
-                num_landmarks=self.settings.landmarks,
-                conv_weight=kernel,
-                key_padding_mask=mask,
-                neighbours=neighbours,
-                salient_tokens=salient_tokens,
-                implementation=implementation,
-            )
-            return out_BHND.transpose(1, 2).flatten(2)
+            heads = (x_BNE.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2) for x_BNE in leaves)
+            return attend(*heads).transpose(1, 2).flatten(2)
 
-        return Contender(name, leaves + ([] if kernel is None else [kernel]), run)
+        return Contender(name, [*leaves, *parameters], run)
+
+    def ours(self, name: str, implementation: str | None, **choices: Any) -> Contender:
+        """Nyström attention; choices as of `nystrom_attention`."""
+        kernel = None if self.kernel is None else self.kernel.clone().requires_grad_()
+        how = {"num_landmarks": self.settings.landmarks, "implementation": implementation, **choices}
+        attend = partial(nystrom_attention, conv_weight=kernel, **how)
+        return self.on_heads(name, attend, *([] if kernel is None else [kernel]))
 
     def mechanism(self, attention: str, length: int) -> Contender:
         """A mechanism of the registry, as a model of this length has it where nothing is written."""
-        leaves, _ = self._leaves()
         config = NystromformerConfig(
             hidden_size=self.settings.heads * self.settings.head_dim,
             num_attention_heads=self.settings.heads,
@@ -174,33 +185,26 @@ class _Maker:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            module = mechanism_of(attention).of(config).to(leaves[0].device, leaves[0].dtype)
-
-        def run() -> Tensor:
-            return module(*map(self._heads, leaves)).transpose(1, 2).flatten(2)
-
-        return Contender(f"nystromformer, {attention}", [*leaves, *module.parameters()], run)
+            module = mechanism_of(attention).of(config).to(self.projections[0])
+        return self.on_heads(f"nystromformer, {attention}", module, *module.parameters())
 
     def transformers(self, length: int) -> Contender:
-        from transformers.models.nystromformer import NystromformerConfig as TheirConfig
-        from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
-
-        leaves, kernel = self._leaves()
-        config = TheirConfig(
+        leaves, theirs = self._leaves(), transformers_nystromformer()
+        config = theirs.NystromformerConfig(
             hidden_size=self.settings.heads * self.settings.head_dim,
             num_attention_heads=self.settings.heads,
             num_landmarks=self.settings.landmarks,
             segment_means_seq_len=length,
             conv_kernel_size=self.settings.kernel,
         )
-        module = NystromformerSelfAttention(config).to(leaves[0].device)
+        module = theirs.NystromformerSelfAttention(config).to(leaves[0].device)
         module.query, module.key, module.value = map(_Given, leaves)
-        if kernel is not None:
-            module.conv.weight = nn.Parameter(kernel.detach())
+        if self.kernel is not None:
+            module.conv.weight = nn.Parameter(self.kernel.clone())
         autocast = self._autocast_of_peers()
 
         def run() -> Tensor:
-            with autocast():
+            with autocast:
                 return module(leaves[0])[0]
 
         return Contender(TRANSFORMERS, leaves + list(module.parameters()), run)
@@ -210,53 +214,29 @@ class _Maker:
             from nystrom_attention import NystromAttention
         except ImportError:
             return []
-        leaves, kernel = self._leaves()
+        leaves = self._leaves()
         joined = torch.cat(leaves, dim=-1).detach().requires_grad_()
         module = NystromAttention(
             dim=self.settings.heads * self.settings.head_dim,
             dim_head=self.settings.head_dim,
             heads=self.settings.heads,
             num_landmarks=self.settings.landmarks,
-            residual=kernel is not None,
+            residual=self.kernel is not None,
             residual_conv_kernel=self.settings.kernel or 1,
         ).to(joined.device)
         module.to_qkv, module.to_out = _Given(joined), nn.Identity()
-        if kernel is not None:
-            module.res_conv.weight = nn.Parameter(kernel.detach())
+        if self.kernel is not None:
+            module.res_conv.weight = nn.Parameter(self.kernel.clone())
         autocast = self._autocast_of_peers()
         hidden = leaves[0].detach()
 
         def run() -> Tensor:
-            with autocast():
+            with autocast:
                 return module(hidden)
 
         return [Contender(LUCIDRAINS, [joined, *module.parameters()], run)]
 
-    def fused(self, name: str, backend: Callable[[], AbstractContextManager]) -> Contender:
-        leaves, _ = self._leaves()
-
-        def run() -> Tensor:
-            with backend():
-                query, key, value = (self._heads(leaf) for leaf in leaves)
-                out_BHND = F.scaled_dot_product_attention(query, key, value)
-            return out_BHND.transpose(1, 2).flatten(2)
-
-        return Contender(name, leaves, run)
-
-    def stored(self) -> Contender:
-        leaves, _ = self._leaves()
-
-        def run() -> Tensor:
-            query, key, value = map(self._heads, leaves)
-            scores = (query * query.shape[-1] ** -0.5) @ key.mT
-            return (torch.softmax(scores, dim=-1) @ value).transpose(1, 2).flatten(2)
-
-        return Contender(STORED, leaves, run)
-
-    def _autocast_of_peers(self) -> Callable[[], AbstractContextManager]:
+    def _autocast_of_peers(self) -> torch.autocast:
         """Pure half precision crashes both."""
-        dtype, device = self.projections[0].dtype, self.projections[0].device.type
-        if dtype == torch.float32:
-            return nullcontext
         warnings.filterwarnings("ignore", message=".*autocast.*")
-        return lambda: torch.autocast(device, dtype=dtype)
+        return devices.autocast(self.projections[0].dtype, self.projections[0].device)

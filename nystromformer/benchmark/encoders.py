@@ -6,34 +6,29 @@ the trained weights; rows of positions beyond the BERT's own repeat its table.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from nystromformer.attention.mechanism import Mechanism
+from nystromformer.benchmark.models import BERT, NEAR, OURS, PEER, peer
 from nystromformer.errors import UserError
 from nystromformer.export import onnx_file
-from nystromformer.export.heads import record
+from nystromformer.export.heads import Recordable
 from nystromformer.model.encoder import POSITION_OFFSET
 from nystromformer.model.source import open_source
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.compose import package_folder
 
-OURS = "nystromformer"
 OURS_BF16 = "nystromformer, bf16"
 OURS_ONNX = "nystromformer, ONNX Runtime"
-NEAR = "nystromformer, exact neighbours"
 NEAR_BF16 = "nystromformer, exact neighbours, bf16"
-PEER = "transformers Nystromformer"
-BERT = "transformers BERT, SDPA"
 BERT_ONNX = "BERT, ONNX Runtime"
 BERT_INT8 = "BERT, ONNX Runtime int8"
-WITH_ONNX = (OURS_ONNX, BERT_ONNX, BERT_INT8)
+FILES = {OURS_ONNX: "ours.onnx", BERT_ONNX: "bert.onnx", BERT_INT8: "bert.int8.onnx"}
+"""Of those that ONNX Runtime computes."""
 WITH_BF16 = (OURS_BF16, NEAR_BF16)
 TWIN = {OURS_BF16: OURS, NEAR_BF16: NEAR, OURS_ONNX: OURS, BERT_ONNX: BERT, BERT_INT8: BERT}
 """What computes the same in PyTorch's float32."""
@@ -48,8 +43,8 @@ def trained_bert(settings: BenchmarkSettings) -> str:
 
 def encoder(name: str, settings: BenchmarkSettings, length: int, folder: Path) -> Encode:
     """The contender for rows of `length` tokens; `folder` holds what `write_onnx_files` wrote."""
-    if name in WITH_ONNX:
-        return OnnxEncoder(folder / _file(name))
+    if name in FILES:
+        return OnnxEncoder(folder / FILES[name])
     model = _model(name, settings, length)
     if name in WITH_BF16:
         model = model.to(torch.bfloat16)
@@ -71,40 +66,24 @@ class OnnxEncoder:
         self._run = onnx_file.Session(file)
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return self._run(ids, torch.ones_like(ids))[0]
+        return self._last_states(ids)
 
     def release(self) -> None:
         """Give back the memory of earlier calls: at 8,192 tokens the runtime keeps 13 GB of scores."""
         ids = torch.ones((1, 8), dtype=torch.long)
-        self._run(ids, torch.ones_like(ids), shrink=True)
+        self._last_states(ids, shrink=True)
+
+    def _last_states(self, ids: Tensor, shrink: bool = False) -> Tensor:
+        return self._run(ids, torch.ones_like(ids), torch.zeros_like(ids), shrink=shrink)[0]
 
 
 def write_onnx_files(settings: BenchmarkSettings, folder: Path) -> None:
-    """The models of WITH_ONNX, for every length."""
-    most = max(settings.lengths)
+    """FILES, for every length."""
     for name in (OURS_ONNX, BERT_ONNX):
-        model = _model(TWIN[name], settings, most)
-        for layer in model.modules():
-            if isinstance(layer, Mechanism):
-                layer.implementation = "composed"
-        ids = torch.randint(1, 300, (2, min(61, most)))
-        program = record(_LastState(model), (ids, torch.ones_like(ids)))
-        path = folder / _file(name)
-        onnx_file.write(program, path, ("input_ids", "attention_mask"), ("last_hidden_state",))
-    onnx_file.quantise(folder / _file(BERT_ONNX), folder / _file(BERT_INT8))
-
-
-def _file(name: str) -> str:
-    return {OURS_ONNX: "ours.onnx", BERT_ONNX: "bert.onnx", BERT_INT8: "bert.int8.onnx"}[name]
-
-
-class _LastState(nn.Module):
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model(input_ids, attention_mask=attention_mask).last_hidden_state
+        model = _model(TWIN[name], settings, max(settings.lengths))
+        found = Recordable("encoder", model, ("last_hidden_state",))
+        onnx_file.write(found.record("composed"), folder / FILES[name], found.inputs, found.outputs)
+    onnx_file.quantise(folder / FILES[BERT_ONNX], folder / FILES[BERT_INT8])
 
 
 def _model(name: str, settings: BenchmarkSettings, length: int) -> PreTrainedModel:
@@ -122,10 +101,11 @@ def _model(name: str, settings: BenchmarkSettings, length: int) -> PreTrainedMod
     config = source.configuration(changes)
     ours, _ = source.model(config)
     weights = ours.nystromformer.state_dict()
+    shape = {each: getattr(config, each) for each in _SHAPE}
     if name == PEER:
-        model = _peer(config, length)
+        mechanism = {each: getattr(config, each) for each in ("num_landmarks", "conv_kernel_size")}
+        model = peer("NystromformerModel", **shape, **mechanism)
     elif name == BERT:
-        shape = {key: value for key, value in config.to_dict().items() if key in _SHAPE}
         model = BertModel(BertConfig(**shape, attn_implementation="sdpa"), add_pooling_layer=False)
         positions = "embeddings.position_embeddings.weight"
         weights = {key: tensor for key, tensor in weights.items() if ".conv." not in key}
@@ -141,26 +121,7 @@ def _model(name: str, settings: BenchmarkSettings, length: int) -> PreTrainedMod
     return model.eval()
 
 
-_SHAPE = frozenset(
-    {
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "hidden_act",
-    }
-    | {"max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"}
-)
-
-
-def _peer(config: object, length: int) -> PreTrainedModel:
-    """Made to run Nyström attention: its default, landmarks = segment length, is exact attention."""
-    # The import prints that our configuration, which took the place of theirs, names no checkpoint.
-    with contextlib.redirect_stdout(io.StringIO()):
-        from transformers.models.nystromformer import NystromformerConfig as TheirConfig
-        from transformers.models.nystromformer import NystromformerModel
-
-    names = _SHAPE | {"num_landmarks", "conv_kernel_size"}
-    shape = {name: getattr(config, name) for name in names}
-    return NystromformerModel(TheirConfig(**shape, segment_means_seq_len=length))
+_SHAPE = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id",
+)  # fmt: skip

@@ -6,12 +6,11 @@ runs out of it ends alone.
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -39,11 +38,12 @@ from nystromformer.benchmark.encoders import (
     write_onnx_files,
 )
 from nystromformer.benchmark.lengths import figures_by_length, mechanism_of, ratios_by_length
-from nystromformer.benchmark.measure import PeakMemory
+from nystromformer.benchmark.measure import PeakMemory, fresh_process
 from nystromformer.errors import UserError
 from nystromformer.export import onnx_file
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import Block
 from nystromformer.training import devices
 
 ALL = (OURS, OURS_BF16, OURS_ONNX, NEAR, NEAR_BF16, PEER, BERT, BERT_ONNX, BERT_INT8)
@@ -62,7 +62,7 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]
     bert = Path(trained_bert(settings))
     lengths: dict[int, dict[str, Any]] = {length: {} for length in settings.lengths}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        with _worker() as alone:
+        with fresh_process() as alone:
             print("writing the ONNX files", flush=True)
             alone.submit(write_onnx_files, settings, Path(scratch)).result()
         found = [Contender(name, settings, Path(scratch)) for name in contenders(settings)]
@@ -94,16 +94,12 @@ def batches(tokens: int, length: int) -> list[int]:
     return sorted({1, round(most**0.5), most})
 
 
-def _worker() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-
-
 class Contender:
     """One of the encoders, in a process that is started anew where it ended."""
 
     def __init__(self, name: str, settings: BenchmarkSettings, folder: Path) -> None:
         self.name, self._settings, self._folder = name, settings, folder
-        self._worker = _worker()
+        self._worker = fresh_process()
         self._length = 0
 
     def close(self) -> None:
@@ -153,7 +149,7 @@ class Contender:
             return self._worker.submit(function, *given).result()
         except BrokenProcessPool:  # how the system ends what asks for more memory than there is
             self._worker.shutdown()
-            self._worker = _worker()
+            self._worker = fresh_process()
             raise DidNotFit("its process was ended, as when memory is short") from None
         except (MemoryError, RuntimeError) as error:
             raise DidNotFit((str(error).splitlines() or [type(error).__name__])[0]) from error
@@ -204,7 +200,7 @@ def _open(name: str, settings: BenchmarkSettings, length: int, folder: Path) -> 
     """Make the contender ready; the process's number."""
     _opened.clear()  # what an earlier length had goes first
     _opened[name] = encoder(name, settings, length, folder)
-    return multiprocessing.current_process().pid or 0
+    return os.getpid()
 
 
 def _timed(batch: int, length: int, seed: int) -> float:
@@ -254,7 +250,7 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     """What was measured, in words, and the tables."""
     settings, rows = result["settings"], result["lengths"]
     about = (
@@ -270,5 +266,5 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         ("Peak memory of the process with that batch, MB", "peak_bytes", lambda x: f"{x / 1e6:,.0f}"),
         ("Off from the same model in PyTorch's float32, % of the outputs", "off", lambda x: f"{100 * x:.2g}"),
     )
-    lines = figures_by_length(rows, ALL, figures)
-    return about, lines + ratios_by_length("Ratios", rows, [ratios(row) for row in rows.values()])
+    blocks = figures_by_length(rows, ALL, figures)
+    return about, blocks + ratios_by_length("Ratios", rows, [ratios(row) for row in rows.values()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 
 Rows = Mapping[Any, Mapping[str, Mapping[str, Any]]]
 """Length → contender → its figures."""
@@ -24,14 +24,14 @@ def mechanism_of(settings: Mapping[str, Any]) -> str:
 
 def figures_by_length(
     rows: Rows, names: Iterable[str], figures: Iterable[tuple[str, str, Callable[[Any], str]]]
-) -> list[str]:
+) -> list[Block]:
     """A section for each figure that was measured.
 
     Args:
         names: the contenders, in order.
         figures: title, key and form of each.
     """
-    lines = []
+    blocks: list[Block] = []
     for title, key, form in figures:
         found = {name: [row.get(name, {}).get(key) for row in rows.values()] for name in names}
         shown = [
@@ -40,12 +40,12 @@ def figures_by_length(
             if any(value is not None for value in values)
         ]
         if shown:
-            lines += ["", f"## {title}", "", *table(["", *rows], shown)]
-    return lines
+            blocks += [f"## {title}", table(["", *rows], shown)]
+    return blocks
 
 
-def ratios_by_length(title: str, rows: Rows, ratios: Sequence[Mapping[str, float]]) -> list[str]:
+def ratios_by_length(title: str, rows: Rows, ratios: Sequence[Mapping[str, float]]) -> list[Block]:
     """A section of the ratios at each length."""
     names = dict.fromkeys(name for ratio in ratios for name in ratio)
     cells = [[name, *(f"{ratio[name]:.2f}" if name in ratio else "–" for ratio in ratios)] for name in names]
-    return ["", f"## {title}", "", *table(["", *rows], cells)]
+    return [f"## {title}", table(["", *rows], cells)]

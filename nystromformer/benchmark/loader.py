@@ -6,22 +6,21 @@ a training's. Real tokens are counted, never padding.
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nystromformer.benchmark.measure import fresh_process
 from nystromformer.benchmark.text import micro_batches, named, padding_section, padding_shares, preparation
 from nystromformer.data.examples import PretrainingExamples
 from nystromformer.data.loader import start_server, training_loader
 from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
 from nystromformer.settings.benchmark import BenchmarkSettings
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 
 
 def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]:
@@ -35,8 +34,7 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]
     found = {}
     for workers in settings.loader_workers:
         print(f"{workers} workers", flush=True)
-        # Spawned: it starts as a training does, without what an earlier measurement left.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        with fresh_process() as fresh:
             found[workers] = fresh.submit(measure_workers, prepared.folder, settings, rows, workers).result()
     examples = PretrainingExamples(prepared, "train", max_length=settings.length, seed=settings.seed)
     return {
@@ -75,7 +73,7 @@ def measure_workers(folder: Path, settings: BenchmarkSettings, rows: int, worker
     return {"first_batch_seconds": first_seconds, "tokens_per_second": rates}
 
 
-def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     """What was measured, in words, and the tables."""
     settings = result["settings"]
     about = (
@@ -93,4 +91,4 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         for workers, found in result["workers"].items()
     ]
     head = ("worker processes", "million tokens a second", "first batch, s")
-    return about, ["", "## Speed", "", *table(head, speeds), *padding_section(result["padding"])]
+    return about, ["## Speed", table(head, speeds), *padding_section(result["padding"])]

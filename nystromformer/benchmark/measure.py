@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import psutil
 import torch
@@ -105,6 +107,14 @@ def kept_bytes(contender: Contender) -> int:
     return total
 
 
+def fresh_process(
+    initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
+) -> ProcessPoolExecutor:
+    """A process without what an earlier measurement left, spawned as a training's are."""
+    spawned = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, spawned, initializer, initargs)
+
+
 class PeakMemory:
     """Samples a process and all that it starts while the block runs; `bytes` is the highest sum.
 
@@ -122,9 +132,7 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from nystromformer.benchmark.contenders import transformers_nystromformer
 from nystromformer.data.layout import Batch
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.heads import IGNORED
@@ -65,20 +64,19 @@ def _size(settings: BenchmarkSettings, length: int) -> dict[str, Any]:
     }
 
 
-def transformers_nystromformer(settings: BenchmarkSettings, length: int) -> PreTrainedModel:
-    """Made to run Nyström attention: its default, landmarks = segment length, is exact attention."""
-    # The import prints that our configuration, which took the place of theirs, names no checkpoint.
-    with contextlib.redirect_stdout(io.StringIO()):
-        from transformers.models.nystromformer import NystromformerConfig as TheirConfig
-        from transformers.models.nystromformer import NystromformerForMaskedLM
+def peer(name: str, *, max_position_embeddings: int, **shape: Any) -> PreTrainedModel:
+    """A class of transformers' Nystromformer, for rows of exactly so many tokens as it has positions.
 
-    config = TheirConfig(
-        **_size(settings, length),
-        num_landmarks=settings.landmarks,
-        segment_means_seq_len=length,
-        conv_kernel_size=settings.kernel,
-    )
-    return NystromformerForMaskedLM(config)
+    Made to run Nyström attention: its default, landmarks = segment length, is exact attention.
+    """
+    theirs, length = transformers_nystromformer(), max_position_embeddings
+    config = theirs.NystromformerConfig(**shape, max_position_embeddings=length, segment_means_seq_len=length)
+    return getattr(theirs, name)(config)
+
+
+def masked_lm_peer(settings: BenchmarkSettings, length: int) -> PreTrainedModel:
+    mechanism: dict[str, Any] = {"num_landmarks": settings.landmarks, "conv_kernel_size": settings.kernel}
+    return peer("NystromformerForMaskedLM", **_size(settings, length), **mechanism)
 
 
 def transformers_bert(

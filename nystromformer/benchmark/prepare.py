@@ -8,19 +8,17 @@ are in memory already, in its own threads. So a ratio of 1 would mean that every
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nystromformer.benchmark.measure import PeakMemory
+from nystromformer.benchmark.measure import PeakMemory, fresh_process
 from nystromformer.benchmark.text import (
     named,
     padding_section,
@@ -34,7 +32,7 @@ from nystromformer.data.prepare import prepare
 from nystromformer.data.storage import PreparedData
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.pretrain import PrepareSettings
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 
 OURS, ENCODE = "preparation", "encode_batch"
 _BATCH_CHARACTERS = 2**23  # of encode_batch: large enough to keep all threads busy, small enough for memory
@@ -86,21 +84,16 @@ def in_a_fresh_process(
 ) -> dict[str, float]:
     """Run `work` in a process of its own with so many threads, and watch its memory and its children's."""
     print(f"{work.__name__}, {workers} cores", flush=True)
-    changed = {"RAYON_NUM_THREADS": str(workers), "TOKENIZERS_PARALLELISM": "true"}
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            child = pool.submit(os.getpid).result()
-            with PeakMemory(child) as peak:
-                found = pool.submit(work, wanted).result()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with fresh_process(_set_threads, (workers,)) as pool:
+        child = pool.submit(os.getpid).result()
+        with PeakMemory(child) as peak:
+            found = pool.submit(work, wanted).result()
     return {**found, "peak_bytes": peak.bytes}
+
+
+def _set_threads(count: int) -> None:
+    """Of the tokenizers library, before its first use in this process and all that it starts."""
+    os.environ.update(RAYON_NUM_THREADS=str(count), TOKENIZERS_PARALLELISM="true")
 
 
 def prepare_once(wanted: PrepareSettings) -> dict[str, float]:
@@ -136,7 +129,7 @@ def encode(wanted: PrepareSettings) -> dict[str, float]:
     return {"seconds": seconds, "tokens": tokens}
 
 
-def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     """What was measured, in words, and the tables."""
     settings, train = result["settings"], result["counts"]["train"]
     about = (
@@ -150,9 +143,7 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         for name, run in result["runs"].items()
     ]
     return about, [
-        "",
-        *table(("", "seconds", "MB/s", "peak memory, GB"), rows),
-        "",
+        table(("", "seconds", "MB/s", "peak memory, GB"), rows),
         f"The preparation runs at {result['ratio']:.2f} of the speed of `encode_batch`. It wrote "
         f"{train['chunks']:,} chunks of {train['tokens']:,} tokens for training.",
         *padding_section(result["padding"]),

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,10 +34,10 @@ from nystromformer.benchmark.models import (
     OURS,
     PEER,
     batch_of,
+    masked_lm_peer,
     our_config,
     transformers_bert,
     transformers_modernbert,
-    transformers_nystromformer,
 )
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.errors import UserError
@@ -46,6 +46,7 @@ from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.heads import IGNORED
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import Block
 from nystromformer.training import devices
 from nystromformer.training.flops import peak_flops, training_flops
 from nystromformer.training.optimizer import build_optimizer
@@ -53,6 +54,7 @@ from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
 
 CLIPPING = 1.0
+T = TypeVar("T")
 
 
 @dataclass
@@ -88,38 +90,33 @@ def _measure_what_fits(settings: BenchmarkSettings, length: int, device: torch.d
     """One length; a model that runs out of memory is left out, and what was measured before is kept."""
     torch._dynamo.reset()  # each length has graphs of its own, and what is compiled is limited
     without: set[str] = set()
-    while True:
-        building = ""
+    while makes := {n: make for n, make in makers(settings, length, device).items() if n not in without}:
         try:
-            found = []
-            for building, make in makers(settings, length, device).items():
-                if building not in without:
-                    found.append(make())
-            return _measure(found, settings, length, device) if found else {}
+            found = [_named(name, make) for name, make in makes.items()]
+            return _measure(found, settings, length, device)
         except _OutOfMemory as error:
-            building = error.contender
-        except (MemoryError, torch.OutOfMemoryError):
-            pass
+            name = str(error)
         # Outside the handler, whose traceback would keep the tensors of the failed call.
-        print(f"{length} tokens of {building} do not fit into memory: it is left out", flush=True)
-        without.add(building)
+        print(f"{length} tokens of {name} do not fit into memory: it is left out", flush=True)
+        without.add(name)
         found = []
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    return {}
 
 
 class _OutOfMemory(Exception):
-    """A contender asked for more memory than there is."""
-
-    def __init__(self, contender: str) -> None:
-        super().__init__(contender)
-        self.contender = contender
+    """The contender of this name asked for more memory than there is."""
 
 
-def contenders(settings: BenchmarkSettings, length: int, device: torch.device) -> list[Contender]:
-    """All models at this length, each with an optimizer of its own."""
-    return [make() for make in makers(settings, length, device).values()]
+def _named(contender: str, call: Callable[[], T]) -> T:
+    """What the call gives; running out of memory names the contender."""
+    try:
+        return call()
+    except (MemoryError, torch.OutOfMemoryError):
+        # Not chained: the first error's traceback holds the tensors of the failed call.
+        raise _OutOfMemory(contender) from None
 
 
 def makers(
@@ -130,30 +127,27 @@ def makers(
     nystrom, exact = our_config(settings, length, "nystrom"), our_config(settings, length, "softmax")
     near = copy.deepcopy(nystrom)
     near.neighbours, near.salient_tokens = settings.neighbours, settings.salient_tokens
-    composed = dataclasses.replace(settings, implementation="composed")
+
+    def ours(name: str, config: NystromformerConfig, settings: BenchmarkSettings = settings) -> None:
+        found[name] = lambda: _ours(name, config, settings, batch, device)
 
     def peer(
-        name: str, make: Callable[[], PreTrainedModel], like: NystromformerConfig | None
-    ) -> Callable[[], Contender]:
-        return lambda: _peer(name, make(), like, settings, batch, device)
+        name: str, make: Callable[..., PreTrainedModel], like: NystromformerConfig | None, *more: float
+    ) -> None:
+        found[name] = lambda: _peer(name, make(settings, length, *more), like, settings, batch, device)
 
-    found = {OURS: lambda: _ours(OURS, nystrom, settings, batch, device)}
+    found: dict[str, Callable[[], Contender]] = {}
+    ours(OURS, nystrom)
     if device.type == "cuda" and settings.implementation != "composed":
-        found[COMPOSED] = lambda: _ours(COMPOSED, nystrom, composed, batch, device)
+        ours(COMPOSED, nystrom, dataclasses.replace(settings, implementation="composed"))
     if near.neighbours is not None:
-        found[NEAR] = lambda: _ours(NEAR, near, settings, batch, device)
-    modern = {}
+        ours(NEAR, near)
+    ours(EXACT, exact)
+    peer(PEER, masked_lm_peer, nystrom)
+    peer(BERT, transformers_bert, exact)
+    peer(BERT_WITH_DROPOUT, transformers_bert, exact, DROPOUT)
     if settings.modernbert:
-        modern[MODERNBERT] = peer(MODERNBERT, lambda: transformers_modernbert(settings, length), None)
-    found |= {
-        EXACT: lambda: _ours(EXACT, exact, settings, batch, device),
-        PEER: peer(PEER, lambda: transformers_nystromformer(settings, length), nystrom),
-        BERT: peer(BERT, lambda: transformers_bert(settings, length), exact),
-        BERT_WITH_DROPOUT: peer(
-            BERT_WITH_DROPOUT, lambda: transformers_bert(settings, length, DROPOUT), exact
-        ),
-        **modern,
-    }
+        peer(MODERNBERT, transformers_modernbert, None)
     if unknown := set(settings.models) - found.keys():
         raise UserError(
             f"models contains {', '.join(sorted(unknown))}: write names of {', '.join(map(repr, found))}"
@@ -230,7 +224,7 @@ def _measure(
     found: list[Contender], settings: BenchmarkSettings, length: int, device: torch.device
 ) -> dict[str, Any]:
     """Each model once to warm up, then all of them in turn, `repeats` times."""
-    steps = {contender.name: partial(_step, contender) for contender in found}
+    steps = {contender.name: partial(_named, contender.name, contender.step) for contender in found}
     for step in steps.values():
         step()  # allocates the optimizer's moments, and compiles where that was asked for
     # Of a GPU alone: a CPU's allocator tells none.
@@ -253,15 +247,6 @@ def _measure(
     return row
 
 
-def _step(contender: Contender) -> Tensor:
-    """One step; running out of memory names the contender."""
-    try:
-        return contender.step()
-    except (MemoryError, torch.OutOfMemoryError):
-        # Not chained: the first error's traceback holds the tensors of the failed step.
-        raise _OutOfMemory(contender.name) from None
-
-
 def ratios(row: dict[str, Any]) -> dict[str, float]:
     """What the targets speak of, at one length; below 1 means slower than the other.
 
@@ -280,7 +265,7 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
     return faster
 
 
-def page(result: dict[str, Any]) -> tuple[str, list[str]]:
+def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     """What was measured, in words, and the tables."""
     settings, rows = result["settings"], result["lengths"]
     precision = settings["dtype"] + (" autocast" if settings["dtype"] != "float32" else "")
@@ -294,11 +279,7 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         f"{settings['repeats']} after one step to warm up. This project's steps learn sentence "
         "order too."
     )
-    ways = {length: row[OURS]["attention"] for length, row in rows.items() if OURS in row}
-    lines = [f"- {OURS} at {length} tokens: {ways[length]}" for length in sorted(ways, key=int)]
-    if result["peak_flops"]:
-        lines.append(f"- peak: {result['peak_flops'] / 1e12:.4g} TFLOP/s")
-    lines += figures_by_length(
+    blocks = figures_by_length(
         rows,
         (OURS, NEAR, COMPOSED, EXACT, PEER, BERT, BERT_WITH_DROPOUT, MODERNBERT),
         (
@@ -313,5 +294,15 @@ def page(result: dict[str, Any]) -> tuple[str, list[str]]:
         ),
     )
     if any(not row or len(row) < len(max(rows.values(), key=len)) for row in rows.values()):
-        lines += ["", "–: did not fit into memory."]
-    return about, lines + ratios_by_length("Ratios", rows, [ratios(row) for row in rows.values()])
+        blocks.append("–: did not fit into memory.")
+    return about, blocks + ratios_by_length("Ratios", rows, [ratios(row) for row in rows.values()])
+
+
+def facts(result: dict[str, Any]) -> list[str]:
+    """What computed this project's attention at each length, and the machine's peak."""
+    rows = result["lengths"]
+    ways = {length: row[OURS]["attention"] for length, row in rows.items() if OURS in row}
+    lines = [f"- {OURS} at {length} tokens: {ways[length]}" for length in sorted(ways, key=int)]
+    if result["peak_flops"]:
+        lines.append(f"- peak: {result['peak_flops'] / 1e12:.4g} TFLOP/s")
+    return lines

@@ -16,7 +16,7 @@ from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.settings.data import DataSettings, TokenizerSettings
 from nystromformer.settings.pretrain import PrepareSettings
 from nystromformer.settings.training import TrainingSettings
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 
 
 def preparation(settings: BenchmarkSettings, *, workers: int = 0, **data: object) -> PrepareSettings:
@@ -36,7 +36,7 @@ def preparation(settings: BenchmarkSettings, *, workers: int = 0, **data: object
 
 
 def named(settings: dict[str, Any]) -> str:
-    """The text in words, from what `described` gives."""
+    """The text in words, from the settings in a result."""
     return ", ".join(settings["files"]) or "the demo's film reviews"
 
 
@@ -106,7 +106,7 @@ def padding_shares(examples: PretrainingExamples, rows: int, seed: int) -> dict[
     return shares
 
 
-def padding_section(shares: Mapping[str, float]) -> list[str]:
+def padding_section(shares: Mapping[str, float]) -> list[Block]:
     """The section of a page about them."""
     rows = [(name, f"{100 * share:.1f}") for name, share in shares.items()]
-    return ["", "## Padding", "", *table(("order of the rows", "padding, %"), rows)]
+    return ["## Padding", table(("order of the rows", "padding, %"), rows)]

@@ -97,8 +97,11 @@ class Recordable:
         for layer in layers:
             layer.implementation = implementation
         try:
-            length = min(RECORDED_LENGTH, self.config.max_position_embeddings)
-            return record(_Function(self.model, self.outputs), self.batch(length))
+            batch = self.batch(min(RECORDED_LENGTH, self.config.max_position_embeddings))
+            free: dict[int, Any] = dict.fromkeys(range(batch[0].dim()), Dim.DYNAMIC)
+            function = _Function(self.model, self.outputs).eval()
+            with torch.no_grad():
+                return torch.export.export(function, batch, dynamic_shapes=(free,) * len(batch))
         finally:
             for layer in layers:
                 layer.implementation = None
@@ -139,13 +142,6 @@ class Recordable:
                 expected_squares += expected.double().square().sum().item()
                 scale = max(scale, expected.abs().max().item())
         return Differences(largest, (squares / max(expected_squares, 1e-30)) ** 0.5, scale, self.lengths())
-
-
-def record(function: nn.Module, batch: tuple[Tensor, ...]) -> ExportedProgram:
-    """The program of torch.export, for other sizes of all dimensions of the batch."""
-    free: dict[int, Any] = dict.fromkeys(range(batch[0].dim()), Dim.DYNAMIC)
-    with torch.no_grad():
-        return torch.export.export(function.eval(), batch, dynamic_shapes=(free,) * len(batch))
 
 
 def open_recordable(settings: ExportSettings) -> Recordable:

@@ -69,7 +69,7 @@ def approximation_error(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> 
 def _error_of(
     module: NystromformerSelfAttention, hidden_states: Tensor, padding_mask: Tensor | None
 ) -> Tensor:
-    query_BHND, key_BHND = _queries_and_keys(module, hidden_states)
+    query_BHND, key_BHND = queries_and_keys(module, hidden_states)
     if module.attend.is_exact(query_BHND.shape[2]):
         return torch.zeros(query_BHND.shape[:2], device=query_BHND.device)
     options = module.attend.approximation(query_BHND.shape[2]) or {}
@@ -142,7 +142,7 @@ def _projections(
             tokens = tokens[~padding_mask[row]]
         if not len(tokens):
             raise IndexError(f"row={row} is padding alone: it has no attention")
-        found.append(_queries_and_keys(module, tokens[None]))
+        found.append(queries_and_keys(module, tokens[None]))
 
     with _looking(model, [layers[layer]], look):
         model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
@@ -173,7 +173,7 @@ def _check_index(name: str, index: int, count: int) -> None:
         raise IndexError(f"{name}={index}: there are {count}, counted from 0")
 
 
-def _queries_and_keys(module: NystromformerSelfAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+def queries_and_keys(module: NystromformerSelfAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """(B, H, N, D) each."""
     query_BHND, key_BHND = (
         projection(hidden_states).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)

@@ -75,10 +75,9 @@ def produce(settings: ReproduceSettings, name: str) -> Path:
 def _produce(settings: ReproduceSettings, name: str, folder: Path) -> None:
     from nystromformer.machine import device_of, machine
     from nystromformer.reproduce.inputs import changed_inputs, inputs_of, measured_on
-    from nystromformer.reproduce.lengthened import lengthened
     from nystromformer.reproduce.pages import write_index
     from nystromformer.reproduce.result import command_of, configuration_of, read_finished
-    from nystromformer.reproduce.runs import earlier_seconds
+    from nystromformer.reproduce.runs import earlier_seconds, lengthened
     from nystromformer.results import write_result
 
     device, command = device_of(settings.device), command_of(settings, name)

@@ -13,7 +13,7 @@ from nystromformer.files import write_atomically
 from nystromformer.intervals import difference_of_means
 from nystromformer.results import read_result, results_folder
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.tables import table
+from nystromformer.tables import Block, page_of, table
 
 SAMPLES = frozenset({"figures", "score", "accuracies", "seconds"})
 """Keys below which a list of numbers holds one a seed or a repetition."""
@@ -41,7 +41,7 @@ def compare(settings: ReproduceSettings) -> Path:
             "two folders of one table or figure"
         )
     names = _names(*(folder.resolve() for folder in folders))
-    page = "\n".join(_lines(names, first, second))
+    page = page_of(_blocks(names, first, second))
     print(page)
     path = results_folder(settings.folder) / f"compare_{'_'.join(names).replace('/', '_')}.md"
     try:
@@ -72,7 +72,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _lines(names: list[str], first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+def _blocks(names: list[str], first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Block]:
     one, other = (dict(figures_of(result["measured"])) for result in (first, second))
     rows = []
     for name in (name for name in one if name in other):
@@ -86,28 +86,22 @@ def _lines(names: list[str], first: Mapping[str, Any], second: Mapping[str, Any]
                 f"[{interval[0]:+.3g}, {interval[1]:+.3g}]" if interval else "",
             )
         )
-    alone = [
-        line
-        for name, mine, others in ((names[0], one, other), (names[1], other, one))
-        if (only := [figure for figure in mine if figure not in others])
-        for line in ("", f"Only in {name}: {', '.join(only)}.")
+    about = [
+        f"- {name}: {result['machine']['device']}, commit {result['machine']['commit']}, "
+        f"{result['machine']['date']}, `{result['command']}`"
+        for name, result in zip(names, (first, second), strict=True)
     ]
     return [
         f"# {first['title']}: {names[0]} and {names[1]}",
-        "",
-        *(
-            f"- {name}: {result['machine']['device']}, commit {result['machine']['commit']}, "
-            f"{result['machine']['date']}, `{result['command']}`"
-            for name, result in zip(names, (first, second), strict=True)
-        ),
-        *_changes(first["configuration"], second["configuration"]),
-        "",
+        [*about, *_changes(first["configuration"], second["configuration"])],
         "Means where there are several seeds or repetitions, and then the 95 % interval of the difference "
         "(Welch's).",
-        "",
-        *table(("figure", *names, "difference", "95 % interval"), rows),
-        *alone,
-        "",
+        table(("figure", *names, "difference", "95 % interval"), rows),
+        *(
+            f"Only in {name}: {', '.join(only)}."
+            for name, mine, others in ((names[0], one, other), (names[1], other, one))
+            if (only := [figure for figure in mine if figure not in others])
+        ),
     ]
 
 

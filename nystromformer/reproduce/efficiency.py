@@ -17,9 +17,10 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nystromformer.benchmark.contenders import Contender
+from nystromformer.attention.mechanism import Mechanism
+from nystromformer.benchmark.contenders import Contender, stored_attention
 from nystromformer.benchmark.measure import CPU_METHOD, GPU_METHOD, in_turn, peak_of
 from nystromformer.machine import device_of
 from nystromformer.model import NystromformerConfig
@@ -28,7 +29,7 @@ from nystromformer.pictures import STYLES, legend_below, log_log, picture
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import EfficiencyScale
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 
 STORED = "Transformer"
 FUSED = "exact, fused"
@@ -56,21 +57,14 @@ STORED_COPIES = {"inference": 2, "training": 4}
 """n × n matrices a head that the stored form holds at its highest point."""
 
 
-class StoredAttention(nn.Module):
-    """Exact attention as BERT computed it: scores and probabilities, (B, H, N, N) each, in memory."""
+class StoredAttention(Mechanism):
+    """Exact attention that stores its matrices, of rows without padding."""
 
-    def __init__(self, projections: NystromformerSelfAttention) -> None:
-        super().__init__()
-        self.query, self.key, self.value = projections.query, projections.key, projections.value
-        self.num_heads = projections.num_heads
-
-    def forward(self, hidden_BNE: Tensor, *_: None) -> Tensor:
-        query_BHND, key_BHND, value_BHND = (
-            projection(hidden_BNE).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
-        scores_BHNN = (query_BHND * query_BHND.shape[-1] ** -0.5) @ key_BHND.mT
-        return (torch.softmax(scores_BHNN, dim=-1) @ value_BHND).transpose(1, 2).flatten(2)
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        assert key_padding_mask is None
+        return stored_attention(query, key, value)
 
 
 def efficiency(settings: ReproduceSettings) -> Result:
@@ -92,7 +86,7 @@ def efficiency(settings: ReproduceSettings) -> Result:
     return Result(
         title="Efficiency of one attention module",
         measured=measured,
-        lines=_lines(measured, scale),
+        blocks=_blocks(measured, scale),
         headline=f"At {longest} tokens the Transformer takes {_times(ours['seconds'])} the time and "
         f"{_times(ours['bytes'])} the memory of Nyströmformer-64, inference",
         plots={"efficiency": _draw},
@@ -113,11 +107,10 @@ def contender(name: str, scale: EfficiencyScale, length: int, device: torch.devi
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module: nn.Module = NystromformerSelfAttention(config)
+        module = NystromformerSelfAttention(config)
         hidden_BNE = torch.randn(1, length, config.hidden_size)
     if name == STORED:
-        assert isinstance(module, NystromformerSelfAttention)
-        module = StoredAttention(module)
+        module.add_module(module.mechanism, StoredAttention())
     dtype = getattr(torch, scale.dtype)
     module = module.to(device, dtype)
     hidden_BNE = hidden_BNE.to(device, dtype).requires_grad_()
@@ -133,7 +126,8 @@ def measure_rows(scale: EfficiencyScale, length: int, device: torch.device) -> d
         for name in ROWS:
             if name == STORED and _needed(scale, length, mode) > _free(device):
                 continue
-            run = _run_of(contender(name, scale, length, device), mode)
+            measured = contender(name, scale, length, device)
+            run = torch.no_grad()(measured.run) if mode == "inference" else measured.train
             with suppress(MemoryError, torch.OutOfMemoryError):
                 found[name][mode] = {"bytes": peak_of(run, device)}
                 runs[name] = run
@@ -141,18 +135,6 @@ def measure_rows(scale: EfficiencyScale, length: int, device: torch.device) -> d
         for name, seconds in in_turn(runs, scale.repeats, device, patience=scale.patience).items():
             found[name][mode] |= {"seconds": seconds, "median": statistics.median(seconds)}
     return found
-
-
-def _run_of(measured: Contender, mode: str) -> Callable[[], object]:
-    def infer() -> Tensor:
-        with torch.no_grad():
-            return measured.run()
-
-    def train() -> tuple[Tensor, ...]:
-        out = measured.run()
-        return torch.autograd.grad(out, measured.leaves, torch.ones_like(out))
-
-    return infer if mode == "inference" else train
 
 
 def _needed(scale: EfficiencyScale, length: int, mode: str) -> float:
@@ -195,16 +177,15 @@ def published_ratios() -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def _lines(measured: Mapping[str, Any], scale: EfficiencyScale) -> list[str]:
+def _blocks(measured: Mapping[str, Any], scale: EfficiencyScale) -> list[Block]:
     lengths = measured["lengths"]
     kernel = f"a residual convolution of {scale.kernel}" if scale.kernel else "no convolution"
-    lines = [
+    blocks: list[Block] = [
         f"One sequence, {scale.heads} heads of {scale.head_dim}, {scale.dtype}. The module: projections to "
         f"queries, keys and values (width {scale.heads * scale.head_dim}) and the mechanism, for "
         f"Nyströmformer with {kernel}; no output projection. `Transformer` stores the n × n matrix; "
         "`exact, fused` is PyTorch's scaled_dot_product_attention. Training is forward and backward, to the "
         "input and all weights.",
-        "",
         f"Time: median of at most {scale.repeats} runs, all rows in turn (fewer where one takes long: "
         f"{scale.patience:g} s). Memory: {measured['memory_method']}; without weights and input. "
         "On a CPU Nyströmformer's kernel also keeps under 1 MB a thread outside PyTorch's allocator.",
@@ -224,18 +205,14 @@ def _lines(measured: Mapping[str, Any], scale: EfficiencyScale) -> list[str]:
                 )
                 for name in ROWS
             ]
-            lines += ["", f"## {mode.capitalize()}, {title}", "", *table(["", *lengths], cells)]
+            blocks += [f"## {mode.capitalize()}, {title}", table(["", *lengths], cells)]
     for mode in MODES:
-        lines += ["", f"## Transformer ÷ row, {mode}", ""]
+        blocks.append(f"## Transformer ÷ row, {mode}")
         if mode == "inference":
-            lines += ["In parentheses the paper's ratios, of its inference on a GTX 1080Ti.", ""]
-        lines += table(
-            ["", *(f"{n}, {what}" for what in ("time", "memory") for n in lengths)],
-            _ratio_rows(measured, mode),
-        )
-    if verdict := _verdict(measured):
-        lines += ["", *verdict]
-    return [*lines, "", DIFFERS]
+            blocks.append("In parentheses the paper's ratios, of its inference on a GTX 1080Ti.")
+        head = ["", *(f"{n}, {what}" for what in ("time", "memory") for n in lengths)]
+        blocks.append(table(head, _ratio_rows(measured, mode)))
+    return [*blocks, _verdict(measured), DIFFERS]
 
 
 DIFFERS = (

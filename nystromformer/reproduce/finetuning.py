@@ -27,7 +27,7 @@ from nystromformer.reproduce.runs import Seeds, finetuned, finished_run, task_of
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import FinetuneScale, GlueScale, SwapScale
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.results import PAPER
 from nystromformer.training.run_folder import RunFolder
@@ -72,7 +72,7 @@ def glue(settings: ReproduceSettings) -> Result:
     return Result(
         title="GLUE and IMDB, fine-tuned",
         measured={"tasks": measured, "absent": absent, "models": {m.title: m.origin for m in models}},
-        lines=_lines(models, measured, absent),
+        blocks=_blocks(models, measured, absent),
         headline=_headline(models, measured, absent),
     )
 
@@ -104,7 +104,7 @@ def models_of(settings: ReproduceSettings) -> list[Model]:
     return found
 
 
-def _lines(models: list[Model], measured: dict[str, Any], absent: dict[str, str]) -> list[str]:
+def _blocks(models: list[Model], measured: dict[str, Any], absent: dict[str, str]) -> list[Block]:
     columns = [
         (task, figure)
         for task in [*measured, *absent]
@@ -127,12 +127,9 @@ def _lines(models: list[Model], measured: dict[str, Any], absent: dict[str, str]
     return [
         "Held-out figures in per cent, median of the seeds (mean ± standard deviation where there are "
         f"several). {INTERVALS} The paper's are of its own pretraining on BookCorpus and Wikipedia.",
-        "",
-        *table(("model", *titles), rows),
-        "",
+        table(("model", *titles), rows),
         f"Above BERT, points. {TESTS}",
-        "",
-        *table(
+        table(
             ("task and figure", *(model.title for model in models[1:])),
             [
                 (title, *(difference_in_words(measured[task][model.title], figure) for model in models[1:]))
@@ -140,11 +137,9 @@ def _lines(models: list[Model], measured: dict[str, Any], absent: dict[str, str]
                 if figure
             ],
         ),
-        "",
-        *absent_lines({TASKS[task].title: reason for task, reason in absent.items()}),
-        *(f"- {model.title}: {model.origin}." for model in models),
-        "",
-        *table(
+        absent_lines({TASKS[task].title: reason for task, reason in absent.items()}),
+        [f"- {model.title}: {model.origin}." for model in models],
+        table(
             (
                 "task", "training", "held out", "rate", "batch", "epochs",
                 *(f"minutes, {model.title}" for model in models),
@@ -189,9 +184,10 @@ def finetune(settings: ReproduceSettings) -> Result:
             run = f"finetune_{name}"
             sides[side] = finetuned(settings, [*words, *own], trained_bert(settings), name=run)
         first, figures = sides["Nyström"], compared({"exact": sides["exact"], **sides})
-        scores = {side: _median_score(seeds) for side, seeds in sides.items()}
+        told = {side: {**_side(seeds), **figures[side]} for side, seeds in sides.items()}
+        scores = {side: statistics.median(one["score"]) for side, one in told.items()}
         return {
-            **{side: {**_side(seeds), **figures[side]} for side, seeds in sides.items()},
+            **told,
             "title": first[0]["title"],
             "gap": scores["exact"] - scores["Nyström"],
             "gap_with_neighbours": scores["exact"] - scores["neighbours"],
@@ -204,14 +200,13 @@ def finetune(settings: ReproduceSettings) -> Result:
         f"{found['title']} {100 * found['gap']:+.1f} ({100 * found['gap_with_neighbours']:+.1f})"
         for found in measured.values()
     )
-    lines = [
+    blocks = [
         "The trained BERT of the samples (or `checkpoint=`), fine-tuned as it is and as a Nyströmformer, "
         f"without and with exact neighbours in blocks of {NEIGHBOURS}, "
         "with the same recipe, seeds and batches. Held-out figures in per cent, the median of the seeds "
         f"(mean ± standard deviation). {INTERVALS} {TESTS} A seed's checkpoint is chosen by the same "
         "held-out examples.",
-        "",
-        *table(
+        table(
             ("task and figure", *ATTENTIONS, "Nyström − exact", "neighbours − exact", "seeds"),
             [
                 (
@@ -224,8 +219,7 @@ def finetune(settings: ReproduceSettings) -> Result:
                 for name in found["exact"]["figures"]
             ],
         ),
-        "",
-        *table(
+        table(
             (
                 "task", "training", "held out", "tokens", "cut", "rate", "batch", "epochs",
                 *(f"minutes, {side}" for side in ATTENTIONS),
@@ -239,8 +233,7 @@ def finetune(settings: ReproduceSettings) -> Result:
                 for found in measured.values()
             ],
         ),
-        "",
-        *absent_lines(absent),
+        absent_lines(absent),
         "Rows of at most 64 tokens, the number of landmarks, get exact attention in all, of at most "
         f"{2 * NEIGHBOURS} with neighbours, so that on GLUE's short sentences Nyström attention differs by "
         "its convolution; IMDB's reviews are what landmarks work on. "
@@ -249,7 +242,7 @@ def finetune(settings: ReproduceSettings) -> Result:
     return Result(
         title="Fine-tuned from a trained BERT, Nyström beside exact attention",
         measured={"tasks": measured, "absent": absent},
-        lines=lines,
+        blocks=blocks,
         headline=f"Exact attention above Nyström attention (with neighbours), points: {gaps}",
         plots={"finetune": _draw},
     )
@@ -282,7 +275,7 @@ def on_every_task(
 
 def absent_lines(absent: Mapping[str, str]) -> list[str]:
     """A list of what is absent, if anything is."""
-    return [*(f"- {task}: absent, {reason}" for task, reason in absent.items()), *([""] if absent else [])]
+    return [f"- {task}: absent, {reason}" for task, reason in absent.items()]
 
 
 def _about(seeds: Seeds, *more: str) -> dict[str, Any]:
@@ -329,10 +322,6 @@ def _origin(measured: Mapping[str, Mapping[str, Any]]) -> str:
         f"All seeds together trained for {minutes:.0f} minutes, threads {' or '.join(threads)}, commit "
         f"{', '.join(commits)}."
     )
-
-
-def _median_score(seeds: Seeds) -> float:
-    return statistics.median(result["dev"]["score"] for result in seeds)
 
 
 def _draw(measured: dict[str, Any], path: Path) -> None:

@@ -59,13 +59,10 @@ def landmarks(settings: ReproduceSettings) -> Result:
     return Result(
         title=f"Landmarks: {scale.landmarks} by uniform sampling, segment-means and k-means",
         measured={"errors": errors, "shown": shown, "segment_means_over_kmeans": ratio, "in_order": in_order},
-        lines=[
+        blocks=[
             *_about(heads, settings, f"{scale.landmarks} landmarks; uniform: {scale.seeds} draws."),
-            "",
-            *_error_table("landmarks by", {METHODS[name]: one for name, one in errors.items()}, shown),
-            "",
+            _error_table("landmarks by", {METHODS[name]: one for name, one in errors.items()}, shown),
             verdict,
-            "",
             _COLOURS,
         ],
         headline=f"Relative error {mean['segment_means']:.3f} by segment-means, {mean['uniform']:.3f} by "
@@ -97,14 +94,11 @@ def num_landmarks(settings: ReproduceSettings) -> Result:
     return Result(
         title=f"Number of landmarks: {', '.join(errors)}",
         measured={"errors": errors, "shown": shown, "falls": falls},
-        lines=[
+        blocks=[
             *_about(heads, settings, "Landmarks by segment-means."),
-            "",
-            *_error_table("landmarks", errors, shown),
-            "",
+            _error_table("landmarks", errors, shown),
             f"The paper finds a closer matrix with more landmarks. Measured: {told}; "
             + ("the error falls." if falls else "**this differs from the paper**: the error does not fall."),
-            "",
             _COLOURS,
         ],
         headline=f"Relative error {told}",
@@ -138,15 +132,13 @@ def pseudoinverse(settings: ReproduceSettings) -> Result:
             "iterations_to_1e-6": needed,
             "attention_error": {f"{last} iterations": both[0], "exact": both[1]},
         },
-        lines=[
+        blocks=[
             f"Heads of {heads.name}, spread evenly, not chosen, on one film review of {scale.length} tokens: "
             f"Ã = softmax(Q̃K̃ᵀ/√d) of {scale.landmarks} segment-means. What differs from the paper: the model "
             "(the paper names a BERT-base), the text, and the figures beside the pictures.",
-            "",
             "‖ÃÃ⁺ − ÃZ_j‖₂ after j iterations, in float64, with Ã⁺ of numpy.linalg.pinv; 1 is no inverse at "
             "all in some direction, 0 is the inverse:",
-            "",
-            *table(
+            table(
                 ("head", *(f"{count} iterations" for count in picked), "below 1e-6 after", "condition of Ã"),
                 [
                     (
@@ -156,24 +148,20 @@ def pseudoinverse(settings: ReproduceSettings) -> Result:
                     for k, name in enumerate(names)
                 ],
             ),
-            "",
             "The residual E_j = I − ÃZ_j is symmetric, because Z₀ is a multiple of Ãᵀ, so its norm follows "
             "lemma 1 exactly: e' = ¼(3e³ + e⁴). That has two phases. As long as e is near 1, which a small "
             "singular value of Ã makes it, 1 − e grows by a factor 3.25 an iteration and the curve stays "
             "flat: these directions are not inverted yet. Once e is clearly below 1 its exponent triples at "
             "each iteration, the slope 3 in the right panel, down to the rounding of float64.",
-            "",
             "The paper takes six iterations and shows pictures alone. What the pictures show here: the "
             "directions of large singular values are inverted first; where Ã is nearly singular, the exact "
             "inverse has far larger entries than six iterations reach. What that means for the attention "
             f"itself, ‖S − Ŝ‖ / ‖S‖ on this review in float64 with {last} iterations and with the exact "
             "inverse:",
-            "",
-            *table(
+            table(
                 ("head", f"{last} iterations", "exact inverse"),
                 [(name, f"{six:.3f}", f"{exact:.3f}") for name, six, exact in zip(names, *both, strict=True)],
             ),
-            "",
             "Colours: symmetric logarithm, one scale a head, linear below a thousandth of its largest entry.",
         ],
         headline=f"Residual after {last} iterations "
@@ -188,8 +176,7 @@ def pseudoinverse(settings: ReproduceSettings) -> Result:
 def kernel_of(heads: TrainedHeads, layer: int, head: int, count: int) -> Tensor:
     """Ã of one head on the first text, (M, M), in float64."""
     query_11MD, key_11MD = (
-        landmarks_of(x[0, layer, head].double()[None, None], count, None, "segment_means", 0)
-        for x in (heads.query_TLHND, heads.key_TLHND)
+        landmarks_of(x.double(), count, None, "segment_means", 0) for x in heads.of(layer, head)
     )
     return landmark_attention(query_11MD, key_11MD, None)[0, 0]
 
@@ -204,9 +191,7 @@ def residuals(kernel_MM: Tensor, most: int) -> list[float]:
 
 
 def _error_in_float64(heads: TrainedHeads, place: tuple[int, int], count: int, steps: int | None) -> float:
-    query_11ND, key_11ND = (
-        x[0, place[0], place[1]].double()[None, None] for x in (heads.query_TLHND, heads.key_TLHND)
-    )
+    query_11ND, key_11ND = (x.double() for x in heads.of(*place))
     return float(attention_error(query_11ND, key_11ND, num_landmarks=count, pinv_iterations=steps))
 
 
@@ -252,7 +237,6 @@ def _about(heads: TrainedHeads, settings: ReproduceSettings, more: str) -> list[
         f"{more} Errors are ‖S − Ŝ‖ / ‖S‖ in the Frobenius norm, with six iterations of the inverse: the "
         "mean, ± the standard deviation over reviews and draws. The heads shown are spread evenly, not "
         "chosen.",
-        "",
         "What differs from the paper: the model (the paper names a BERT-base), the texts, and the figures "
         "beside the pictures, which the paper does not give.",
     ]

@@ -52,8 +52,8 @@ def measured_on(before: Inputs, after: Inputs) -> Inputs:
 def _inputs(settings: ReproduceSettings, name: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
     heads = RESULTS[name].section == "heads"
     if heads or name in ("glue", "swap", "finetune", "retrieval"):
-        yield "weights", partial(_weights, settings)
-        yield "tokenizer", partial(_tokenizer, settings)
+        yield "weights", lambda: content_of_checkpoint(trained_bert(settings))
+        yield "tokenizer", lambda: content_of_tokenizer(open_tokenizer(None, trained_bert(settings)))
     if name == "retrieval":
         yield "collection", partial(_collection, settings)
     if heads or name == "starts":
@@ -98,14 +98,6 @@ def _pretrainings(settings: ReproduceSettings, name: str) -> list[list[str]]:
 def _name_of(words: Sequence[str]) -> str:
     named = [word.partition("=")[2] for word in words if word.startswith(("name=", "experiment="))]
     return named[-1] if named else " ".join(words)
-
-
-def _weights(settings: ReproduceSettings) -> str | None:
-    return content_of_checkpoint(trained_bert(settings))
-
-
-def _tokenizer(settings: ReproduceSettings) -> str:
-    return content_of_tokenizer(open_tokenizer(None, trained_bert(settings)))
 
 
 def _collection(settings: ReproduceSettings) -> str:

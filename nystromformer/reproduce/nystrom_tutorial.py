@@ -38,12 +38,11 @@ def nystrom_tutorial(settings: ReproduceSettings) -> Result:
     headline = f"n = {scale.size}, width {scale.width}: "
     headline += f"mean error {errors[below[0]]['mean']:.3g} at {below[0]} landmark(s)" if below else ""
     headline += f", {errors[at[0]]['mean']:.2g} at {at[0]}" if at else ""
-    lines = [
+    blocks = [
         f"Queries and keys of n = {scale.size} rows and width {scale.width}, standard normal, in float64; "
         f"{scale.draws:,} draws, the same for every number of landmarks. ‖A − Â‖ in the Frobenius norm "
         f"(‖A‖ is {norm:.1f} in the mean):",
-        "",
-        *table(
+        table(
             ("landmarks", "mean", "standard error", "10 %", "median", "90 %"),
             [
                 (
@@ -53,7 +52,6 @@ def nystrom_tutorial(settings: ReproduceSettings) -> Result:
                 for count, one in errors.items()
             ],
         ),
-        "",
         f"Published: a mean over 10 draws that falls to about zero at {scale.width} landmarks, the rank of "
         "the matrix, after which any landmarks span it. What differs: more draws, and the spread. With fewer "
         "landmarks than the rank some draws have a nearly singular core Q̃K̃ᵀ and errors far above the "
@@ -62,7 +60,7 @@ def nystrom_tutorial(settings: ReproduceSettings) -> Result:
     return Result(
         title="Nyström approximation of a linear kernel",
         measured={"norm": norm, "errors": errors},
-        lines=lines,
+        blocks=blocks,
         headline=headline,
         plots={"nystrom_tutorial": lambda measured, path: _draw(measured, path, scale.width)},
     )

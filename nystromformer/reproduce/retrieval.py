@@ -19,7 +19,7 @@ from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.retrieval import RetrievalSettings
 from nystromformer.settings.scale import RetrievalScale
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 from nystromformer.tasks.embedding import Embedder
 from nystromformer.tasks.jobs import run_folder
 from nystromformer.tasks.ranking import METRICS, Figures, Run, judged_figures
@@ -67,7 +67,7 @@ def retrieval(settings: ReproduceSettings) -> Result:
     return Result(
         title="Search by vectors, Nyström attention beside exact attention and BM25",
         measured={"figures": means, "against_exact": differences},
-        lines=_page(search, scale, means, differences),
+        blocks=_page(search, scale, means, differences),
         headline=f"{_MAIN} of BM25 {_mean(means, 'BM25')}, of exact attention "
         f"{_mean(means, f'{_EXACT}, untrained')}, trained {_mean(means, f'{_EXACT}, trained')}. "
         f"Against exact attention: {lost}",
@@ -126,7 +126,7 @@ def _mean(means: dict[str, Any], title: str) -> str:
 
 def _page(
     search: Search, scale: RetrievalScale, means: dict[str, Any], differences: dict[str, Any]
-) -> list[str]:
+) -> list[Block]:
     def signed(title: str) -> str:
         if title not in differences:
             return ""
@@ -153,10 +153,8 @@ def _page(
         "`checkpoint=`), which makes vectors already, with its attention exchanged. Trained is one recipe "
         "for all: a document's title is told from the others of the batch by its text without the title "
         "(`finetune task=embed`); queries and judgements are not used.",
-        "",
-        *table(
+        table(
             [
-                "",
                 _MAIN,
                 "against exact",
                 *(name for name in METRICS if name != _MAIN),
@@ -164,7 +162,6 @@ def _page(
             ],
             rows,
         ),
-        "",
         f"{_MAIN} by trec_eval, with the grade as gain. {judged_below:,} judgements are below 0 and count "
         "as not relevant, as usual; in Cranfield they are, one for each query, the document whose author "
         "asked it, which good rankings put first. The last column leaves those documents out.",

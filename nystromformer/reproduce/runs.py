@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import FinetuneSettings
 from nystromformer.settings.identity import DECIDES
-from nystromformer.settings.reproduce import ReproduceSettings
+from nystromformer.settings.reproduce import LENGTHENED, ReproduceSettings
 from nystromformer.settings.schema import settings_of
 from nystromformer.tasks.benchmarks import REVIEW_TASKS
 from nystromformer.tasks.finetune import finetune
@@ -101,6 +101,46 @@ def _fits(run: PretrainSettings) -> bool:
     return True
 
 
+def lengthened(settings: ReproduceSettings, name: str) -> ReproduceSettings:
+    """The settings with the runs behind a result as long as `minutes=` says; the same without it.
+
+    Raises:
+        UserError: a word of the runs is wrong.
+    """
+    section = getattr(settings.scale, name, None)
+    if settings.minutes is None or name not in LENGTHENED or section is None:
+        return settings
+    factor = settings.minutes / section.usual_minutes
+    longer = {
+        one.name: [*words, *_lengthened(composed_run(settings, with_start(words)), factor)]
+        for one in fields(section)
+        if isinstance(words := getattr(section, one.name), list) and _has_steps(words)
+    }
+    scale = replace(settings.scale, **{name: replace(section, **longer)})
+    return replace(settings, scale=scale)
+
+
+def with_start(words: Sequence[str]) -> list[str]:
+    """Words of a run that can be composed, where the weights it starts from are filled in later."""
+    return [*words, *(["init.path=ANY"] if "init=checkpoint" in words else [])]
+
+
+def _has_steps(words: Sequence[object]) -> bool:
+    """Whether a list of a section says how long a run is: the other lists are of sizes."""
+    return any(str(word).startswith("training.steps=") for word in words)
+
+
+def _lengthened(run: PretrainSettings, factor: float) -> list[str]:
+    training = run.training
+    return [
+        *(
+            f"training.{name}={max(round(factor * getattr(training, name)), least)}"
+            for name, least in (("steps", 1), ("warmup_steps", 0), ("validate_every", 1))
+        ),
+        f"name={run.name}_times_{factor:.3g}".replace(".", "_"),
+    ]
+
+
 def finished_run(settings: ReproduceSettings, words: Sequence[str]) -> PretrainSettings:
     """Train what `nystromformer pretrain WORDS` trains, or go on; a finished run of the same data is read.
 
@@ -125,17 +165,16 @@ def validations(run: PretrainSettings) -> list[Event]:
     return MetricsLog(RunFolder(run).metrics).events("validation")
 
 
-def at_chance(sop_accuracies: Sequence[float], *, rows: int) -> list[str]:
-    """Lines that say so where sentence order is within two standard errors of a coin's ½."""
+def at_chance(sop_accuracies: Sequence[float], *, rows: int) -> str:
+    """A paragraph that says so where sentence order is within two standard errors of a coin's ½."""
     band = 2 * math.sqrt(0.25 / rows)
     if any(abs(accuracy - 0.5) > band for accuracy in sop_accuracies):
-        return []
-    return [
-        "",
+        return ""
+    return (
         f"Sentence order is at chance (0.5 ± {band:.3f}, two standard errors of {rows:,} rows): it is "
         "learned later than runs of this size last (`minutes=` makes them longer), and its figures compare "
-        "nothing yet.",
-    ]
+        "nothing yet."
+    )
 
 
 def finetune_run(

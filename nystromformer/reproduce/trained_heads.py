@@ -16,6 +16,7 @@ from torch import Tensor
 from nystromformer.attention.diagnostics import attention_error, nystrom_factors
 from nystromformer.errors import UserError
 from nystromformer.model.attention import NystromformerSelfAttention
+from nystromformer.model.diagnostics import queries_and_keys
 from nystromformer.model.source import open_source
 from nystromformer.reproduce.result import trained_bert
 from nystromformer.reproduce.starts import encoder_of, reviews_of
@@ -37,15 +38,18 @@ class TrainedHeads:
         count = min(count, layers * heads)
         return [(k * layers // count, k * max(heads // count, 1) % heads) for k in range(count)]
 
-    def exact(self, layer: int, head: int, text: int = 0) -> Tensor:
-        """softmax(QKᵀ/√D) of one head on one text, (N, N)."""
-        query_ND, key_ND = self.query_TLHND[text, layer, head], self.key_TLHND[text, layer, head]
-        return torch.softmax(query_ND @ key_ND.T * query_ND.shape[-1] ** -0.5, dim=-1)
+    def of(self, layer: int, head: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys of one head on the first text, (1, 1, N, D) each."""
+        return self.query_TLHND[:1, layer, head][None], self.key_TLHND[:1, layer, head][None]
 
-    def approximated(self, layer: int, head: int, text: int = 0, **choices: Any) -> Tensor:
+    def exact(self, layer: int, head: int) -> Tensor:
+        """softmax(QKᵀ/√D) of the same head, (N, N)."""
+        query_11ND, key_11ND = self.of(layer, head)
+        return torch.softmax(query_11ND @ key_11ND.mT * query_11ND.shape[-1] ** -0.5, dim=-1)[0, 0]
+
+    def approximated(self, layer: int, head: int, **choices: Any) -> Tensor:
         """Ŝ of the same head, (N, N); choices as of `nystrom_attention`."""
-        query_11ND, key_11ND = (x[text, layer, head][None, None] for x in (self.query_TLHND, self.key_TLHND))
-        f_11NM, z_11MM, b_11MN = nystrom_factors(query_11ND, key_11ND, **choices)
+        f_11NM, z_11MM, b_11MN = nystrom_factors(*self.of(layer, head), **choices)
         return (f_11NM @ z_11MM @ b_11MN)[0, 0]
 
     def errors(self, **choices: Any) -> Tensor:
@@ -72,17 +76,14 @@ def trained_heads(settings: ReproduceSettings) -> TrainedHeads:
     changes: dict[str, Any] = {"attention": "softmax", "conv_kernel_size": None} if source.is_bert else {}
     encoder = encoder_of(source, **changes)
     seen: list[tuple[Tensor, Tensor]] = []
-    layers = [module for module in encoder.modules() if isinstance(module, NystromformerSelfAttention)]
 
     def look(module: NystromformerSelfAttention, inputs: tuple[Any, ...]) -> None:
-        query_BHND, key_BHND = (
-            projection(inputs[0]).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-            for projection in (module.query, module.key)
-        )
-        seen.append((query_BHND[0], key_BHND[0]))
+        query_1HND, key_1HND = queries_and_keys(module, inputs[0])
+        seen.append((query_1HND[0], key_1HND[0]))
 
-    for layer in layers:
-        layer.register_forward_pre_hook(look)
+    for layer in encoder.modules():
+        if isinstance(layer, NystromformerSelfAttention):
+            layer.register_forward_pre_hook(look)
     texts = list(islice(reviews_of(path, scale.length, held_out=True), scale.texts))
     if len(texts) < scale.texts:
         raise UserError(

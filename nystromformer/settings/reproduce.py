@@ -36,13 +36,13 @@ RESULTS = {
     "small": Entry("figure", "pretraining:small"),
     "nystrom_tutorial": Entry("figure", "nystrom_tutorial:nystrom_tutorial"),
     "glue": Entry("table", "finetuning:glue", uses=("checkpoint", "glue_root")),
-    "lra": Entry("table", "lra:lra", uses=("lra_root", "pretrain")),
+    "lra": Entry("table", "lra.table:lra", uses=("lra_root", "pretrain")),
     "starts": Entry("table", "starts:starts", own=True),
     "swap": Entry("table", "swap:swap", uses=("checkpoint", "glue_root"), own=True),
     "warmstart": Entry("table", "pretraining:warmstart", own=True),
     "finetune": Entry("table", "finetuning:finetune", uses=("checkpoint", "glue_root"), own=True),
     "retrieval": Entry("table", "retrieval:retrieval", uses=("checkpoint", "collection"), own=True),
-    "scaling": Entry("figure", "scaling:scaling", uses=("step",), own=True),
+    "scaling": Entry("figure", "scaling.page:scaling", uses=("step",), own=True),
 }
 """Every table and figure, in the order of the pages that list them."""
 LENGTHENED = ("small", "longer", "scaling")

@@ -19,6 +19,7 @@ from nystromformer.benchmark.inference import batches, contenders, page, ratios
 from nystromformer.errors import UserError
 from nystromformer.export import onnx_file
 from nystromformer.settings.benchmark import BenchmarkSettings
+from nystromformer.tables import page_of
 from tests.export.conftest import NEEDED
 
 
@@ -116,7 +117,7 @@ class _Here:
 def test_a_batch_that_ends_its_process_leaves_the_smaller_ones(bert, tmp_path, monkeypatch, capsys):
     started: list[_Here] = []
     monkeypatch.setattr(
-        inference, "_worker", lambda: started.append(_Here({BERT: 4, PEER: 0})) or started[-1]
+        inference, "fresh_process", lambda: started.append(_Here({BERT: 4, PEER: 0})) or started[-1]
     )
     of = settings(bert, lengths=[8])
     found = [inference.Contender(name, of, tmp_path) for name in (OURS, BERT, PEER)]
@@ -133,7 +134,7 @@ def test_a_batch_that_ends_its_process_leaves_the_smaller_ones(bert, tmp_path, m
 
 def test_what_ends_while_it_is_timed_loses_that_alone(bert, tmp_path, monkeypatch, capsys):
     room = {BERT: 16}
-    monkeypatch.setattr(inference, "_worker", lambda: _Here(room))
+    monkeypatch.setattr(inference, "fresh_process", lambda: _Here(room))
     of = settings(bert, lengths=[8])
     one = inference.Contender(BERT, of, tmp_path)
     alone = one.alone(8)
@@ -184,7 +185,8 @@ def test_the_page_leaves_a_gap_where_something_did_not_fit():
     }  # fmt: skip
     rows = {512: {OURS: row, BERT: row}, 8192: {OURS: row}}
     settings = vars(BenchmarkSettings(what="inference"))
-    about, lines = page({"settings": settings, "bert": "a BERT", "onnxruntime": "1.32", "lengths": rows})
+    about, blocks = page({"settings": settings, "bert": "a BERT", "onnxruntime": "1.32", "lengths": rows})
+    lines = page_of(blocks).splitlines()
     assert "the encoder of a BERT" in about
     assert f"| {BERT} | 9.00 | – |" in lines
     assert f"| {OURS}: times the fastest float32 BERT's documents a second | 1.00 | – |" in lines

@@ -9,7 +9,6 @@ import torch
 from nystromformer.attention import native
 from nystromformer.benchmark import benchmark, step
 from nystromformer.benchmark.models import BERT, BERT_WITH_DROPOUT, EXACT, MODERNBERT, NEAR, OURS, PEER
-from nystromformer.benchmark.step import contenders
 from nystromformer.cli import main
 from nystromformer.errors import UserError
 from nystromformer.model.attention import NystromformerSelfAttention
@@ -28,6 +27,10 @@ TINY = {
     "repeats": 1,
     "device": "cpu",
 }
+
+
+def contenders(settings, length, device):
+    return [make() for make in step.makers(settings, length, device).values()]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -33,7 +33,7 @@ ABOUT = {
 
 def a_result(headline="Error 0.5", plots=None):
     return Result(
-        "A title", {"error": 0.5}, ["| a | b |", "| --- | ---: |", "| x | 1 |"], headline, plots or {}
+        "A title", {"error": 0.5}, [["| a | b |", "| --- | ---: |", "| x | 1 |"]], headline, plots or {}
     )
 
 

@@ -12,6 +12,7 @@ from nystromformer.reproduce.lra.table import lra
 from nystromformer.reproduce.lra.training import Cell, train_cell
 from nystromformer.settings.compose import compose
 from nystromformer.settings.scale import LraScale
+from nystromformer.tables import page_of
 
 SCALE = LraScale(
     retrieval_length=6,
@@ -170,7 +171,7 @@ def test_the_page_has_what_the_folder_has(root, tmp_path):
     cells = {(row["task"], row["attention"], row["pretrained"]) for row in result.measured["rows"]}
     kinds = {("nystrom", False), ("nystrom", True), ("softmax", False)}
     assert cells == {(task, *kind) for task in ("listops", "retrieval") for kind in kinds}
-    page = "\n".join(result.lines)
+    page = page_of(result.blocks)
     assert "| Nyströmformer |" in page
     assert "- Image is absent: lra_root=lra_root has no cifar-10-batches-bin" in page
     assert str(root) not in page

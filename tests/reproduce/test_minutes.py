@@ -3,10 +3,9 @@
 import pytest
 
 from nystromformer.cli import main
-from nystromformer.reproduce.lengthened import lengthened, with_start
 from nystromformer.reproduce.pretraining import check_same_batches
 from nystromformer.reproduce.result import command_of, configuration_of
-from nystromformer.reproduce.runs import composed_run
+from nystromformer.reproduce.runs import composed_run, lengthened, with_start
 from nystromformer.settings.compose import compose
 
 LISTS = {"small": ("bert", "nystromformer"), "longer": ("first", "second"), "scaling": ("every",)}

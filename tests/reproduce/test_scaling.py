@@ -17,6 +17,7 @@ from nystromformer.reproduce.scaling.law import fit_law
 from nystromformer.reproduce.scaling.page import laws_of, result_of
 from nystromformer.settings.compose import compose
 from nystromformer.settings.scale import ScalingScale
+from nystromformer.tables import page_of
 from nystromformer.training.flops import training_flops
 
 SIZES = {"1 × 64": 1e5, "2 × 128": 4e5, "3 × 192": 1.3e6}
@@ -298,7 +299,7 @@ def test_tokens_and_flops_of_a_point_are_those_of_the_steps_before_it():
 
 def test_the_page_tells_what_is_computed_and_what_is_not_identified(tmp_path, a_base):
     result = result_of(some_curves(), a_base, draws=5)
-    page = "\n".join(result.lines)
+    page = page_of(result.blocks)
     for told in (
         "**Computed, nothing here was run.**",
         "assumed, not measured",
@@ -318,7 +319,7 @@ def test_the_page_tells_what_is_computed_and_what_is_not_identified(tmp_path, a_
     assert figures["equal_loss, 2 × 128, 512 tokens, flops"] == pytest.approx(1.95, rel=0.01)
     rng = np.random.default_rng(0)
     flat = [with_losses(curve, 5 + 0.01 * rng.normal(size=10)) for curve in some_curves()]
-    page = "\n".join(result_of(flat, a_base, draws=10).lines)
+    page = page_of(result_of(flat, a_base, draws=10).blocks)
     assert "**Not identified**" in page
     assert "| not identified |" in page
 

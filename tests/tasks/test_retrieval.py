@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from nystromformer.cli import main
-from nystromformer.intervals import mean_interval, paired_difference
+from nystromformer.intervals import mean_interval
 from nystromformer.settings.retrieval import RetrievalSettings
 from nystromformer.tasks.collection import Collection
 from nystromformer.tasks.ranking import Bm25, Nearest, judged_figures, top, written_run
 from nystromformer.tasks.retrieval import Search
 from tests.tasks.conftest import FILLERS
+from tests.test_intervals import scipys_interval
 
 pytest.importorskip("pytrec_eval", reason="needs the extra retrieval")
 pytest.importorskip("bm25s", reason="needs the extra retrieval")
@@ -191,7 +192,7 @@ def test_interval_of_a_mean_of_differences_is_the_paired_one():
     first = draw.uniform(size=200)
     second = first + draw.normal(0.02, 0.05, size=200)
     low, high = mean_interval(second - first)
-    theirs = paired_difference(lambda _, found: float(found.mean()), first, first, second)
+    theirs = scipys_interval(lambda _, found: float(found.mean()), first, first, second)
     assert (low, high) == pytest.approx(theirs, abs=2e-3)
     assert low < 0.02 < high
 

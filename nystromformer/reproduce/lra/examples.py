@@ -8,57 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from nystromformer.reproduce.lra.listops import CLASSES, VOCABULARY, Grammar, expressions
 from nystromformer.reproduce.lra.released import image, pathfinder, retrieval
+from nystromformer.reproduce.lra.task import LraTask, encoded
 from nystromformer.settings.scale import LraScale
 from nystromformer.tasks.benchmarks import reviews_from_hub, reviews_from_samples, task_named
 from nystromformer.tasks.reading import check, divide, limited
 from nystromformer.tasks.task import Encoded, Examples, joined
-
-
-@dataclass(frozen=True)
-class LraTask:
-    """Everything a model is trained and measured on."""
-
-    name: str
-    train: Encoded
-    validation: Encoded
-    """Chooses the step that is measured on the test examples."""
-    test: Encoded
-    vocabulary: int
-    """Tokens and padding."""
-    classes: int
-    longest: int
-    """Tokens that the position table has to hold."""
-    origin: str
-    """Where the examples are from, for people."""
-
-    @property
-    def mask_id(self) -> int:
-        return self.vocabulary
-
-    @property
-    def texts(self) -> int:
-        """How many an example has: two documents for Retrieval."""
-        return self.train.texts_of(0)
-
-    @property
-    def chance(self) -> float:
-        """Accuracy of the answer that is always the commonest class of the test examples."""
-        return Counter(self.test.labels).most_common(1)[0][1] / len(self.test)
-
-    @property
-    def balance(self) -> list[float]:
-        """Share of each class among the test examples."""
-        counts = Counter(self.test.labels)
-        return [counts[label] / len(self.test) for label in range(self.classes)]
 
 
 def load_task(name: str, scale: LraScale, root: str | None = None) -> LraTask:
@@ -75,10 +35,7 @@ def load_task(name: str, scale: LraScale, root: str | None = None) -> LraTask:
         return _listops(scale)
     if name == "text":
         return _text(scale)
-    read = {"retrieval": retrieval, "image": image, "pathfinder": pathfinder}[name]
-    found = read(root, scale)
-    train, validation, test = map(encoded, found.splits)
-    return LraTask(name, train, validation, test, 257, found.classes, found.longest, found.origin)
+    return {"retrieval": retrieval, "image": image, "pathfinder": pathfinder}[name](root, scale)
 
 
 def content_of(task: LraTask) -> str:
@@ -146,10 +103,3 @@ def bytes_of(examples: Examples, longest: int) -> Encoded:
     found = encoded((rows, examples.labels or []))
     found.full_lengths = np.array([len(text) for text in whole], np.int64)
     return found
-
-
-def encoded(examples: tuple[Sequence[list], Sequence[float]]) -> Encoded:
-    """Rows of token ids, or of lists of them, and their classes."""
-    rows, labels = examples
-    lengths = np.array([max(map(len, row)) if isinstance(row[0], list) else len(row) for row in rows])
-    return Encoded(list(rows), None, [float(label) for label in labels], lengths, lengths)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from nystromformer.model import NystromformerConfig
+from nystromformer.model.embedding import mean_of_real
 from nystromformer.model.encoder import NystromformerModel
-from nystromformer.reproduce.lra.examples import LraTask
+from nystromformer.reproduce.lra.task import LraTask
 from nystromformer.settings.scale import LraScale
 
 
@@ -38,7 +39,7 @@ class LraClassifier(nn.Module):
         """Logits (B, C) of ids (B, N) or (B, K, N); the mask is 1 at real tokens, without one all are."""
         n = input_ids.shape[-1]
         mask = None if attention_mask is None else attention_mask.view(-1, n)
-        pooled = mean_over_tokens(self.encoder(input_ids.view(-1, n), mask).last_hidden_state, mask)
+        pooled = mean_of_real(self.encoder(input_ids.view(-1, n), mask).last_hidden_state, mask)
         if input_ids.ndim == 3:
             one, other = pooled.unflatten(0, input_ids.shape[:2]).unbind(1)
             pooled = torch.cat([one, other, one * other, one - other], dim=-1)
@@ -73,14 +74,6 @@ class RunningNorm(nn.Module):
                 self.mean += share * (x_BW.mean(0) - self.mean)
                 self.variance += share * ((x_BW - self.mean).square().mean(0) - self.variance)
         return (x_BW - self.mean) / (self.variance + 1e-6).sqrt()
-
-
-def mean_over_tokens(hidden_BNW: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """(B, W): the mean over the real tokens of each row, in float32."""
-    if attention_mask is None:
-        return hidden_BNW.float().mean(dim=1)
-    real_BN1 = attention_mask.unsqueeze(-1).float()
-    return (hidden_BNW.float() * real_BN1).sum(dim=1) / real_BN1.sum(dim=1).clamp(min=1)
 
 
 def configuration(attention: str, task: LraTask, scale: LraScale) -> NystromformerConfig:

@@ -16,11 +16,13 @@ from nystromformer.data.layout import Batch, Layout
 from nystromformer.data.pairs import Masking
 from nystromformer.data.stateless_random import row_keys
 from nystromformer.model import NystromformerForPreTraining
-from nystromformer.reproduce.lra.examples import LraTask
+from nystromformer.reproduce.lra.task import LraTask
 from nystromformer.tasks.batches import TaskBatches
+from nystromformer.tasks.lists import collate_lists
 from nystromformer.tasks.task import Encoded, padded
-from nystromformer.training.devices import on_device
+from nystromformer.training.loop import Run
 from nystromformer.training.objective import Measured
+from nystromformer.training.pretraining import validate
 
 
 class MaskedBatches(TaskBatches):
@@ -54,13 +56,9 @@ def masking(task: LraTask, share: float) -> Masking:
 
 def texts_of(encoded: Encoded, rows: Sequence[int]) -> Batch:
     """input_ids and attention_mask, (B, N), or (B, K, N) where a row has several texts."""
-    texts = encoded.texts_of(rows[0])
-    if texts == 1:
+    if encoded.texts_of(rows[0]) == 1:
         return padded(encoded, rows, 0)
-    flat = [text for row in rows for text in encoded.input_ids[row]]
-    whole = Encoded(flat, None, None, encoded.lengths, encoded.full_lengths)
-    batch = padded(whole, range(len(flat)), 0)
-    return {name: column.unflatten(0, (len(rows), texts)) for name, column in batch.items()}
+    return collate_lists(encoded, rows, 0)
 
 
 def masked(batch: Batch, mask: Masking, keys: NDArray[np.uint64]) -> Batch:
@@ -77,21 +75,11 @@ def masked(batch: Batch, mask: Masking, keys: NDArray[np.uint64]) -> Batch:
     return Layout(0)({name: torch.from_numpy(column) for name, column in columns.items()})
 
 
-@torch.no_grad()
-def held_out(
-    model: NystromformerForPreTraining, batches: Sequence[Batch], autocast: torch.autocast
-) -> Measured:
+def held_out(model: NystromformerForPreTraining, batches: Sequence[Batch], run: Run) -> Measured:
     """Loss and accuracy of the masked tokens of batches that are not trained on."""
-    model.eval()
-    sums = np.zeros(3)
-    for batch in batches:
-        batch = on_device(batch, model.device)
-        with autocast:
-            output = model(**batch)
-        labels = batch["prediction_labels"]
-        hits = (output.prediction_logits.argmax(-1) == labels).sum()
-        sums += [float(output.mlm_loss) * len(labels), int(hits), len(labels)]
-    model.train()
-    loss, right = (float(x) for x in sums[:2] / sums[2])
+    no_frequencies = torch.zeros(model.config.vocab_size, device=model.device)
+    counted = ((batch, True) for batch in batches)
+    found = validate(model, counted, no_frequencies, run.accelerator, run.autocast)
+    loss, right = found.mlm_loss, found.mlm_accuracy
     told = f"masked tokens of validation examples: {loss:.3f} nats, {right:.3f} right"
     return Measured({"mlm_loss": loss, "mlm_accuracy": right}, told)

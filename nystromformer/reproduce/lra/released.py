@@ -17,13 +17,13 @@ in the folders lra_release/lra_release, as the archive has it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from nystromformer.errors import UserError
+from nystromformer.reproduce.lra.task import LraTask, encoded
 from nystromformer.settings.scale import LraScale
 
 Rows = tuple[list[list], list[float]]
@@ -41,23 +41,13 @@ class Absent(UserError):
     """The files of a task are not there."""
 
 
-@dataclass(frozen=True)
-class Released:
-    """A task as its files have it."""
-
-    splits: tuple[Rows, Rows, Rows]
-    """To train on, for validation, and to measure on."""
-    classes: int
-    longest: int
-    origin: str
-
-
-def retrieval(root: str | None, scale: LraScale) -> Released:
+def retrieval(root: str | None, scale: LraScale) -> LraTask:
     """Whether one paper cites another, from the bytes of both; raises UserError."""
     files = [_found(root, f"tsv_data/new_aan_pairs.{name}.tsv") for name in ("train", "eval", "test")]
     limit, longest = scale.released_examples or None, scale.retrieval_length
-    train, validation, test = (_pairs(file, longest, limit) for file in files)
-    return Released((train, validation, test), 2, longest, f"AAN's pairs, cut at {longest:,} bytes each")
+    train, validation, test = (encoded(_pairs(file, longest, limit)) for file in files)
+    origin = f"AAN's pairs, cut at {longest:,} bytes each"
+    return LraTask("retrieval", train, validation, test, 257, 2, longest, origin)
 
 
 def _pairs(file: Path, longest: int, limit: int | None) -> Rows:
@@ -76,19 +66,21 @@ def _pairs(file: Path, longest: int, limit: int | None) -> Rows:
                 )
             rows.append([[byte + 1 for byte in text[:longest]] for text in texts])
             labels.append(float(cells[0]))
-    return _some(rows, labels, file)
+    if not rows:
+        raise UserError(f"{file} is empty: {_AGAIN}")
+    return rows, labels
 
 
-def image(root: str | None, scale: LraScale) -> Released:
+def image(root: str | None, scale: LraScale) -> LraTask:
     """CIFAR-10 in grey, a pixel a token; raises UserError."""
     folder = _found(root, "cifar-10-batches-bin")
     limit = scale.released_examples or None
-    train_rows, train_labels = _cifar([folder / f"data_batch_{number}.bin" for number in range(1, 6)])
-    test = _limited(_cifar([folder / "test_batch.bin"]), limit)
-    border = len(train_rows) * 9 // 10
-    train = _limited((train_rows[:border], train_labels[:border]), limit)
-    validation = _limited((train_rows[border:], train_labels[border:]), limit)
-    return Released((train, validation, test), 10, _PIXELS, "CIFAR-10 in grey, 32 × 32 pixels")
+    rows, labels = _cifar([folder / f"data_batch_{number}.bin" for number in range(1, 6)])
+    border = len(rows) * 9 // 10
+    last = _cifar([folder / "test_batch.bin"])
+    parts = ((rows[:border], labels[:border]), (rows[border:], labels[border:]), last)
+    train, validation, test = (encoded((rows[:limit], labels[:limit])) for rows, labels in parts)
+    return LraTask("image", train, validation, test, 257, 10, _PIXELS, "CIFAR-10 in grey, 32 × 32 pixels")
 
 
 def _cifar(files: list[Path]) -> Rows:
@@ -112,7 +104,7 @@ def _cifar(files: list[Path]) -> Rows:
     return rows, labels
 
 
-def pathfinder(root: str | None, scale: LraScale) -> Released:
+def pathfinder(root: str | None, scale: LraScale) -> LraTask:
     """Whether two marks lie on one path, a pixel a token; raises UserError."""
     folder = _found(root, _PATHFINDER)
     listed = [*_images(folder)]
@@ -122,8 +114,12 @@ def pathfinder(root: str | None, scale: LraScale) -> Released:
         )
     borders = (0, len(listed) * 8 // 10, len(listed) * 9 // 10, len(listed))
     limit = scale.released_examples or None
-    train, validation, test = (_limited_images(listed[start:end], limit) for start, end in pairwise(borders))
-    return Released((train, validation, test), 2, _PIXELS, "Pathfinder, 32 × 32 pixels, contours of 14")
+    parts = (listed[start:end][:limit] for start, end in pairwise(borders))
+    train, validation, test = (
+        encoded(([_pixels(path) for path, _ in part], [label for _, label in part])) for part in parts
+    )
+    origin = "Pathfinder, 32 × 32 pixels, contours of 14"
+    return LraTask("pathfinder", train, validation, test, 257, 2, _PIXELS, origin)
 
 
 def _images(folder: Path) -> Iterator[tuple[Path, float]]:
@@ -143,11 +139,6 @@ def _images(folder: Path) -> Iterator[tuple[Path, float]]:
                 yield path, float(label)
 
 
-def _limited_images(listed: list[tuple[Path, float]], limit: int | None) -> Rows:
-    chosen = listed[:limit]
-    return [_pixels(path) for path, _ in chosen], [label for _, label in chosen]
-
-
 def _pixels(path: Path) -> list[int]:
     from PIL import Image, UnidentifiedImageError
 
@@ -159,16 +150,6 @@ def _pixels(path: Path) -> list[int]:
     if grey.shape != (_SIDE, _SIDE):
         raise UserError(f"{path} has {grey.shape[1]} × {grey.shape[0]} pixels: write the folder of 32 × 32")
     return (grey.reshape(-1) + 1).tolist()
-
-
-def _limited(rows: Rows, limit: int | None) -> Rows:
-    return rows[0][:limit], rows[1][:limit]
-
-
-def _some(rows: list[list], labels: list[float], file: Path) -> Rows:
-    if not rows:
-        raise UserError(f"{file} is empty: {_AGAIN}")
-    return rows, labels
 
 
 def _found(root: str | None, name: str) -> Path:

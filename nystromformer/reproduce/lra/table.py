@@ -11,16 +11,16 @@ from typing import Any
 from nystromformer.intervals import in_percent, proportion_interval
 from nystromformer.machine import device_of
 from nystromformer.pictures import legend_below, picture, plot_events, style_of
-from nystromformer.reproduce.lra.examples import LraTask, content_of, load_task
+from nystromformer.reproduce.lra.examples import content_of, load_task
 from nystromformer.reproduce.lra.released import Absent
+from nystromformer.reproduce.lra.task import LraTask
 from nystromformer.reproduce.lra.training import Cell, finished, forget_cell, train_cell
 from nystromformer.reproduce.runs import without_folders
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.settings.scale import LraScale
-from nystromformer.tables import table
+from nystromformer.settings.scale import LRA_TASKS, LraScale
+from nystromformer.tables import Block, table
 
-COLUMNS = ("listops", "text", "retrieval", "image", "pathfinder")
 PUBLISHED: dict[str, tuple[float, ...]] = {
     "Standard": (37.10, 65.02, 79.35, 38.20, 74.16),
     "Reformer": (19.05, 64.88, 78.64, 43.29, 69.36),
@@ -28,7 +28,7 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
     "Performer": (18.80, 63.81, 78.62, 37.07, 69.87),
     "Nyströmformer": (37.15, 65.52, 79.56, 41.58, 70.94),
 }
-"""The paper's accuracies in percent, by COLUMNS."""
+"""The paper's accuracies in percent, by LRA_TASKS."""
 NAMES = {
     "softmax": "Standard",
     "nystrom": "Nyströmformer",
@@ -75,13 +75,13 @@ def lra(settings: ReproduceSettings) -> Result:
     measured = {
         "tasks": {name: _about(task) for name, task in tasks.items()},
         "rows": [_row(*of, cells, len(tasks[of[0]].test)) for of, cells in found.items()],
-        "published": {name: dict(zip(COLUMNS, row, strict=True)) for name, row in PUBLISHED.items()},
+        "published": {name: dict(zip(LRA_TASKS, row, strict=True)) for name, row in PUBLISHED.items()},
         "absent": absent,
     }
     return Result(
         "Long Range Arena",
         measured,
-        _lines(measured, scale),
+        _blocks(measured, scale),
         _headline(measured),
         {f"{name}_curves": partial(_draw, task=name) for name in tasks},
     )
@@ -140,35 +140,29 @@ def _row(
     }
 
 
-def _lines(measured: dict[str, Any], scale: LraScale) -> list[str]:
+def _blocks(measured: dict[str, Any], scale: LraScale) -> list[Block]:
     count = len(scale.seeds)
     told = f"the median of {count} seeds, in brackets the lowest and highest" if count > 1 else "of one seed"
-    lines = [
+    blocks: list[Block] = [
         f"Accuracy in percent on the test examples ({told}) after the step that the validation examples "
         "choose, in square brackets its 95 % interval over test examples (Wilson's), beside the paper's. Two "
         "layers of width 64, feed-forward 128, 2 heads, mean pooling over the real tokens.",
-        "",
-        *_accuracies(measured),
-        "",
+        _accuracies(measured),
         *_pretraining(measured, scale),
-        *(f"- {TITLES[name]} is absent: {reason}" for name, reason in measured["absent"].items()),
-        *([""] if measured["absent"] else []),
+        [f"- {TITLES[name]} is absent: {reason}" for name, reason in measured["absent"].items()],
         "Reformer is not of this project.",
     ]
     for name, about in measured["tasks"].items():
-        lines += [
-            "",
+        blocks += [
             f"## {TITLES[name]}",
-            "",
             f"{about['train']:,} examples to train on, {about['validation']:,} to choose the step by and "
             f"{about['test']:,} to measure on, {about['origin']}; "
             f"{about['mean_tokens']:.0f} tokens on average, {about['cut']:.0%} cut. Always answering the "
             f"commonest class gives {about['chance']:.1%}.",
-            "",
-            *_times(measured, name),
-            *_at_chance(measured, name),
+            _times(measured, name),
+            _at_chance(measured, name),
         ]
-    return [*lines, "", *_differences(scale), ""]
+    return [*blocks, _differences(scale)]
 
 
 def _accuracies(measured: dict[str, Any]) -> list[str]:
@@ -194,14 +188,14 @@ def _accuracies(measured: dict[str, Any]) -> list[str]:
 
 
 def _published(model: str, task: str) -> str:
-    return f"{PUBLISHED[model][COLUMNS.index(task)]:.2f}" if model in PUBLISHED else "not in the table"
+    return f"{PUBLISHED[model][LRA_TASKS.index(task)]:.2f}" if model in PUBLISHED else "not in the table"
 
 
 def _by_cell(measured: dict[str, Any]) -> dict[tuple[str, str, bool], dict[str, Any]]:
     return {(row["task"], row["attention"], row["pretrained"]): row for row in measured["rows"]}
 
 
-def _pretraining(measured: dict[str, Any], scale: LraScale) -> list[str]:
+def _pretraining(measured: dict[str, Any], scale: LraScale) -> list[Block]:
     """What self-pretraining is, what it gives and what it costs; nothing without it."""
     rows = _by_cell(measured)
     pretrained = [row for row in rows.values() if row["pretrained"]]
@@ -225,15 +219,13 @@ def _pretraining(measured: dict[str, Any], scale: LraScale) -> list[str]:
         f"Pretrained: for each step on the task {scale.pretrain_share:g} before it on masked tokens, "
         f"{scale.pretrain_masked:.0%} of the task's own training inputs, with a highest rate of "
         f"{scale.pretrain_learning_rate:g}; the rest is the same. The paper's figures are without it.",
-        "",
-        *table(
+        table(
             ("task", "model", "points gained", "masked tokens right", "minutes on them", "on the task"), body
         ),
-        "",
     ]
 
 
-def _at_chance(measured: dict[str, Any], task: str) -> list[str]:
+def _at_chance(measured: dict[str, Any], task: str) -> str:
     """Names the models that learned nothing that the test examples can tell from chance."""
     about = measured["tasks"][task]
     chance = about["chance"]
@@ -241,9 +233,9 @@ def _at_chance(measured: dict[str, Any], task: str) -> list[str]:
     rows = [row for row in measured["rows"] if row["task"] == task]
     below = [_name(row) for row in rows if row["accuracy"] <= least]
     if not below:
-        return []
+        return ""
     told = f"not above chance by two standard errors ({least:.1%}) after so few steps"
-    return ["", f"{', '.join(below)}: {told}, so these rows compare times, not accuracies."]
+    return f"{', '.join(below)}: {told}, so these rows compare times, not accuracies."
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -273,9 +265,9 @@ def _times(measured: dict[str, Any], task: str) -> list[str]:
     )
 
 
-def _differences(scale: LraScale) -> list[str]:
+def _differences(scale: LraScale) -> str:
     text = "official test set" if scale.text_source == "hub" else "no official test set at this source"
-    return [
+    return (
         "What differs from the arena and the paper: the arena's ListOps has 96,000 training and 2,000 test "
         "expressions of 500 to 2,000 tokens, its Text 25,000 and 25,000 reviews at 4,000 bytes; here it is "
         f"as said above ({text}). Standard is fused exact attention without dropout on its matrix. The "
@@ -288,8 +280,8 @@ def _differences(scale: LraScale) -> list[str]:
         f"{scale.batch_size} rows a step, highest rate {scale.learning_rate:g}, linear warm-up over "
         f"{scale.warmup_share:.0%} of the steps and linear decay: rates, steps and these sizes are this "
         "project's choice, not the paper's. Times are by the clock: beside other work on the machine they "
-        "compare nothing.",
-    ]
+        "compare nothing."
+    )
 
 
 def _headline(measured: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,7 +34,6 @@ from nystromformer.data.stateless_random import row_keys
 from nystromformer.errors import UserError
 from nystromformer.files import held, write_atomically
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
-from nystromformer.reproduce.lra.examples import LraTask
 from nystromformer.reproduce.lra.model import LraClassifier, configuration
 from nystromformer.reproduce.lra.pretraining import (
     MaskedBatches,
@@ -43,6 +42,7 @@ from nystromformer.reproduce.lra.pretraining import (
     masking,
     texts_of,
 )
+from nystromformer.reproduce.lra.task import LraTask
 from nystromformer.reproduce.runs import note_earlier
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.identity import identity
@@ -147,15 +147,12 @@ def _pretrain(cell: Cell, task: LraTask, scale: LraScale, device: torch.device, 
     batches = MaskedBatches(
         task, share, batch_size=training.global_batch_size, seed=cell.seed, steps=training.steps
     )
-    run = _run(
-        cell, scale, device, folder, training, model, Pretraining(model.config, sentence_order=False), batches
-    )
+    objective = Pretraining(model.config, sentence_order=False)
     shown = _masked_validation(task, share, training.global_batch_size)
-    run.measurements = [
-        Measurement("validation", every(scale.curve_every), lambda _: held_out(model, shown, run.autocast))
-    ]
-    with StopRequest() as stop:
-        train(run, stop)
+    run = _trained(
+        cell, scale, device, folder, training, model, objective, batches,
+        lambda _, run: held_out(model, shown, run),
+    )  # fmt: skip
     weights = model.nystromformer.state_dict()
     kept = {name: tensor.cpu() for name, tensor in weights.items() if not name.startswith("pooler.")}
     beside = encoder.with_suffix(".part")
@@ -195,24 +192,20 @@ def _train_cell(
         seed=training.seed,
         steps=steps,
     )
-    run = _run(cell, scale, device, folder, training, model, Classification(config), batches)
-    share_right = partial(
-        accuracy, model, size=training.global_batch_size, device=device, autocast=run.autocast
-    )
+    share_right = partial(accuracy, model, size=training.global_batch_size, device=device)
 
-    def measured(step: int) -> Measured:
-        share = share_right(task.validation)
+    def measured(step: int, run: Run) -> Measured:
+        share = share_right(task.validation, autocast=run.autocast)
         told = f"step {step:,} of {steps:,}: accuracy {share:.3f} on validation examples"
         return Measured({"accuracy": share}, told, best_by=-share)
 
-    run.measurements = [Measurement("validation", every(scale.curve_every), measured)]
-    with StopRequest() as stop:
-        train(run, stop)
+    objective = Classification(config)
+    run = _trained(cell, scale, device, folder, training, model, objective, batches, measured)
     best = best_step(run.checkpoints)
     model.load_state_dict(load_file(run.checkpoints / f"step-{best}" / "model.safetensors"))
     result = {
         **cell.identity(scale, device.type),
-        "accuracy": share_right(task.test),
+        "accuracy": share_right(task.test, autocast=run.autocast),
         "best_step": best,
         "steps": steps,
         **_times(run.metrics),
@@ -228,7 +221,7 @@ def _train_cell(
     return result
 
 
-def _run(
+def _trained(
     cell: Cell,
     scale: LraScale,
     device: torch.device,
@@ -237,13 +230,15 @@ def _run(
     model: LraClassifier | NystromformerForPreTraining,
     objective: Objective,
     batches: Batches,
+    measured: Callable[[int, Run], Measured],
 ) -> Run:
-    """A training of the one loop, up to its first step or the one it had reached."""
+    """A training of the one loop, done or gone on with; `measured` is of the validation examples."""
     folder.mkdir(parents=True, exist_ok=True)
     model.to(device)
     accelerator = accelerator_of(cpu=device.type == "cpu")
     config = model.encoder.config if isinstance(model, LraClassifier) else model.config
-    return Run(
+    due = every(scale.curve_every)
+    run = Run(
         training,
         folder,
         model,
@@ -253,11 +248,15 @@ def _run(
         accelerator,
         Together(accelerator),
         saved=whole_checkpoint(folder / "checkpoints"),
-        logs_after=every(scale.curve_every),
-        saves_after=every(scale.curve_every),
+        logs_after=due,
+        saves_after=due,
         label=cell.label + (", masked tokens" if isinstance(objective, Pretraining) else ""),
         remedy="it is the mechanism's own answer to this recipe",
     )
+    run.measurements = [Measurement("validation", due, lambda step: measured(step, run))]
+    with StopRequest() as stop:
+        train(run, stop)
+    return run
 
 
 class Classification:

@@ -5,7 +5,3 @@ law     power laws through such points, with an interval of each parameter
 base    what is computed for the 12 layers of 768: tokens a second and days on several GPUs
 page    the result: tables and the picture
 """
-
-from nystromformer.reproduce.scaling.page import scaling
-
-__all__ = ["scaling"]

@@ -16,7 +16,7 @@ from nystromformer.reproduce.scaling.curves import EXACT, NYSTROM, Curve, column
 from nystromformer.reproduce.scaling.law import UNIDENTIFIED, Law, fit_law
 from nystromformer.results import Result
 from nystromformer.settings.reproduce import ReproduceSettings
-from nystromformer.tables import table
+from nystromformer.tables import Block, table
 
 FITTED_FROM = 0.2
 """The share of a run's steps from which its validations are fitted; its warm-up never is."""
@@ -52,7 +52,7 @@ def result_of(found: Sequence[Curve], base: Mapping[str, Any], *, draws: int = 2
             "equal_loss": {_name(one): one for one in ratios},
             "computed": dict(base),
         },
-        lines=[*_runs(found), *_ratios(ratios), *_laws(laws), *_base(base)],
+        blocks=[*_runs(found), *_ratios(ratios), *_laws(laws), *_base(base)],
         headline=f"At {longest} tokens exact attention needs {_cell(flops)} times the FLOPs and "
         f"{_cell(seconds)} times the time of Nyström attention for the same loss",
         plots={"scaling": _draw},
@@ -89,7 +89,7 @@ def _name(one: Mapping[str, Any], *more: str) -> str:
     return ", ".join([one["size"], f"{one['length']} tokens", *more])
 
 
-def _runs(found: Sequence[Curve]) -> Iterator[str]:
+def _runs(found: Sequence[Curve]) -> Iterator[Block]:
     first = found[0]
     widths = {one["attention"]: one["convolution"] for one in found}
     beside = "both have the same residual convolution, so that the attention alone differs"
@@ -102,7 +102,6 @@ def _runs(found: Sequence[Curve]) -> Iterator[str]:
         "embeddings; tokens are real ones, FLOPs the model's (forward and backward, `training/flops.py`); "
         f"loss is of {first['predictions']:,} masked tokens or about as many, held out, in nats:"
     )
-    yield ""
     head = ("size", "length", "attention", "N, million", "with embeddings", "tokens/s", "tokens, million")
     rows = [
         (
@@ -113,23 +112,22 @@ def _runs(found: Sequence[Curve]) -> Iterator[str]:
         )
         for one in found
     ]  # fmt: skip
-    yield from table((*head, "TFLOP", "MLM loss"), rows)
+    yield table((*head, "TFLOP", "MLM loss"), rows)
 
 
-def _ratios(ratios: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield from ("", "## What exact attention needs for the same loss", "")
+def _ratios(ratios: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
+    yield "## What exact attention needs for the same loss"
     yield (
         "Times what Nyström attention needs, for the best loss that both reach; above 1 Nyström attention "
         "is ahead. Where a curve reaches it is interpolated between validations; seconds are tokens at the "
         "run's median speed. One run each: the differences between sizes show how far to trust a figure."
     )
-    yield ""
     rows = [(_name(one), f"{one['loss']:.3f}", *_cells(one)) for one in ratios]
     for length in sorted({one["length"] for one in ratios}):
         of = [one for one in ratios if one["length"] == length]
         middle = {name: _middle([one[name] for one in of]) for name in ("tokens", "flops", "seconds")}
         rows.append((f"**{length} tokens**, geometric mean", "", *_cells(middle)))
-    yield from table(("size and length", "loss", "tokens", "FLOPs", "seconds"), rows)
+    yield table(("size and length", "loss", "tokens", "FLOPs", "seconds"), rows)
 
 
 def _cells(ratios: Mapping[str, float | None]) -> list[str]:
@@ -145,8 +143,8 @@ def _middle(ratios: Sequence[float | None]) -> float | None:
     return statistics.geometric_mean(known) if known else None
 
 
-def _laws(laws: Mapping[str, Mapping[str, Law]]) -> Iterator[str]:
-    yield from ("", "## Laws", "")
+def _laws(laws: Mapping[str, Mapping[str, Law]]) -> Iterator[Block]:
+    yield "## Laws"
     yield (
         "L(N, D) = E + A_N (N/N₀)^(−α_N) + A_D (D/D₀)^(−α_D) through all validations past the first "
         f"{FITTED_FROM:.0%} of a run, and L(C) = E + A_C (C/C₀)^(−α_C) through the last one of each run. "
@@ -154,7 +152,6 @@ def _laws(laws: Mapping[str, Mapping[str, Law]]) -> Iterator[str]:
         "nats at the middle of what was measured. Huber's loss of log L (Hoffmann et al. 2022, appendix "
         "D.3); in brackets 95 % intervals by a bootstrap over the runs, within each size."
     )
-    yield ""
     rows, unknown = [], []
     for attention, of in laws.items():
         for form, law in of.items():
@@ -166,30 +163,30 @@ def _laws(laws: Mapping[str, Mapping[str, Law]]) -> Iterator[str]:
                 )
             if law.unidentified:
                 unknown.append(f"{', '.join(law.unidentified)} of {attention} L({form})")
-    yield from table(("law", "parameter", "value", "interval", ""), rows)
-    yield ""
+    yield table(("law", "parameter", "value", "interval", ""), rows)
     errors = ", ".join(
         f"{attention} L({form}) {law.residual:.1%}"
         for attention, of in laws.items()
         for form, law in of.items()
     )
-    yield f"Median error of the loss: {errors}."
+    told = [f"Median error of the loss: {errors}."]
     if unknown:
-        yield (
+        told.append(
             f"**Not identified** (an interval that spans more than a factor of {UNIDENTIFIED:g}, reaches "
             "zero or does not hold the value; without E nothing else, since every A and α is that of one "
             f"E): {'; '.join(unknown)}. These runs do not say what they are: such a law describes its "
             "points, and nothing may be extrapolated by it."
         )
-    yield (
+    told.append(
         "No loss of base is told: it would be of another corpus, another vocabulary and a size and a "
         "number of tokens far outside of these."
     )
+    yield told
 
 
-def _base(base: Mapping[str, Any]) -> Iterator[str]:
+def _base(base: Mapping[str, Any]) -> Iterator[Block]:
     paper = base["paper"]
-    yield from ("", "## 12 layers of 768 (computed)", "")
+    yield "## 12 layers of 768 (computed)"
     mfu = "assumed, not measured" if base["assumed"] else "of `benchmark what=step`"
     yield (
         "**Computed, nothing here was run.** Exact attention is BERT's, without a convolution. "
@@ -202,7 +199,6 @@ def _base(base: Mapping[str, Any]) -> Iterator[str]:
         f"step; days for {paper['tokens'] / 1e9:.1f} billion tokens, the paper's {paper['steps']:,} steps "
         f"of {paper['batch_tokens']:,}:"
     )
-    yield ""
     speeds = [f"tokens/s, {g} GPU{'s' * (g > 1)}" for g in GPUS]
     days = [f"days, {g}" for g in GPUS]
     rows = [
@@ -213,22 +209,19 @@ def _base(base: Mapping[str, Any]) -> Iterator[str]:
         )
         for row in base["rows"].values()
     ]  # fmt: skip
-    yield from table(("length", "attention", "MFLOP a token", "MFU", *speeds, *days), rows)
-    yield ""
+    yield table(("length", "attention", "MFLOP a token", "MFU", *speeds, *days), rows)
     yield (
         f"The same with the paper's batch kept, {paper['batch_tokens']:,} tokens shared by all GPUs at "
         f"{LENGTHS[0]} tokens, as if a small share were computed as fast as a large one:"
     )
-    yield ""
     shared = [(name, *(f"{of[g]:.3g}" for g in GPUS)) for name, of in base["paper_batch"].items()]
-    yield from table(("attention (computed)", *days), shared)
+    yield table(("attention (computed)", *days), shared)
 
 
 def _draw(measured: dict[str, Any], path: Path) -> None:
     """Loss against FLOPs at each length: the validations of every run, and L(N, D) through them."""
     runs = measured["runs"].values()
     lengths, sizes = (sorted({run[name] for run in runs}) for name in ("length", "parameters"))
-    of_size = sorted(sizes)
     with picture(path, 1, len(lengths), width="page", height=2.8, sharey=True, squeeze=False) as (
         figure,
         axes,
@@ -237,9 +230,9 @@ def _draw(measured: dict[str, Any], path: Path) -> None:
             for run in (run for run in runs if run["length"] == length):
                 nystrom = run["attention"] == NYSTROM
                 style = {**STYLES[0 if nystrom else 1], "linestyle": "none"}
-                number = min(range(len(of_size)), key=lambda n: abs(of_size[n] - run["parameters"]))
-                style["alpha"] = 0.35 + 0.65 * (number + 1) / len(of_size)
-                style["markersize"] = 2 + 1.2 * number * 3 / len(of_size)
+                number = sizes.index(run["parameters"])
+                style["alpha"] = 0.35 + 0.65 * (number + 1) / len(sizes)
+                style["markersize"] = 2 + 1.2 * number * 3 / len(sizes)
                 flops = column(run, "flops")
                 axis.plot(flops, column(run, "loss"), **style, label=f"{run['attention']}, {run['size']}")
                 _draw_law(axis, run, Law(**measured["laws"][run["attention"]]["N, D"]), flops, style["color"])
