@@ -27,7 +27,6 @@ from nystromformer.tasks.export import open_model
 from nystromformer.tasks.identity import compare, identity
 from nystromformer.tasks.jobs import (
     Job,
-    adopt,
     forget_unstarted,
     has_traces,
     holder_of,
@@ -164,13 +163,10 @@ def check_unchanged(settings: FinetuneSettings, tasks: list[TaskSettings]) -> No
     hashes = ContentHashes()
     for task in begun:
         folder, now = run_folder(settings) / task.name, identity(settings, task)
-        contents, splits, gone = contents_there(settings, task, hashes)
+        contents, gone = contents_there(settings, task, hashes)
         compare(folder, now, contents)
         if gone:
             say(task.name, f"{', '.join(gone)} is not there any more: what was trained from it is as it was")
-        elif splits is not None:
-            with run_held(settings):
-                say(task.name, adopt(settings, task, contents, splits) or "")
 
 
 def work(settings: FinetuneSettings, accelerator: Accelerator, together: Together) -> None:
@@ -187,9 +183,7 @@ def work(settings: FinetuneSettings, accelerator: Accelerator, together: Togethe
                     if setup is None:
                         shared = (accelerator, together, stop)
                         setup = together.on_all(partial(prepare_task, settings, task, checkpoint, *shared))
-                        told = together.on_main(partial(settle, setup, task, job))
-                        if told and together.rank == 0:
-                            say(task.name, told)
+                        together.on_main(partial(settle, setup, task, job))
                     train_seed(setup, job)
                     if settings.keep_models == "best":
                         together.on_main(partial(_prune, settings, job))

@@ -20,7 +20,6 @@ from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
 from nystromformer.settings.identity import difference, paths_of, read_stored
 from nystromformer.settings.identity import identity as decisive
 from nystromformer.tasks.contents import Contents
-from nystromformer.tasks.task import Splits
 
 _PATHS = paths_of(FinetuneSettings)
 _CONTENTS = "contents"
@@ -68,24 +67,9 @@ def note(task_folder: Path, now: dict[str, Any], contents: Contents) -> None:
     write_atomically(task_folder / "settings.json", json.dumps(content, indent=2) + "\n")
 
 
-def notes_contents(task_folder: Path) -> bool:
-    """Whether it is known what the folder's results are of: an older version did not write it down."""
-    return bool(_noted(task_folder).get(_CONTENTS))
-
-
-def compare_counts(task_folder: Path, splits: Splits) -> None:
-    """Compare the counts in results of a version that noted no contents; raises OtherResults."""
-    parts = {"train": splits.train, **splits.dev, **splits.test}
-    for path in sorted(task_folder.glob("rate*/seed-*.json")):
-        data = json.loads(path.read_text(encoding="utf-8")).get("data", {})
-        for name, part in parts.items():
-            then, classes = data.get(name), splits.task.counts(part.labels)
-            if then and (then["examples"], then["classes"]) != (len(part), classes):
-                raise OtherResults(
-                    f"{path} is of other data: {_title(name)}: {then['examples']:,} {then['classes']} then, "
-                    f"{len(part):,} {classes} now",
-                    f"write name=OTHER to train on what is there now, or remove {task_folder}",
-                )
+def is_noted(task_folder: Path) -> bool:
+    """Whether the folder says what its results are of."""
+    return bool(_noted(task_folder))
 
 
 def _noted(task_folder: Path) -> dict[str, Any]:

@@ -97,11 +97,11 @@ def prepare_task(
 
 def contents_there(
     settings: FinetuneSettings, task: TaskSettings, hashes: ContentHashes
-) -> tuple[Contents, Splits | None, list[str]]:
+) -> tuple[Contents, list[str]]:
     """What a task would be trained on and from, as far as it is still there, without training.
 
     Returns:
-        The contents, the data, and the settings that name something which is gone.
+        The contents, and the settings that name something which is gone.
 
     Raises:
         UserError: something is there and cannot be read.
@@ -115,14 +115,13 @@ def contents_there(
         gone.append(f"checkpoint={path}")
     if content is not None or settings.tokenizer_path:
         found["tokenizer"] = content_of_tokenizer(open_tokenizer(settings.tokenizer_path, path))
-    splits = None
     try:
-        splits = load_splits(task, settings.data)
+        found |= contents_of_data(load_splits(task, settings.data))
     except UserError:
         if not (missing := missing_data(settings.data)):
             raise
         gone += missing
-    return found | (contents_of_data(splits) if splits else {}), splits, gone
+    return found, gone
 
 
 def say(label: str, text: str) -> None:
