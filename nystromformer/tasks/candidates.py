@@ -16,6 +16,7 @@ from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings
 from nystromformer.tasks.collection import Collection, Judgements
 from nystromformer.tasks.ranking import Bm25, Run, queries_with_relevant, top
+from nystromformer.tasks.row_files import Asked
 from nystromformer.tasks.task import Examples
 
 _AT_ONCE = 4096
@@ -37,12 +38,12 @@ class Graded(NamedTuple):
 class JudgedFolder:
     """The judged queries of a split of a collection; making one looks whether judgements are there."""
 
-    def __init__(self, path: str, setting: str, data: TaskDataSettings) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, asked: Asked, data: TaskDataSettings) -> None:
+        self.path = asked.path
         self.skipped: list[str] = []
         self._mined = data.mined
-        self._collection = Collection(self.path, setting, data.one_is_best)
-        self._split = setting.removeprefix("data.")
+        self._collection = Collection(self.path, asked.setting, data.one_is_best)
+        self._split = asked.setting.removeprefix("data.")
         self._collection.judged_by(self._split)
 
     def examples(self) -> Examples:

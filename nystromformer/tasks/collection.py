@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from nystromformer.data.text_files import COMPRESSION, kind_of, lines
 from nystromformer.errors import UserError
-from nystromformer.tasks.row_files import Row, Unusable, listed, shortened
+from nystromformer.tasks.row_files import Asked, Row, Unusable, listed, shortened
 from nystromformer.tasks.table_files import TableFile
 
 Judgements = dict[str, dict[str, int]]
@@ -175,8 +175,8 @@ def _table(path: Path, setting: str) -> TableFile:
     if kind_of(path) != ".jsonl":
         first = next((line.text for line in lines(path)), "")
         if not {cell.strip().lower() for cell in first.split("\t")} & {*_IDS}:
-            return TableFile(path, (), headless=("id", "text"), quotes=False, setting=setting)
-    return TableFile(path, (), setting=setting)
+            return TableFile(Asked(path, setting, quotes=False), (), headless=("id", "text"))
+    return TableFile(Asked(path, setting), ())
 
 
 def _first(row: Row, names: Sequence[str], *, needed: bool = True) -> str:

@@ -23,7 +23,8 @@ from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
-from nystromformer.tasks.export import open_model
+from nystromformer.tasks.benchmarks import write_predictions, zip_submission
+from nystromformer.tasks.export import open_model, to_device
 from nystromformer.tasks.identity import compare, identity
 from nystromformer.tasks.jobs import (
     Job,
@@ -40,9 +41,15 @@ from nystromformer.tasks.jobs import (
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.results import keep_best, prune_models, summarise, write_table
-from nystromformer.tasks.setup import TaskSetup, contents_there, prepare_task, say
-from nystromformer.tasks.start import Checkpoint, max_length_of, read_checkpoint
-from nystromformer.tasks.submission import write_predictions, zip_submission
+from nystromformer.tasks.setup import (
+    Checkpoint,
+    TaskSetup,
+    contents_there,
+    max_length_of,
+    prepare_task,
+    read_checkpoint,
+    say,
+)
 from nystromformer.tasks.training import outputs_of, train_seed
 from nystromformer.threads import watch_for_other_work
 from nystromformer.training import devices
@@ -204,9 +211,6 @@ def submit(settings: FinetuneSettings, tasks: list[TaskSettings]) -> None:
         UserError: no task has such a set, or a file would be refused.
     """
     folder = run_folder(settings) / "submission"
-    recipe = TrainingSettings(precision=settings.training.precision)
-    accelerator = devices.open_accelerator(recipe)
-    autocast = devices.autocast(devices.precision(recipe, accelerator.device), accelerator.device)
     checkpoint = read_checkpoint(settings)
     written = 0
     for task_settings in tasks:
@@ -215,7 +219,7 @@ def submit(settings: FinetuneSettings, tasks: list[TaskSettings]) -> None:
         assert isinstance(task, SequenceTask), "its kind refused the setting"
         with run_held(settings):  # another command may put a better one in its place
             model, tokenizer = open_model(run_folder(settings) / task.name / "model", task)
-        model.to(accelerator.device)
+        autocast = to_device(model, settings.training.precision)
         for name, file in task.submissions:
             (folder / file).unlink(missing_ok=True)  # of an earlier command, its model or its test set
             examples = splits.test.get(name)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nystromformer.errors import UserError
-from nystromformer.tasks.reading import Found
 from nystromformer.tasks.row_files import Fault, Row, Unusable
 from nystromformer.tasks.table_files import TableFile
+from nystromformer.tasks.task import Found
 
 _BETWEEN = " \t\n.,:;!?-–—|/"
 """What may stand between a title and the text behind it."""
@@ -31,26 +31,20 @@ def pairs_in(
 
     A row with several passages is as many pairs.
     """
-    count = 0
-    for row in file.rows_and_faults():
-        if isinstance(row, Fault):
-            yield row
-            continue
-        try:
-            anchor, passages = filled(row, text), _texts(row, pair)
-            if not passages:
-                raise Unusable(f"is malformed (no text in {pair!r})")
-            wrong = [found for column in negatives for found in _texts(row, column)]
-            cut = [without_beginning(passage, anchor) for passage in passages]
-            if remove_repeated and "" in cut:
-                raise Unusable(f"has nothing in {pair!r} but what is in {text!r}")
-        except Unusable as error:
-            yield from file.reject(row, str(error))
-            continue
-        for whole, rest in zip(passages, cut, strict=True):
+
+    def found(row: Row, number: int) -> Iterator[Found]:
+        anchor, passages = filled(row, text), _texts(row, pair)
+        if not passages:
+            raise Unusable(f"is malformed (no text in {pair!r})")
+        wrong = [found for column in negatives for found in _texts(row, column)]
+        cut = [without_beginning(passage, anchor) for passage in passages]
+        if remove_repeated and "" in cut:
+            raise Unusable(f"has nothing in {pair!r} but what is in {text!r}")
+        for place, (whole, rest) in enumerate(zip(passages, cut, strict=True), start=number):
             repeats = int(rest != whole and not remove_repeated)
-            yield (anchor, rest if remove_repeated else whole, *wrong), repeats, str(count)
-            count += 1
+            yield (anchor, rest if remove_repeated else whole, *wrong), repeats, str(place)
+
+    return file.usable(file.rows_and_faults(), found)
 
 
 def texts_in(
@@ -65,28 +59,25 @@ def texts_in(
     Raises:
         UserError: there are more or fewer vectors than rows.
     """
-    number = -1
-    for number, row in enumerate(file.rows_and_faults()):
-        if isinstance(row, Fault):
-            yield row
-            continue
-        vector: Any = 0
-        if vectors is not None:
-            if number >= len(vectors):
-                raise UserError(f"{file.path} has more rows than the {len(vectors):,} vectors of {given}")
-            vector = vectors[number]
-        try:
-            found = filled(row, text)
-            if len(found.split()) < words:
-                raise Unusable(f"has one word in {text!r}, which cannot be cut in two")
-            if vectors is not None and not np.isfinite(vector).all():
-                raise Unusable(f"has a vector in {given} that is not finite")
-        except Unusable as error:
-            yield from file.reject(row, str(error))
-            continue
+    most = 0 if vectors is None else len(vectors)
+
+    def found(row: Row, number: int) -> Iterator[Found]:
+        if vectors is not None and number >= most:
+            raise UserError(f"{file.path} has more rows than the {most:,} vectors of {given}")
+        found = filled(row, text)
+        if len(found.split()) < words:
+            raise Unusable(f"has one word in {text!r}, which cannot be cut in two")
+        vector: Any = 0 if vectors is None else vectors[number]
+        if not np.isfinite(vector).all():
+            raise Unusable(f"has a vector in {given} that is not finite")
         yield (found,), vector, str(number)
-    if vectors is not None and number + 1 != len(vectors):
-        raise UserError(f"{given} holds {len(vectors):,} vectors, and {file.path} {number + 1:,} rows")
+
+    rows = 0
+    for row in file.usable(file.rows_and_faults(), found):
+        rows += 1
+        yield row
+    if vectors is not None and rows != most:
+        raise UserError(f"{given} holds {most:,} vectors, and {file.path} {rows:,} rows")
 
 
 def filled(row: Row, column: str) -> str:

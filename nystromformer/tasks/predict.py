@@ -30,13 +30,12 @@ from nystromformer.export.onnx_file import ModelOfFile
 from nystromformer.files import ContentHashes, held, write_atomically
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
-from nystromformer.settings.finetune import EvaluateSettings, PredictSettings, SwapSettings
+from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
 from nystromformer.settings.retrieval import EvaluateCommandSettings
 from nystromformer.settings.schema import Role, settings_of
 from nystromformer.tasks import vectors
-from nystromformer.tasks.contents import content_of_tokenizer, short
 from nystromformer.tasks.embedding import Embedder, own_length, swap
-from nystromformer.tasks.export import open_model, taught
+from nystromformer.tasks.export import open_model, taught, to_device
 from nystromformer.tasks.growing import (
     PROGRESS,
     GrowingFiles,
@@ -46,12 +45,13 @@ from nystromformer.tasks.growing import (
     read_progress,
     written_so_far,
 )
+from nystromformer.tasks.identity import content_of_tokenizer, short
 from nystromformer.tasks.kinds.embed import EmbedTask
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
 from nystromformer.tasks.plots import RELIABILITY, draw_reliability
 from nystromformer.tasks.retrieval import evaluate_collection
 from nystromformer.tasks.row_files import Fault
-from nystromformer.tasks.task import Examples, Task, stored
+from nystromformer.tasks.task import Found, Task, stored
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
 from nystromformer.training.display import ProgressDisplay
@@ -96,15 +96,14 @@ def predict(settings: PredictSettings) -> None:
 
 def _share(settings: EvaluateSettings, form: str | None, *, anew: bool) -> None:
     """With the processes of a launcher, where there is one."""
-    recipe = TrainingSettings(precision=settings.precision)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        _Prediction(settings, form, Together(None), anew=anew).run()
-        return
-    accelerator = devices.open_accelerator(recipe)
+    accelerator = None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        accelerator = devices.open_accelerator(TrainingSettings(precision=settings.precision))
     try:
         _Prediction(settings, form, Together(accelerator), anew=anew).run()
     finally:
-        accelerator.end_training()
+        if accelerator:
+            accelerator.end_training()
 
 
 class _Prediction:
@@ -116,6 +115,11 @@ class _Prediction:
         self._settings = settings
         self._together = together
         self._anew = anew
+        asked = settings if isinstance(settings, PredictSettings) else PredictSettings()
+        self._tokenizer_path = asked.tokenizer_path
+        self._any_checkpoint = asked.model if asked.task else None
+        """With `task=embed`, what is changed of a checkpoint that may be of any kind."""
+        self._onnx = Path(settings.onnx).expanduser() if settings.onnx else None
         self._folder = Path(settings.folder).expanduser()
         self._checkpoint = Path(str(settings.checkpoint)).expanduser()
         self._path = Path(str(settings.file)).expanduser()
@@ -146,21 +150,6 @@ class _Prediction:
         else:
             task, max_length = EmbedTask("embed", "embedding"), any_checkpoint.max_length or own_length(path)
         return task.of_file(self._settings), max_length, open_tokenizer(self._tokenizer_path, path)
-
-    @property
-    def _onnx(self) -> Path | None:
-        return Path(self._settings.onnx).expanduser() if self._settings.onnx else None
-
-    @property
-    def _tokenizer_path(self) -> str | None:
-        settings = self._settings
-        return settings.tokenizer_path if isinstance(settings, PredictSettings) else None
-
-    @property
-    def _any_checkpoint(self) -> SwapSettings | None:
-        """With `task=embed`, what is changed of a checkpoint that may be of any kind."""
-        settings = self._settings
-        return settings.model if isinstance(settings, PredictSettings) and settings.task else None
 
     def run(self) -> None:
         together = self._together
@@ -212,7 +201,7 @@ class _Prediction:
 
     def _count(self) -> int:
         """Rows of the file, those that cannot be read among them; raises UserError for none."""
-        total = sum(1 for _ in self._task.read(self._settings, 1))
+        total = sum(1 for _ in self._task.read(self._settings))
         if not total:
             raise UserError(f"{self._path} holds no rows below its header: bring some")
         return total
@@ -290,7 +279,7 @@ class _Prediction:
     def _grow(self, progress: Progress, model: PreTrainedModel) -> Progress:
         """Predict what is left: every process reads all rows, and answers one chunk of each turn."""
         settings, together = self._settings, self._together
-        rows = islice(self._task.read(settings, 1), progress.rows, None)
+        rows = islice(self._task.read(settings), progress.rows, None)
         waiting = chunks(rows, _CHARACTERS * settings.tokens_per_batch)
         answer, progress.width = self._answering(model), int(model.config.hidden_size)
         files = GrowingFiles(self._folder, progress.sizes)
@@ -325,16 +314,13 @@ class _Prediction:
         with self._writing():
             stack.enter_context(files.opened())
 
-    def _answering(self, model: PreTrainedModel) -> Callable[[list[Examples | Fault]], Part]:
+    def _answering(self, model: PreTrainedModel) -> Callable[[list[Found | Fault]], Part]:
         """What answers a chunk: the model on its device."""
         settings, task = self._settings, self._task
-        recipe = TrainingSettings(precision=settings.precision)
-        device = devices.open_accelerator(recipe).device
-        model.to(device)
-        autocast = devices.autocast(devices.precision(recipe, device), device)
+        autocast = to_device(model, settings.precision)
         pad, path = int(self._tokenizer.pad_token_id), self._path if settings.reported else None
 
-        def answer(chunk: list[Examples | Fault]) -> Part:
+        def answer(chunk: list[Found | Fault]) -> Part:
             part = Part(task, chunk)
             part.encode(self._tokenizer, self._max_length, path)
             if len(part.examples):
@@ -361,9 +347,7 @@ class _Prediction:
         else:
             texts = {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
             if len(part.examples):
-                texts[self._file] = self._task.written(
-                    part.examples, part.predictions, part.outputs, first=progress.examples
-                )
+                texts[self._file] = self._task.written(part, first=progress.examples)
         if part.examples.labels is not None:
             texts[_COMPARED] = json_lines(zip(part.examples.labels, part.predictions, strict=True))
         return texts

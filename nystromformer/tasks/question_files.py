@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 from nystromformer.data.documents import without_surrogates
 from nystromformer.data.text_files import lines
 from nystromformer.errors import UserError
-from nystromformer.tasks.reading import Found
-from nystromformer.tasks.row_files import Fault, Row, RowFile, Unusable, shortened
+from nystromformer.tasks.row_files import Asked, Fault, Row, RowFile, Unusable, shortened
+from nystromformer.tasks.task import Found
 
 _HINT = "write SQuAD's .json, or .jsonl with context, question and answers"
 
 
 class QuestionFile(RowFile):
-    """Questions with their contexts: SQuAD's JSON, or JSON lines; for the arguments see RowFile."""
+    """Questions with their contexts: SQuAD's JSON, or JSON lines."""
 
     advice: ClassVar[str] = "mend it"
 
-    def __init__(self, path: Path, *, setting: str, skip: bool, report: bool = False) -> None:
-        super().__init__(path, setting, (".json", ".jsonl"), _HINT, skip=skip, report=report)
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked, (".json", ".jsonl"), _HINT)
 
     @property
     def is_labelled(self) -> bool:
@@ -38,7 +37,7 @@ class QuestionFile(RowFile):
         def found(row: Row, number: int) -> Iterator[Found]:
             yield _question(row.cells, number, labelled=labelled)
 
-        return self.usable(self.settled(self._questions()), found)
+        return self.usable(self._questions(), found)
 
     def _questions(self) -> Iterator[Row | Unusable]:
         """Each with its context."""

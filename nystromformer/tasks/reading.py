@@ -7,29 +7,17 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from nystromformer.data.documents import text_hash
 from nystromformer.errors import UserError
-from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings, kind_named
+from nystromformer.settings.finetune import TaskDataSettings, TaskSettings, kind_named
 from nystromformer.tasks.hub import as_files
-from nystromformer.tasks.row_files import Fault, Row, Unusable, listed, shortened
+from nystromformer.tasks.row_files import Asked, Fault, Row, Unusable, listed, shortened, to_learn
 from nystromformer.tasks.table_files import TableFile
-from nystromformer.tasks.task import Examples, Splits, Task, Texts
+from nystromformer.tasks.task import Examples, Found, Splits, Task, Texts
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-
-
-class ExampleFile(Protocol):
-    """A file of examples, of a table's rows or of another kind."""
-
-    path: Path
-    skipped: list[str]
-    """Place and reason of what was left out."""
-
-
-F = TypeVar("F", bound=ExampleFile)
 
 
 def load_splits(settings: TaskSettings, data: TaskDataSettings) -> Splits:
@@ -56,56 +44,36 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
 
 
 def own_splits(
-    task: Task, data: TaskDataSettings, opened: Callable[[str, str], F], read: Callable[[F], Examples]
+    task: Task,
+    data: TaskDataSettings,
+    *,
+    opened: Callable[[Asked], Any] | None = None,
+    read: Callable[[Any], Examples] | None = None,
 ) -> Splits:
     """The files of data.train, data.dev and data.test; without a second, a part of the first is held out.
 
     Args:
-        opened: a file, from its path and the setting that names it.
+        opened, read: a file, and its examples; without them as the task says.
 
     Raises:
         UserError: of opening and reading; or there are too few examples to hold some back.
     """
     parts: dict[str, Examples] = {}
-    skipped: list[str] = []
+    files: list[Any] = []
     for name in ("train", "dev", "test"):
-        if (path := getattr(data, name)) is not None:
-            file = opened(path, f"data.{name}")
-            parts[name] = read(file)
-            skipped += file.skipped
-            if name == "train":
-                place = file.path
+        if getattr(data, name) is not None:
+            file = (opened or task.opened)(to_learn(data, name))
+            parts[name] = read(file) if read else task.collected.of(task.rows(file, labelled=True))
+            files.append(file)
     train = parts.pop("train")
     if "dev" not in parts:
         strata = task.strata(train.labels or [])
         if len(train) < 2 * max(len(set(strata)), 1):
-            raise UserError(f"{place} has {len(train)} rows, too few to hold some back: write data.dev=FILE")
+            few = f"{files[0].path} has {len(train)} rows, too few to hold some back"
+            raise UserError(f"{few}: write data.dev=FILE")
         parts["dev"], train = divide(train, data.dev_fraction, strata)
+    skipped = [row for file in files for row in file.skipped]
     return Splits(task, train, {"dev": parts.pop("dev")}, parts, str(data.train), skipped)
-
-
-def asked_table(settings: EvaluateSettings, columns: Sequence[str]) -> TableFile:
-    """A table to predict or evaluate; raises UserError where it lacks a column."""
-    return TableFile(
-        Path(str(settings.file)), columns, separator=settings.separator, quotes=settings.quotes,
-        report=settings.reported,
-    )  # fmt: skip
-
-
-def own_table(path: str, columns: Sequence[str], setting: str, data: TaskDataSettings) -> TableFile:
-    """A table of the user's own, read as `data` says; raises UserError where it lacks a column."""
-    return TableFile(
-        Path(path),
-        columns,
-        separator=data.separator,
-        quotes=data.quotes,
-        setting=setting,
-        skip=data.malformed_rows == "skip",
-    )
-
-
-Found = tuple[Texts, Any, str]
-"""Texts, label and name of an example."""
 
 
 def usable_rows(
@@ -125,50 +93,9 @@ def usable_rows(
     """
 
     def found(row: Row, number: int) -> Iterator[Found]:
-        name = row.cells.get(id_column) if id_column else None
-        yield texts(row), label(row) if label else None, str(number) if name in (None, "") else str(name)
+        yield texts(row), label(row) if label else None, row.name(id_column, number)
 
     return file.usable(file.rows_and_faults(), found)
-
-
-def gathered(rows: Iterable[Found | Fault], *, labelled: bool) -> Examples:
-    """The rows as examples; faults are for `in_parts`."""
-    examples = Examples([], [] if labelled else None, [])
-    for row in rows:
-        assert not isinstance(row, Fault), f"nobody asked to be told of {row}"
-        texts, label, name = row
-        examples.texts.append(texts)
-        examples.ids.append(name)
-        if examples.labels is not None:
-            examples.labels.append(label)
-    return examples
-
-
-def in_parts(rows: Iterator[Found | Fault], at_once: int, *, labelled: bool) -> Iterator[Examples | Fault]:
-    """The rows as examples, at most `at_once` of them at a time, and the faults where they stand."""
-    return parts_of(rows, at_once, lambda part: gathered(part, labelled=labelled))
-
-
-R = TypeVar("R")
-
-
-def parts_of(
-    rows: Iterable[R | Fault], at_once: int, gather: Callable[[list[R]], Examples]
-) -> Iterator[Examples | Fault]:
-    """The same for rows that are gathered in another way."""
-    part: list[R] = []
-    for row in rows:
-        if not isinstance(row, Fault):
-            part.append(row)
-            if len(part) < at_once:
-                continue
-        if part:
-            yield gather(part)
-            part = []
-        if isinstance(row, Fault):
-            yield row
-    if part:
-        yield gather(part)
 
 
 def number_of(text: str) -> float | None:

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from nystromformer.data.examples import Key
 from nystromformer.data.stateless_random import Stream, below, position_bits, row_keys
 from nystromformer.errors import UserError
-from nystromformer.tasks.task import Encoded, Examples
+from nystromformer.tasks.rows import Encoded
+from nystromformer.tasks.task import Examples
 
 
 @dataclass

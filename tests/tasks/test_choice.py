@@ -25,7 +25,7 @@ TEXTS = ("a context", "which", "red", "green", "blue")
 
 def read(path: Path, rows: list[dict] | str) -> Examples:
     path.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
-    (examples,) = TASK.read(EvaluateSettings(file=str(path)), 1000)
+    examples = Examples.of(TASK.read(EvaluateSettings(file=str(path))))
     assert isinstance(examples, Examples)
     return examples
 

@@ -20,10 +20,9 @@ from nystromformer.model import NystromformerForSequenceClassification as Classi
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.compose import compose
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
-from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.benchmarks import TASKS, check_submission, write_predictions, zip_submission
 from nystromformer.tasks.results import results_in, spread
 from nystromformer.tasks.scores import figures_of
-from nystromformer.tasks.submission import check_submission, write_predictions, zip_submission
 from nystromformer.tasks.task import Encoded
 from nystromformer.tasks.training import Finetuning, evaluation_steps
 from nystromformer.training.devices import accelerator_of

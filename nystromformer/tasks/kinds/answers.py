@@ -13,25 +13,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForQuestionAnswering
-from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
+from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
 from nystromformer.tasks.question_files import QuestionFile
-from nystromformer.tasks.reading import gathered, in_parts, own_splits
-from nystromformer.tasks.row_files import Fault
+from nystromformer.tasks.reading import own_splits
+from nystromformer.tasks.row_files import Asked, Fault
+from nystromformer.tasks.rows import Encoded
 from nystromformer.tasks.scores import answer_scores, with_score
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
+from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Task, Texts
 
 _AT_ONCE = 100
 _SHOWN = 5
@@ -97,8 +95,10 @@ class AnswerTask(Task):
     score: tuple[str, ...] = field(default=("f1",), kw_only=True)
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForQuestionAnswering
+    num_labels: ClassVar[int] = 2
+    """A token as the first of the answer, and as the last."""
     pipeline: ClassVar[str] = "question-answering"
-    layouts: ClassVar[str] = "SQuAD's .json, or .jsonl"
+    layouts: ClassVar[str] = "FILE (SQuAD's .json, or .jsonl)"
 
     # --- settings and data ---------------------------------------------------------------------------
 
@@ -107,24 +107,21 @@ class AnswerTask(Task):
         task = cls(
             settings.name, "question answering", stride=data.stride, max_answer_tokens=data.max_answer_tokens
         )
-        skip = data.malformed_rows == "skip"
-        splits = own_splits(
-            task,
-            data,
-            lambda path, setting: QuestionFile(Path(path), setting=setting, skip=skip),
-            lambda file: gathered(file.rows(labelled=True), labelled=True),
-        )
+        splits = own_splits(task, data)
         parts = [splits.train, *splits.dev.values(), *splits.test.values()]
         if all(answers for part in parts for answers in part.labels or []):
             return splits
         sides = ("exact_answerable", "f1_answerable", "exact_unanswerable", "f1_unanswerable")
         return replace(splits, task=replace(task, has_unanswerable=True, metrics=(*task.metrics, *sides)))
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        path = Path(str(settings.file))
-        file = QuestionFile(path, setting="file", skip=False, report=settings.reported)
-        labelled = settings.measured and file.is_labelled
-        return in_parts(file.rows(labelled=labelled), at_once, labelled=labelled)
+    def opened(self, asked: Asked) -> QuestionFile:
+        return QuestionFile(asked)
+
+    def is_labelled(self, file: QuestionFile) -> bool:
+        return file.is_labelled
+
+    def rows(self, file: QuestionFile, *, labelled: bool) -> Iterator[Found | Fault]:
+        return file.rows(labelled=labelled)
 
     def check(self, splits: Splits) -> None:
         if not any(splits.train.labels or []):
@@ -140,11 +137,6 @@ class AnswerTask(Task):
     def told(self) -> tuple[str, ...]:
         silence = ("no_answer_score",) if self.has_unanswerable else ()
         return ("prediction", "start", "end", *silence, "n_best")
-
-    @property
-    def num_labels(self) -> int:
-        """Columns of the head: a token as the first of the answer, and as the last."""
-        return 2
 
     def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> AnswerRows:
         """`[CLS] question [SEP] context [SEP]`, several windows where that is longer than `max_length`.
@@ -186,11 +178,9 @@ class AnswerTask(Task):
 
     def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
         """With labels also start_positions and end_positions, (B,)."""
-        batch = padded(encoded, rows, pad_token_id)
+        batch = super().collate(encoded, rows, pad_token_id, labelled=labelled)
         if labelled:
-            assert encoded.labels is not None
-            places = torch.tensor([encoded.labels[row] for row in rows])
-            batch["start_positions"], batch["end_positions"] = places.unbind(1)
+            batch["start_positions"], batch["end_positions"] = batch.pop("labels").unbind(1)
         return batch
 
     def outputs(self, model: PreTrainedModel, batch: Batch) -> Outputs:
@@ -232,15 +222,6 @@ class AnswerTask(Task):
                     score = float(logits[0, start] + logits[1, end])
                     yield Span(context[begin:stop], begin, stop, score)
 
-    def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
-        """Of each row: the mean of both places' cross-entropies."""
-        return torch.stack(
-            [
-                F.cross_entropy(torch.from_numpy(logits), torch.tensor(places))
-                for logits, places in zip(outputs, encoded.labels or [], strict=True)
-            ]
-        )
-
     def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """Exact match and F1 as SQuAD's official scripts define them, as shares of 1."""
         scores = [
@@ -265,28 +246,22 @@ class AnswerTask(Task):
         answers = self.predict(encoded, outputs)
         return replace(self, threshold=best_threshold(labels, answers))
 
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """The answer, where it stands, and the best spans; an empty answer for none."""
-        for answer in predictions:
+        for answer in found.predictions:
             best = [span._asdict() for span in answer.spans]
-            found = {"prediction": answer.text}
+            told = {"prediction": answer.text}
             if answer.text:
-                found |= {"start": best[0]["start"], "end": best[0]["end"]}
+                told |= {"start": best[0]["start"], "end": best[0]["end"]}
             if self.has_unanswerable:
-                found["no_answer_score"] = answer.nothing
-            yield {**found, "n_best": best}
+                told["no_answer_score"] = answer.nothing
+            yield {**told, "n_best": best}
 
-    def records(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
-        """The same with the question, and the right answers where they are known."""
-        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
-            found = {"id": examples.ids[row], "question": examples.texts[row][0], **answer}
-            if examples.labels is not None:
-                found["answers"] = [text for _, text in examples.labels[row]]
-            yield found
+    def repeated(self, texts: Texts) -> dict[str, Any]:
+        return {"question": texts[0]}
+
+    def known(self, label: Any) -> dict[str, Any]:
+        return {"answers": [text for _, text in label]}
 
     def from_json(self, prediction: Any) -> Answer:
         text, spans, nothing = prediction

@@ -27,8 +27,9 @@ from nystromformer.tasks.kinds.own import OwnTask
 from nystromformer.tasks.kinds.sequence import custom_splits
 from nystromformer.tasks.reading import id_of
 from nystromformer.tasks.row_files import Row, Unusable
+from nystromformer.tasks.rows import Encoded
 from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
+from nystromformer.tasks.task import Answered, Outputs, Splits, Task
 
 METRICS = ("average_precision", "f1", "f1_macro")
 _UNDECIDED = 0.5
@@ -44,7 +45,6 @@ class MultiLabelTask(OwnTask):
     thresholds: tuple[float, ...] = ()
     """Probability from which each label is present, by label id; empty until they are chosen."""
 
-    kind: ClassVar[str] = "multi_label"
     choosable: ClassVar[tuple[str, ...]] = METRICS
 
     @classmethod
@@ -91,10 +91,6 @@ class MultiLabelTask(OwnTask):
         counts = Counter(label for present in labels for label in present)
         several = [[label for label in present if counts[label] > 1] for present in labels]
         return [min(present, key=lambda label: (counts[label], label), default=-1) for present in several]
-
-    def counts(self, labels: Sequence[Any] | None) -> dict[str, int]:
-        counts = Counter(label for present in labels or [] for label in present)
-        return {name: counts[number] for number, name in enumerate(self.labels)}
 
     def balance(self, labels: Sequence[Any]) -> str:
         shares = [f"{name} {count / len(labels):.1%}" for name, count in self.counts(labels).items()]
@@ -154,11 +150,9 @@ class MultiLabelTask(OwnTask):
         """Of each label of each example."""
         return expit(np.asarray(outputs, np.float64)).ravel(), self._present(labels).ravel()
 
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """The labels present, and every label's probability."""
-        for chances in predictions:
+        for chances in found.predictions:
             present = self._named(np.flatnonzero(chances >= self._thresholds).tolist())
             yield {"prediction": present, "probability": self._rounded(chances)}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from nystromformer.settings.finetune import FinetuneSettings
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.reading import unlike
 from nystromformer.tasks.table_files import PREDICTIONS
-from nystromformer.tasks.task import Examples, Outputs, Task
+from nystromformer.tasks.task import Answered, Task
 
 
 class OwnTask(SequenceTask):
@@ -17,44 +17,28 @@ class OwnTask(SequenceTask):
 
     predictions: ClassVar[str] = "predictions.jsonl"
     pictures: ClassVar[tuple[str, ...]] = ()
-    kind: ClassVar[str]
-    """Its name among KINDS."""
-    choosable: ClassVar[tuple[str, ...]]
-    """What the best checkpoint may be chosen by."""
 
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         task, data = settings.task, settings.data
-        if task.metric not in cls.choosable:
-            yield (
-                f"task.metric={task.metric!r} does not fit task.kind={cls.kind}: write one of "
-                f"{', '.join(cls.choosable)}"
-            )
         yield from super(SequenceTask, cls).complaints(settings)
         if data.source != "auto" or data.root:
-            yield f"data.source and data.root are not for task.kind={cls.kind}: write data.train=FILE alone"
+            yield f"data.source and data.root are not for task.kind={task.kind}: write data.train=FILE alone"
         if settings.submission:
             yield f"submission=true is for GLUE, not for task={task.name}: write false"
 
     def draw(self, *_: Any) -> dict[str, Any]:
         return {}
 
-    def known(self, label: Any) -> dict[str, Any]:
-        """A label as it stands in the user's columns."""
-        raise NotImplementedError
-
-    def records(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[Mapping[str, Any]]:
+    def records(self, found: Answered) -> Iterator[Mapping[str, Any]]:
         """Number, answer, what is true if it is known, and the texts."""
-        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
+        examples = found.examples
+        for row, answer in enumerate(self.answers(found)):
             ours = {PREDICTIONS[0]: examples.ids[row], **answer}
             record = {unlike(name, self.columns): value for name, value in ours.items()}
             if examples.labels is not None:
                 record |= self.known(examples.labels[row])
             yield record | dict(zip(self.texts, examples.texts[row], strict=True))
 
-    def written(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
-    ) -> str:
-        return Task.written(self, examples, predictions, outputs, first=first)
+    def written(self, found: Answered, *, first: int = 0) -> str:
+        return Task.written(self, found, first=first)
