@@ -29,9 +29,8 @@ from typing import Any
 from nystromformer.data.text_files import Imdb, clean_review
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings
-from nystromformer.tasks.hub import load_from_hub
 from nystromformer.tasks.kinds.sequence import SequenceTask
-from nystromformer.tasks.reading import divide
+from nystromformer.tasks.reading import divide, load_from_hub
 from nystromformer.tasks.row_files import Asked
 from nystromformer.tasks.table_files import TableFile
 from nystromformer.tasks.task import Examples, Splits, Texts
@@ -51,12 +50,10 @@ _NLI = ("entailment", "neutral", "contradiction")
 _PAIR = ("sentence1", "sentence2")
 
 
-def _glue(
-    name: str, title: str, folder: str, texts: tuple[str, ...], label: str = "label", **more
-) -> SequenceTask:
-    more.setdefault("submissions", (("test", f"{folder}.tsv"),))
+def _glue(name: str, title: str, texts: tuple[str, ...], label: str = "label", **more: Any) -> SequenceTask:
+    more.setdefault("submissions", (("test", f"{title}.tsv"),))
     more.setdefault("labels", more.get("values", ()))
-    return SequenceTask(name, title, texts, label, folder=folder, hub=("nyu-mll/glue", name), **more)
+    return SequenceTask(name, title, texts, label, folder=title, hub=("nyu-mll/glue", name), **more)
 
 
 _F1 = {"metrics": ("accuracy", "f1"), "score": ("accuracy", "f1")}
@@ -65,33 +62,33 @@ TASKS: dict[str, SequenceTask] = {
     task.name: task
     for task in (
         _glue(
-            "cola", "CoLA", "CoLA", ("sentence",),
+            "cola", "CoLA", ("sentence",),
             values=_ZERO_ONE, labels=("unacceptable", "acceptable"),
             metrics=("matthews", "accuracy"), score=("matthews",),
             headless=("source", "label", "star", "sentence"),
         ),
-        _glue("sst2", "SST-2", "SST-2", ("sentence",), values=_ZERO_ONE, labels=("negative", "positive")),
+        _glue("sst2", "SST-2", ("sentence",), values=_ZERO_ONE, labels=("negative", "positive")),
         _glue(
-            "mrpc", "MRPC", "MRPC", ("#1 String", "#2 String"), "Quality",
+            "mrpc", "MRPC", ("#1 String", "#2 String"), "Quality",
             values=_ZERO_ONE, labels=("not_equivalent", "equivalent"), hub_texts=_PAIR, **_F1,
         ),
         _glue(
-            "stsb", "STS-B", "STS-B", _PAIR, "score",
+            "stsb", "STS-B", _PAIR, "score",
             regression=True, metrics=("pearson", "spearman"), score=("pearson", "spearman"),
         ),
         _glue(
-            "qqp", "QQP", "QQP", ("question1", "question2"), "is_duplicate",
+            "qqp", "QQP", ("question1", "question2"), "is_duplicate",
             values=_ZERO_ONE, labels=("not_duplicate", "duplicate"), **_F1,
         ),
         _glue(
-            "mnli", "MNLI", "MNLI", _PAIR, "gold_label", values=_NLI,
+            "mnli", "MNLI", _PAIR, "gold_label", values=_NLI,
             dev_files=(("matched", "dev_matched.tsv"), ("mismatched", "dev_mismatched.tsv")),
             test_files=(("matched", "test_matched.tsv"), ("mismatched", "test_mismatched.tsv")),
             submissions=(("matched", "MNLI-m.tsv"), ("mismatched", "MNLI-mm.tsv"), ("diagnostic", "AX.tsv")),
         ),
-        _glue("qnli", "QNLI", "QNLI", ("question", "sentence"), values=_ENTAILMENT),
-        _glue("rte", "RTE", "RTE", _PAIR, values=_ENTAILMENT),
-        _glue("wnli", "WNLI", "WNLI", _PAIR, values=_ZERO_ONE, labels=("not_entailment", "entailment")),
+        _glue("qnli", "QNLI", ("question", "sentence"), values=_ENTAILMENT),
+        _glue("rte", "RTE", _PAIR, values=_ENTAILMENT),
+        _glue("wnli", "WNLI", _PAIR, values=_ZERO_ONE, labels=("not_entailment", "entailment")),
         SequenceTask(
             "imdb", "IMDB", ("text",), "label", _ZERO_ONE, labels=("negative", "positive"),
             hub=("stanfordnlp/imdb", None),
@@ -217,15 +214,12 @@ def reviews_from_samples(task: SequenceTask) -> Splits:
 
 
 def _samples(path: Path, task: SequenceTask) -> Examples:
-    texts: list[tuple[str, ...]] = []
-    labels: list[float] = []
     clean = clean_review if task.name == "imdb" else html.unescape
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["source"] == task.name:
-                texts.append((clean(row["text"]).strip(),))
-                labels.append(_label_id(row["label"], task))
-    return Examples(texts, labels, [str(number) for number in range(len(texts))])
+        rows = [row for row in csv.DictReader(file) if row["source"] == task.name]
+    texts: list[Texts] = [(clean(row["text"]).strip(),) for row in rows]
+    labels = [_label_id(row["label"], task) for row in rows]
+    return Examples(texts, labels, [str(number) for number in range(len(rows))])
 
 
 def _label_id(value: str, task: SequenceTask) -> float:
@@ -260,7 +254,11 @@ def write_predictions(
 
 
 def zip_submission(folder: Path, path: Path) -> list[str]:
-    """Zip what is in the folder and check it; lines on what is missing or not of the official size."""
+    """Zip what is in the folder, a .tsv a test set under its official name, and check it.
+
+    Returns:
+        Lines on what is missing or not of the official size.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.glob("*.tsv")):
             archive.write(file, file.name)

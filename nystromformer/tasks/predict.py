@@ -76,7 +76,7 @@ def evaluate(settings: EvaluateCommandSettings) -> None:
         UserError: the model or the file is not usable, or the folder cannot be written.
     """
     if not Path(str(settings.file)).expanduser().is_dir():
-        _share(settings, "own", anew=True)
+        _share(settings)
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"file={settings.file}: a folder is ranked in one process: start it without a launcher"
@@ -91,16 +91,16 @@ def predict(settings: PredictSettings) -> None:
     Raises:
         UserError: as `evaluate`; or the folder is of other predictions, or another process has it.
     """
-    _share(settings, settings.format, anew=False)
+    _share(settings)
 
 
-def _share(settings: EvaluateSettings, form: str | None, *, anew: bool) -> None:
+def _share(settings: EvaluateSettings) -> None:
     """With the processes of a launcher, where there is one."""
     accelerator = None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         accelerator = devices.open_accelerator(TrainingSettings(precision=settings.precision))
     try:
-        _Prediction(settings, form, Together(accelerator), anew=anew).run()
+        _Prediction(settings, Together(accelerator)).run()
     finally:
         if accelerator:
             accelerator.end_training()
@@ -109,13 +109,11 @@ def _share(settings: EvaluateSettings, form: str | None, *, anew: bool) -> None:
 class _Prediction:
     """A file, a model, and the folder where predictions go."""
 
-    def __init__(
-        self, settings: EvaluateSettings, form: str | None, together: Together, *, anew: bool
-    ) -> None:
+    def __init__(self, settings: EvaluateSettings, together: Together) -> None:
         self._settings = settings
         self._together = together
-        self._anew = anew
-        asked = settings if isinstance(settings, PredictSettings) else PredictSettings()
+        self._anew = not isinstance(settings, PredictSettings)
+        asked = settings if isinstance(settings, PredictSettings) else PredictSettings(format="own")
         self._tokenizer_path = asked.tokenizer_path
         self._any_checkpoint = asked.model if asked.task else None
         """With `task=embed`, what is changed of a checkpoint that may be of any kind."""
@@ -124,21 +122,19 @@ class _Prediction:
         self._checkpoint = Path(str(settings.checkpoint)).expanduser()
         self._path = Path(str(settings.file)).expanduser()
         self._task, self._max_length, self._tokenizer = together.on_all(self._of_checkpoint)
-        self._form = form or ("npy" if "vector" in self._task.told else "jsonl")
+        self._form = asked.format or ("npy" if "vector" in self._task.told else "jsonl")
         self._are_vectors = self._form in vectors.FORMATS
         if self._are_vectors and "vector" not in self._task.told:
             raise UserError(
-                f"format={form} is for vectors, not for {self._task.title}: write jsonl, tsv or own"
+                f"format={self._form} is for vectors, not for {self._task.title}: write jsonl, tsv or own"
             )
-        if self._are_vectors:
-            self._file = f"vectors.{self._form}"
-        else:
-            self._file = self._task.predictions if form == "own" else f"predictions.{self._form}"
+        told = self._task.predictions if self._form == "own" else f"predictions.{self._form}"
+        self._file = f"vectors.{self._form}" if self._are_vectors else told
         if self._onnx and "vector" in self._task.told:
             raise UserError(f"onnx={settings.onnx} is for predictions, not for vectors: leave it out")
         if self._onnx and not self._onnx.is_file():
             raise UserError(f"onnx={settings.onnx} is no file: write one of `export`, or leave it out")
-        apart = self._are_vectors or form == "own"
+        apart = self._are_vectors or self._form == "own"
         self._errors_apart = [_ERRORS] if apart and settings.reported else []
 
     def _of_checkpoint(self) -> tuple[Task, int, PreTrainedTokenizerBase]:
@@ -163,15 +159,19 @@ class _Prediction:
 
     def _look(self) -> tuple[int, bool]:
         """How many rows there are, and whether all are predicted."""
-        before = self._before()
-        return (before.total, before.finished) if before else (self._count(), False)
+        if before := self._before():
+            return before.total, before.finished
+        total = sum(1 for _ in self._task.read(self._settings))
+        if not total:
+            raise UserError(f"{self._path} holds no rows below its header: bring some")
+        return total, False
 
     def _begin(self, lock: ExitStack, total: int) -> Progress:
         """Take the folder, and look how far it is."""
         now = self._identity()
         with self._writing():
-            held_by_us = held(self._folder / ".lock", str(self._folder), "write folder=OTHER")
-            path = lock.enter_context(held_by_us)
+            folder = held(self._folder / ".lock", str(self._folder), "write folder=OTHER")
+            path = lock.enter_context(folder)
             lock.callback(path.unlink, missing_ok=True)
             progress = self._before()
             if progress:
@@ -184,11 +184,6 @@ class _Prediction:
                 progress.sizes = dict.fromkeys([*own, _COMPARED, *self._errors_apart], 0)
         return progress
 
-    def _conclude(self, progress: Progress) -> None:
-        with self._writing():
-            result = self._finish(progress)
-        self._tell(progress, result)
-
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -198,13 +193,6 @@ class _Prediction:
                 f"folder={self._settings.folder} cannot be written ({error.strerror or error}): write another"
                 + ("" if self._anew else ", or free space: the same command goes on")
             ) from None
-
-    def _count(self) -> int:
-        """Rows of the file, those that cannot be read among them; raises UserError for none."""
-        total = sum(1 for _ in self._task.read(self._settings))
-        if not total:
-            raise UserError(f"{self._path} holds no rows below its header: bring some")
-        return total
 
     # --- going on ------------------------------------------------------------------------------------
 
@@ -261,8 +249,7 @@ class _Prediction:
     def _clear(self) -> None:
         """Remove what an earlier command left, the result first."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        names = [_RESULT, PROGRESS, *self._task.pictures, RELIABILITY, _ERRORS]
-        for name in names:
+        for name in (_RESULT, PROGRESS, *self._task.pictures, RELIABILITY, _ERRORS):
             (self._folder / name).unlink(missing_ok=True)
 
     # --- rows ----------------------------------------------------------------------------------------
@@ -336,27 +323,20 @@ class _Prediction:
 
     def _texts(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
         """What a part adds to each file."""
-        if self._are_vectors:
-            return self._vectors(part, progress)
-        records = part.records(progress.rows)
         texts: dict[str, str | bytes]
-        if self._form == "jsonl":
-            texts = {self._file: json_lines(records)}
+        texts = {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
+        if self._are_vectors:
+            begin = b"" if progress.rows else vectors.header(progress.total, progress.width)
+            texts |= vectors.part_of(part.examples.ids, part.predictions, begin)
+        elif self._form == "jsonl":
+            texts[self._file] = json_lines(part.records(progress.rows))
         elif self._form == "tsv":
-            texts = {self._file: table(self._task, records, head=not progress.rows)}
-        else:
-            texts = {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
-            if len(part.examples):
-                texts[self._file] = self._task.written(part, first=progress.examples)
+            texts[self._file] = table(self._task, part.records(progress.rows), head=not progress.rows)
+        elif len(part.examples):
+            texts[self._file] = self._task.written(part, first=progress.examples)
         if part.examples.labels is not None:
             texts[_COMPARED] = json_lines(zip(part.examples.labels, part.predictions, strict=True))
         return texts
-
-    def _vectors(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
-        """The same of vectors, their file begun with its header."""
-        begin = b"" if progress.rows else vectors.header(progress.total, progress.width)
-        texts = vectors.part_of(part.examples.ids, part.predictions if len(part.examples) else [], begin)
-        return texts | {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -403,7 +383,9 @@ class _Prediction:
             (folder / PROGRESS).unlink(missing_ok=True)
         return result
 
-    def _tell(self, progress: Progress, result: Mapping[str, Any]) -> None:
+    def _conclude(self, progress: Progress) -> None:
+        with self._writing():
+            result = self._finish(progress)
         cut = f"{result['truncated']:.1%} cut to {self._max_length} tokens"
         print(f"{self._settings.file}: {progress.examples:,} examples, {cut}")
         for name, value in result.get("figures", {}).items():

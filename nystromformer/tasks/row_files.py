@@ -71,6 +71,10 @@ class Row:
             raise Unusable(f"is malformed ({column!r} is {_named(value)}, where a text should be)")
         return _scalar(value)
 
+    def first(self, columns: Iterable[str]) -> str:
+        """The text in the first of the columns that has one; empty where none has."""
+        return next((text for column in columns if (text := self.text(column))), "")
+
     def label(self, column: str) -> str:
         """The label in a column as a text, empty where there is none; raises Unusable for several in one."""
         value = self.cells.get(column)

@@ -41,6 +41,7 @@ from nystromformer.settings.finetune import (
 )
 from nystromformer.tasks.row_files import Asked, Fault, shortened, to_predict
 from nystromformer.tasks.rows import Encoded, padded
+from nystromformer.tasks.scores import METRICS
 
 Texts = tuple[str, ...]
 """The texts of an example, in the order of the task's columns."""
@@ -165,6 +166,8 @@ class Task(ABC):
         if cls.choosable and task.metric not in cls.choosable:
             allowed = ", ".join(cls.choosable)
             yield f"task.metric={task.metric!r} does not fit task.kind={task.kind}: write one of {allowed}"
+        if settings.submission:
+            yield f"submission=true is for GLUE, not for task={task.name}: write false"
 
     @classmethod
     @abstractmethod
@@ -300,9 +303,14 @@ class Task(ABC):
             [F.cross_entropy(torch.from_numpy(logits), torch.tensor(label)) for logits, label in rows]
         )
 
-    @abstractmethod
     def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """Each of the task's metrics, and `score`: examples' labels against their predictions."""
+        truth, answers = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
+        return self.with_score({name: METRICS[name](truth, answers) for name in self.metrics})
+
+    def with_score(self, figures: dict[str, float]) -> dict[str, float]:
+        """The figures and `score`, the mean of those that the best checkpoint is chosen by."""
+        return {**figures, "score": float(np.mean([figures[name] for name in self.score]))}
 
     def fitted(self, encoded: Encoded, labels: Sequence[Any], outputs: Outputs) -> Task:
         """The task with what is chosen on the held-out examples once the model is trained: thresholds."""

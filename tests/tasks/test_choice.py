@@ -138,6 +138,11 @@ def test_a_long_context_is_cut_and_never_the_choice(checkpoint, words, tmp_path,
     assert "its question and a choice have 63 tokens" in capsys.readouterr().err
 
 
+def test_a_submission_is_for_glue(words, capsys):
+    assert main(words("task=choice", "data.train=a.jsonl", "submission=true")) == 2
+    assert "submission=true is for GLUE, not for task=choice: write false" in capsys.readouterr().err
+
+
 def test_planted_answer_is_learned_and_the_model_used(words, tmp_path, capsys):
     draw, rows = random.Random(0), []
     for number in range(240):

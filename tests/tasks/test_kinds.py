@@ -31,7 +31,6 @@ from nystromformer.settings.finetune import (
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.reading import own_splits, usable_rows
 from nystromformer.tasks.row_files import Asked, Fault, Row, Unusable, to_learn
-from nystromformer.tasks.scores import with_score
 from nystromformer.tasks.table_files import TableFile
 from nystromformer.tasks.task import (
     Answered,
@@ -140,7 +139,7 @@ class Tagging(Task):
             for tags, found in zip(labels, predictions, strict=True)
             for one, other in zip(tags, found, strict=True)
         ]
-        return with_score(self, {"accuracy": sum(pairs) / len(pairs)})
+        return self.with_score({"accuracy": sum(pairs) / len(pairs)})
 
     def records(self, found: Answered) -> Iterator[dict[str, Any]]:
         for words, tags in zip(found.examples.texts, found.predictions, strict=True):

@@ -14,9 +14,8 @@ import torch
 from nystromformer.cli import main
 from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings
-from nystromformer.tasks.candidates import Graded, JudgedFolder, held_out_lists, training_lists
 from nystromformer.tasks.collection import Collection
-from nystromformer.tasks.kinds.rerank import RerankTask
+from nystromformer.tasks.kinds.rerank import Graded, JudgedFolder, RerankTask, held_out_lists, training_lists
 from nystromformer.tasks.results import results_in
 from nystromformer.tasks.row_files import Asked
 from nystromformer.tasks.task import Examples

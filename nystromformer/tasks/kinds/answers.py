@@ -10,6 +10,7 @@ Shapes: B rows of a batch, N tokens of the longest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,15 +21,16 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nystromformer.data.documents import without_surrogates
 from nystromformer.data.layout import Batch
+from nystromformer.data.text_files import lines
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForQuestionAnswering
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
-from nystromformer.tasks.question_files import QuestionFile
 from nystromformer.tasks.reading import own_splits
-from nystromformer.tasks.row_files import Asked, Fault
+from nystromformer.tasks.row_files import Asked, Fault, Row, RowFile, Unusable, shortened
 from nystromformer.tasks.rows import Encoded
-from nystromformer.tasks.scores import answer_scores, with_score
+from nystromformer.tasks.scores import answer_scores
 from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Task, Texts
 
 _AT_ONCE = 100
@@ -115,13 +117,18 @@ class AnswerTask(Task):
         return replace(splits, task=replace(task, has_unanswerable=True, metrics=(*task.metrics, *sides)))
 
     def opened(self, asked: Asked) -> QuestionFile:
-        return QuestionFile(asked)
+        return QuestionFile(asked, (".json", ".jsonl"), _HINT)
 
     def is_labelled(self, file: QuestionFile) -> bool:
-        return file.is_labelled
+        """Whether a question has answers, or says that it has none."""
+        rows = (row for row in file.questions() if isinstance(row, Row))
+        return any("answers" in row.cells or "is_impossible" in row.cells for row in rows)
 
     def rows(self, file: QuestionFile, *, labelled: bool) -> Iterator[Found | Fault]:
-        return file.rows(labelled=labelled)
+        def found(row: Row, number: int) -> Iterator[Found]:
+            yield _question(row, number, labelled=labelled)
+
+        return file.usable(file.questions(), found)
 
     def check(self, splits: Splits) -> None:
         if not any(splits.train.labels or []):
@@ -149,7 +156,7 @@ class AnswerTask(Task):
         none = np.empty(0, np.int64)
         contexts = [context for _, context in examples.texts]
         labels: list[Any] | None = None if examples.labels is None else []
-        rows = AnswerRows([], [], labels, none, none, contexts=contexts)
+        rows, types = AnswerRows([], None, labels, none, none, contexts=contexts), []
         stride = min(self.stride, max_length // 4)
         for start in range(0, len(examples), _AT_ONCE):
             texts = examples.texts[start : start + _AT_ONCE]
@@ -159,19 +166,17 @@ class AnswerTask(Task):
                 max_length=max_length, stride=stride, return_overflowing_tokens=True,
                 return_offsets_mapping=True, verbose=False,
             )  # fmt: skip
+            rows.input_ids += found["input_ids"]
+            types += found.get("token_type_ids", [])
             for row, of_part in enumerate(found["overflow_to_sample_mapping"]):
                 example = start + of_part
                 second = np.array([part == 1 for part in found.sequence_ids(row)])
                 offsets = np.where(second[:, None], np.array(found["offset_mapping"][row]), -1)
-                rows.input_ids.append(found["input_ids"][row])
-                if "token_type_ids" in found:
-                    assert rows.token_type_ids is not None
-                    rows.token_type_ids.append(found["token_type_ids"][row])
                 rows.offsets.append(offsets.astype(np.int32))
                 rows.questions.append(example)
                 if rows.labels is not None and examples.labels is not None:
                     rows.labels.append(_places(examples.labels[example], offsets))
-        rows.token_type_ids = rows.token_type_ids or None
+        rows.token_type_ids = types or None
         rows.lengths = np.array([len(ids) for ids in rows.input_ids], np.int64)
         rows.full_lengths = rows.lengths
         return rows
@@ -237,7 +242,7 @@ class AnswerTask(Task):
             for side, chosen in sides.items()
             for column, name in enumerate(("exact", "f1"))
         }
-        return with_score(self, {name: figures[name] for name in self.metrics})
+        return self.with_score({name: figures[name] for name in self.metrics})
 
     def fitted(self, encoded: Encoded, labels: Sequence[Any], outputs: Outputs) -> AnswerTask:
         """With the threshold that gives the highest F1 on these examples, where some have no answer."""
@@ -312,3 +317,82 @@ def _places(answers: Sequence[tuple[int, str]], offsets: NDArray[np.int32]) -> t
     end = start + len(text)
     last = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] >= end) & (offsets[:, 0] >= 0))
     return (int(first[0]), int(last[-1])) if len(first) and len(last) else (0, 0)
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+_HINT = "write SQuAD's .json, or .jsonl with context, question and answers"
+
+
+class QuestionFile(RowFile):
+    """Questions with their contexts: SQuAD's JSON, or JSON lines."""
+
+    advice: ClassVar[str] = "mend it"
+
+    def questions(self) -> Iterator[Row | Unusable]:
+        """Each with its context."""
+        if self.is_json:
+            yield from self.objects()
+            return
+        try:
+            content = json.loads("\n".join(line.text for line in lines(self.path)))
+        except (ValueError, RecursionError):
+            content = None
+        articles = content.get("data") if isinstance(content, dict) else None
+        if not isinstance(articles, list):
+            raise UserError(
+                f"{self.path} is not of SQuAD's layout (no list 'data'): write such a file, or .jsonl"
+            )
+        try:
+            for article in articles:
+                for paragraph in article["paragraphs"]:
+                    for question in paragraph["qas"]:
+                        name = question.get("id", "without id")
+                        cells = {**question, "context": paragraph["context"]}
+                        yield Row(cells, self.path, 0, within=f"question {name}")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.path} is not of SQuAD's layout ({type(error).__name__}: {error}): data holds "
+                "articles, those paragraphs with a context and qas"
+            ) from None
+
+
+def _question(row: Row, number: int, *, labelled: bool) -> Found:
+    """Question and context, right answers, name."""
+    content = row.cells
+    for name in ("question", "context"):
+        if not isinstance(content.get(name), str) or not content[name].strip():
+            raise Unusable(f"is malformed (no text in {name!r})")
+    question, context = (without_surrogates(content[name]) for name in ("question", "context"))
+    answers = _answers(content, context) if labelled else None
+    return (question.strip(), context), answers, row.name("id", number)
+
+
+def _answers(content: dict[str, Any], context: str) -> list[tuple[int, str]]:
+    """The right answers of a question; none where it says so."""
+    if content.get("is_impossible") is True:
+        return []
+    given: Any = content.get("answers")
+    if isinstance(given, dict):  # the hub's layout
+        texts, starts = given.get("text"), given.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise Unusable("is malformed ('answers' has not as many 'text' as 'answer_start')")
+        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    if not isinstance(given, list):
+        raise Unusable("has no list 'answers': an empty one says that there is no answer")
+    return [_right(answer, context) for answer in given]
+
+
+def _right(answer: Any, context: str) -> tuple[int, str]:
+    held = answer if isinstance(answer, dict) else {}
+    text, start = held.get("text"), held.get("answer_start")
+    text = without_surrogates(text) if isinstance(text, str) else text
+    if not isinstance(text, str) or not isinstance(start, int) or not text:
+        raise Unusable("is malformed (an answer is no object of 'text' and 'answer_start')")
+    if context[start : start + len(text)] != text or start < 0:
+        raise Unusable(
+            f"has the answer {shortened(text)} at character {start} of its context, where "
+            f"{shortened(context[max(start, 0) : max(start, 0) + len(text)])} stands"
+        )
+    return start, text

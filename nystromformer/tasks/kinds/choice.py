@@ -37,7 +37,6 @@ from nystromformer.tasks.lists import ListTask
 from nystromformer.tasks.reading import own_splits
 from nystromformer.tasks.row_files import Asked, Fault, Row, Unusable, shortened
 from nystromformer.tasks.rows import Encoded, in_lists, rows_of_texts
-from nystromformer.tasks.scores import figures_of
 from nystromformer.tasks.table_files import TableFile
 from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Texts
 
@@ -118,9 +117,6 @@ class ChoiceTask(ListTask):
     def predict(self, encoded: Encoded, outputs: Outputs) -> list[int]:
         """The number of the likeliest choice."""
         return [int(row.argmax()) for row in outputs]
-
-    def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-        return figures_of(self, labels, predictions)
 
     def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
         """Of the likeliest choice."""

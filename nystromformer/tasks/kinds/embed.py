@@ -34,7 +34,7 @@ from nystromformer.tasks.contrast import (
     matched_similarities,
     ranks,
 )
-from nystromformer.tasks.pair_files import filled, pairs_in, read_vectors, texts_in
+from nystromformer.tasks.pair_files import Documents, documents, filled, pairs_in, read_vectors, texts_in
 from nystromformer.tasks.reading import own_splits, usable_rows
 from nystromformer.tasks.row_files import Asked, Fault, listed
 from nystromformer.tasks.rows import (
@@ -46,8 +46,6 @@ from nystromformer.tasks.rows import (
     texts_of_rows,
     whose,
 )
-from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.spans import Documents, documents
 from nystromformer.tasks.table_files import TableFile
 from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Task
 
@@ -310,7 +308,7 @@ class EmbedTask(Task):
         if self.goal == "contrastive":
             places = np.asarray(predictions, np.float64)
             found = {"mrr": float((1 / places).mean()), "accuracy": float((places == 1).mean())}
-            return with_score(self, found)
+            return self.with_score(found)
         ours, theirs = (
             F.normalize(torch.from_numpy(np.stack([np.asarray(x) for x in rows])).float(), dim=-1)
             for rows in (predictions, labels)
@@ -318,7 +316,7 @@ class EmbedTask(Task):
         found = {"pearson": agreement(ours[:_MOST_COMPARED], theirs[:_MOST_COMPARED])}
         if self.goal == "vectors":
             found = {"cosine": float((ours * theirs).sum(-1).mean()), **found}
-        return with_score(self, found)
+        return self.with_score(found)
 
     def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """The vector, in nine digits, which is all of a float32."""

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.kinds.own import OwnTask
-from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits
+from nystromformer.tasks.kinds.sequence import OwnTask, SequenceTask, custom_splits
 from nystromformer.tasks.reading import number_in
 from nystromformer.tasks.row_files import Row, Unusable
 from nystromformer.tasks.rows import Encoded
-from nystromformer.tasks.scores import METRICS, with_score
+from nystromformer.tasks.scores import METRICS
 from nystromformer.tasks.task import Answered, Outputs, Splits
 
 OF_NUMBERS = ("pearson", "spearman", "mse", "mae")
@@ -114,7 +113,7 @@ class NumbersTask(OwnTask):
             name: [self._figure(name, number, truth[number], found[number]) for number in range(len(truth))]
             for name in self.metrics
         }
-        figures = with_score(self, {name: float(np.mean(values)) for name, values in of_columns.items()})
+        figures = self.with_score({name: float(np.mean(values)) for name, values in of_columns.items()})
         if len(self.labels) > 1:
             for name, values in of_columns.items():
                 figures |= {

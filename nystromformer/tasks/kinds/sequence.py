@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -24,7 +24,6 @@ from nystromformer.tasks.plots import draw_confusion
 from nystromformer.tasks.reading import id_of, in_order, number_in, own_splits, unlike, usable_rows
 from nystromformer.tasks.row_files import Asked, Fault, Row, Unusable, shortened, to_learn, to_predict
 from nystromformer.tasks.rows import Encoded, rows_of_texts
-from nystromformer.tasks.scores import figures_of
 from nystromformer.tasks.table_files import PREDICTIONS, TableFile, written
 from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Task, Texts
 
@@ -106,7 +105,7 @@ class SequenceTask(Task):
             yield from super().complaints(settings)
         if task.name != "custom" and data.hub:
             yield f"data.hub is for data of your own, not for task={task.name}: write task=custom, or null"
-        if settings.submission and task.name not in (*benchmarks.GLUE_TASKS, "glue"):
+        if settings.submission and task.name in benchmarks.REVIEW_TASKS:
             yield f"submission=true is for GLUE, not for task={task.name}: write false"
 
     @classmethod
@@ -234,9 +233,6 @@ class SequenceTask(Task):
         targets = torch.tensor(encoded.labels, dtype=torch.int64)
         return F.cross_entropy(logits, targets, reduction="none")
 
-    def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-        return figures_of(self, labels, predictions)
-
     def draw(
         self, labels: Sequence[Any], predictions: Sequence[Any], folder: Path, title: str
     ) -> dict[str, Any]:
@@ -354,3 +350,36 @@ def _values_in(file: TableFile, task: SequenceTask) -> list[str]:
 def with_labels(task: SequenceTask, values: tuple[str, ...]) -> SequenceTask:
     """The same task with the classes that its data turned out to have."""
     return replace(task, values=values, labels=values)
+
+
+# --- several labels or numbers of a text of the user's own --------------------------------------------
+
+
+class OwnTask(SequenceTask):
+    """Several labels or numbers of a text."""
+
+    predictions: ClassVar[str] = "predictions.jsonl"
+    pictures: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
+        task, data = settings.task, settings.data
+        yield from super(SequenceTask, cls).complaints(settings)
+        if data.source != "auto" or data.root:
+            yield f"data.source and data.root are not for task.kind={task.kind}: write data.train=FILE alone"
+
+    def draw(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def records(self, found: Answered) -> Iterator[Mapping[str, Any]]:
+        """Number, answer, what is true if it is known, and the texts."""
+        examples = found.examples
+        for row, answer in enumerate(self.answers(found)):
+            ours = {PREDICTIONS[0]: examples.ids[row], **answer}
+            record = {unlike(name, self.columns): value for name, value in ours.items()}
+            if examples.labels is not None:
+                record |= self.known(examples.labels[row])
+            yield record | dict(zip(self.texts, examples.texts[row], strict=True))
+
+    def written(self, found: Answered, *, first: int = 0) -> str:
+        return Task.written(self, found, first=first)

@@ -35,7 +35,7 @@ from nystromformer.tasks.plots import draw_class_scores
 from nystromformer.tasks.reading import own_splits
 from nystromformer.tasks.row_files import Asked, Fault, Unusable, to_learn
 from nystromformer.tasks.rows import Encoded, padded
-from nystromformer.tasks.scores import class_scores, span_scores, with_score
+from nystromformer.tasks.scores import class_scores, span_scores
 from nystromformer.tasks.tagged_files import Document, TaggedFile, is_spans, mended, scheme_of
 from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Task
 
@@ -232,7 +232,7 @@ class TokenTask(Task):
             figures |= span_scores(truth, found, self.scheme)
         else:
             figures["f1_macro"] = float(f1_score(words, answers, average="macro", zero_division=0))
-        return with_score(self, {name: figures[name] for name in self.metrics})
+        return self.with_score({name: figures[name] for name in self.metrics})
 
     def draw(
         self, labels: Sequence[Any], predictions: Sequence[Any], folder: Path, title: str
