@@ -110,7 +110,7 @@ tags: [nystromformer]
 [nystromformer](https://pypi.org/project/nystromformer/) for {job.task.epochs:g} epochs of batches of
 {job.batch_size} at {job.learning_rate:g}, seed {job.seed}.
 
-| {len(setup.dev[next(iter(setup.dev))]):,} held-out examples | |
+| {next(iter(setup.dev.values())).examples:,} held-out examples | |
 |---|---:|
 {shown}
 

@@ -141,9 +141,13 @@ def taken(settings: FinetuneSettings, job: Job) -> Iterator[bool]:
 
 def holder_of(job: Job, mine: ExitStack | None = None) -> str | None:
     """Who holds a seed, in words; with `mine` a seed that nobody holds is taken."""
+    return _holder(job.lock, job.label, mine)
+
+
+def _holder(lock: Path, what: str, mine: ExitStack | None = None) -> str | None:
     with ExitStack() as looking:
         try:
-            (mine or looking).enter_context(held(job.lock, job.label, _OTHERWISE))
+            (mine or looking).enter_context(held(lock, what, _OTHERWISE))
         except Held as other:
             return str(other)
     return None
@@ -192,11 +196,5 @@ def forget_unstarted(settings: FinetuneSettings, task: TaskSettings) -> None:
 
 def _others(task_folder: Path, mine: Job | None = None) -> bool:
     """Whether another process trains a seed of the task."""
-    for lock in task_folder.glob("rate*/seed-*.lock"):
-        if mine is None or lock != mine.lock:
-            try:
-                with held(lock, "", ""):
-                    pass
-            except Held:
-                return True
-    return False
+    locks = task_folder.glob("rate*/seed-*.lock")
+    return any(_holder(lock, "") for lock in locks if mine is None or lock != mine.lock)

@@ -61,17 +61,12 @@ class TaggedFile(RowFile):
         self._by_sentence = unit == "sentence"
         self._names = (tokens, tags)
 
-    @property
-    def is_labelled(self) -> bool:
-        """Whether a word has a tag."""
-        raw = self._raw(labelled=None)
-        return any(any(document.tags()) for document in raw if isinstance(document, Document))
-
     def documents(self, *, labelled: bool) -> Iterator[Document | Fault]:
         """The examples; raises Malformed with file and line for one that cannot be read."""
-        return self.usable(self._raw(labelled), self._units)
+        return self.usable(self.raw(labelled), self._units)
 
-    def _raw(self, labelled: bool | None) -> Iterator[Document | Unusable]:
+    def raw(self, labelled: bool | None) -> Iterator[Document | Unusable]:
+        """Documents as the file has them; with None for `labelled`, words may have a tag or none."""
         return self._json(labelled) if self.is_json else self._columns(labelled)
 
     def _units(self, document: Document, _: int) -> Iterator[Document]:

@@ -246,7 +246,7 @@ def _finish(setup: TaskSetup, job: Job, run: Run) -> None:
             export(model, task, setup, job, figures, job.folder / "model")
             draw_learning_curve(run.metrics, job.folder / "curve.png", job.label)
             keep_answers(job.folder, answers)
-            drawn = task.draw(labels, task.predict(part, outputs[name]), job.folder, job.label)
+            drawn = task.draw(*answers[name], job.folder, job.label)
             if certain := task.certainty(labels, outputs[name]):
                 found, place = reliability(*certain), job.folder / RELIABILITY
                 drawn["reliability"] = draw_reliability(found, place, job.label)

@@ -122,7 +122,9 @@ class TokenTask(Task):
         return TaggedFile(asked, unit=self.unit, tokens=self.tokens, tags=self.tags)
 
     def is_labelled(self, file: TaggedFile) -> bool:
-        return file.is_labelled
+        """Whether a word has a tag."""
+        documents = (row for row in file.raw(labelled=None) if isinstance(row, Document))
+        return any(any(document.tags()) for document in documents)
 
     def rows(self, file: TaggedFile, *, labelled: bool) -> Iterator[Found | Fault]:
         """Words, tag ids, name and lengths of sentences of each document."""
