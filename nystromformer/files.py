@@ -78,8 +78,16 @@ def replacing_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def why_not_writable(place: Path) -> str | None:
+    """What forbids to make a file or folder there, as far as can be seen without trying."""
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    return None if os.access(existing, os.W_OK) else "permission denied"
+
+
 def check_new_folder(target: Path) -> None:
-    """Raise UserError where something is there: what another model left would be taken for this one's."""
+    """Raise UserError where it cannot be made, or holds what would be taken for a part of the new one."""
     if target.exists() and not target.is_dir():
         raise UserError(f"target={target} is a file: write a folder")
     there = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
@@ -87,6 +95,8 @@ def check_new_folder(target: Path) -> None:
         raise UserError(f"target={target} holds a model already: write another folder, or remove it")
     if there:
         raise UserError(f"target={target} holds {there[0]} already: write another folder, or empty it")
+    if why := why_not_writable(target.absolute()):
+        raise UserError(f"target={target} cannot be written: {why}")
 
 
 @contextmanager

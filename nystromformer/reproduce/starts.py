@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from nystromformer.attention.mechanism import Mechanism
 from nystromformer.data.documents import in_validation, text_hash
 from nystromformer.data.layout import Batch
 from nystromformer.data.text_files import Imdb
+from nystromformer.files import sha256_of_json
 from nystromformer.model import NystromformerModel
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.closed_form import RIDGE, fit_convolutions, fit_in_closed_form
@@ -27,6 +29,7 @@ from nystromformer.results import Result
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.convert import ConvertSettings
+from nystromformer.settings.identity import identity, nested
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.scale import StartsScale
 from nystromformer.tables import table
@@ -67,7 +70,8 @@ def starts(settings: ReproduceSettings) -> Result:
         chosen = calibration[: choices.pop("rows", rows)]
         errors[name] = error_of_start(bert, chosen, held_out, **choices)
         print(f"  {name}: {errors[name]:.3f}", flush=True)
-    near, transfer = _with_neighbours(bert, scale)
+    begun = sha256_of_json(nested(identity(scale)))[:8]
+    near, transfer = _with_neighbours(bert, scale, Path(settings.runs_folder) / f"starts-{begun}")
     told = f"{transfer['steps']} steps of {ConvertSettings().batch_size} rows, "
     told += f"{transfer['seconds'] / 60:.1f} minutes"
     told += "" if transfer["kept"] else ", no better and undone"
@@ -127,7 +131,9 @@ def error_of_start(
     return error_of_states(nystrom, _exact(source), _batches(rows_BN[:, None]))
 
 
-def _with_neighbours(bert: str, scale: StartsScale) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+def _with_neighbours(
+    bert: str, scale: StartsScale, folder: Path
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """The error of each row of the second table at half the length and at it; the transfer's facts."""
     source = open_source(bert, "bert")
     exact = _exact(source)
@@ -163,9 +169,8 @@ def _with_neighbours(bert: str, scale: StartsScale) -> tuple[dict[str, dict[str,
         note(f"{_both(landmarks, w, g)}, {how}", encoder)
     # The last one goes on.
     settings = ConvertSettings(steps=scale.transfer_steps, minutes=scale.transfer_minutes)
-    done = transfer_attention(
-        encoder, exact, lambda: mixed_rows(bert, scale.length), held_out[scale.length], settings
-    )
+    rows = mixed_rows(bert, scale.length)
+    done = transfer_attention(encoder, exact, rows, held_out[scale.length], settings, folder)
     note(f"{_both(few, w, most)}, reconstructed and transferred", encoder)
     return found, {"steps": done.steps, "seconds": done.seconds, "kept": done.kept}
 

@@ -10,23 +10,32 @@ layer, which drift further apart from layer to layer:
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+import copy
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.data.corpora import Corpus, read_documents
+from nystromformer.data.examples import Key
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model.encoder import NystromformerModel
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.convert import ConvertSettings
-from nystromformer.training.display import ProgressDisplay
-from nystromformer.training.optimizer import build_optimizer, set_learning_rate
-from nystromformer.training.phases import plan_of
+from nystromformer.training.checkpoint import whole_checkpoint
+from nystromformer.training.devices import accelerator_of, on_device
+from nystromformer.training.flops import forward_flops, training_flops
+from nystromformer.training.loop import Run, train
+from nystromformer.training.objective import every
+from nystromformer.training.signals import StopRequest
+from nystromformer.training.together import Together
 
 SHARES = (1, 1, 2, 4)
 """Lengths of the rows, one after the other, as divisors of the longest: what is fitted to text has to serve
@@ -36,7 +45,7 @@ SHORTEST = 8
 """Tokens, special ones included, below which a corpus holds no row."""
 
 WARMUP = 20
-"""Steps, also where there are fewer: Adam's first ones move every weight by the whole rate."""
+"""Steps, or all where there are fewer: Adam's first ones move every weight by the whole rate."""
 
 FROZEN = {
     "mechanism": lambda name: not name.endswith("attention.self.conv.weight"),
@@ -62,71 +71,133 @@ class Transferred:
 def transfer_attention(
     encoder: NystromformerModel,
     exact: NystromformerModel,
-    rows: Callable[[], Iterator[Batch]],
+    rows: Iterator[Batch],
     held_out: Sequence[Batch],
     settings: ConvertSettings,
+    folder: Path,
 ) -> Transferred:
     """Train the encoder's layers; no dropout, float32. What is no better on the held-out rows is undone.
 
     Args:
-        encoder: is left in `eval`, with all parameters to be trained.
+        encoder: is left in `eval`, with all parameters to be trained, on the device it was on.
         exact: the teacher.
-        rows: begins a pass over batches of one row; the passes follow each other.
-        held_out: rows that are in none of the passes.
+        rows: batches of one row each, none of them held out; they are gone through again and again.
         settings: steps, minutes, batch_size, learning_rate and trained.
+        folder: where a signal leaves a checkpoint, from which the next call with this folder goes on; gone
+            after the last step, and after a fault.
 
     Raises:
-        UserError: the loss is no number, or `trained` names nothing that this model has.
+        UserError: a loss or gradient is no number, or `trained` names nothing that this model has.
+        SystemExit: a signal came.
     """
     frozen = FROZEN[settings.trained]
-    trained = [p for name, p in encoder.encoder.named_parameters() if not frozen(name)]
+    trained = {name for name, _ in encoder.encoder.named_parameters(prefix="encoder") if not frozen(name)}
     if not trained:
         raise UserError(
             f"trained={settings.trained}: this model has none: write conv_kernel_size=33, or trained=all"
         )
-    encoder.eval().requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name in trained)
+    place, accelerator = encoder.device, accelerator_of()
+    for model in (encoder, exact):
+        model.eval().to(accelerator.device)
+    fitted, before = copy.deepcopy(encoder.state_dict()), error_of_states(encoder, exact, held_out)
+    folder.mkdir(parents=True, exist_ok=True)
     recipe = TrainingSettings(
-        steps=max(settings.steps, WARMUP),
+        steps=settings.steps,
+        max_minutes=settings.minutes,
         learning_rate=settings.learning_rate,
-        warmup_steps=WARMUP,
+        warmup_steps=min(WARMUP, settings.steps),
         weight_decay=0.0,
         beta2=0.98,
+        precision="float32",
+        keep_checkpoints=1,
+        on_full_disk="continue",
+        max_skipped_steps=0,
     )
-    optimizer, plan = build_optimizer(encoder, recipe), plan_of(recipe)
-    weights = [p.detach().clone() for p in trained]
-    before, begun, step = error_of_states(encoder, exact, held_out), time.perf_counter(), 0
-    ahead, allowed = _endless(rows), 60 * settings.minutes if settings.minutes else math.inf
-    with ProgressDisplay(settings.steps, 0, shown=True) as display:
-        told, losses, tokens = begun, 0.0, 0
-        while step < settings.steps and (spent := (time.perf_counter() - begun) / allowed) < 1:
-            set_learning_rate(optimizer, rate := plan.rate(step, spent))
-            batch = [next(ahead) for _ in range(settings.batch_size)]
-            loss = sum(_backward(encoder, exact, row, len(batch)) for row in batch)
-            step += 1
-            if not loss < math.inf:
-                raise UserError(
-                    f"transfer: the loss of step {step} is no number: write a smaller learning_rate"
-                )
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            display.advance(step)
-            losses, tokens = losses + loss, tokens + sum(row["input_ids"].numel() for row in batch)
-            if step % (every := max(settings.steps // 20, 1)) == 0:
-                now = time.perf_counter()
-                left = min((now - begun) / step * (settings.steps - step), allowed - (now - begun))
-                display.train(step, losses / every, rate, tokens / (now - told), left)
-                told, losses, tokens = now, 0.0, 0
-    seconds = time.perf_counter() - begun
-    encoder.requires_grad_(True)
-    after = error_of_states(encoder, exact, held_out)
+    try:
+        run = Run(
+            recipe,
+            folder,
+            encoder,
+            encoder.config,
+            HiddenStates(exact),
+            RowsInTurn(rows, settings.batch_size, settings.steps),
+            accelerator,
+            Together(accelerator),
+            saved=whole_checkpoint(folder / "checkpoints"),
+            logs_after=every(max(settings.steps // 20, 1)),
+            saves_after=every(0),
+            remedy="write a smaller learning_rate",
+        )
+        with StopRequest() as stop:
+            train(run, stop)
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    after = error_of_states(encoder.eval(), exact, held_out)
     if not (kept := after < before):
+        encoder.load_state_dict(fitted)
+    for model in (encoder, exact):
+        model.to(place)
+    encoder.requires_grad_(True)
+    shutil.rmtree(folder)
+    return Transferred(run.progress.step, run.progress.seconds, after, kept)
+
+
+class HiddenStates:
+    """The objective: the module's loss, the mean over a batch's rows, which have no padding."""
+
+    losses = ("hidden_states",)
+
+    def __init__(self, exact: NystromformerModel) -> None:
+        self._exact = exact
+
+    def counts(self, batch: Batch) -> tuple[int]:
+        return (len(batch["input_ids"]),)
+
+    def means(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor]:
+        ids = batch["input_ids"]
         with torch.no_grad():
-            for parameter, weight in zip(trained, weights, strict=True):
-                parameter.copy_(weight)
-    return Transferred(step, seconds, after, kept)
+            wanted = self._exact(ids, output_hidden_states=True).hidden_states
+        # The teacher has no dropout, and what is to come near to it has none either.
+        found = model.eval()(ids, output_hidden_states=True).hidden_states
+        pairs = zip(found[1:], wanted[1:], strict=True)
+        errors = torch.stack([(h - w).square().sum() / w.square().sum() for h, w in pairs])
+        return (errors.mean() + errors[-1],)
+
+    def flops(self, lengths: NDArray[np.int64], counts: list[int]) -> float:
+        config = self._exact.config
+        return training_flops(config, lengths, 0) + forward_flops(config, lengths, 0)
+
+
+class RowsInTurn:
+    """Batches of rows one after the other, each row a micro-batch; behind the last one from the first again.
+
+    Rows are read when a step first asks for them and kept.
+    """
+
+    def __init__(self, rows: Iterator[Batch], batch_size: int, steps: int) -> None:
+        self._unread, self._size, self._steps = rows, batch_size, steps
+        self._read: list[Batch] = []
+
+    def training(self, start_step: int, *, pin_memory: bool) -> Iterator[list[Batch]]:
+        """The rows of each step that is still to do."""
+        return map(self.of_step, range(start_step, self._steps))
+
+    def of_step(self, step: int) -> list[Batch]:
+        """The rows of a step, counted from 0."""
+        return [self._row(number) for number in range(step * self._size, (step + 1) * self._size)]
+
+    def keys_of_step(self, step: int) -> list[Key]:
+        """(epoch, index) of each of them."""
+        rows = len(self._read)
+        return [divmod(number, rows) for number in range(step * self._size, (step + 1) * self._size)]
+
+    def _row(self, number: int) -> Batch:
+        while len(self._read) <= number and (row := next(self._unread, None)):
+            self._read.append({**row, "attention_mask": torch.ones_like(row["input_ids"])})
+        return self._read[number % len(self._read)]
 
 
 @torch.no_grad()
@@ -134,30 +205,11 @@ def error_of_states(encoder: NystromformerModel, exact: NystromformerModel, rows
     """‖h − h*‖ / ‖h*‖ of the last hidden state over all tokens of the rows, which have no padding."""
     squares = torch.zeros(2, dtype=torch.float64)
     for row in rows:
-        wanted, found = (model(**_on(model, row)).last_hidden_state for model in (exact, encoder))
+        wanted, found = (
+            model(**on_device(row, encoder.device)).last_hidden_state for model in (exact, encoder)
+        )
         squares += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).double().cpu()
     return float((squares[0] / squares[1].clamp(min=1e-30)).sqrt())
-
-
-def _backward(encoder: NystromformerModel, exact: NystromformerModel, row: Batch, rows: int) -> float:
-    """Add the gradient of a row's share of the loss; the share."""
-    with torch.no_grad():
-        wanted = exact(**_on(exact, row), output_hidden_states=True).hidden_states
-    found = encoder(**_on(encoder, row), output_hidden_states=True).hidden_states
-    pairs = zip(found[1:], wanted[1:], strict=True)
-    errors = torch.stack([(h - w).square().sum() / w.square().sum() for h, w in pairs])
-    loss = (errors.mean() + errors[-1]) / rows
-    loss.backward()
-    return float(loss.detach())
-
-
-def _endless(rows: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
-    while True:
-        yield from rows()
-
-
-def _on(model: NystromformerModel, row: Batch) -> Batch:
-    return {name: tensor.to(model.device) for name, tensor in row.items()}
 
 
 # --- text to be fitted and trained on -----------------------------------------------------------------

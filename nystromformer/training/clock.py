@@ -116,7 +116,7 @@ class Forecast:
         if reached < all_steps:
             return (
                 f"this machine makes about {reached:,.0f} of the {all_steps:,} steps in the "
-                f"{self._minutes:g} minutes of training.max_minutes; the rate falls to zero over those"
+                f"{self._minutes:g} minutes allowed; the rate falls to zero over those"
             )
         minutes = max(round((seconds + (self._plan.work(all_steps) - done) * each) / 60), 1)
         unit = "minute" if minutes == 1 else "minutes"

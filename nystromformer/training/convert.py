@@ -17,7 +17,7 @@ from nystromformer.attention.nystrom import near_in_words
 from nystromformer.data.corpora import open_corpus
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
-from nystromformer.files import check_new_folder, new_folder
+from nystromformer.files import check_new_folder, new_folder, sha256_of_json
 from nystromformer.hub import opened_tokenizer
 from nystromformer.model.closed_form import fit_in_closed_form, with_exact_attention
 from nystromformer.model.configuration import NystromformerConfig
@@ -25,6 +25,7 @@ from nystromformer.model.heads import NystromformerForPreTraining
 from nystromformer.model.layouts import export_for_transformers
 from nystromformer.model.source import Copied, Source, open_source, written
 from nystromformer.settings.convert import ConvertSettings
+from nystromformer.settings.identity import identity, nested
 from nystromformer.training.attention_transfer import error_of_states, text_rows, transfer_attention
 
 HELD_OUT = 4
@@ -165,7 +166,11 @@ def _bring_closer(
         lines += fit_in_closed_form(encoder, calibration, settings.how).splitlines()
         lines[0] += f", {error_of_states(encoder, exact, held_out):.3f} fitted"
     if settings.transfer:
-        done_by = transfer_attention(encoder, exact, training_rows, held_out, settings)
+        # By what it starts from and is measured on too: a stopped one goes on where those are the same.
+        begun = [nested(identity(settings)), lines[0], [row["input_ids"].tolist() for row in held_out]]
+        target = Path(str(settings.target)).expanduser()
+        folder = target.with_name(f".{target.name}.transfer-{sha256_of_json(begun)[:8]}")
+        done_by = transfer_attention(encoder, exact, training_rows(), held_out, settings, folder)
         lines[0] += f", {done_by.after:.3f} transferred"
         lines.append(
             f"transfer of {settings.trained}: {done_by.steps} steps of {settings.batch_size} rows in "

@@ -42,7 +42,7 @@ from nystromformer.training.report import finish_run
 from nystromformer.training.run_folder import RunFolder
 from nystromformer.training.signals import StopRequest
 from nystromformer.training.start import build_model, fit, settled
-from nystromformer.training.together import Together
+from nystromformer.training.together import Together, joined
 
 
 def pretrain(settings: PretrainSettings) -> None:
@@ -53,19 +53,15 @@ def pretrain(settings: PretrainSettings) -> None:
             full, or training comes to numbers that are not finite.
     """
     accelerator = devices.open_accelerator(settings.training)
-    together = Together(accelerator)
-    settings = together.on_all(lambda: _checked(settings, accelerator))
-    with ExitStack() as held:
+    with joined(accelerator) as together, ExitStack() as held:
+        settings = together.on_all(lambda: _checked(settings, accelerator))
         together.on_main(lambda: held.enter_context(RunFolder(settings).held()))
         job = setup(settings, accelerator, together)
-        try:
-            together.on_all(lambda: check(job))
-            with StopRequest() as stop:
-                train(job.run, stop)
-            finish(job, together)
-        finally:
-            job.run.close()
-            accelerator.end_training()
+        held.callback(job.run.close)
+        together.on_all(lambda: check(job))
+        with StopRequest() as stop:
+            train(job.run, stop)
+        finish(job, together)
 
 
 @dataclass

@@ -17,7 +17,6 @@ runs/NAME/
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -28,7 +27,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from nystromformer.errors import UserError
-from nystromformer.files import held, write_atomically
+from nystromformer.files import held, why_not_writable, write_atomically
 from nystromformer.settings import PretrainSettings
 from nystromformer.settings.identity import difference, identity, read_stored
 
@@ -58,11 +57,8 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be written, or holds a run of another configuration.
         """
-        existing = next(path for path in (self.checkpoints, *self.checkpoints.parents) if path.exists())
-        if not existing.is_dir():
-            self._cannot_write(f"{existing} is a file")
-        if not os.access(existing, os.W_OK):
-            self._cannot_write("permission denied")
+        if why := why_not_writable(self.checkpoints):
+            self._cannot_write(why)
         if self.config.exists():
             self._check_same_run(settings)
 

@@ -8,7 +8,8 @@ a group of their own, over the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -77,6 +78,19 @@ class Together:
         if self._group is not None:
             torch.distributed.all_gather_object(values, value, group=self._group)
         return values
+
+
+@contextmanager
+def joined(accelerator: Accelerator | None) -> Iterator[Together]:
+    """What the processes share, until the work is over, done or refused: then this one leaves their group.
+
+    A group that is left to the interpreter's end may abort the process when another one went first.
+    """
+    try:
+        yield Together(accelerator)
+    finally:
+        if accelerator:
+            accelerator.end_training()
 
 
 def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -1,5 +1,7 @@
 """`convert` with text: fitted and trained models, whole or absent, and what is refused."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from nystromformer import NystromformerForPreTraining
 from nystromformer.cli import main
 from nystromformer.data.corpora import open_corpus
 from nystromformer.settings.data import DataSettings
-from nystromformer.training.attention_transfer import text_rows
+from nystromformer.training.attention_transfer import HiddenStates, text_rows
 
 WORDS = [f"w{number}" for number in range(60)]
 LENGTH = 64
@@ -105,6 +107,34 @@ def test_the_time_limit_ends_it(here, capsys):
     assert 0 < steps < 100000
 
 
+def test_a_stopped_transfer_goes_on_and_comes_to_the_same(here, capsys, monkeypatch):
+    more = ["transfer=true", "steps=6", "learning_rate=3e-4", "minutes=null", "batch_size=2"]
+    assert main(words(here, "unstopped", *more)) == 0
+    means, calls = HiddenStates.means, []
+
+    def stopped(self, model, batch):
+        calls.append(batch)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return means(self, model, batch)
+
+    monkeypatch.setattr(HiddenStates, "means", stopped)
+    with pytest.raises(SystemExit) as left:
+        main(words(here, "stopped", *more))
+    assert left.value.code == 143
+    assert "stopped at step 3; the same command goes on from there" in capsys.readouterr().out
+    assert not (here / "stopped").exists()
+    assert main(words(here, "stopped", *more)) == 0
+    assert len(calls) == 6 * 2
+    assert "transfer of all: 6 steps of 2 rows" in capsys.readouterr().out
+    assert not [path for path in here.iterdir() if ".transfer-" in path.name]
+    whole, parted = (
+        NystromformerForPreTraining.from_pretrained(here / name).state_dict()
+        for name in ("unstopped", "stopped")
+    )
+    assert all(torch.equal(whole[name], parted[name]) for name in whole)
+
+
 def test_what_is_no_better_is_undone(here, capsys):
     more = ["transfer=true", "steps=3", "learning_rate=0.3", "trained=mechanism", "batch_size=1"]
     assert main(words(here, "worse", *more)) == 0
@@ -155,6 +185,16 @@ def test_impossible_settings(here, change, message, capsys):
     assert len(said) == 1
     assert message in said[0]
     assert not (here / "refused").exists()
+
+
+def test_a_target_that_cannot_be_written_is_found_before_the_work(here, capsys):
+    assert main(words(here, "text.txt/below", "transfer=true")) == 2
+    captured = capsys.readouterr()
+    (said,) = (line for line in captured.err.splitlines() if line.startswith("nystromformer: "))
+    assert said == (
+        f"nystromformer: target={here}/text.txt/below cannot be written: {here}/text.txt is a file"
+    )
+    assert "step" not in captured.out
 
 
 def test_a_trained_convolution_is_not_fitted(here, capsys):

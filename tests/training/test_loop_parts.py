@@ -90,7 +90,7 @@ def test_a_slow_machine_hears_at_once_how_long_it_will_take():
     ((step, line),) = forecast_of(9 * pace, 400).items()
     assert step == 9
     assert line == (
-        "this machine makes about 501 of the 1,500 steps in the 12 minutes of training.max_minutes; the rate "
+        "this machine makes about 501 of the 1,500 steps in the 12 minutes allowed; the rate "
         "falls to zero over those"
     )
     assert min(forecast_of(26 * pace, 100)) == 4
