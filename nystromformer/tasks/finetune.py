@@ -54,7 +54,7 @@ from nystromformer.tasks.training import outputs_of, train_seed
 from nystromformer.threads import watch_for_other_work
 from nystromformer.training import devices
 from nystromformer.training.signals import StopRequest
-from nystromformer.training.together import Together
+from nystromformer.training.together import Together, joined
 
 _CRASHED = 1
 
@@ -70,8 +70,7 @@ def finetune(settings: FinetuneSettings) -> None:
     accelerator = None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         accelerator = devices.open_accelerator(TrainingSettings())
-    together = Together(accelerator)
-    try:
+    with joined(accelerator) as together:
         waiting, told = together.on_main(lambda: begin(settings, together.count))
         if waiting:
             try:
@@ -84,9 +83,6 @@ def finetune(settings: FinetuneSettings) -> None:
                     together.on_main(partial(forget_unstarted, settings, task))
                 raise
         together.on_main(lambda: conclude(settings, told))
-    finally:
-        if accelerator:
-            accelerator.end_training()
 
 
 def begin(settings: FinetuneSettings, processes: int) -> tuple[int, set[str]]:

@@ -55,7 +55,7 @@ from nystromformer.tasks.task import Found, Task, stored
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
 from nystromformer.training.display import ProgressDisplay
-from nystromformer.training.together import Together
+from nystromformer.training.together import Together, joined
 
 _CHARACTERS = 64
 """A chunk holds at most so many for each token of a batch: some 16 batches."""
@@ -99,11 +99,8 @@ def _share(settings: EvaluateSettings) -> None:
     accelerator = None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         accelerator = devices.open_accelerator(TrainingSettings(precision=settings.precision))
-    try:
-        _Prediction(settings, Together(accelerator)).run()
-    finally:
-        if accelerator:
-            accelerator.end_training()
+    with joined(accelerator) as together:
+        _Prediction(settings, together).run()
 
 
 class _Prediction:
