@@ -13,7 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nystromformer.errors import UserError
 from nystromformer.settings.benchmark import BenchmarkSettings
 
 __all__ = ["BENCHMARKS", "benchmark"]
@@ -47,8 +46,7 @@ def benchmark(settings: BenchmarkSettings) -> dict[str, Any]:
     Raises:
         UserError: a setting is impossible, by itself or on this machine, or a file cannot be written.
     """
-    if complaints := list(settings.complaints()):
-        raise UserError("\n".join(complaints))
+    settings.check()
     from nystromformer.machine import device_of, machine
     from nystromformer.results import results_folder, write_files
 

@@ -1,17 +1,19 @@
 """What each kernel of Nyström attention on a GPU moves and multiplies: counted on paper, measured nowhere.
 
-    python -m nystromformer.benchmark.kernels        the table of docs/attention.md
+    python -m nystromformer.benchmark.kernels        the tables of docs/attention.md
 
 Bytes are those of the GPU's memory: what a kernel reads and what it writes, each once. Read again by a
 neighbour (a convolution's window, a head's landmarks), and the iterates of the inverse's backward pass, they
 are taken to lie in the cache. Operations are those of the products that a kernel does, with what it computes
 again and the zeros of the convolution's band; a multiplication with its addition counts as 2.
 
-Shapes: B rows, H heads, N positions, D head width, M landmarks, K kernel width; S parts of the positions.
+Shapes: B rows, H heads, N positions, D head width, M landmarks, K kernel width; S parts of the positions;
+C blocks of W positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ HALF, SINGLE = 2, 4
 MEMORY, PRODUCTS = 3.35e12, 800e12
 """Bytes and bf16 operations a second of an H100 with HBM3; 800e12 is what large products reach there."""
 MULTIPROCESSORS = 132
-TOKENS, HEADS, WIDTH, LANDMARKS, KERNEL = 65_536, 12, 64, 64, 33
+TOKENS, HEADS, WIDTH, LANDMARKS, KERNEL, BLOCK = 65_536, 12, 64, 64, 33, 64
 ITERATIONS = 6
 LENGTHS = (512, 8192)
 
@@ -91,14 +93,73 @@ def kernel_work(
     return found
 
 
+def neighbour_work(
+    b: int, n: int, *, h: int = HEADS, d: int = WIDTH, m: int = LANDMARKS, k: int = KERNEL, w: int = BLOCK
+) -> list[Work]:
+    """The same with exact neighbours, where what blocks share is computed again for the backward pass.
+
+    `sums of gradients` and `sum with the convolution` are PyTorch's, each tensor read and written once; the
+    few operations on numbers a landmark between the launches are left out.
+    """
+    from nystromformer.attention.gpu.launch import Sizes  # needs Triton
+
+    plain = {work.kernel: work for work in kernel_work(b, n, h=h, d=d, m=m, k=k)}
+    sizes = Sizes(b, h, n, m, d, k, torch.bfloat16, False, MULTIPROCESSORS, True)
+    heads, c = b * h, -(-n // w)
+    inputs, numbers = HALF * heads * n * d, SINGLE * heads * n  # a number a token
+    means, matrices, sums = (SINGLE * heads * m * each for each in (d, m, 1))
+    shared, of_blocks = c * means, c * sums  # T, P and their gradients; a number a landmark of each block
+    firsts, counts = SINGLE * heads * c * d, SINGLE * b * c * m
+    product, near = 2 * heads * n * m * d, 3 * 2 * heads * n * w * d  # of tokens with landmarks, neighbours
+    step, small = 2 * heads * m**3, 2 * heads * m * m * d
+    convolution = 2 * heads * n * sizes.window * d
+    parts = -(-c // -(-c // min(c, -(-sizes.programs // heads))))
+    far = shared + 2 * of_blocks + means + 3 * sums + matrices + counts
+    blocks = [
+        Work("blocks", 2 * inputs + means + shared + 3 * of_blocks, 2 * product),
+        Work("whole", shared + 3 * of_blocks + means + 4 * sums, 2 * heads * c * m * d),
+        Work("mixed", far + shared + of_blocks, c * small),
+    ]
+    of_block = shared + of_blocks + counts  # P, its sums and the counts of far tokens
+    summed = means + matrices + 2 * sums
+    return [
+        plain["means"],
+        Work("inverse", 2 * means + matrices, small + 4 * ITERATIONS * step),
+        *blocks,
+        Work("near", 4 * inputs + means + of_block + 2 * numbers, 2 * product + 2 * near),
+        Work("convolution", 2 * inputs, convolution),
+        Work("sum with the convolution", 3 * inputs, heads * n * d),
+        Work("convolution, turned", 2 * inputs, convolution),
+        plain["kernel_gradient"],
+        plain["sum over rows, parts and places"],
+        *(work._replace(kernel=f"{work.kernel}, again") for work in blocks),
+        Work(
+            "near_backward_query",
+            6 * inputs + means + of_block + 2 * shared + of_blocks + 2 * firsts + 4 * numbers,
+            5 * product + 3 * near,
+        ),
+        Work("mixed_backward", far + 2 * (shared + of_blocks) + parts * summed, 2 * c * small),
+        Work("sums over parts", (parts + 1) * summed, parts * heads * m * (d + m)),
+        Work(
+            "near_backward_key",
+            6 * inputs + 2 * means + 2 * sums + shared + of_blocks + shared + 3 * numbers,
+            5 * product + 4 * near,
+        ),
+        Work("sums over blocks", 2 * (shared + means) + 2 * firsts, 2 * heads * c * (m + 1) * d),
+        Work("inverse_backward", matrices + 4 * means, 3 * small + (4 + 8) * ITERATIONS * step),
+        Work("means_backward", 2 * means + 2 * inputs, 2 * heads * n * d),
+        Work("sums of gradients", 9 * inputs, 3 * heads * n * d),
+    ]
+
+
 def floor_bytes(b: int, n: int, h: int = HEADS, d: int = WIDTH) -> int:
     """Inputs read and outputs written once in each direction: eleven tensors."""
     return 11 * HALF * b * h * n * d
 
 
-def table() -> list[str]:
+def table(work_of: Callable[[int, int], list[Work]] = kernel_work) -> list[str]:
     """The work of 65,536 tokens at both lengths."""
-    found = [kernel_work(TOKENS // n, n) for n in LENGTHS]
+    found = [work_of(TOKENS // n, n) for n in LENGTHS]
     rows = [
         [
             f"`{of_kernel[0].kernel}`",
@@ -122,4 +183,4 @@ def _cells(moved: int, flops: int, seconds: float) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(*table(), sep="\n")
+    print(*table(), "", *table(neighbour_work), sep="\n")

@@ -23,9 +23,10 @@
     loader                  batches of int64 tensors, drawn ahead by processes
 
 Above the double line a document is touched once. `prepare` does it or finds that it was done: `plan` names
-the folder by all that its files depend on, `unfinished` holds what is whole of it, `workers` are the
-processes, and `preparation_report` tells what came of it. Several machines can share it, and what is killed
-goes on. Below it, everything is a pure function of (seed, epoch, example index): see `stateless_random`.
+the folder by all that its files depend on, `unfinished` holds what is whole of it, `workers` are what the
+`processes` do, and `preparation_report` tells what came of it. Several machines can share it, and what is
+killed goes on. Below it, everything is a pure function of (seed, epoch, example index): see
+`stateless_random`.
 
 Importing this package costs nothing; take each name from its module, for instance
 `from nystromformer.data.prepare import prepare`.

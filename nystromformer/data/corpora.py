@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from nystromformer.data.documents import Document, Reader, Source
+from nystromformer.data.documents import Document, Source
 from nystromformer.errors import UserError
 from nystromformer.settings import DataSettings
 from nystromformer.settings.data import CORPORA, SourceSettings
@@ -21,14 +21,14 @@ class Part:
     """One source of the configuration, opened."""
 
     settings: SourceSettings
-    reader: Reader
+    sources: list[Source]
     skip_malformed: bool = False
     """Pass documents with a fault on, to be counted, rather than raise."""
 
     def documents(self) -> Iterator[Document]:
         """All documents of its inputs in order, up to the limits; an input beyond them is not opened."""
         limits = self.settings
-        documents = (d for i in range(len(self.reader.sources)) for d in self._documents_of(i))
+        documents = (d for source in self.sources for d in self._documents_of(source))
         left = None if limits.max_megabytes is None else limits.max_megabytes * 1e6
         for document in islice(documents, limits.max_documents):
             if left is not None:
@@ -37,9 +37,9 @@ class Part:
             if left is not None and left <= 0:
                 return
 
-    def _documents_of(self, source: int) -> Iterator[Document]:
+    def _documents_of(self, source: Source) -> Iterator[Document]:
         first_fault, sound = "", False
-        for document in self.reader.documents(source):
+        for document in source.documents():
             if not document.fault:
                 sound = True
             elif not self.skip_malformed:
@@ -59,7 +59,7 @@ class Corpus:
 
     @property
     def sources(self) -> list[Source]:
-        return [source for part in self.parts for source in part.reader.sources]
+        return [source for part in self.parts for source in part.sources]
 
     @property
     def total_bytes(self) -> int | None:
@@ -126,19 +126,19 @@ def _with_defaults(source: SourceSettings, data: DataSettings) -> SourceSettings
     )
 
 
-def _open(source: SourceSettings, setting: str, streaming: bool) -> Reader:
-    # Imported on use: only tables need the heavy `pyarrow.parquet`, and the hub `datasets`.
+def _open(source: SourceSettings, setting: str, streaming: bool) -> list[Source]:
+    # Imported on use: every worker imports this module, and only tables need the heavy `pyarrow.parquet`.
     if source.kind in ("text", "jsonl", "wikiextractor", "imdb"):
-        from nystromformer.data.text_files import Imdb, TextFiles, WikiExtractorFiles
+        from nystromformer.data.text_files import imdb, text_files, wikiextractor_files
 
         if source.kind == "imdb":
-            return Imdb()
+            return [imdb()]
         if source.kind == "wikiextractor":
-            return WikiExtractorFiles(source.files, source.text_field, setting=setting)
+            return wikiextractor_files(source.files, source.text_field, setting=setting)
         json_lines = source.kind == "jsonl"
-        return TextFiles(source.files, source.text_field, setting=setting, json_lines=json_lines)
-    from nystromformer.data.parquet import ParquetFiles, open_repository
+        return text_files(source.files, source.text_field, setting=setting, json_lines=json_lines)
+    from nystromformer.data.parquet import open_repository, parquet_files
 
     if source.kind == "parquet":
-        return ParquetFiles(source, source.files, setting)
-    return open_repository(source, setting, streaming=streaming)
+        return [parquet_files(source, source.files, setting)]
+    return [open_repository(source, setting, streaming=streaming)]

@@ -6,10 +6,10 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from nystromformer.errors import UserError
 
@@ -33,6 +33,8 @@ class Source(NamedTuple):
     name: str
     size: int | None
     """In bytes; None where only reading everything would tell."""
+    documents: Callable[[], Iterator[Document]]
+    """Read it, one document after the other."""
     files: tuple[Path, ...] = ()
     """In the order they are read; what they hold is what the source is known by."""
     version: str = ""
@@ -43,30 +45,15 @@ class Source(NamedTuple):
     """What decides how the files are read: `.jsonl.gz`."""
 
 
-class Reader(Protocol):
-    """What reads one kind of source; making one checks that its inputs exist."""
-
-    @property
-    def sources(self) -> list[Source]: ...
-
-    def documents(self, source: int) -> Iterator[Document]:
-        """Read the source of that number, one document after the other."""
-        ...
-
-
 def text_hash(text: str) -> int:
     """64 bits of BLAKE2b over the text: equal texts are duplicates, and the split follows it."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def validation_below(validation_fraction: float) -> int:
-    """The hash from which on documents are training's, for a share of validation documents."""
+    """The hash from which on documents are training's, for a share of validation documents: the same answer
+    for any seed and any corpus."""
     return math.ceil(validation_fraction * 2**64)
-
-
-def in_validation(document_hash: int, validation_fraction: float) -> bool:
-    """Whether a document is kept out of training: the same answer for any seed and any corpus."""
-    return document_hash < validation_below(validation_fraction)
 
 
 # --- the text as it is counted, hashed and split ------------------------------------------------------

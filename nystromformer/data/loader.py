@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nystromformer.data.layout import Batch
-
-
-class Sampler(Protocol):
-    """What is drawn, batch after batch: each item is what `__getitems__` of the data set takes."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Any]: ...
+from nystromformer.data.processes import end_with_parent
 
 
 class TrainingLoader:
@@ -46,13 +36,15 @@ def as_it_is(batch: Batch) -> Batch:
 
 def training_loader(
     examples: Dataset[Batch],
-    batches: Sampler,
+    batches: Iterable[Any],
     layout: Callable[[Batch], Batch] = as_it_is,
     *,
     workers: int,
     pin_memory: bool = False,
 ) -> TrainingLoader:
     """Batches in the sampler's order, drawn and laid out by `workers` processes; 0: by this process.
+
+    The sampler has a length, and gives what `__getitems__` of the examples takes for each batch.
 
     With workers, a script must start under `if __name__ == "__main__":`, because the processes are
     not forked: forking a process that already runs threads (CUDA's, the tokenizer's) can hang.
@@ -67,7 +59,7 @@ def training_loader(
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=_process_context() if workers else None,
-        worker_init_fn=partial(_end_with, os.getpid()),
+        worker_init_fn=_begin,
         # Its workers' seeds, which nothing here uses, would otherwise be drawn from the global generator:
         # dropout after a resume would differ from that of a run that went on.
         generator=torch.Generator(),
@@ -119,19 +111,5 @@ def _process_context() -> torch.multiprocessing.multiprocessing.context.BaseCont
     return context
 
 
-def _end_with(trainer: int, worker: int) -> None:
-    """Have a loader process end when the training process does, however that was killed.
-
-    torch looks whether its parent lives, and the parent of these is the fork server. Left behind, they
-    would keep their memory, and keep a pipe open that somebody reads the training's output from.
-    """
-
-    def watch() -> None:
-        while True:
-            time.sleep(1)
-            try:
-                os.kill(trainer, 0)  # signal 0 only asks whether the process exists
-            except ProcessLookupError:
-                os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _begin(worker: int) -> None:
+    end_with_parent()  # torch looks whether the process that started this one lives: that is the fork server

@@ -8,8 +8,8 @@ messages.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,76 +24,54 @@ from nystromformer.settings.data import SourceSettings
 _ROWS_AT_ONCE = 256
 
 
-class ParquetFiles:
-    """Parquet files by path, glob or folder, as one source."""
+def parquet_files(table: SourceSettings, patterns: Sequence[str], setting: str) -> Source:
+    """Parquet files by path, glob or folder, as one source.
 
-    def __init__(self, table: SourceSettings, patterns: Sequence[str], setting: str) -> None:
-        self._table = table
-        self._name = Path(patterns[0]).name
-        paths: list[Path] = []
-        for pattern in patterns:
-            if Path(pattern).is_dir():
-                paths += _parquet_in(Path(pattern), setting)
-            else:
-                paths += expand([pattern], setting, (".parquet",), "write .parquet files or a folder of them")
-        self._paths = tuple(dict.fromkeys(paths))
-
-    @property
-    def sources(self) -> list[Source]:
-        return [Source(self._name, None, self._paths, format=".parquet")]
-
-    def documents(self, source: int) -> Iterator[Document]:
-        """Raises UserError when a file is no Parquet or has no such column of strings."""
-        rows = _parquet_rows(self._paths, self._table.text_field)
-        return group_rows(rows, self._table.rows_per_document or 1)
+    Its documents raise UserError when a file is no Parquet or has no such column of strings.
+    """
+    paths: list[Path] = []
+    for pattern in patterns:
+        if Path(pattern).is_dir():
+            paths += _parquet_in(Path(pattern), setting)
+        else:
+            paths += expand([pattern], setting, (".parquet",), "write .parquet files or a folder of them")
+    files = tuple(dict.fromkeys(paths))
+    documents = partial(_documents, table, partial(_parquet_rows, files, table.text_field))
+    return Source(Path(patterns[0]).name, None, documents, files, format=".parquet")
 
 
-class HubRepository:
+def _documents(table: SourceSettings, rows: Callable[[], Iterator[Document]]) -> Iterator[Document]:
+    return group_rows(rows(), table.rows_per_document or 1)
+
+
+def _hub_repository(table: SourceSettings, name: str, setting: str, streaming: bool) -> Source:
     """A repository of the hub: asked once for the commit that its revision means, which is then read.
 
-    Out of the hub's reach the revision stays as it is written.
+    Out of the hub's reach the revision stays as it is written. Its documents raise UserError when the hub
+    is out of reach or has no such column.
     """
+    commit = commit_of(name, table.revision)
+    column, config, revision = table.text_field, table.config, commit or table.revision
 
-    def __init__(self, table: SourceSettings, name: str, setting: str, *, streaming: bool) -> None:
-        self._table = table
-        self._name = name
-        self._setting = setting
-        self._streaming = streaming
-
-    @cached_property
-    def commit(self) -> str | None:
-        """The hash of the commit, or None where the hub does not tell."""
-        return commit_of(self._name, self._table.revision)
-
-    @property
-    def sources(self) -> list[Source]:
-        version = f"{self._table.config}@{self.commit or self._table.revision}"
-        return [Source(self._name, None, version=version, certain=self.commit is not None)]
-
-    def documents(self, source: int) -> Iterator[Document]:
-        """Raises UserError when the hub is out of reach or has no such column."""
-        return group_rows(self._rows(), self._table.rows_per_document or 1)
-
-    def _rows(self) -> Iterator[Document]:
-        look_for(self._name)
+    def rows() -> Iterator[Document]:
+        look_for(name)
         from datasets import load_dataset  # heavy, and needed for the hub only
 
-        column, config = self._table.text_field, self._table.config
-        revision = self.commit or self._table.revision
         try:
-            rows = load_dataset(
-                self._name, config, revision=revision, split="train", streaming=self._streaming
-            )
+            rows = load_dataset(name, config, revision=revision, split="train", streaming=streaming)
             for number, row in enumerate(rows.select_columns([column]), start=1):
-                yield _row(row[column], column, f"{self._name}:{number}")
+                yield _row(row[column], column, f"{name}:{number}")
         except UserError:
             raise
         except Exception as error:  # datasets, the hub's client and fsspec each raise their own
             raise UserError(
-                f"{self._setting}={self._name!r} (config {config}, revision {revision}) cannot be read from "
+                f"{setting}={name!r} (config {config}, revision {revision}) cannot be read from "
                 f"the hub ({first_line(error)}): download its Parquet files where there is a network and "
-                f"write {self._setting}=FOLDER, or use data=imdb or data=text"
+                f"write {setting}=FOLDER, or use data=imdb or data=text"
             ) from error
+
+    documents = partial(_documents, table, rows)
+    return Source(name, None, documents, version=f"{config}@{revision}", certain=commit is not None)
 
 
 def commit_of(repository: str, revision: str | None) -> str | None:
@@ -109,18 +87,18 @@ def commit_of(repository: str, revision: str | None) -> str | None:
         return None
 
 
-def open_repository(table: SourceSettings, setting: str, *, streaming: bool) -> ParquetFiles | HubRepository:
+def open_repository(table: SourceSettings, setting: str, *, streaming: bool) -> Source:
     """What `table.repository` means: a local folder of Parquet files, else a repository of the hub."""
     name = table.repository or next(iter(table.files), "")
     folder = Path(name)
     if folder.is_dir():
-        return ParquetFiles(table, [name], setting)
+        return parquet_files(table, [name], setting)
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise (UserError if folder.exists() else SourceGone)(
             f"{setting}={name!r} is neither a folder of Parquet files nor a repository of the hub: write "
             "FOLDER or OWNER/NAME"
         )
-    return HubRepository(table, name, setting, streaming=streaming)
+    return _hub_repository(table, name, setting, streaming)
 
 
 def group_rows(rows: Iterable[Document], rows_per_document: int) -> Iterator[Document]:
@@ -175,9 +153,8 @@ def _parquet_rows(files: Sequence[Path], column: str) -> Iterator[Document]:
                         number += 1
                         yield _row(text, column, f"{path}:{number}")
         except (pa.ArrowException, OSError) as error:
-            first_line = str(error).splitlines()[0]
             raise UserError(
-                f"{path} is no complete Parquet file ({first_line}): download it again"
+                f"{path} is no complete Parquet file ({first_line(error)}): download it again"
             ) from error
 
 

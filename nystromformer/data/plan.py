@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from nystromformer.data import storage
 from nystromformer.data.corpora import Corpus, open_corpus
@@ -62,9 +62,8 @@ class Plan:
     def sources(self) -> list[dict[str, Any]]:
         """The parts of the corpus and their inputs, for people and for comparing, see `differences`."""
         return [
-            {"kind": part.settings.kind, "weight": part.settings.weight}
-            | {"inputs": self.inputs.as_json(number)}
-            for number, part in enumerate(self.corpus.parts)
+            {"kind": part.settings.kind, "weight": part.settings.weight, "inputs": inputs}
+            for part, inputs in zip(self.corpus.parts, self.inputs.of_part, strict=True)
         ]
 
 
@@ -78,8 +77,7 @@ def plan(settings: PrepareSettings) -> Plan:
         SourceGone: an input, or the tokenizer, is not there.
         UserError: impossible settings, or inputs that cannot be read.
     """
-    if complaints := list(settings.complaints()):
-        raise UserError("; ".join(complaints))
+    settings.check()
     corpus = open_corpus(settings.data)
     tokenizer = None if settings.tokenizer.path is None else _given_tokenizer(settings.tokenizer.path)
     inputs = Inputs(corpus, ContentHashes(Path(settings.data.folder) / _HASHES))
@@ -146,27 +144,19 @@ def settings_that_matter(settings: PrepareSettings) -> dict[str, Any]:
 _WORTH_SAYING = 4 * 10**9  # bytes; fewer are read in seconds
 
 
-class Input(NamedTuple):
-    """One file, or one repository of the hub."""
-
-    name: str
-    """For people; a renamed file is the same input."""
-    size: int | None
-    """In bytes of text; None where only reading everything would tell."""
-    content: str
-    """SHA-256 of a file's bytes, or what the hub was asked for and the commit it answered with."""
-    format: str
-    """What decides how the bytes are read."""
-
-
 class Inputs:
     """The inputs of a corpus as they are now, every file read once unless `hashes` remembers it.
+
+    `of_part` tells those of each part, files or repositories of the hub, as JSON: `name`, for people, as a
+    renamed file is the same input; `size` in bytes of text, None where only reading everything would tell;
+    `content`, the SHA-256 of a file's bytes, or what the hub was asked for and the commit it answered with;
+    `format`, what decides how the bytes are read.
 
     Raises UserError for a file that cannot be read.
     """
 
     def __init__(self, corpus: Corpus, hashes: ContentHashes) -> None:
-        sources = [part.reader.sources for part in corpus.parts]
+        sources = [part.sources for part in corpus.parts]
         self._hashes = hashes
         # Before their content: what is written to while it is read is seen to have changed.
         self._stamps = {path: _stamp(path) for part in sources for source in part for path in source.files}
@@ -176,11 +166,7 @@ class Inputs:
     @property
     def identity(self) -> list[list[list[str]]]:
         """What each part's documents depend on: content and format of its inputs, in order."""
-        return [[[each.format, each.content] for each in part] for part in self.of_part]
-
-    def as_json(self, part: int) -> list[dict[str, Any]]:
-        """The inputs of one part for the manifest."""
-        return [each._asdict() for each in self.of_part[part]]
+        return [[[each["format"], each["content"]] for each in part] for part in self.of_part]
 
     def complain_if_changed(self) -> None:
         """Raise UserError, naming the file, if one no longer holds what it held at first.
@@ -197,17 +183,16 @@ class Inputs:
                     )
                 self._stamps[path] = now
 
-    def _of(self, source: Source) -> list[Input]:
+    def _of(self, source: Source) -> list[dict[str, Any]]:
+        found = {"name": source.name, "size": source.size, "content": source.version, "format": source.format}
         if not source.files:
-            return [Input(source.name, source.size, source.version, source.format)]
-        single = len(source.files) == 1
+            return [found]
+        if len(source.files) == 1:
+            return [found | {"content": self._contents[source.files[0]]}]
         return [
-            Input(
-                source.name if single else f"{source.name}/{path.name}",
-                source.size if single else path.stat().st_size,
-                self._contents[path],
-                source.format,
-            )
+            found
+            | {"name": f"{source.name}/{path.name}", "size": path.stat().st_size}
+            | {"content": self._contents[path]}
             for path in source.files
         ]
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nystromformer.data.documents import SPLITS
 from nystromformer.data.reading import ReadCounts
 from nystromformer.data.segmentation import SPECIAL_TOKENS_OF_A_PAIR
-from nystromformer.data.storage import ShardInfo, ShardReader
+from nystromformer.data.storage import REPORT, REPORT_PAGE, UNIGRAM_COUNTS, ShardColumns, ShardInfo
 from nystromformer.data.unfinished import Block, Unfinished, totals
 
 if TYPE_CHECKING:
@@ -121,8 +121,11 @@ def _why_unknown(tokenizer: dict[str, Any]) -> str:
     )
 
 
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_report(folder: Path, report: dict[str, Any], unigram_counts: NDArray[np.int64]) -> None:
+    """Write what `make_report` gave: the figures, the page, and the counts."""
+    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / REPORT_PAGE).write_text(page(report), encoding="utf-8")
+    np.save(folder / UNIGRAM_COUNTS, unigram_counts, allow_pickle=False)
 
 
 class Measured(NamedTuple):
@@ -140,10 +143,10 @@ def measure(folder: Path, shards: list[ShardInfo], vocab_size: int, max_length: 
     unigrams = np.zeros(vocab_size, np.int64)
     lengths = np.zeros(_LENGTH_CLASSES, np.int64)
     filled = 0
-    for shard in shards:  # one reader each, so that only one shard is mapped at a time
-        tokens, offsets = ShardReader(folder, [shard]).token_arrays()
-        unigrams += np.bincount(tokens, minlength=vocab_size)
-        rows = np.minimum(np.diff(offsets) + SPECIAL_TOKENS_OF_A_PAIR, max_length)
+    for shard in shards:  # only one is mapped at a time
+        columns = ShardColumns(folder / shard.file)
+        unigrams += np.bincount(columns.tokens, minlength=vocab_size)
+        rows = np.minimum(np.diff(columns.token_offsets) + SPECIAL_TOKENS_OF_A_PAIR, max_length)
         filled += int(rows.sum())
         lengths += np.bincount((rows - 1) * _LENGTH_CLASSES // max_length, minlength=_LENGTH_CLASSES)
     places = sum(shard.chunks for shard in shards) * max_length
@@ -159,8 +162,8 @@ _STYLE = (
 )
 
 
-def write_page(path: Path, report: dict[str, Any]) -> None:
-    """Write the page of a report of `preparation_report`."""
+def page(report: dict[str, Any]) -> str:
+    """The HTML page of a report, plots inside."""
     plots = base64.b64encode(draw(report)).decode()
     documents = report["documents"]
     overview = {
@@ -205,7 +208,7 @@ def write_page(path: Path, report: dict[str, Any]) -> None:
         f'<img alt="documents and rows by length" src="data:image/png;base64,{plots}">',
         "</html>",
     ]
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    return "\n".join(parts) + "\n"
 
 
 def draw(report: dict[str, Any]) -> bytes:

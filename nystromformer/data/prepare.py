@@ -23,7 +23,7 @@ import numpy as np
 from nystromformer.data import storage
 from nystromformer.data.documents import SPLITS, SourceGone, SplitRule
 from nystromformer.data.plan import differences, given, made_by, plan, settings_that_matter
-from nystromformer.data.preparation_report import make_report, measure, notes, write_page, write_report
+from nystromformer.data.preparation_report import make_report, measure, notes, write_report
 from nystromformer.data.storage import PreparedData, say
 from nystromformer.data.unfinished import Block, Unfinished, make_blocks, make_tokenizer, totals
 from nystromformer.errors import UserError
@@ -144,7 +144,7 @@ def _make_missing(
     if count is None or any(map(missing, range(count))):
         made, count = make_blocks(work, tokenizer, missing, work.split_rule())
         whole = whole | {block.number: block for block in made}
-        work.set_block_count(count)
+        work.write_state("corpus.json", {"blocks": count})
     return [block for number, block in sorted(whole.items()) if wanted(number)]
 
 
@@ -181,10 +181,8 @@ def _finish(work: Unfinished, tokenizer: PreTrainedTokenizerFast, blocks: list[B
         split: [shard for block in blocks if (shard := block.shards[split]) is not None] for split in SPLITS
     }
     report, unigram_counts = make_report(work, blocks, shards, tokenizer)
-    np.save(path / storage.UNIGRAM_COUNTS, unigram_counts, allow_pickle=False)
     report["notes"] = notes(report, asdict(settings.tokenizer))
-    write_report(path / storage.REPORT, report)
-    write_page(path / storage.REPORT_PAGE, report)
+    write_report(path, report, unigram_counts)
     storage.write_manifest(
         path,
         {
@@ -200,18 +198,13 @@ def _finish(work: Unfinished, tokenizer: PreTrainedTokenizerFast, blocks: list[B
             "moved_document": next((block.moved for block in blocks if block.moved is not None), None),
             "blocks": len(blocks),
             "counts": report["splits"],
-            "training_chunks": _of_parts(blocks),
+            # Of each part of the corpus, which lie one part's after the other's.
+            "training_chunks": np.sum([block.training_chunks for block in blocks], axis=0).tolist(),
             "report": report,
             "shards": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
         },
         [shard for split in SPLITS for shard in shards[split]],
     )
-
-
-def _of_parts(blocks: list[Block]) -> list[int] | None:
-    """Training chunks of each part of the corpus, one part's after the other's; None where nobody counted."""
-    counted = [block.training_chunks for block in blocks if block.training_chunks is not None]
-    return np.sum(counted, axis=0).tolist() if len(counted) == len(blocks) else None
 
 
 def _fill_both_splits(
@@ -303,18 +296,12 @@ def _made_again(
         rule = SplitRule(manifest["validation_below"], manifest["moved_document"])
         make_blocks(work, tokenizer, {int(Path(name).stem) for name in files}.__contains__, rule)
         yield from files
-    report = manifest["report"]
-    if storage.REPORT in damaged:
-        write_report(work.path / storage.REPORT, report)
-        yield storage.REPORT
-    if storage.REPORT_PAGE in damaged:
-        write_page(work.path / storage.REPORT_PAGE, report)
-        yield storage.REPORT_PAGE
-    if storage.UNIGRAM_COUNTS in damaged:
+    if files := [name for name in damaged if name in storage.REPORTS]:
+        report = manifest["report"]
         shards = [storage.ShardInfo(**shard) for shard in manifest["shards"][SPLITS[0]]]
-        counted = measure(folder, shards, manifest["vocab_size"], report["max_length"]).unigrams
-        np.save(work.path / storage.UNIGRAM_COUNTS, counted, allow_pickle=False)
-        yield storage.UNIGRAM_COUNTS
+        counted = measure(folder, shards, manifest["vocab_size"], report["max_length"])
+        write_report(work.path, report, counted.unigrams)
+        yield from files
 
 
 def _put(made: Path, folder: Path, name: str, sha256: str) -> None:

@@ -35,14 +35,21 @@ _BATCH_BYTES = 2**20  # what a worker takes at once; the chunks do not depend on
 _WEIGHT_SALT = 0x57E16877  # apart from what decides the split, which is the hash itself
 
 
-class Text(NamedTuple):
-    """A document as the workers get it."""
+class Read(NamedTuple):
+    """A document that was read, and what became of it."""
 
-    text: str
-    hash: int
-    copies: int
-    """How often it is in the training split; a document of the validation split is there once."""
     part: int  # of the corpus
+    place: str
+    """The file and line it came from."""
+    text: str
+    """Cleaned."""
+    size: int
+    """Of the text, in bytes."""
+    hash: int = 0
+    copies: int = 0
+    """How often it is in the training split; a document of the validation split is there once."""
+    dropped: str = ""
+    """Why it is not kept, by the name in ReadCounts; empty where it is."""
 
 
 @dataclass
@@ -80,35 +87,20 @@ class ReadCounts:
                 self.first.setdefault(read.dropped, read.place)
 
 
-class Read(NamedTuple):
-    """What became of one document."""
-
-    part: int
-    size: int
-    """Of its cleaned text, in bytes."""
-    dropped: str
-    """The name in ReadCounts; empty where `text` is kept."""
-    text: Text | None
-    place: str
-    """The file and line it came from."""
-
-
 def read_texts(corpus: Corpus) -> Iterator[Read]:
     """Read the corpus once, in order: every document cleaned, each text kept the first time only."""
     seen = HashSet()
     weights = [part.settings.weight for part in corpus.parts]
     for part, document in corpus.documents():
         text = "" if document.fault else clean(document.text)
-        kept = None
+        read = Read(part, document.place, text, len(text.encode()))
         if not text:
-            dropped = "malformed" if document.fault else "empty"
+            yield read._replace(dropped="malformed" if document.fault else "empty")
         elif not seen.add(document_hash := text_hash(text)):
-            dropped = "duplicates"
-        elif not (copies := copies_of(document_hash, weights[part])):
-            dropped = "left_out"
+            yield read._replace(dropped="duplicates")
         else:
-            dropped, kept = "", Text(text, document_hash, copies, part)
-        yield Read(part, len(text.encode()), dropped, kept, document.place)
+            copies = copies_of(document_hash, weights[part])
+            yield read._replace(hash=document_hash, copies=copies, dropped="" if copies else "left_out")
 
 
 @dataclass
@@ -118,7 +110,7 @@ class DocumentBatch:
     block: int
     read: list[ReadCounts]
     """For each part, what was read since the batch before."""
-    documents: list[Text] = field(default_factory=list)
+    documents: list[Read] = field(default_factory=list)
     bytes: int = 0
     """Of the documents' text."""
     ends_block: bool = False
@@ -137,11 +129,11 @@ class Blocks:
         in_block = 0  # bytes
         for read in read_texts(self._corpus):
             batch.read[read.part].count(read)
-            if read.text is None:
+            if read.dropped:
                 continue
-            batch.documents.append(read.text)
+            batch.documents.append(read)
             batch.bytes += read.size
-            in_block += read.size * read.text.copies
+            in_block += read.size * read.copies
             batch.ends_block = in_block >= self._shard_bytes
             if batch.ends_block or batch.bytes >= _BATCH_BYTES:
                 full, batch = batch, self._batch(batch.block + batch.ends_block)
@@ -231,32 +223,22 @@ class _Sample:
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._bytes = 0
-        self._chosen: list[tuple[int, int, str]] = []  # key, size, text
-        self._below = 2**64
+        self._heap: list[tuple[int, int, str]] = []  # -key, size, text: the highest key first
 
     def add(self, key: int, size: int, text: str) -> None:
-        if key < self._below:
-            self._chosen.append((key, size, text))
-            self._bytes += size
-            if self._bytes > 1.25 * self._budget:
-                self._cut()
+        if self._bytes > self._budget and -key < self._heap[0][0]:
+            return
+        heapq.heappush(self._heap, (-key, size, text))
+        self._bytes += size
+        while self._bytes - self._heap[0][1] > self._budget:  # full without the highest
+            self._bytes -= heapq.heappop(self._heap)[1]
 
     def texts(self) -> list[str]:
-        self._cut()
-        return [text for _, _, text in self._chosen]
-
-    def _cut(self) -> None:
-        self._chosen.sort()
-        self._bytes = 0
-        for number, (key, size, text) in enumerate(self._chosen):
-            if self._bytes + size > self._budget:
-                if number == 0:  # one document beyond the budget: its beginning, so as not to stay empty
-                    self._chosen[0] = (key, size, text[: self._budget])
-                    number = 1
-                self._below = self._chosen[number][0] if number < len(self._chosen) else key + 1
-                del self._chosen[number:]
-                return
-            self._bytes += size
+        texts = [text for _, _, text in sorted(self._heap, reverse=True)]
+        if self._bytes <= self._budget:
+            return texts
+        # One document beyond the budget is there by its beginning, so as not to stay empty.
+        return texts[:-1] or [texts[0][: self._budget]]
 
 
 def survey(
@@ -277,13 +259,12 @@ def survey(
         for read in read_texts(corpus):
             size_read += read.size
             progress.advance(1, read.size)
-            if read.text is None:
+            if read.dropped:
                 continue
-            text, document_hash, *_ = read.text
-            validation = document_hash < by_share if lowest is None else lowest.add(document_hash)
+            validation = read.hash < by_share if lowest is None else lowest.add(read.hash)
             if sample:
-                key = int(random.salted(document_hash, _SAMPLE_SALT)[0])
-                (validations if validation else training).add(key, read.size, text)
+                key = int(random.salted(read.hash, _SAMPLE_SALT)[0])
+                (validations if validation else training).add(key, read.size, read.text)
     found = Survey(size_read, lowest.threshold() if lowest else by_share)
     return found, training.texts() or validations.texts()
 

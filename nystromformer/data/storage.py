@@ -51,6 +51,7 @@ TOKENIZER = "tokenizer"
 UNIGRAM_COUNTS = "unigram_counts.npy"
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
+REPORTS = (UNIGRAM_COUNTS, REPORT, REPORT_PAGE)
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,7 @@ def write_manifest(folder: Path, content: dict[str, Any], shards: list[ShardInfo
     All of it is on the disk when this returns, so that a rename that follows cannot outrun it.
     """
     files = {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards}
-    others = [UNIGRAM_COUNTS, REPORT, REPORT_PAGE]
-    others += [f"{TOKENIZER}/{path.name}" for path in (folder / TOKENIZER).iterdir()]
-    for name in others:
+    for name in (*REPORTS, *(f"{TOKENIZER}/{path.name}" for path in (folder / TOKENIZER).iterdir())):
         with open(folder / name, "rb") as file:
             os.fsync(file.fileno())
         files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of_file(folder / name)}
@@ -239,7 +238,7 @@ class ShardReader:
         self._folder = folder
         self._shards = shards
         self._first_chunk = offsets_of(np.asarray([shard.chunks for shard in shards], np.int64))
-        self._columns: dict[int, _Columns] = {}
+        self._columns: dict[int, ShardColumns] = {}
 
     def __len__(self) -> int:
         return int(self._first_chunk[-1])
@@ -266,24 +265,19 @@ class ShardReader:
             found[here] = offsets[rows[here] + 1] - offsets[rows[here]]
         return found
 
-    def token_arrays(self) -> tuple[NDArray[Any], NDArray[np.int32]]:
-        """Of a reader of one shard: all its tokens, and where each chunk starts and the last one ends."""
-        (number,) = range(len(self._shards))
-        columns = self._columns_of(number)
-        return columns.tokens, columns.token_offsets
-
-    def _columns_of(self, number: int) -> _Columns:
+    def _columns_of(self, number: int) -> ShardColumns:
         columns = self._columns.get(number)
         if columns is None:
-            columns = self._columns[number] = _Columns(self._folder / self._shards[number].file)
+            columns = self._columns[number] = ShardColumns(self._folder / self._shards[number].file)
         return columns
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_columns": {}}
 
 
-class _Columns:
-    """The arrays of one memory-mapped shard, without a copy."""
+class ShardColumns:
+    """The arrays of one memory-mapped shard, without a copy: all its tokens and sentence lengths, and where
+    those of each chunk start and of the last one end."""
 
     def __init__(self, path: Path) -> None:
         try:

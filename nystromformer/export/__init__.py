@@ -28,8 +28,7 @@ def export(settings: ExportSettings) -> None:
         UserError: a setting is impossible, a package is missing, the model cannot be read or recorded, the
             file computes something else than the model, or the target cannot be written.
     """
-    if complaints := list(settings.complaints()):
-        raise UserError("\n".join(complaints))
+    settings.check()
     if settings.format == "onnx":
         onnx_file.check_packages("format=onnx")
     target = Path(str(settings.target)).expanduser()

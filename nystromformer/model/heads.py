@@ -27,7 +27,7 @@ from nystromformer.model.arguments import model_forward
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.encoder import NystromformerModel, NystromformerPreTrainedModel, activation
 from nystromformer.model.linear import linear
-from nystromformer.model.losses import IGNORED, Items, classification_loss, cross_entropy
+from nystromformer.model.losses import IGNORED, Items, can_choose_by, classification_loss, cross_entropy
 
 Inputs = tuple[Tensor | None, ...]
 """input_ids, attention_mask, token_type_ids, position_ids and inputs_embeds, as in NystromformerModel."""
@@ -157,8 +157,8 @@ class PreTrainingOutput(ModelOutput):
     sop_loss: Tensor | None = None
     """Mean over the rows, nats; with num_items_in_batch, these rows' part of that mean."""
     prediction_logits: Tensor | None = None
-    """(T, V) at the predicted tokens in reading order, or (P, V) at the positions given; (B, N, V) without
-    either."""
+    """(T, V) at the predicted tokens in reading order, on a CPU; (P, V) at the positions given; else
+    (B, N, V)."""
     seq_relationship_logits: Tensor | None = None
     """(B, 2): in order, swapped."""
     hidden_states: tuple[Tensor, ...] | None = None
@@ -195,13 +195,14 @@ class NystromformerForPreTraining(_TiedDecoder):
 
         Args:
             input_ids, … inputs_embeds, output_attentions, output_hidden_states: as in NystromformerModel.
-            labels: (B, N), the original token where it is to be predicted, −100 elsewhere. Vocabulary
-                logits are computed at the predicted tokens only; to know how many there are, the CPU
-                waits for a GPU.
+            labels: (B, N), the original token where it is to be predicted, −100 elsewhere. On a CPU
+                vocabulary logits are computed at the predicted tokens only. How many there are another
+                device would be waited for to know, and a graph cannot: there they are computed everywhere,
+                as by transformers' BERT, in several times the memory that positions need.
             sentence_order_label: (B,), 0 for in order, 1 for swapped.
             prediction_positions: (P,), the same as `labels` in another form: places in the batch's B · N
-                tokens, counted row after row. Their number is known beforehand: no GPU is waited for, and
-                it can be the same in every batch, as graphs need it.
+                tokens, counted row after row, and the only ones with logits. Their number is known
+                beforehand, and can be the same in every batch, as graphs need it.
             prediction_labels: (P,), the original tokens there, −100 where a place is only there to fill.
             num_items_in_batch: predicted tokens of the whole batch of which this is a part, as transformers'
                 Trainer counts them. It does not count rows: sentence order then weighs as these tokens do
@@ -224,8 +225,10 @@ class NystromformerForPreTraining(_TiedDecoder):
         hidden_states = encoded.last_hidden_state
         if labels is not None:
             labels = labels.reshape(hidden_states.shape[:2])
-            predicted = labels != IGNORED
-            hidden_states, prediction_labels = hidden_states[predicted], labels[predicted]
+            prediction_labels = labels
+            if can_choose_by(labels):
+                predicted = labels != IGNORED
+                hidden_states, prediction_labels = hidden_states[predicted], labels[predicted]
         elif prediction_positions is not None:
             hidden_states = hidden_states.flatten(0, 1).index_select(0, prediction_positions)
         prediction_logits = self.cls.predictions(hidden_states)
@@ -265,9 +268,7 @@ class NystromformerForMaskedLM(_TiedDecoder):
 
     def loss(self, logits: Tensor, labels: Tensor, items: Items) -> Tensor:
         labels = labels.reshape(logits.shape[:2])
-        if logits.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Most tokens are not predicted, and a softmax over the vocabulary is dear. How many are is known
-            # here alone: a GPU would be waited for, and a graph would break.
+        if can_choose_by(labels):  # most tokens are not predicted, and a softmax over the vocabulary is dear
             predicted = labels != IGNORED
             logits, labels = logits[predicted], labels[predicted]
         return cross_entropy(logits, labels, items)

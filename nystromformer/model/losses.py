@@ -37,6 +37,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, items: Items = None, ignored: 
     return total / _at_least_one((labels != ignored).sum() if items is None else items)
 
 
+def can_choose_by(labels: Tensor) -> bool:
+    """Whether the tokens that are predicted can be chosen by their labels.
+
+    How many there are is known on a CPU alone: a GPU would be waited for, and a graph would break.
+    """
+    return labels.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def squared_error(logits: Tensor, labels: Tensor, items: Items = None) -> Tensor:
     """Mean of the squared differences. Every label counts, −100 too: it is a number like another.
 

@@ -25,8 +25,7 @@ def reproduce(settings: ReproduceSettings) -> None:
     Raises:
         UserError: a setting is impossible, or a result cannot be produced; with `all` after the others.
     """
-    if complaints := list(settings.complaints()):
-        raise UserError("\n".join(complaints))
+    settings.check()
     if settings.compare:
         from nystromformer.reproduce.compare import compare
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nystromformer.data.plan import plan
-from nystromformer.data.text_files import Imdb
+from nystromformer.data.text_files import imdb
 from nystromformer.errors import UserError
 from nystromformer.files import sha256_of_file, sha256_of_json
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
@@ -114,7 +114,7 @@ def _collection(settings: ReproduceSettings) -> str:
 
 
 def _reviews() -> str:
-    return sha256_of_file(Imdb().path)
+    return sha256_of_file(imdb().files[0])
 
 
 def _lra_data(settings: ReproduceSettings, task: str) -> str:

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nystromformer.attention.mechanism import Mechanism
-from nystromformer.data.documents import in_validation, text_hash
+from nystromformer.data.documents import text_hash, validation_below
 from nystromformer.data.layout import Batch
-from nystromformer.data.text_files import Imdb
+from nystromformer.data.text_files import imdb
 from nystromformer.files import sha256_of_json
 from nystromformer.model import NystromformerModel
 from nystromformer.model.attention import NystromformerSelfAttention
@@ -226,8 +226,9 @@ def mixed_rows(tokenizer: str, longest: int) -> Iterator[Batch]:
 def reviews_of(tokenizer: str, length: int, *, held_out: bool = False) -> Iterator[list[int]]:
     """Token ids of the reviews that fill `length`, cut to it, special tokens included."""
     tokenize = open_tokenizer(None, tokenizer)
-    for document in Imdb().documents():
-        if in_validation(text_hash(document.text), _HELD_OUT) != held_out or len(document.text) < 3 * length:
+    for document in imdb().documents():
+        is_held_out = text_hash(document.text) < validation_below(_HELD_OUT)
+        if is_held_out != held_out or len(document.text) < 3 * length:
             continue
         ids = tokenize(document.text, truncation=True, max_length=length)["input_ids"]
         if len(ids) == length:

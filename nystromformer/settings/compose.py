@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import hydra
 import yaml
@@ -33,21 +31,9 @@ from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.pretrain import PrepareCommandSettings, PretrainSettings
 from nystromformer.settings.reproduce import ReproduceSettings
 from nystromformer.settings.retrieval import EvaluateCommandSettings
-from nystromformer.settings.schema import Setting, settings_of
+from nystromformer.settings.schema import Section, Setting, settings_of
 
-Settings: TypeAlias = (
-    PretrainSettings
-    | FinetuneSettings
-    | EvaluateCommandSettings
-    | PredictSettings
-    | BenchmarkSettings
-    | ConvertSettings
-    | ExportSettings
-    | ReproduceSettings
-)
-"""What a command takes."""
-
-SCHEMAS: dict[str, type[Settings]] = {
+SCHEMAS: dict[str, type[Section]] = {
     "pretrain": PretrainSettings,
     "prepare": PrepareCommandSettings,
     "finetune": FinetuneSettings,
@@ -96,30 +82,22 @@ def package_folder(package: str, folder: str) -> str:
 OmegaConf.register_new_resolver("package_folder", package_folder, replace=True)
 
 
-@dataclass(frozen=True)
-class Composition:
-    """One resolved configuration and the option each group has in it."""
-
-    settings: Settings
-    choices: Mapping[str, str | None]
-
-
-def compose(command: str, overrides: Sequence[str] = ()) -> Settings:
+def compose(command: str, overrides: Sequence[str] = ()) -> Section:
     """The settings of `nystromformer COMMAND OVERRIDES`, checked.
 
     Raises UserError, one line for each mistake.
     """
-    settings = resolve(command, overrides).settings
-    complaints = list(settings.complaints())
-    if not complaints and command == "pretrain" and isinstance(settings, PretrainSettings):
+    settings, _ = resolve(command, overrides)
+    settings.check()
+    if command == "pretrain" and isinstance(settings, PretrainSettings):
         # Known before the processes meet: torchrun and Accelerate's launcher set it.
         complaints = list(settings.training.complaints_on(int(os.environ.get("WORLD_SIZE", "1"))))
-    if complaints:
-        raise UserError("\n".join(complaints))
+        if complaints:
+            raise UserError("\n".join(complaints))
     return settings
 
 
-def as_yaml(settings: Settings) -> str:
+def as_yaml(settings: Section) -> str:
     """The settings as a file that could stand in `configs/`."""
     config = OmegaConf.structured(settings)
     if isinstance(settings, PretrainSettings):
@@ -128,8 +106,11 @@ def as_yaml(settings: Settings) -> str:
     return OmegaConf.to_yaml(config)
 
 
-def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:
-    """Like `compose`, without asking whether the values make sense together."""
+def resolve(command: str, overrides: Sequence[str] = ()) -> tuple[Section, dict[str, str | None]]:
+    """Like `compose`, without asking whether the values make sense together.
+
+    Returns the settings, and the option that each group has in them.
+    """
     known = {setting.key: setting for setting in settings_of(SCHEMAS[command])}
     folder = config_folder()
     groups = groups_in(folder)
@@ -138,7 +119,8 @@ def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:
     try:
         with hydra.initialize_config_dir(str(folder), job_name="nystromformer", version_base="1.3"):
             # Of a setting that is called as a group of another command Hydra would choose the group.
-            values = {o.key_or_group: o.value() for o in parsed if _is_setting(o, known, groups)}
+            both = known.keys() & groups.keys()
+            values = {o.key_or_group: o.value() for o in parsed if o.key_or_group in both}
             words = _for_hydra([o for o in parsed if o.key_or_group not in values], groups)
             config = hydra.compose(command, words, return_hydra_config=True)
             if issubclass(SCHEMAS[command], PretrainSettings) and config.init.source != "scratch":
@@ -157,7 +139,7 @@ def resolve(command: str, overrides: Sequence[str] = ()) -> Composition:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(mistakes.in_one_line(error, written, known, groups)) from error
     assert isinstance(settings, SCHEMAS[command])
-    return Composition(settings, choices)
+    return settings, choices
 
 
 def _note_what_is_the_sources(model: DictConfig) -> None:
@@ -211,11 +193,6 @@ def _checked(text: str, known: Mapping[str, Setting], groups: mistakes.Groups) -
         if option is not None and not (isinstance(option, str) and option in groups[key]):
             raise UserError(mistakes.unknown_option(key, text.partition("=")[2], groups))
     return override
-
-
-def _is_setting(override: Override, known: Mapping[str, Setting], groups: mistakes.Groups) -> bool:
-    """Whether it is a setting of this command that has the name of a group."""
-    return override.key_or_group in known and override.key_or_group in groups
 
 
 def _for_hydra(overrides: Iterable[Override], groups: mistakes.Groups) -> list[str]:

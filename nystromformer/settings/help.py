@@ -7,10 +7,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 
-from nystromformer.settings.compose import Settings, config_folder, groups_in, resolve
+from nystromformer.settings.compose import config_folder, groups_in, resolve
 from nystromformer.settings.mistakes import Groups, as_written
 from nystromformer.settings.pretrain import PretrainSettings
-from nystromformer.settings.schema import settings_of
+from nystromformer.settings.schema import Section, settings_of
 
 COLUMN = 40
 """Where the sentence beside a key begins."""
@@ -18,7 +18,7 @@ COLUMN = 40
 
 def help_of(command: str, summary: str, examples: Sequence[str], overrides: Sequence[str]) -> str:
     """The help text; the values shown are those that `overrides` would give."""
-    composition = resolve(command, overrides)
+    settings, choices = resolve(command, overrides)
     return "\n".join(
         [
             f"nystromformer {command} [KEY=VALUE ...] [--cfg job]",
@@ -28,9 +28,9 @@ def help_of(command: str, summary: str, examples: Sequence[str], overrides: Sequ
             "examples",
             *(f"  {example}" for example in examples),
             "",
-            *_group_lines(groups_in(config_folder()), composition.choices),
+            *_group_lines(groups_in(config_folder()), choices),
             "settings: write KEY=VALUE; the values are those of this command line",
-            *_setting_lines(composition.settings),
+            *_setting_lines(settings),
         ]
     )
 
@@ -49,7 +49,7 @@ def _group_lines(groups: Groups, choices: Mapping[str, str | None]) -> Iterator[
     yield ""
 
 
-def _setting_lines(settings: Settings) -> Iterator[str]:
+def _setting_lines(settings: Section) -> Iterator[str]:
     sources = set()
     if isinstance(settings, PretrainSettings):
         sources = {f"model.{name}" for name in settings.model.from_source}

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
+from nystromformer.errors import UserError
+
 KINDS: dict[type, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -186,6 +188,11 @@ class Section:
     def __init_subclass__(cls, at: str | None = None) -> None:
         if at is not None:
             cls.AT = f"{at}."
+
+    def check(self) -> None:
+        """Raise UserError with the complaints, one line each, where there are some."""
+        if complaints := list(self.complaints()):
+            raise UserError("\n".join(complaints))
 
     def complaints(self, at: str | None = None) -> Iterator[str]:
         """One line for each mistake: of a setting alone, of several together, then of the sections within.

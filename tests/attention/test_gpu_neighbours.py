@@ -15,7 +15,17 @@ from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu
 from nystromformer.attention.neighbours import LARGEST_RATIO
 
-from .test_gpu_kernels import DEVICE, HAS_TRITON, VERSION, error, kernels, leaves, mask_of
+from .test_gpu_kernels import (
+    DEVICE,
+    HAS_TRITON,
+    VERSION,
+    beside_and_far_apart,
+    check_far_apart,
+    error,
+    kernels,
+    leaves,
+    mask_of,
+)
 
 needs_interpreter = pytest.mark.skipif(
     VERSION < (3, 7), reason="needs triton 3.7: earlier interpreters fail with NumPy 2.4"
@@ -143,6 +153,21 @@ def test_strides_of_any_kind():
         torch.cat([inputs[2]] * 2, -1)[..., :24],
     ]
     check([x.requires_grad_() for x in laid_out], None, 9, 16, 1e-5)
+
+
+@kernels
+@pytest.mark.parametrize("axis", ["row", "head", "position"])
+def test_entries_further_apart_than_32_bits_count(axis):
+    shapes = {"row": (3, 1, 40, 16), "head": (1, 3, 40, 16), "position": (1, 1, 40, 16)}
+    near, far = beside_and_far_apart(axis, shapes)
+    weight = torch.randn(shapes[axis][1], 1, 5, 1, device=DEVICE)
+    check_far_apart(
+        lambda inputs: composed_nystrom_attention(
+            *inputs, 9, None, conv_weight_H1K1=weight, neighbours=16, kernels=True
+        ),
+        near,
+        far,
+    )
 
 
 @kernels

@@ -38,6 +38,24 @@ launch.backward(grad, query, key, value, None, None, kept, 16, 6)
 work = kernel_work(2, 128, h=3, d=16, m=16, k=None)
 products = [0 if w.kernel in ("means", "join") or w.kernel.startswith("sum") else w.flops for w in work]
 assert (forward, done) == (sum(products[:5]), sum(products)), (forward, done, products)
+
+from nystromformer.attention.composed import composed_nystrom_attention
+from nystromformer.attention.gpu import launch
+from nystromformer.benchmark.kernels import neighbour_work
+
+done = 0
+inputs = [x.requires_grad_() for x in (query, key, value, torch.randn(3, 1, 33, 1))]
+near = {"conv_weight_H1K1": inputs[3], "neighbours": 16, "kernels": True}
+out = composed_nystrom_attention(*inputs[:3], 16, None, **near)
+forward = done
+out.backward(grad)
+sums = ("means", "whole", "sum")
+sizes = launch.Sizes(2, 3, 128, 16, 16, 33, torch.float32, False, 1, True)
+work = neighbour_work(2, 128, h=3, d=16, m=16, w=16)
+products = [0 if w.kernel.startswith(sums) else w.flops for w in work]
+window = 2 * sizes.tile / 128  # float32 has narrower tiles
+products = [x * window if w.kernel.startswith("convolution") else x for w, x in zip(work, products)]
+assert (forward, done) == (sum(products[:7]), sum(products)), (forward, done, products)
 """
 
 
@@ -51,12 +69,17 @@ def test_the_operations_are_those_of_the_kernels():
 
 
 def test_every_kernel_that_is_launched_is_counted():
-    from nystromformer.benchmark.kernels import kernel_work
+    from nystromformer.benchmark.kernels import kernel_work, neighbour_work
 
-    source = (Path(nystromformer.__file__).parent / "attention/gpu/launch.py").read_text()
-    launched = set(re.findall(r"(\w+)_kernel\[", source))
-    assert launched
-    assert launched <= {work.kernel for work in kernel_work(128, 512)}
+    def launched(*files):
+        folder = Path(nystromformer.__file__).parent / "attention/gpu"
+        source = "".join((folder / file).read_text() for file in files)
+        found = set(re.findall(r"(\w+)_kernel\[", source))
+        assert found
+        return found
+
+    assert launched("launch.py") <= {work.kernel for work in kernel_work(128, 512)}
+    assert launched("neighbours.py", "operator.py") <= {work.kernel for work in neighbour_work(128, 512)}
 
 
 def test_long_rows_move_their_tensors_and_little_else():
@@ -69,7 +92,8 @@ def test_long_rows_move_their_tensors_and_little_else():
 
 
 def test_the_page_has_the_table():
-    from nystromformer.benchmark.kernels import table
+    from nystromformer.benchmark.kernels import neighbour_work, table
 
     page = (ROOT / "docs/attention.md").read_text(encoding="utf-8")
     assert "\n".join(table()) in page
+    assert "\n".join(table(neighbour_work)) in page

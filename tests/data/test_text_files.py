@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from nystromformer.data.documents import Document
-from nystromformer.data.text_files import TextFiles
+from nystromformer.data.text_files import text_files
 from nystromformer.errors import UserError
 
 TEXT = "One line.\nAnother, naïve one.\n\n\n  \nSecond document.\r\n\nThird."
@@ -17,8 +17,8 @@ DOCUMENTS = ["One line.\nAnother, naïve one.", "Second document.", "Third."]
 
 
 def read(*patterns: Path | str, field: str = "text") -> list[Document]:
-    corpus = TextFiles([str(pattern) for pattern in patterns], field)
-    return [document for i in range(len(corpus.sources)) for document in corpus.documents(i)]
+    sources = text_files([str(pattern) for pattern in patterns], field)
+    return [document for source in sources for document in source.documents()]
 
 
 def plain(data: bytes) -> bytes:
@@ -97,9 +97,9 @@ def test_missing_files_are_found_before_any_is_read(tmp_path: Path):
     good = tmp_path / "good.txt"
     good.write_text("text")
     with pytest.raises(UserError, match=r"gone\.txt' does not exist"):
-        TextFiles([str(good), str(tmp_path / "gone.txt")])
+        text_files([str(good), str(tmp_path / "gone.txt")])
     with pytest.raises(UserError, match=r"\*\.jsonl' matches no file"):
-        TextFiles([str(good), str(tmp_path / "*.jsonl")])
+        text_files([str(good), str(tmp_path / "*.jsonl")])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nystromformer.data.documents import Document
-from nystromformer.data.text_files import WikiExtractorFiles
+from nystromformer.data.text_files import wikiextractor_files
 from nystromformer.errors import UserError
 
 TEXT = """<doc id="12" url="https://en.wikipedia.org/wiki?curid=12" title="Salt &amp; &quot;Pepper&quot;">
@@ -23,8 +23,8 @@ EXPECTED = ["\nSalt is 3 < 4.\n\nPepper is not.", "No repeated title here."]
 
 
 def read(*patterns: Path) -> list[Document]:
-    reader = WikiExtractorFiles([str(pattern) for pattern in patterns], setting="data.sources[0].files")
-    return [document for i in range(len(reader.sources)) for document in reader.documents(i)]
+    sources = wikiextractor_files([str(pattern) for pattern in patterns], setting="data.sources[0].files")
+    return [document for source in sources for document in source.documents()]
 
 
 def test_both_forms_and_a_folder(tmp_path: Path):
@@ -35,8 +35,8 @@ def test_both_forms_and_a_folder(tmp_path: Path):
     (tmp_path / "AB" / "wiki_00.bz2").write_bytes(bz2.compress("\n".join(map(json.dumps, rows)).encode()))
     (tmp_path / "AB" / "notes").write_text("not WikiExtractor's")
     assert [document.text for document in read(tmp_path)] == [*EXPECTED, "Body & soul.", "Two."]
-    reader = WikiExtractorFiles([str(tmp_path)], setting="s")
-    assert [source.name for source in reader.sources] == ["AA/wiki_00", "AB/wiki_00.bz2"]
+    sources = wikiextractor_files([str(tmp_path)], setting="s")
+    assert [source.name for source in sources] == ["AA/wiki_00", "AB/wiki_00.bz2"]
 
 
 @pytest.mark.parametrize(

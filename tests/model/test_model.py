@@ -104,8 +104,27 @@ def test_slots_give_the_loss_and_gradient_of_the_labels(model, share, empty):
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.15, 1.0])
+def test_labels_give_the_same_where_they_cannot_be_counted(model, share):
+    """In a graph, as on a GPU: logits are then computed everywhere, without choosing by values."""
+    ids, order = tokens(4, 30), torch.tensor([0, 1, 1, 0])
+    labels = torch.where(torch.rand(4, 30) < share, ids, -100)
+    torch._dynamo.reset()
+    results = []
+    for call in (model, torch.compile(model, fullgraph=True, dynamic=False, backend="eager")):
+        for items in (None, 40):
+            model.zero_grad()
+            output = call(ids, labels=labels, sentence_order_label=order, num_items_in_batch=items)
+            output.loss.backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            results.append((output.mlm_loss, output.sop_loss, gradients))
+    torch.testing.assert_close(results[2:], results[:2], rtol=1e-6, atol=1e-7)
+    assert output.prediction_logits.shape == (4, 30, 101)
+    assert (results[2][0] == 0) == (share == 0)
+
+
 def test_slots_choose_no_tensor_by_its_values(model):
-    """What would make a GPU wait, and a compiled graph break; `labels` do it."""
+    """What would make a GPU wait, and a compiled graph break; on a CPU `labels` do it."""
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         seen: tuple = ()

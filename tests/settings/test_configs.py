@@ -220,7 +220,7 @@ def test_printed_yaml_is_the_settings(tmp_path):
 
 
 def test_choices_name_the_option_of_each_group():
-    choices = resolve("pretrain", ["experiment=base_512", "tracking=wandb"]).choices
+    _, choices = resolve("pretrain", ["experiment=base_512", "tracking=wandb"])
     assert choices["experiment"] == "base_512"
     assert choices["init"] == "bert"
     assert choices["tracking"] == "wandb"

@@ -2,12 +2,14 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from nystromformer import (
     NystromformerConfig,
+    NystromformerForEmbedding,
     NystromformerForMaskedLM,
     NystromformerForPreTraining,
     NystromformerForSequenceClassification,
@@ -17,6 +19,9 @@ from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.settings import TrainingSettings
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.kinds.choice import ChoiceTask
+from nystromformer.tasks.kinds.embed import EmbedTask
+from nystromformer.tasks.kinds.rerank import RerankTask
+from nystromformer.tasks.task import Encoded
 from nystromformer.tasks.training import Finetuning
 from nystromformer.training import devices
 from nystromformer.training.guard import Guard
@@ -24,7 +29,7 @@ from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.parallel import shard
 from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
-from tests.model.test_trainer import HEADS, case
+from tests.model.test_trainer import HEADS, case, ids
 from tests.pretend.gpu import PRETENDED, pytest_on_it, why_not
 
 if PRETENDED:
@@ -51,11 +56,12 @@ FULL = [40, 40, 40, 40]
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(PRETENDED, reason="is this process")
-def test_in_a_process():
+@pytest.mark.parametrize("chosen", ["graph", "step and every_head", "not graph and not every_head"])
+def test_in_a_process(chosen):
     obstacle = why_not()
     if obstacle:
         pytest.skip(obstacle)
-    done = pytest_on_it(__file__)
+    done = pytest_on_it(__file__, chosen)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "passed" in done.stdout
 
@@ -103,10 +109,8 @@ ALONE = SimpleNamespace(
 
 
 @pretended
-@pytest.mark.parametrize(
-    ("mechanism", "precision"),
-    [*((name, "bf16") for name in MECHANISMS), ("nystrom", "float32"), ("softmax", "float32")],
-)
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_a_step_of_pretraining(mechanism, precision):
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with PretendGPU() as gpu:
@@ -248,11 +252,6 @@ class Loss:
         return 0.0
 
 
-BY_LABELS = [name for name in HEADS if not (name.startswith("pretraining"))]
-"""Heads that say all by shapes. The one of pretraining has logits for as many tokens as there are labels
-(T, V), and its static form is the one with positions, `pretraining_batch`."""
-
-
 def batches_of(head: str, real=(12, 7, 4, 12, 3, 9, 12, 1)):
     """Padded and whole batches of what `test_trainer` trains."""
     inputs = case(head)[1]
@@ -263,7 +262,7 @@ def batches_of(head: str, real=(12, 7, 4, 12, 3, 9, 12, 1)):
 
 @pretended
 @pytest.mark.parametrize("mechanism", ["nystrom", "softmax"])
-@pytest.mark.parametrize("head", BY_LABELS)
+@pytest.mark.parametrize("head", HEADS)
 def test_a_step_of_every_head(head, mechanism):
     for dtype in (torch.bfloat16, torch.float32) if mechanism == "nystrom" else (torch.bfloat16,):
         with PretendGPU() as gpu:
@@ -293,8 +292,44 @@ def test_a_step_of_rows_with_unequal_numbers_of_choices():
     assert done.losses[0].device == DEVICE
 
 
+def tuned(task, model, batches):
+    """A step of fine-tuning."""
+    with PretendGPU() as gpu:
+        on_gpu(gpu, model)
+        optimizer = build_optimizer(model, TrainingSettings())
+        autocast = devices.autocast(torch.bfloat16, DEVICE)
+        objective = Finetuning(task, model.config)
+        done = train_step(model, objective, optimizer, batches, ALONE, autocast, gradient_clipping=1.0)
+    assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
+
+
 @pretended
-@pytest.mark.parametrize("head", [head for head in BY_LABELS if head not in ("several classes", "numbers")])
+@pytest.mark.parametrize("goal", ["listwise", "pointwise", "regression"])
+def test_a_step_of_reranking(goal):
+    """Of lists with 2 and 3 documents."""
+    more = {"choices": torch.arange(8) % 2 + 2, "labels": torch.rand(8, 3)}
+    batches = [{**batch, **more} for batch in batches_of("choices")]
+    tuned(RerankTask("rerank", "ranking", goal=goal), case("a number")[0], batches)
+
+
+@pretended
+@pytest.mark.parametrize("at_once", [None, 5], ids=["whole", "in parts"])
+@pytest.mark.parametrize("goal", ["contrastive", "vectors", "similarities"])
+def test_a_step_of_embedding(goal, at_once):
+    lengths = torch.randint(2, 13, (24,)).tolist()
+    texts = [ids(length).tolist() for length in lengths]
+    given, labels = texts, [torch.randn(16).numpy() for _ in texts]
+    if goal == "contrastive":  # anchor, passage and a wrong one
+        given, labels = [texts[place : place + 3] for place in range(0, 24, 3)], None
+    encoded = Encoded(given, None, labels, *(np.array([len(row) for row in given]),) * 2)
+    width = None if goal == "contrastive" else 16
+    task = EmbedTask("embed", "embedding", goal=goal, symmetric=True, width=width)
+    batch = task.training_batch(encoded, range(len(given)), 0, at_once)
+    tuned(task, NystromformerForEmbedding(case("tokens")[0].config), [batch])
+
+
+@pretended
+@pytest.mark.parametrize("head", HEADS)
 def test_every_head_is_one_graph(head):
     assert_one_graph(lambda: case(head)[0], batches_of(head)[0])
 
@@ -334,20 +369,7 @@ def test_inference_and_a_fault_are_told_of_where_the_model_is():
 @pretended
 @pytest.mark.parametrize(
     ("mechanism", "real"),
-    [
-        *(
-            (name, PADDED)
-            for name in (
-                "nystrom",
-                "nystrom, exact neighbours",
-                "softmax",
-                "linformer",
-                "longformer",
-                "performer",
-            )
-        ),
-        ("nystrom", FULL),
-    ],
+    [*((name, PADDED) for name in MECHANISMS), ("nystrom", FULL)],
     ids=lambda value: value if isinstance(value, str) else "full" if value is FULL else "padded",
 )
 def test_one_graph(mechanism, real):

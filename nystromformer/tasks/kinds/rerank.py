@@ -158,20 +158,24 @@ class RerankTask(ListTask):
         return len(batch["choices"]) if self.goal == "listwise" else int(batch["choices"].sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._losses(self.scores(model, batch), batch["labels"], batch["choices"]).mean()
+        losses = self._losses(self.scores(model, batch), batch["labels"], batch["choices"])
+        return losses.mean() if self.goal == "listwise" else losses.sum() / batch["choices"].sum()
 
     def _losses(self, scores: Tensor, grades: Tensor, counts: Tensor) -> Tensor:
-        """The loss of each item of (B, K) scores, in float32."""
+        """The losses of (B, K) scores, in float32: (B,) of lists, or (B, K) of documents, 0 where is none."""
         if self.goal == "listwise":
             gains = grades.clamp(min=0)
             # A list without a relevant document asks for nothing.
             shares = gains / gains.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
             return -(shares * scores.log_softmax(1)).sum(1)
-        real = is_real(scores, counts)
+        # Chosen by a mask, a GPU would be waited for to know how many they are.
+        absent = ~is_real(scores, counts)
+        scores = scores.masked_fill(absent, 0)
         if self.goal == "regression":
-            return (scores - grades).square()[real]
+            return (scores - grades).square().masked_fill(absent, 0)
         shares = grades.clamp(min=0) / self.best
-        return F.binary_cross_entropy_with_logits(scores, shares.clamp(max=1), reduction="none")[real]
+        found = F.binary_cross_entropy_with_logits(scores, shares.clamp(max=1), reduction="none")
+        return found.masked_fill(absent, 0)
 
     # --- predictions ---------------------------------------------------------------------------------
 
@@ -187,7 +191,7 @@ class RerankTask(ListTask):
                     torch.from_numpy(np.asarray(scores))[None],
                     torch.tensor([label.grades], dtype=torch.float32),
                     torch.tensor([len(scores)]),
-                )
+                ).flatten()
                 for scores, label in zip(outputs, encoded.labels or [], strict=True)
             ]
         )

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nystromformer.data.workers import ordered_map
+from nystromformer.data.processes import ordered_map
 from nystromformer.errors import UserError
 
 _offset = 0
