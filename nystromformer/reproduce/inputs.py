@@ -22,7 +22,7 @@ from nystromformer.reproduce.runs import composed_finetune, composed_run, task_o
 from nystromformer.reproduce.scaling.curves import words_at
 from nystromformer.settings.reproduce import RESULTS, ReproduceSettings
 from nystromformer.tasks.collection import Collection
-from nystromformer.tasks.contents import content_of_tokenizer, contents_of_data, short
+from nystromformer.tasks.identity import content_of_tokenizer, contents_of_data, short
 from nystromformer.tasks.reading import load_splits
 
 Inputs = dict[str, str | None]

@@ -29,7 +29,7 @@ from nystromformer.tasks.export import open_model
 from nystromformer.tasks.jobs import jobs_of
 from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.scores import figures_of_sets
-from nystromformer.tasks.start import fit_on_longest
+from nystromformer.tasks.setup import fit_on_longest
 from nystromformer.tasks.task import Encoded, Task
 from nystromformer.tasks.training import outputs_of
 

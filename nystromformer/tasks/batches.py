@@ -10,7 +10,7 @@ import numpy as np
 from nystromformer.data.examples import Key
 from nystromformer.data.layout import Batch
 from nystromformer.data.order import GlobalBatches
-from nystromformer.tasks.task import Encoded
+from nystromformer.tasks.rows import Encoded
 
 Collate = Callable[[Encoded, Sequence[int]], Batch]
 """Some rows as a batch, padded to the longest of them."""

@@ -21,15 +21,17 @@ from __future__ import annotations
 
 import csv
 import html
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nystromformer.data.text_files import clean_review, imdb
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import TaskDataSettings
-from nystromformer.tasks.hub import load_from_hub
 from nystromformer.tasks.kinds.sequence import SequenceTask
-from nystromformer.tasks.reading import divide
+from nystromformer.tasks.reading import divide, load_from_hub
+from nystromformer.tasks.row_files import Asked
 from nystromformer.tasks.table_files import TableFile
 from nystromformer.tasks.task import Examples, Splits, Texts
 
@@ -48,12 +50,10 @@ _NLI = ("entailment", "neutral", "contradiction")
 _PAIR = ("sentence1", "sentence2")
 
 
-def _glue(
-    name: str, title: str, folder: str, texts: tuple[str, ...], label: str = "label", **more
-) -> SequenceTask:
-    more.setdefault("submissions", (("test", f"{folder}.tsv"),))
+def _glue(name: str, title: str, texts: tuple[str, ...], label: str = "label", **more: Any) -> SequenceTask:
+    more.setdefault("submissions", (("test", f"{title}.tsv"),))
     more.setdefault("labels", more.get("values", ()))
-    return SequenceTask(name, title, texts, label, folder=folder, hub=("nyu-mll/glue", name), **more)
+    return SequenceTask(name, title, texts, label, folder=title, hub=("nyu-mll/glue", name), **more)
 
 
 _F1 = {"metrics": ("accuracy", "f1"), "score": ("accuracy", "f1")}
@@ -62,33 +62,33 @@ TASKS: dict[str, SequenceTask] = {
     task.name: task
     for task in (
         _glue(
-            "cola", "CoLA", "CoLA", ("sentence",),
+            "cola", "CoLA", ("sentence",),
             values=_ZERO_ONE, labels=("unacceptable", "acceptable"),
             metrics=("matthews", "accuracy"), score=("matthews",),
             headless=("source", "label", "star", "sentence"),
         ),
-        _glue("sst2", "SST-2", "SST-2", ("sentence",), values=_ZERO_ONE, labels=("negative", "positive")),
+        _glue("sst2", "SST-2", ("sentence",), values=_ZERO_ONE, labels=("negative", "positive")),
         _glue(
-            "mrpc", "MRPC", "MRPC", ("#1 String", "#2 String"), "Quality",
+            "mrpc", "MRPC", ("#1 String", "#2 String"), "Quality",
             values=_ZERO_ONE, labels=("not_equivalent", "equivalent"), hub_texts=_PAIR, **_F1,
         ),
         _glue(
-            "stsb", "STS-B", "STS-B", _PAIR, "score",
+            "stsb", "STS-B", _PAIR, "score",
             regression=True, metrics=("pearson", "spearman"), score=("pearson", "spearman"),
         ),
         _glue(
-            "qqp", "QQP", "QQP", ("question1", "question2"), "is_duplicate",
+            "qqp", "QQP", ("question1", "question2"), "is_duplicate",
             values=_ZERO_ONE, labels=("not_duplicate", "duplicate"), **_F1,
         ),
         _glue(
-            "mnli", "MNLI", "MNLI", _PAIR, "gold_label", values=_NLI,
+            "mnli", "MNLI", _PAIR, "gold_label", values=_NLI,
             dev_files=(("matched", "dev_matched.tsv"), ("mismatched", "dev_mismatched.tsv")),
             test_files=(("matched", "test_matched.tsv"), ("mismatched", "test_mismatched.tsv")),
             submissions=(("matched", "MNLI-m.tsv"), ("mismatched", "MNLI-mm.tsv"), ("diagnostic", "AX.tsv")),
         ),
-        _glue("qnli", "QNLI", "QNLI", ("question", "sentence"), values=_ENTAILMENT),
-        _glue("rte", "RTE", "RTE", _PAIR, values=_ENTAILMENT),
-        _glue("wnli", "WNLI", "WNLI", _PAIR, values=_ZERO_ONE, labels=("not_entailment", "entailment")),
+        _glue("qnli", "QNLI", ("question", "sentence"), values=_ENTAILMENT),
+        _glue("rte", "RTE", _PAIR, values=_ENTAILMENT),
+        _glue("wnli", "WNLI", _PAIR, values=_ZERO_ONE, labels=("not_entailment", "entailment")),
         SequenceTask(
             "imdb", "IMDB", ("text",), "label", _ZERO_ONE, labels=("negative", "positive"),
             hub=("stanfordnlp/imdb", None),
@@ -118,9 +118,9 @@ def load(task: SequenceTask, data: TaskDataSettings) -> Splits:
     source = data.source
     if source == "auto":
         source = "samples" if task.name in REVIEW_TASKS else "folder" if data.root else "hub"
-    if task.name in REVIEW_TASKS:
-        return reviews_from_samples(task) if source == "samples" else reviews_from_hub(task)
-    return glue_from_folder(task, data) if source == "folder" else glue_from_hub(task)
+    if source == "samples":
+        return reviews_from_samples(task)
+    return glue_from_folder(task, data) if source == "folder" else from_hub(task)
 
 
 def glue_from_folder(task: SequenceTask, settings: TaskDataSettings) -> Splits:
@@ -135,22 +135,29 @@ def glue_from_folder(task: SequenceTask, settings: TaskDataSettings) -> Splits:
         raise UserError(
             f"data.root={settings.root} has no folder {task.folder}: write the folder that holds it"
         )
-    skip = settings.malformed_rows == "skip"
-    files = [_labelled(folder / "train.tsv", task, skip=skip)]
-    train = task.examples(files[0], labelled=True)
-    dev = {}
-    for name, file_name in task.dev_files:
-        files.append(_labelled(folder / file_name, task, skip=skip))
-        dev[name] = task.examples(files[-1], labelled=True)
-    tests = [(name, folder / file) for name, file in task.test_files]
+    skipped: list[str] = []
+
+    def read(path: Path, *, labelled: bool) -> Examples:
+        asked = Asked(path, "data.root", quotes=False, skip=settings.malformed_rows == "skip")
+        headless = task.headless if labelled else ()
+        file = TableFile(asked, task.columns if labelled else task.texts, headless=headless)
+        id_column = None
+        if not labelled:
+            # MNLI's files call their first column index, the diagnostic set's too; one without it is counted.
+            id_column = next((name for name in ("index", "id") if file.has(name)), None)
+            if id_column:
+                file.require(id_column)
+        found = Examples.of(task.rows(file, labelled=labelled, id_column=id_column))
+        skipped.extend(file.skipped)
+        return found
+
+    train = read(folder / "train.tsv", labelled=True)
+    dev = {name: read(folder / file, labelled=True) for name, file in task.dev_files}
+    tests = {name: folder / file for name, file in task.test_files}
     if task.name == "mnli":
-        tests.append(("diagnostic", root / _DIAGNOSTIC))
-    test = {}
-    for name, path in tests:
-        if path.exists():
-            files.append(TableFile(path, task.texts, quotes=False, setting="data.root", skip=skip))
-            test[name] = _unlabelled(files[-1], task)
-    return Splits(task, train, dev, test, str(folder), [row for file in files for row in file.skipped])
+        tests["diagnostic"] = root / _DIAGNOSTIC
+    test = {name: read(path, labelled=False) for name, path in tests.items() if path.exists()}
+    return Splits(task, train, dev, test, str(folder), skipped)
 
 
 def in_glues_layout(path: Path, task: SequenceTask) -> bool:
@@ -159,21 +166,8 @@ def in_glues_layout(path: Path, task: SequenceTask) -> bool:
     return task.is_glue and path.name in own
 
 
-def _labelled(path: Path, task: SequenceTask, *, skip: bool) -> TableFile:
-    columns = (*task.texts, task.label)
-    return TableFile(path, columns, headless=task.headless, quotes=False, setting="data.root", skip=skip)
-
-
-def _unlabelled(file: TableFile, task: SequenceTask) -> Examples:
-    # MNLI's files call their first column index, the diagnostic set's too; a file without one is counted.
-    id_column = next((name for name in ("index", "id") if file.has(name)), None)
-    if id_column:
-        file.require(id_column)
-    return task.examples(file, labelled=False, id_column=id_column)
-
-
-def glue_from_hub(task: SequenceTask) -> Splits:
-    """Load `nyu-mll/glue` by the datasets library, from the hub or its cache.
+def from_hub(task: SequenceTask) -> Splits:
+    """Load a task's repository by the datasets library, from the hub or its cache.
 
     Raises:
         UserError: it cannot be loaded.
@@ -181,24 +175,29 @@ def glue_from_hub(task: SequenceTask) -> Splits:
     repository, configuration = task.hub
     loaded = load_from_hub(repository, configuration, _OTHERWISE)
     several = len(task.dev_files) > 1
-    dev = {
-        name: examples_of(loaded[f"validation_{name}" if several else "validation"], task)
-        for name, _ in task.dev_files
-    }
-    test = {
-        name: examples_of(loaded[f"test_{name}" if several else "test"], task) for name, _ in task.test_files
-    }
+
+    def sets(split: str, files: tuple[tuple[str, str], ...]) -> dict[str, Examples]:
+        there = {name: f"{split}_{name}" if several else split for name, _ in files}
+        return {name: examples_of(loaded[part], task) for name, part in there.items()}
+
+    train, test = examples_of(loaded["train"], task), sets("test", task.test_files)
+    if task.is_glue or "validation" in loaded:
+        dev = sets("validation", task.dev_files)
+    else:
+        held_out, train = divide(train, HELD_OUT[task.name])
+        dev = {"dev": held_out}
     if task.name == "mnli":
         test["diagnostic"] = examples_of(load_from_hub(repository, "ax", _OTHERWISE)["test"], task)
     where = f"{repository}, {configuration}" if configuration else repository
-    return Splits(task, examples_of(loaded["train"], task), dev, test, f"{where} on the hub")
+    return Splits(task, train, dev, test, f"{where} on the hub")
 
 
 def examples_of(rows: Any, task: SequenceTask) -> Examples:
     """A split of the hub; label −1 in any row says that it has none."""
     columns = task.hub_texts or task.texts
+    clean = str if task.is_glue else clean_review
     texts: list[Texts] = list(
-        zip(*([text.strip() for text in rows[column]] for column in columns), strict=True)
+        zip(*([clean(text.strip()) for text in rows[column]] for column in columns), strict=True)
     )
     values = list(rows["label"])
     labels = None if any(value is None or value == -1 for value in values) else [float(v) for v in values]
@@ -215,34 +214,96 @@ def reviews_from_samples(task: SequenceTask) -> Splits:
 
 
 def _samples(path: Path, task: SequenceTask) -> Examples:
-    texts: list[tuple[str, ...]] = []
-    labels: list[float] = []
     clean = clean_review if task.name == "imdb" else html.unescape
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["source"] == task.name:
-                texts.append((clean(row["text"]).strip(),))
-                labels.append(_label_id(row["label"], task))
-    return Examples(texts, labels, [str(number) for number in range(len(texts))])
+        rows = [row for row in csv.DictReader(file) if row["source"] == task.name]
+    texts: list[Texts] = [(clean(row["text"]).strip(),) for row in rows]
+    labels = [_label_id(row["label"], task) for row in rows]
+    return Examples(texts, labels, [str(number) for number in range(len(rows))])
 
 
 def _label_id(value: str, task: SequenceTask) -> float:
     return (task.labels if value in task.labels else task.values).index(value)
 
 
-def reviews_from_hub(task: SequenceTask) -> Splits:
-    """Load the repository of a task; raises UserError where it is out of reach."""
-    repository, configuration = task.hub
-    loaded = load_from_hub(repository, configuration, _OTHERWISE)
-    train = _cleaned(examples_of(loaded["train"], task))
-    if "validation" in loaded:
-        dev = _cleaned(examples_of(loaded["validation"], task))
-    else:
-        dev, train = divide(train, HELD_OUT[task.name])
-    test = {"test": _cleaned(examples_of(loaded["test"], task))}
-    return Splits(task, train, {"dev": dev}, test, f"{repository} on the hub")
+# --- GLUE's submission --------------------------------------------------------------------------------
 
 
-def _cleaned(examples: Examples) -> Examples:
-    texts: list[tuple[str, ...]] = [(clean_review(text),) for (text,) in examples.texts]
-    return Examples(texts, examples.labels, examples.ids)
+OFFICIAL_ROWS = {
+    "CoLA.tsv": 1063, "SST-2.tsv": 1821, "MRPC.tsv": 1725, "STS-B.tsv": 1379, "QQP.tsv": 390965,
+    "MNLI-m.tsv": 9796, "MNLI-mm.tsv": 9847, "QNLI.tsv": 5463, "RTE.tsv": 3000, "WNLI.tsv": 146,
+    "AX.tsv": 1104,
+}  # fmt: skip
+"""Rows of the official test sets."""
+_TASK_OF = {file: task for task in TASKS.values() for _, file in task.submissions}
+_HEADER = "index\tprediction"
+
+
+def write_predictions(
+    path: Path, task: SequenceTask, examples: Examples, predictions: Sequence[float]
+) -> None:
+    """Write one file: class ids as the task's own values, similarities between 0 and 5."""
+    rows = [_HEADER]
+    for name, prediction in zip(examples.ids, predictions, strict=True):
+        clipped = min(max(prediction, 0.0), 5.0)
+        rows.append(
+            f"{name}\t{clipped:.3f}" if task.regression else f"{name}\t{task.values[int(prediction)]}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def zip_submission(folder: Path, path: Path) -> list[str]:
+    """Zip what is in the folder, a .tsv a test set under its official name, and check it.
+
+    Returns:
+        Lines on what is missing or not of the official size.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.glob("*.tsv")):
+            archive.write(file, file.name)
+    return check_submission(path)
+
+
+def check_submission(path: Path) -> list[str]:
+    """Check names, headers, indices and values of a zip.
+
+    Returns:
+        Lines on files that GLUE's site expects and that are missing or not of the official size.
+
+    Raises:
+        UserError: a file that the site would refuse, with its line.
+    """
+    remarks = []
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        for name in names:
+            if name not in _TASK_OF:
+                raise UserError(f"{path}: {name} is no file of a submission: write {', '.join(_TASK_OF)}")
+            rows = _check_file(f"{path}: {name}", archive.read(name).decode(), _TASK_OF[name])
+            if rows != OFFICIAL_ROWS[name]:
+                remarks.append(f"{name} has {rows:,} rows, the official test set {OFFICIAL_ROWS[name]:,}")
+    remarks += [f"{name} is missing" for name in OFFICIAL_ROWS if name not in names]
+    return remarks
+
+
+def _check_file(name: str, text: str, task: SequenceTask) -> int:
+    head, *rows = text.removesuffix("\n").split("\n")
+    if head != _HEADER:
+        raise UserError(f"{name}, line 1 is {head!r}: it must be index, a tab, prediction")
+    for number, row in enumerate(rows):
+        index, tab, prediction = row.partition("\t")
+        if index != str(number) or not tab:
+            raise UserError(f"{name}, line {number + 2} begins with {index!r}: the index must be {number}")
+        if not _is_answer(prediction, task):
+            raise UserError(f"{name}, line {number + 2}: {prediction!r} is no answer for {task.title}")
+    return len(rows)
+
+
+def _is_answer(prediction: str, task: SequenceTask) -> bool:
+    if not task.regression:
+        return prediction in task.values
+    try:
+        return 0 <= float(prediction) <= 5
+    except ValueError:
+        return False

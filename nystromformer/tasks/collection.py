@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from nystromformer.data.text_files import COMPRESSION, kind_of, lines
 from nystromformer.errors import UserError
-from nystromformer.tasks.row_files import Row, Unusable, listed, shortened
+from nystromformer.tasks.row_files import Asked, Unusable, listed, shortened
 from nystromformer.tasks.table_files import TableFile
 
 Judgements = dict[str, dict[str, int]]
@@ -136,9 +136,9 @@ class Collection:
         seen: set[str] = set()
         for row in file.rows():
             try:
-                name = _first(row, _IDS)
-                title = row.text("title")
-                text = _first(row, _TEXTS, needed=False)
+                name, title, text = row.first(_IDS), row.text("title"), row.first(_TEXTS)
+                if not name:
+                    raise Unusable(f"has no {' or '.join(map(repr, _IDS[:2]))}")
                 if name in seen:
                     raise Unusable(f"has the id {shortened(name)} of a row above it")
             except Unusable as error:
@@ -175,16 +175,8 @@ def _table(path: Path, setting: str) -> TableFile:
     if kind_of(path) != ".jsonl":
         first = next((line.text for line in lines(path)), "")
         if not {cell.strip().lower() for cell in first.split("\t")} & {*_IDS}:
-            return TableFile(path, (), headless=("id", "text"), quotes=False, setting=setting)
-    return TableFile(path, (), setting=setting)
-
-
-def _first(row: Row, names: Sequence[str], *, needed: bool = True) -> str:
-    """The text in the first of the columns that has one."""
-    found = next((text for name in names if (text := row.text(name))), "")
-    if needed and not found:
-        raise Unusable(f"has no {' or '.join(map(repr, names[:2]))}")
-    return found
+            return TableFile(Asked(path, setting, quotes=False), (), headless=("id", "text"))
+    return TableFile(Asked(path, setting), ())
 
 
 def _judgements_in(path: Path) -> Iterator[tuple[str, str, int]]:

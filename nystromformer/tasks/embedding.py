@@ -20,13 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from nystromformer.errors import UserError
 from nystromformer.model.embedding import NystromformerForEmbedding, other_vectors
 from nystromformer.model.source import open_source, open_tokenizer, place_of, written
-from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import SwapSettings
 from nystromformer.tasks.batches import ordered_batches
-from nystromformer.tasks.export import taught
-from nystromformer.tasks.rows import rows_of_texts
-from nystromformer.tasks.task import padded
-from nystromformer.training import devices
+from nystromformer.tasks.export import taught, to_device
+from nystromformer.tasks.rows import padded, rows_of_texts
 from nystromformer.training.devices import on_device
 
 _AT_ONCE = 2048
@@ -45,12 +42,10 @@ class Embedder:
         device: str | torch.device | None = None,
         precision: str = "float32",
     ) -> None:
-        recipe = TrainingSettings(precision=precision)
-        self.device = torch.device(device) if device else devices.open_accelerator(recipe).device
-        self.model = model.eval().to(self.device)
+        self.model = model
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self._autocast = devices.autocast(devices.precision(recipe, self.device), self.device)
+        self._autocast = to_device(model, precision, device)
 
     @classmethod
     def load(
@@ -132,7 +127,7 @@ class Embedder:
         collate = partial(padded, pad_token_id=int(self.tokenizer.pad_token_id or 0))
         for rows, batch in ordered_batches(encoded, size, collate, tokens):
             with self._autocast:
-                found = self.model(**on_device(batch, self.device))
+                found = self.model(**on_device(batch, self.model.device))
             vectors[rows] = (found.embeddings if normalise else found.means).cpu().numpy()
         return vectors
 

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.model.layouts import load_model
 from nystromformer.model.source import open_tokenizer
+from nystromformer.settings import TrainingSettings
 from nystromformer.tasks.jobs import Job
-from nystromformer.tasks.setup import TaskSetup
-from nystromformer.tasks.start import max_length_of
+from nystromformer.tasks.setup import TaskSetup, max_length_of
 from nystromformer.tasks.task import Task, from_stored, stored
+from nystromformer.training import devices
 
 
 def export(
@@ -61,14 +64,33 @@ def taught(folder: Path) -> tuple[Task, int]:
         ) from None
 
 
-def open_model(folder: Path, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a folder; raises UserError where the weights cannot be loaded."""
-    model, _ = load_model(task.head, str(folder), wrong=f"checkpoint={folder}", fix=": train it again")
+def open_model(
+    folder: Path, task: Task, setting: str = "checkpoint", **changes: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a folder.
+
+    Args:
+        setting: what the folder was given by, for messages.
+        changes: of the model's configuration, such as `attention="softmax"`.
+
+    Raises:
+        UserError: the weights cannot be loaded, or are of another task.
+    """
+    wrong = f"{setting}={folder}"
+    model, _ = load_model(task.head, str(folder), wrong=wrong, fix=": train it again", **changes)
     if model.config.num_labels != task.num_labels:
-        raise UserError(
-            f"checkpoint={folder} has {model.config.num_labels} labels, its task.json {task.num_labels}"
-        )
+        raise UserError(f"{wrong} has {model.config.num_labels} labels, its task.json {task.num_labels}")
     return model.eval(), open_tokenizer(None, str(folder))
+
+
+def to_device(
+    model: torch.nn.Module, precision: str, device: str | torch.device | None = None
+) -> torch.autocast:
+    """Put a model on a device, by default a GPU if there is one; what it is to compute in there."""
+    recipe = TrainingSettings(precision=precision)
+    place = torch.device(device) if device else devices.open_accelerator(recipe).device
+    model.eval().to(place)
+    return devices.autocast(devices.precision(recipe, place), place)
 
 
 def _card(task: Task, setup: TaskSetup, job: Job, figures: dict[str, float]) -> str:
@@ -88,7 +110,7 @@ tags: [nystromformer]
 [nystromformer](https://pypi.org/project/nystromformer/) for {job.task.epochs:g} epochs of batches of
 {job.batch_size} at {job.learning_rate:g}, seed {job.seed}.
 
-| {len(setup.dev[next(iter(setup.dev))]):,} held-out examples | |
+| {next(iter(setup.dev.values())).examples:,} held-out examples | |
 |---|---:|
 {shown}
 

@@ -23,11 +23,11 @@ from nystromformer.errors import UserError
 from nystromformer.files import ContentHashes
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
-from nystromformer.tasks.export import open_model
+from nystromformer.tasks.benchmarks import write_predictions, zip_submission
+from nystromformer.tasks.export import open_model, to_device
 from nystromformer.tasks.identity import compare, identity
 from nystromformer.tasks.jobs import (
     Job,
-    adopt,
     forget_unstarted,
     has_traces,
     holder_of,
@@ -41,14 +41,20 @@ from nystromformer.tasks.jobs import (
 from nystromformer.tasks.kinds.sequence import SequenceTask
 from nystromformer.tasks.reading import load_splits
 from nystromformer.tasks.results import keep_best, prune_models, summarise, write_table
-from nystromformer.tasks.setup import TaskSetup, contents_there, prepare_task, say
-from nystromformer.tasks.start import Checkpoint, max_length_of, read_checkpoint
-from nystromformer.tasks.submission import write_predictions, zip_submission
+from nystromformer.tasks.setup import (
+    Checkpoint,
+    TaskSetup,
+    contents_there,
+    max_length_of,
+    prepare_task,
+    read_checkpoint,
+    say,
+)
 from nystromformer.tasks.training import outputs_of, train_seed
 from nystromformer.threads import watch_for_other_work
 from nystromformer.training import devices
 from nystromformer.training.signals import StopRequest
-from nystromformer.training.together import Together
+from nystromformer.training.together import Together, joined
 
 _CRASHED = 1
 
@@ -64,8 +70,7 @@ def finetune(settings: FinetuneSettings) -> None:
     accelerator = None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         accelerator = devices.open_accelerator(TrainingSettings())
-    together = Together(accelerator)
-    try:
+    with joined(accelerator) as together:
         waiting, told = together.on_main(lambda: begin(settings, together.count))
         if waiting:
             try:
@@ -78,9 +83,6 @@ def finetune(settings: FinetuneSettings) -> None:
                     together.on_main(partial(forget_unstarted, settings, task))
                 raise
         together.on_main(lambda: conclude(settings, told))
-    finally:
-        if accelerator:
-            accelerator.end_training()
 
 
 def begin(settings: FinetuneSettings, processes: int) -> tuple[int, set[str]]:
@@ -164,13 +166,10 @@ def check_unchanged(settings: FinetuneSettings, tasks: list[TaskSettings]) -> No
     hashes = ContentHashes()
     for task in begun:
         folder, now = run_folder(settings) / task.name, identity(settings, task)
-        contents, splits, gone = contents_there(settings, task, hashes)
+        contents, gone = contents_there(settings, task, hashes)
         compare(folder, now, contents)
         if gone:
             say(task.name, f"{', '.join(gone)} is not there any more: what was trained from it is as it was")
-        elif splits is not None:
-            with run_held(settings):
-                say(task.name, adopt(settings, task, contents, splits) or "")
 
 
 def work(settings: FinetuneSettings, accelerator: Accelerator, together: Together) -> None:
@@ -187,9 +186,7 @@ def work(settings: FinetuneSettings, accelerator: Accelerator, together: Togethe
                     if setup is None:
                         shared = (accelerator, together, stop)
                         setup = together.on_all(partial(prepare_task, settings, task, checkpoint, *shared))
-                        told = together.on_main(partial(settle, setup, task, job))
-                        if told and together.rank == 0:
-                            say(task.name, told)
+                        together.on_main(partial(settle, setup, task, job))
                     train_seed(setup, job)
                     if settings.keep_models == "best":
                         together.on_main(partial(_prune, settings, job))
@@ -210,9 +207,6 @@ def submit(settings: FinetuneSettings, tasks: list[TaskSettings]) -> None:
         UserError: no task has such a set, or a file would be refused.
     """
     folder = run_folder(settings) / "submission"
-    recipe = TrainingSettings(precision=settings.training.precision)
-    accelerator = devices.open_accelerator(recipe)
-    autocast = devices.autocast(devices.precision(recipe, accelerator.device), accelerator.device)
     checkpoint = read_checkpoint(settings)
     written = 0
     for task_settings in tasks:
@@ -221,7 +215,7 @@ def submit(settings: FinetuneSettings, tasks: list[TaskSettings]) -> None:
         assert isinstance(task, SequenceTask), "its kind refused the setting"
         with run_held(settings):  # another command may put a better one in its place
             model, tokenizer = open_model(run_folder(settings) / task.name / "model", task)
-        model.to(accelerator.device)
+        autocast = to_device(model, settings.training.precision)
         for name, file in task.submissions:
             (folder / file).unlink(missing_ok=True)  # of an earlier command, its model or its test set
             examples = splits.test.get(name)

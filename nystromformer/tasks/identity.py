@@ -1,26 +1,32 @@
 """What the results in a task's folder are of: noted beside them, and compared with what a command is of.
 
-    settings.json    every setting that decides a seed's result, and `contents`, see contents.py
+    settings.json    every setting that decides a seed's result, and `contents`: the examples as they were
+                     read, the weights, the tokenizer
 
 A setting that did not exist when the file was written has had its default then. Paths are compared only
-where the content behind them is not known on both sides.
+where the content behind them is not known on both sides. Neither names nor dates of files are in a content: a
+copied or touched file is the same, an edited one is another.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from nystromformer.data.tokenizer import content_hash
 from nystromformer.errors import UserError
-from nystromformer.files import write_atomically
-from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
+from nystromformer.files import sha256_of_json, write_atomically
+from nystromformer.settings.finetune import FinetuneSettings, TaskDataSettings, TaskSettings
 from nystromformer.settings.identity import difference, paths_of, read_stored
 from nystromformer.settings.identity import identity as decisive
-from nystromformer.tasks.contents import Contents
-from nystromformer.tasks.task import Splits
+from nystromformer.tasks.task import Examples, Splits, Task
 
 _PATHS = paths_of(FinetuneSettings)
 _CONTENTS = "contents"
@@ -68,24 +74,9 @@ def note(task_folder: Path, now: dict[str, Any], contents: Contents) -> None:
     write_atomically(task_folder / "settings.json", json.dumps(content, indent=2) + "\n")
 
 
-def notes_contents(task_folder: Path) -> bool:
-    """Whether it is known what the folder's results are of: an older version did not write it down."""
-    return bool(_noted(task_folder).get(_CONTENTS))
-
-
-def compare_counts(task_folder: Path, splits: Splits) -> None:
-    """Compare the counts in results of a version that noted no contents; raises OtherResults."""
-    parts = {"train": splits.train, **splits.dev, **splits.test}
-    for path in sorted(task_folder.glob("rate*/seed-*.json")):
-        data = json.loads(path.read_text(encoding="utf-8")).get("data", {})
-        for name, part in parts.items():
-            then, classes = data.get(name), splits.task.counts(part.labels)
-            if then and (then["examples"], then["classes"]) != (len(part), classes):
-                raise OtherResults(
-                    f"{path} is of other data: {_title(name)}: {then['examples']:,} {then['classes']} then, "
-                    f"{len(part):,} {classes} now",
-                    f"write name=OTHER to train on what is there now, or remove {task_folder}",
-                )
+def is_noted(task_folder: Path) -> bool:
+    """Whether the folder says what its results are of."""
+    return bool(_noted(task_folder))
 
 
 def _noted(task_folder: Path) -> dict[str, Any]:
@@ -148,3 +139,53 @@ def _of_seeds(task_folder: Path) -> Iterator[tuple[str, Contents]]:
     """The contents that each finished seed's own result tells."""
     for path in sorted(task_folder.glob("rate*/seed-*.json")):
         yield str(path), json.loads(path.read_text(encoding="utf-8")).get(_CONTENTS, {})
+
+
+# --- what a task is trained on and from, by content ---------------------------------------------------
+
+
+Contents = dict[str, str]
+"""`checkpoint`, `tokenizer`, `train` and each labelled set → what it holds, in a few letters."""
+_NAMED = ("train", "dev", "test", "root", "hub", "vectors", "dev_vectors")
+_SHOWN = 16  # hexadecimal digits: 64 bits, which no edit meets by chance
+
+
+def contents_of_data(splits: Splits) -> Contents:
+    """The labelled sets: training, held-out, and test sets that figures are of.
+
+    A test set without labels decides nothing: a submission is predicted anew each time.
+    """
+    test = {name: part for name, part in splits.test.items() if part.labels is not None}
+    parts = {"train": splits.train, **splits.dev, **test}
+    return {name: _content(part, splits.task) for name, part in parts.items()}
+
+
+def content_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that decides how text becomes token ids."""
+    if tokenizer.is_fast:
+        return short(content_hash(tokenizer))
+    words = [sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_tokens))]
+    return short(sha256_of_json(words))
+
+
+def short(digest: str) -> str:
+    """The digits of a SHA-256 that are kept and shown."""
+    return digest[:_SHOWN]
+
+
+def missing_data(data: TaskDataSettings) -> list[str]:
+    """The settings that name a file or folder which is not there."""
+    named = {name: getattr(data, name) for name in _NAMED}
+    return [
+        f"data.{name}={path}" for name, path in named.items() if path and not Path(path).expanduser().exists()
+    ]
+
+
+def _content(part: Examples, task: Task) -> str:
+    """Texts and labels in their order, which the batches follow; names of classes and their ids."""
+    digest = hashlib.sha256(json.dumps(task.labels).encode())
+    labels = part.labels or []
+    for texts, label in zip(part.texts, labels, strict=True):
+        held = float(label) if isinstance(label, int) else label
+        digest.update(json.dumps([*texts, held], default=np.ndarray.tolist).encode() + b"\n")
+    return f"{len(part):,} examples {short(digest.hexdigest())}"

@@ -27,10 +27,8 @@ from nystromformer.files import Held, held
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import FinetuneSettings, TaskSettings
 from nystromformer.tasks.benchmarks import GLUE_TASKS
-from nystromformer.tasks.contents import Contents
-from nystromformer.tasks.identity import compare, compare_counts, identity, note, notes_contents
+from nystromformer.tasks.identity import compare, identity, is_noted, note
 from nystromformer.tasks.setup import TaskSetup
-from nystromformer.tasks.task import Splits
 
 _MOMENTS = 600.0
 """Seconds after which whoever holds a run for a moment is named."""
@@ -143,9 +141,13 @@ def taken(settings: FinetuneSettings, job: Job) -> Iterator[bool]:
 
 def holder_of(job: Job, mine: ExitStack | None = None) -> str | None:
     """Who holds a seed, in words; with `mine` a seed that nobody holds is taken."""
+    return _holder(job.lock, job.label, mine)
+
+
+def _holder(lock: Path, what: str, mine: ExitStack | None = None) -> str | None:
     with ExitStack() as looking:
         try:
-            (mine or looking).enter_context(held(job.lock, job.label, _OTHERWISE))
+            (mine or looking).enter_context(held(lock, what, _OTHERWISE))
         except Held as other:
             return str(other)
     return None
@@ -157,38 +159,21 @@ def has_traces(task_folder: Path) -> bool:
     return any(next(task_folder.glob(f"rate*/{kind}"), None) for kind in kinds)
 
 
-def settle(setup: TaskSetup, task: TaskSettings, mine: Job) -> str | None:
+def settle(setup: TaskSetup, task: TaskSettings, mine: Job) -> None:
     """Agree on what the task's results are of, before the first step of a seed that this process holds.
 
     The first one writes it down, the others compare.
 
-    Returns:
-        A line to be printed, where an older version left results without saying what they are of.
-
     Raises:
         UserError: there are results, or another process trains seeds, of something else.
     """
-    settings, contents = setup.settings, setup.contents
-    folder, now = run_folder(settings) / task.name, identity(settings, task)
-    with run_held(settings):
-        if not has_traces(folder) and not _others(folder, mine):
-            note(folder, now, contents)
-            return None
-        compare(folder, now, contents)
-        return adopt(settings, task, contents, setup.splits)
-
-
-def adopt(settings: FinetuneSettings, task: TaskSettings, contents: Contents, splits: Splits) -> str | None:
-    """Note today's contents for results of a version that noted none, as far as their counts agree."""
-    folder = run_folder(settings) / task.name
-    if notes_contents(folder):
-        return None
-    compare_counts(folder, splits)
-    note(folder, identity(settings, task), contents)
-    return (
-        f"{folder} does not say what its results were trained on, as an older version left them: from now on "
-        "they count as of today's data and checkpoint"
-    )
+    folder, now = run_folder(setup.settings) / task.name, identity(setup.settings, task)
+    with run_held(setup.settings):
+        begun = has_traces(folder) or _others(folder, mine)
+        if begun:
+            compare(folder, now, setup.contents)
+        if not begun or not is_noted(folder):
+            note(folder, now, setup.contents)
 
 
 def forget_unstarted(settings: FinetuneSettings, task: TaskSettings) -> None:
@@ -211,11 +196,5 @@ def forget_unstarted(settings: FinetuneSettings, task: TaskSettings) -> None:
 
 def _others(task_folder: Path, mine: Job | None = None) -> bool:
     """Whether another process trains a seed of the task."""
-    for lock in task_folder.glob("rate*/seed-*.lock"):
-        if mine is None or lock != mine.lock:
-            try:
-                with held(lock, "", ""):
-                    pass
-            except Held:
-                return True
-    return False
+    locks = task_folder.glob("rate*/seed-*.lock")
+    return any(_holder(lock, "") for lock in locks if mine is None or lock != mine.lock)

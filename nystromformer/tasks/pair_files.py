@@ -9,16 +9,21 @@ A teacher's vectors are a row each, in the order of the file: .npy, or .parquet 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
+from nystromformer.data.examples import Key
+from nystromformer.data.stateless_random import Stream, below, position_bits, row_keys
 from nystromformer.errors import UserError
-from nystromformer.tasks.reading import Found
 from nystromformer.tasks.row_files import Fault, Row, Unusable
+from nystromformer.tasks.rows import Encoded
 from nystromformer.tasks.table_files import TableFile
+from nystromformer.tasks.task import Examples, Found
 
 _BETWEEN = " \t\n.,:;!?-–—|/"
 """What may stand between a title and the text behind it."""
@@ -31,26 +36,20 @@ def pairs_in(
 
     A row with several passages is as many pairs.
     """
-    count = 0
-    for row in file.rows_and_faults():
-        if isinstance(row, Fault):
-            yield row
-            continue
-        try:
-            anchor, passages = filled(row, text), _texts(row, pair)
-            if not passages:
-                raise Unusable(f"is malformed (no text in {pair!r})")
-            wrong = [found for column in negatives for found in _texts(row, column)]
-            cut = [without_beginning(passage, anchor) for passage in passages]
-            if remove_repeated and "" in cut:
-                raise Unusable(f"has nothing in {pair!r} but what is in {text!r}")
-        except Unusable as error:
-            yield from file.reject(row, str(error))
-            continue
-        for whole, rest in zip(passages, cut, strict=True):
+
+    def found(row: Row, number: int) -> Iterator[Found]:
+        anchor, passages = filled(row, text), _texts(row, pair)
+        if not passages:
+            raise Unusable(f"is malformed (no text in {pair!r})")
+        wrong = [found for column in negatives for found in _texts(row, column)]
+        cut = [without_beginning(passage, anchor) for passage in passages]
+        if remove_repeated and "" in cut:
+            raise Unusable(f"has nothing in {pair!r} but what is in {text!r}")
+        for place, (whole, rest) in enumerate(zip(passages, cut, strict=True), start=number):
             repeats = int(rest != whole and not remove_repeated)
-            yield (anchor, rest if remove_repeated else whole, *wrong), repeats, str(count)
-            count += 1
+            yield (anchor, rest if remove_repeated else whole, *wrong), repeats, str(place)
+
+    return file.usable(file.rows_and_faults(), found)
 
 
 def texts_in(
@@ -65,28 +64,25 @@ def texts_in(
     Raises:
         UserError: there are more or fewer vectors than rows.
     """
-    number = -1
-    for number, row in enumerate(file.rows_and_faults()):
-        if isinstance(row, Fault):
-            yield row
-            continue
-        vector: Any = 0
-        if vectors is not None:
-            if number >= len(vectors):
-                raise UserError(f"{file.path} has more rows than the {len(vectors):,} vectors of {given}")
-            vector = vectors[number]
-        try:
-            found = filled(row, text)
-            if len(found.split()) < words:
-                raise Unusable(f"has one word in {text!r}, which cannot be cut in two")
-            if vectors is not None and not np.isfinite(vector).all():
-                raise Unusable(f"has a vector in {given} that is not finite")
-        except Unusable as error:
-            yield from file.reject(row, str(error))
-            continue
+    most = 0 if vectors is None else len(vectors)
+
+    def found(row: Row, number: int) -> Iterator[Found]:
+        if vectors is not None and number >= most:
+            raise UserError(f"{file.path} has more rows than the {most:,} vectors of {given}")
+        found = filled(row, text)
+        if len(found.split()) < words:
+            raise Unusable(f"has one word in {text!r}, which cannot be cut in two")
+        vector: Any = 0 if vectors is None else vectors[number]
+        if not np.isfinite(vector).all():
+            raise Unusable(f"has a vector in {given} that is not finite")
         yield (found,), vector, str(number)
-    if vectors is not None and number + 1 != len(vectors):
-        raise UserError(f"{given} holds {len(vectors):,} vectors, and {file.path} {number + 1:,} rows")
+
+    rows = 0
+    for row in file.usable(file.rows_and_faults(), found):
+        rows += 1
+        yield row
+    if vectors is not None and rows != most:
+        raise UserError(f"{given} holds {most:,} vectors, and {file.path} {rows:,} rows")
 
 
 def filled(row: Row, column: str) -> str:
@@ -143,3 +139,82 @@ def _texts(row: Row, column: str) -> list[str]:
     cells = value if isinstance(value, list) else [value]
     found = [Row({column: cell}, row.path, row.line).text(column) for cell in cells]
     return [text for text in found if text]
+
+
+# --- documents alone: two spans of one are a pair, cut anew in each epoch -----------------------------
+
+
+@dataclass
+class Documents(Encoded):
+    """Whole documents; `input_ids` are theirs, of any length, without special tokens.
+
+        document → cut at a word in its middle half → of each side as much as a row holds → [CLS] span [SEP]
+
+    What is drawn is a function of (seed, epoch, row).
+    """
+
+    starts: list[list[int]]
+    """Where words begin."""
+    around: tuple[list[int], list[int]]
+    """Token ids before and behind a span."""
+    most: int
+    """Tokens of a span with those around it."""
+
+    def texts_of(self, row: int) -> int:
+        return 2
+
+    @property
+    def truncated(self) -> float:
+        """Share of the documents whose halves are longer than a span."""
+        return float((self.full_lengths > 2 * self.most).mean())
+
+    def drawn(self, keys: Sequence[Key], seed: int) -> tuple[Encoded, list[int]]:
+        epochs, rows = np.array(keys, np.int64).T
+        words = position_bits(row_keys(seed, epochs, rows), Stream.SPANS, 4)
+        spans = [self._spans(row, drawn) for row, drawn in zip(rows.tolist(), words, strict=True)]
+        lengths = np.array([max(map(len, pair)) for pair in spans], np.int64)
+        return Encoded(spans, None, None, lengths, lengths, widths=self.widths), list(range(len(spans)))
+
+    def _spans(self, row: int, words: NDArray[np.uint64]) -> list[list[int]]:
+        """Both sides of the cut, in either order."""
+        ids, starts = self.input_ids[row], self.starts[row]
+        low = max(len(starts) // 4, 1)
+        cut = low + int(below(words[:1], max(3 * len(starts) // 4 - low, 1))[0])
+        first = self._window(ids[: starts[cut]], starts[:cut], words[1:2])
+        second = self._window(ids, starts[cut:], words[2:3])
+        return [second, first] if words[3] % 2 else [first, second]
+
+    def _window(self, ids: list[int], starts: list[int], word: NDArray[np.uint64]) -> list[int]:
+        """From one of the starts to the end, or to where a row is full."""
+        before, behind = self.around
+        room = self.most - len(before) - len(behind)
+        filling = [start for start in starts if len(ids) - start >= room] or starts[:1]
+        start = filling[int(below(word, len(filling))[0])]
+        return [*before, *ids[start : start + room], *behind]
+
+
+def documents(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Documents:
+    """The examples' texts, uncut; raises UserError for one that makes fewer than two tokens."""
+    found = tokenizer(
+        [text for (text,) in examples.texts], add_special_tokens=False, truncation=False, verbose=False
+    )
+    starts = []
+    for number, ids in enumerate(found["input_ids"]):
+        if len(ids) < 2:
+            raise UserError(
+                f"example {examples.ids[number]} has {len(ids)} tokens, which cannot be cut in two"
+            )
+        begins = _word_starts(found.word_ids(number)) if found.is_fast else []
+        starts.append(begins if len(begins) > 1 else list(range(len(ids))))
+    empty = tokenizer("")["input_ids"]
+    border = empty.index(tokenizer.cls_token_id) + 1
+    around = (empty[:border], empty[border:])
+    full = np.array([len(ids) + len(empty) for ids in found["input_ids"]], np.int64)
+    widest = np.minimum(3 * full // 4 + len(empty), max_length)
+    return Documents(
+        found["input_ids"], None, examples.labels, widest, full, starts=starts, around=around, most=max_length
+    )
+
+
+def _word_starts(words: Sequence[int | None]) -> list[int]:
+    return [place for place, word in enumerate(words) if place == 0 or word != words[place - 1]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nystromformer.errors import UserError
-from nystromformer.tasks.delimited import written
 from nystromformer.tasks.row_files import Fault
+from nystromformer.tasks.rows import Encoded
 from nystromformer.tasks.scores import Reliability, reliability
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Task, joined
+from nystromformer.tasks.table_files import written
+from nystromformer.tasks.task import Answered, Found, Outputs, Task
 
 MOST_ROWS = 2048
 """Of a chunk."""
@@ -64,21 +65,15 @@ class Progress(Counts):
         return replace(self, **sums)
 
 
-class Part:
+class Part(Answered):
     """A chunk of rows, and what the model makes of it."""
 
     encoded: Encoded
-    outputs: Outputs = ()
-    predictions: Sequence[Any] = ()
 
-    def __init__(self, task: Task, rows: list[Examples | Fault]) -> None:
+    def __init__(self, task: Task, rows: list[Found | Fault]) -> None:
+        super().__init__(task.collected.of(rows), (), ())
         self._task = task
         self.rows = rows
-        self.examples = self._joined()
-
-    def _joined(self) -> Examples:
-        examples = [row for row in self.rows if isinstance(row, Examples)]
-        return joined(examples) if examples else Examples([], None, [])
 
     @property
     def faults(self) -> list[tuple[int, Fault]]:
@@ -97,11 +92,12 @@ class Part:
             for place, row in enumerate(self.rows):
                 if isinstance(row, Fault):
                     continue
+                one = self._task.collected.of([row])
                 try:
-                    self._task.encode(row, tokenizer, max_length)
+                    self._task.encode(one, tokenizer, max_length)
                 except UserError as error:
-                    self.rows[place] = Fault(path, f"example {row.ids[0]}", f"cannot be read ({error})")
-            self.examples = self._joined()
+                    self.rows[place] = Fault(path, f"example {one.ids[0]}", f"cannot be read ({error})")
+            self.examples = self._task.collected.of(self.rows)
             self.encode(tokenizer, max_length, None)
 
     def predict(self, outputs: Outputs) -> None:
@@ -126,8 +122,7 @@ class Part:
 
     def records(self, first: int) -> Iterator[dict[str, Any]]:
         """A record of each row, `first` the number of the first one."""
-        found = self._task.answers(self.examples, self.predictions, self.outputs) if self.examples.ids else ()
-        answers = iter(found)
+        answers = iter(self._task.answers(self) if self.examples.ids else ())
         ids = iter(self.examples.ids)
         for number, row in enumerate(self.rows, start=first):
             if isinstance(row, Fault):
@@ -139,14 +134,14 @@ class Part:
         return (_of_fault(first + place, fault) for place, fault in self.faults)
 
 
-def chunks(rows: Iterable[Examples | Fault], characters: int) -> Iterator[list[Examples | Fault]]:
-    """The rows, one an item, in lists of at most MOST_ROWS that hold some `characters` in all."""
-    chunk: list[Examples | Fault] = []
+def chunks(rows: Iterable[Found | Fault], characters: int) -> Iterator[list[Found | Fault]]:
+    """The rows in lists of at most MOST_ROWS that hold some `characters` in all."""
+    chunk: list[Found | Fault] = []
     held = 0
     for row in rows:
         chunk.append(row)
-        if isinstance(row, Examples):
-            held += sum(len(text) + 1 for texts in row.texts for text in texts)
+        if not isinstance(row, Fault):
+            held += sum(len(text) + 1 for text in row[0])
         if len(chunk) == MOST_ROWS or held >= characters:
             yield chunk
             chunk, held = [], 0

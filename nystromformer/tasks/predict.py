@@ -30,13 +30,12 @@ from nystromformer.export.onnx_file import ModelOfFile
 from nystromformer.files import ContentHashes, held, write_atomically
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
-from nystromformer.settings.finetune import EvaluateSettings, PredictSettings, SwapSettings
+from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
 from nystromformer.settings.retrieval import EvaluateCommandSettings
 from nystromformer.settings.schema import Role, settings_of
 from nystromformer.tasks import vectors
-from nystromformer.tasks.contents import content_of_tokenizer, short
 from nystromformer.tasks.embedding import Embedder, own_length, swap
-from nystromformer.tasks.export import open_model, taught
+from nystromformer.tasks.export import open_model, taught, to_device
 from nystromformer.tasks.growing import (
     PROGRESS,
     GrowingFiles,
@@ -46,16 +45,17 @@ from nystromformer.tasks.growing import (
     read_progress,
     written_so_far,
 )
+from nystromformer.tasks.identity import content_of_tokenizer, short
 from nystromformer.tasks.kinds.embed import EmbedTask
 from nystromformer.tasks.parts import SHOWN, Part, Progress, chunks, json_lines, table
 from nystromformer.tasks.plots import RELIABILITY, draw_reliability
 from nystromformer.tasks.retrieval import evaluate_collection
 from nystromformer.tasks.row_files import Fault
-from nystromformer.tasks.task import Examples, Task, stored
+from nystromformer.tasks.task import Found, Task, stored
 from nystromformer.tasks.training import outputs_of
 from nystromformer.training import devices
 from nystromformer.training.display import ProgressDisplay
-from nystromformer.training.together import Together
+from nystromformer.training.together import Together, joined
 
 _CHARACTERS = 64
 """A chunk holds at most so many for each token of a batch: some 16 batches."""
@@ -76,7 +76,7 @@ def evaluate(settings: EvaluateCommandSettings) -> None:
         UserError: the model or the file is not usable, or the folder cannot be written.
     """
     if not Path(str(settings.file)).expanduser().is_dir():
-        _share(settings, "own", anew=True)
+        _share(settings)
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"file={settings.file}: a folder is ranked in one process: start it without a launcher"
@@ -91,50 +91,47 @@ def predict(settings: PredictSettings) -> None:
     Raises:
         UserError: as `evaluate`; or the folder is of other predictions, or another process has it.
     """
-    _share(settings, settings.format, anew=False)
+    _share(settings)
 
 
-def _share(settings: EvaluateSettings, form: str | None, *, anew: bool) -> None:
+def _share(settings: EvaluateSettings) -> None:
     """With the processes of a launcher, where there is one."""
-    recipe = TrainingSettings(precision=settings.precision)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        _Prediction(settings, form, Together(None), anew=anew).run()
-        return
-    accelerator = devices.open_accelerator(recipe)
-    try:
-        _Prediction(settings, form, Together(accelerator), anew=anew).run()
-    finally:
-        accelerator.end_training()
+    accelerator = None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        accelerator = devices.open_accelerator(TrainingSettings(precision=settings.precision))
+    with joined(accelerator) as together:
+        _Prediction(settings, together).run()
 
 
 class _Prediction:
     """A file, a model, and the folder where predictions go."""
 
-    def __init__(
-        self, settings: EvaluateSettings, form: str | None, together: Together, *, anew: bool
-    ) -> None:
+    def __init__(self, settings: EvaluateSettings, together: Together) -> None:
         self._settings = settings
         self._together = together
-        self._anew = anew
+        self._anew = not isinstance(settings, PredictSettings)
+        asked = settings if isinstance(settings, PredictSettings) else PredictSettings(format="own")
+        self._tokenizer_path = asked.tokenizer_path
+        self._any_checkpoint = asked.model if asked.task else None
+        """With `task=embed`, what is changed of a checkpoint that may be of any kind."""
+        self._onnx = Path(settings.onnx).expanduser() if settings.onnx else None
         self._folder = Path(settings.folder).expanduser()
         self._checkpoint = Path(str(settings.checkpoint)).expanduser()
         self._path = Path(str(settings.file)).expanduser()
         self._task, self._max_length, self._tokenizer = together.on_all(self._of_checkpoint)
-        self._form = form or ("npy" if "vector" in self._task.told else "jsonl")
+        self._form = asked.format or ("npy" if "vector" in self._task.told else "jsonl")
         self._are_vectors = self._form in vectors.FORMATS
         if self._are_vectors and "vector" not in self._task.told:
             raise UserError(
-                f"format={form} is for vectors, not for {self._task.title}: write jsonl, tsv or own"
+                f"format={self._form} is for vectors, not for {self._task.title}: write jsonl, tsv or own"
             )
-        if self._are_vectors:
-            self._file = f"vectors.{self._form}"
-        else:
-            self._file = self._task.predictions if form == "own" else f"predictions.{self._form}"
+        told = self._task.predictions if self._form == "own" else f"predictions.{self._form}"
+        self._file = f"vectors.{self._form}" if self._are_vectors else told
         if self._onnx and "vector" in self._task.told:
             raise UserError(f"onnx={settings.onnx} is for predictions, not for vectors: leave it out")
         if self._onnx and not self._onnx.is_file():
             raise UserError(f"onnx={settings.onnx} is no file: write one of `export`, or leave it out")
-        apart = self._are_vectors or form == "own"
+        apart = self._are_vectors or self._form == "own"
         self._errors_apart = [_ERRORS] if apart and settings.reported else []
 
     def _of_checkpoint(self) -> tuple[Task, int, PreTrainedTokenizerBase]:
@@ -146,21 +143,6 @@ class _Prediction:
         else:
             task, max_length = EmbedTask("embed", "embedding"), any_checkpoint.max_length or own_length(path)
         return task.of_file(self._settings), max_length, open_tokenizer(self._tokenizer_path, path)
-
-    @property
-    def _onnx(self) -> Path | None:
-        return Path(self._settings.onnx).expanduser() if self._settings.onnx else None
-
-    @property
-    def _tokenizer_path(self) -> str | None:
-        settings = self._settings
-        return settings.tokenizer_path if isinstance(settings, PredictSettings) else None
-
-    @property
-    def _any_checkpoint(self) -> SwapSettings | None:
-        """With `task=embed`, what is changed of a checkpoint that may be of any kind."""
-        settings = self._settings
-        return settings.model if isinstance(settings, PredictSettings) and settings.task else None
 
     def run(self) -> None:
         together = self._together
@@ -174,15 +156,19 @@ class _Prediction:
 
     def _look(self) -> tuple[int, bool]:
         """How many rows there are, and whether all are predicted."""
-        before = self._before()
-        return (before.total, before.finished) if before else (self._count(), False)
+        if before := self._before():
+            return before.total, before.finished
+        total = sum(1 for _ in self._task.read(self._settings))
+        if not total:
+            raise UserError(f"{self._path} holds no rows below its header: bring some")
+        return total, False
 
     def _begin(self, lock: ExitStack, total: int) -> Progress:
         """Take the folder, and look how far it is."""
         now = self._identity()
         with self._writing():
-            held_by_us = held(self._folder / ".lock", str(self._folder), "write folder=OTHER")
-            path = lock.enter_context(held_by_us)
+            folder = held(self._folder / ".lock", str(self._folder), "write folder=OTHER")
+            path = lock.enter_context(folder)
             lock.callback(path.unlink, missing_ok=True)
             progress = self._before()
             if progress:
@@ -195,11 +181,6 @@ class _Prediction:
                 progress.sizes = dict.fromkeys([*own, _COMPARED, *self._errors_apart], 0)
         return progress
 
-    def _conclude(self, progress: Progress) -> None:
-        with self._writing():
-            result = self._finish(progress)
-        self._tell(progress, result)
-
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -209,13 +190,6 @@ class _Prediction:
                 f"folder={self._settings.folder} cannot be written ({error.strerror or error}): write another"
                 + ("" if self._anew else ", or free space: the same command goes on")
             ) from None
-
-    def _count(self) -> int:
-        """Rows of the file, those that cannot be read among them; raises UserError for none."""
-        total = sum(1 for _ in self._task.read(self._settings, 1))
-        if not total:
-            raise UserError(f"{self._path} holds no rows below its header: bring some")
-        return total
 
     # --- going on ------------------------------------------------------------------------------------
 
@@ -272,8 +246,7 @@ class _Prediction:
     def _clear(self) -> None:
         """Remove what an earlier command left, the result first."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        names = [_RESULT, PROGRESS, *self._task.pictures, RELIABILITY, _ERRORS]
-        for name in names:
+        for name in (_RESULT, PROGRESS, *self._task.pictures, RELIABILITY, _ERRORS):
             (self._folder / name).unlink(missing_ok=True)
 
     # --- rows ----------------------------------------------------------------------------------------
@@ -290,7 +263,7 @@ class _Prediction:
     def _grow(self, progress: Progress, model: PreTrainedModel) -> Progress:
         """Predict what is left: every process reads all rows, and answers one chunk of each turn."""
         settings, together = self._settings, self._together
-        rows = islice(self._task.read(settings, 1), progress.rows, None)
+        rows = islice(self._task.read(settings), progress.rows, None)
         waiting = chunks(rows, _CHARACTERS * settings.tokens_per_batch)
         answer, progress.width = self._answering(model), int(model.config.hidden_size)
         files = GrowingFiles(self._folder, progress.sizes)
@@ -325,16 +298,13 @@ class _Prediction:
         with self._writing():
             stack.enter_context(files.opened())
 
-    def _answering(self, model: PreTrainedModel) -> Callable[[list[Examples | Fault]], Part]:
+    def _answering(self, model: PreTrainedModel) -> Callable[[list[Found | Fault]], Part]:
         """What answers a chunk: the model on its device."""
         settings, task = self._settings, self._task
-        recipe = TrainingSettings(precision=settings.precision)
-        device = devices.open_accelerator(recipe).device
-        model.to(device)
-        autocast = devices.autocast(devices.precision(recipe, device), device)
+        autocast = to_device(model, settings.precision)
         pad, path = int(self._tokenizer.pad_token_id), self._path if settings.reported else None
 
-        def answer(chunk: list[Examples | Fault]) -> Part:
+        def answer(chunk: list[Found | Fault]) -> Part:
             part = Part(task, chunk)
             part.encode(self._tokenizer, self._max_length, path)
             if len(part.examples):
@@ -350,29 +320,20 @@ class _Prediction:
 
     def _texts(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
         """What a part adds to each file."""
-        if self._are_vectors:
-            return self._vectors(part, progress)
-        records = part.records(progress.rows)
         texts: dict[str, str | bytes]
-        if self._form == "jsonl":
-            texts = {self._file: json_lines(records)}
+        texts = {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
+        if self._are_vectors:
+            begin = b"" if progress.rows else vectors.header(progress.total, progress.width)
+            texts |= vectors.part_of(part.examples.ids, part.predictions, begin)
+        elif self._form == "jsonl":
+            texts[self._file] = json_lines(part.records(progress.rows))
         elif self._form == "tsv":
-            texts = {self._file: table(self._task, records, head=not progress.rows)}
-        else:
-            texts = {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
-            if len(part.examples):
-                texts[self._file] = self._task.written(
-                    part.examples, part.predictions, part.outputs, first=progress.examples
-                )
+            texts[self._file] = table(self._task, part.records(progress.rows), head=not progress.rows)
+        elif len(part.examples):
+            texts[self._file] = self._task.written(part, first=progress.examples)
         if part.examples.labels is not None:
             texts[_COMPARED] = json_lines(zip(part.examples.labels, part.predictions, strict=True))
         return texts
-
-    def _vectors(self, part: Part, progress: Progress) -> dict[str, str | bytes]:
-        """The same of vectors, their file begun with its header."""
-        begin = b"" if progress.rows else vectors.header(progress.total, progress.width)
-        texts = vectors.part_of(part.examples.ids, part.predictions if len(part.examples) else [], begin)
-        return texts | {name: json_lines(part.errors(progress.rows)) for name in self._errors_apart}
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -419,7 +380,9 @@ class _Prediction:
             (folder / PROGRESS).unlink(missing_ok=True)
         return result
 
-    def _tell(self, progress: Progress, result: Mapping[str, Any]) -> None:
+    def _conclude(self, progress: Progress) -> None:
+        with self._writing():
+            result = self._finish(progress)
         cut = f"{result['truncated']:.1%} cut to {self._max_length} tokens"
         print(f"{self._settings.file}: {progress.examples:,} examples, {cut}")
         for name, value in result.get("figures", {}).items():

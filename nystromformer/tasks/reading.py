@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from nystromformer.data.documents import text_hash
 from nystromformer.errors import UserError
-from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings, kind_named
-from nystromformer.tasks.hub import as_files
-from nystromformer.tasks.row_files import Fault, Row, Unusable, listed, shortened
+from nystromformer.hub import first_line, look_for
+from nystromformer.settings.finetune import TaskDataSettings, TaskSettings, kind_named
+from nystromformer.tasks.row_files import Asked, Fault, Row, Unusable, listed, shortened, to_learn
 from nystromformer.tasks.table_files import TableFile
-from nystromformer.tasks.task import Examples, Splits, Task, Texts
+from nystromformer.tasks.task import Examples, Found, Splits, Task, Texts
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-
-
-class ExampleFile(Protocol):
-    """A file of examples, of a table's rows or of another kind."""
-
-    path: Path
-    skipped: list[str]
-    """Place and reason of what was left out."""
-
-
-F = TypeVar("F", bound=ExampleFile)
 
 
 def load_splits(settings: TaskSettings, data: TaskDataSettings) -> Splits:
@@ -56,56 +48,38 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
 
 
 def own_splits(
-    task: Task, data: TaskDataSettings, opened: Callable[[str, str], F], read: Callable[[F], Examples]
+    task: Task,
+    data: TaskDataSettings,
+    *,
+    opened: Callable[[Asked], Any] | None = None,
+    read: Callable[[Any], Examples] | None = None,
 ) -> Splits:
     """The files of data.train, data.dev and data.test; without a second, a part of the first is held out.
 
     Args:
-        opened: a file, from its path and the setting that names it.
+        opened, read: a file, and its examples; without them as the task says.
 
     Raises:
         UserError: of opening and reading; or there are too few examples to hold some back.
     """
     parts: dict[str, Examples] = {}
-    skipped: list[str] = []
+    files: list[Any] = []
     for name in ("train", "dev", "test"):
-        if (path := getattr(data, name)) is not None:
-            file = opened(path, f"data.{name}")
-            parts[name] = read(file)
-            skipped += file.skipped
-            if name == "train":
-                place = file.path
+        if getattr(data, name) is not None:
+            file = (opened or task.opened)(to_learn(data, name))
+            parts[name] = read(file) if read else task.collected.of(task.rows(file, labelled=True))
+            if name == "test" and not len(parts[name]):
+                raise UserError(f"{file.path} holds no examples: bring some, or write data.test=null")
+            files.append(file)
     train = parts.pop("train")
     if "dev" not in parts:
         strata = task.strata(train.labels or [])
         if len(train) < 2 * max(len(set(strata)), 1):
-            raise UserError(f"{place} has {len(train)} rows, too few to hold some back: write data.dev=FILE")
+            few = f"{files[0].path} has {len(train)} rows, too few to hold some back"
+            raise UserError(f"{few}: write data.dev=FILE")
         parts["dev"], train = divide(train, data.dev_fraction, strata)
+    skipped = [row for file in files for row in file.skipped]
     return Splits(task, train, {"dev": parts.pop("dev")}, parts, str(data.train), skipped)
-
-
-def asked_table(settings: EvaluateSettings, columns: Sequence[str]) -> TableFile:
-    """A table to predict or evaluate; raises UserError where it lacks a column."""
-    return TableFile(
-        Path(str(settings.file)), columns, separator=settings.separator, quotes=settings.quotes,
-        report=settings.reported,
-    )  # fmt: skip
-
-
-def own_table(path: str, columns: Sequence[str], setting: str, data: TaskDataSettings) -> TableFile:
-    """A table of the user's own, read as `data` says; raises UserError where it lacks a column."""
-    return TableFile(
-        Path(path),
-        columns,
-        separator=data.separator,
-        quotes=data.quotes,
-        setting=setting,
-        skip=data.malformed_rows == "skip",
-    )
-
-
-Found = tuple[Texts, Any, str]
-"""Texts, label and name of an example."""
 
 
 def usable_rows(
@@ -125,50 +99,9 @@ def usable_rows(
     """
 
     def found(row: Row, number: int) -> Iterator[Found]:
-        name = row.cells.get(id_column) if id_column else None
-        yield texts(row), label(row) if label else None, str(number) if name in (None, "") else str(name)
+        yield texts(row), label(row) if label else None, row.name(id_column, number)
 
     return file.usable(file.rows_and_faults(), found)
-
-
-def gathered(rows: Iterable[Found | Fault], *, labelled: bool) -> Examples:
-    """The rows as examples; faults are for `in_parts`."""
-    examples = Examples([], [] if labelled else None, [])
-    for row in rows:
-        assert not isinstance(row, Fault), f"nobody asked to be told of {row}"
-        texts, label, name = row
-        examples.texts.append(texts)
-        examples.ids.append(name)
-        if examples.labels is not None:
-            examples.labels.append(label)
-    return examples
-
-
-def in_parts(rows: Iterator[Found | Fault], at_once: int, *, labelled: bool) -> Iterator[Examples | Fault]:
-    """The rows as examples, at most `at_once` of them at a time, and the faults where they stand."""
-    return parts_of(rows, at_once, lambda part: gathered(part, labelled=labelled))
-
-
-R = TypeVar("R")
-
-
-def parts_of(
-    rows: Iterable[R | Fault], at_once: int, gather: Callable[[list[R]], Examples]
-) -> Iterator[Examples | Fault]:
-    """The same for rows that are gathered in another way."""
-    part: list[R] = []
-    for row in rows:
-        if not isinstance(row, Fault):
-            part.append(row)
-            if len(part) < at_once:
-                continue
-        if part:
-            yield gather(part)
-            part = []
-        if isinstance(row, Fault):
-            yield row
-    if part:
-        yield gather(part)
 
 
 def number_of(text: str) -> float | None:
@@ -277,3 +210,89 @@ def unlike(name: str, taken: Collection[str]) -> str:
     while name in taken:
         name += "_"
     return name
+
+
+# --- data sets of the hub, and folders of the same layout: as JSON lines ------------------------------
+
+
+_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+"""What each setting's split is called there."""
+
+
+def load_from_hub(repository: str, configuration: str | None, otherwise: str) -> Any:
+    """A DatasetDict of the hub, or of a folder; raises UserError with what to write `otherwise`."""
+    look_for(repository)
+    import datasets  # heavy; it goes by what was found
+
+    folder = Path(repository).expanduser()
+    try:
+        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+            found = datasets.load_from_disk(str(folder))
+            return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict(train=found)
+        return datasets.load_dataset(str(folder) if folder.is_dir() else repository, configuration)
+    except Exception as error:  # the library and the hub's client raise a dozen kinds
+        where = "as a data set" if folder.is_dir() else "from the hub"
+        raise UserError(f"{repository} cannot be loaded {where} ({first_line(error)}): {otherwise}") from None
+
+
+@contextmanager
+def as_files(data: TaskDataSettings) -> Iterator[tuple[TaskDataSettings, dict[str, str]]]:
+    """The settings with the splits of data.hub as files, and what people know each file as.
+
+    Raises:
+        UserError: the data set or a split is not there.
+    """
+    if data.hub is None:
+        yield data, {}
+        return
+    loaded = load_from_hub(
+        data.hub, data.hub_config, "connect to the network, correct data.hub or data.hub_config, or write "
+        "data.train=FILE",
+    )  # fmt: skip
+    if data.hub_splits:
+        chosen = dict(zip(_SPLITS, data.hub_splits, strict=False))
+    else:
+        chosen = {part: name for part, name in _SPLITS.items() if name in loaded or part == "train"}
+    for name in chosen.values():
+        if name not in loaded:
+            raise UserError(
+                f"data.hub={data.hub} has no split {name!r}: write data.hub_splits=[…] with names of "
+                f"{', '.join(loaded)}"
+            )
+    if "test" in chosen and not data.hub_splits and _is_unlabelled(loaded[chosen["test"]]):
+        del chosen["test"]  # as in GLUE: for a submission
+    with TemporaryDirectory(prefix="nystromformer-") as folder:
+        paths = {part: Path(folder) / f"{part}.jsonl" for part in chosen}
+        for part, path in paths.items():
+            _write(loaded[chosen[part]], path)
+        named = {str(path): f"{data.hub}, {chosen[part]}" for part, path in paths.items()}
+        files: dict[str, Any] = {part: str(path) for part, path in paths.items()}
+        yield replace(data, **files), named
+
+
+def _is_unlabelled(rows: Any) -> bool:
+    """Whether a class of every row is −1, which stands for none there."""
+    columns = [name for name, feature in rows.features.items() if hasattr(feature, "int2str")]
+    return any(len(rows) and set(rows.unique(name)) == {-1} for name in columns)
+
+
+def _write(rows: Any, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            named = {name: _named(value, rows.features[name]) for name, value in row.items()}
+            file.write(json.dumps(named, default=str) + "\n")
+
+
+def _named(value: Any, feature: Any) -> Any:
+    """The value with the names of classes for their numbers."""
+    if hasattr(feature, "int2str"):
+        return None if value is None or value == -1 else feature.int2str(value)
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
+    if inner is not None and isinstance(value, list):
+        return [_named(entry, inner) for entry in value]
+    fields = inner if isinstance(inner, dict) else feature
+    if isinstance(fields, dict) and isinstance(value, dict):
+        return {name: _named(entry, fields.get(name)) for name, entry in value.items()}
+    if isinstance(value, list) and isinstance(feature, dict):
+        return [_named(entry, feature) for entry in value]
+    return value

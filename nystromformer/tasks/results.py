@@ -81,17 +81,8 @@ def summarise(task_folder: Path) -> dict[str, Any]:
     summaries = [_cell(results) for results in cells.values()]
     best = max(summaries, key=lambda cell: cell["dev"]["score"]["median"])
     first = next(iter(cells.values()))[0]
-    summary = {
-        "task": first["task"],
-        "title": first["title"],
-        "metrics": first["metrics"],
-        "model": first["model"],
-        "data": first["data"],
-        "machine": first["machine"],
-        "contents": first.get("contents", {}),
-        "best": best,
-        "cells": summaries,
-    }
+    shared = {key: first[key] for key in ("task", "title", "metrics", "model", "data", "machine")}
+    summary = {**shared, "contents": first.get("contents", {}), "best": best, "cells": summaries}
     write_atomically(task_folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -99,9 +90,7 @@ def summarise(task_folder: Path) -> dict[str, Any]:
 def _cell(results: list[Result]) -> dict[str, Any]:
     tests = [result["test"] for result in results if result["test"]]
     return {
-        "learning_rate": results[0]["learning_rate"],
-        "batch_size": results[0]["batch_size"],
-        "epochs": results[0]["epochs"],
+        **{key: results[0][key] for key in ("learning_rate", "batch_size", "epochs")},
         "seeds": [result["seed"] for result in results],
         "dev": _spreads([result["dev"] for result in results]),
         "test": _spreads(tests) if tests else None,
@@ -128,9 +117,12 @@ def prune_models(task_folder: Path) -> None:
     """Remove the models of all finished seeds but the best so far: none of the others can become the best."""
     results = results_in(task_folder)
     best = _best_of(results)
+    _remove_models(task_folder, [result for result in results if result is not best])
+
+
+def _remove_models(task_folder: Path, results: list[Result]) -> None:
     for result in results:
-        if result is not best:
-            shutil.rmtree(_seed_folder(task_folder, result) / "model", ignore_errors=True)
+        shutil.rmtree(_seed_folder(task_folder, result) / "model", ignore_errors=True)
 
 
 def _best_of(results: list[Result]) -> Result:
@@ -157,8 +149,7 @@ def keep_best(task_folder: Path, *, keep_all: bool) -> Path:
         for drawn in source.glob("*.png"):
             shutil.copyfile(drawn, task_folder / drawn.name)
     if not keep_all and place.exists():
-        for result in results:
-            shutil.rmtree(_seed_folder(task_folder, result) / "model", ignore_errors=True)
+        _remove_models(task_folder, results)
     return place
 
 

@@ -16,11 +16,13 @@ from nystromformer.errors import UserError
 from nystromformer.files import write_atomically
 from nystromformer.intervals import mean_interval
 from nystromformer.model.source import open_source
-from nystromformer.settings.finetune import SwapSettings
+from nystromformer.settings.finetune import EvaluateSettings, SwapSettings
 from nystromformer.settings.retrieval import EvaluateCommandSettings, RetrievalSettings
 from nystromformer.tables import table
 from nystromformer.tasks.collection import Collection
 from nystromformer.tasks.embedding import Embedder, swap
+from nystromformer.tasks.export import open_model, taught, to_device
+from nystromformer.tasks.kinds.rerank import RerankTask
 from nystromformer.tasks.ranking import (
     METRICS,
     Bm25,
@@ -34,7 +36,8 @@ from nystromformer.tasks.ranking import (
     top,
     written_run,
 )
-from nystromformer.tasks.reranking import Reranker, is_reranker
+from nystromformer.tasks.task import Examples, Texts
+from nystromformer.tasks.training import outputs_of
 from nystromformer.training.display import ProgressDisplay
 
 _AT_ONCE = 2048
@@ -206,3 +209,57 @@ def figures_table(figures: Mapping[str, Figures]) -> list[str]:
         cells.append("" if title == first else f"{gained.mean():+.4f} [{low:+.3f}, {high:+.3f}]")
         rows.append(cells)
     return table(["", *METRICS, f"{main} against the first"], rows)
+
+
+# --- rankings by a model of task=rerank ---------------------------------------------------------------
+
+
+class Reranker:
+    """A model that scores pairs, on its device.
+
+    Args:
+        folder: what `finetune task=rerank` wrote.
+        settings: batches and precision.
+        setting: what the folder was given by, for messages.
+        changes: of the model's configuration, such as `attention="softmax"`.
+
+    Raises:
+        UserError: it is no such model.
+    """
+
+    def __init__(self, folder: str, settings: EvaluateSettings, setting: str, **changes: Any) -> None:
+        path = Path(folder).expanduser()
+        if not is_reranker(folder):
+            raise UserError(f"{setting}={folder} does not rerank: write a model of task=rerank")
+        self._task, self._max_length = taught(path)
+        self.model, self._tokenizer = open_model(path, self._task, setting, **changes)
+        self._settings = settings
+        self._autocast = to_device(self.model, settings.precision)
+
+    def scores(self, query: str, documents: list[str]) -> list[float]:
+        """How well each document answers a query, the higher the better."""
+        lists: list[Texts] = [(query, document) for document in documents]
+        part = self._task.encode(Examples(lists, None, []), self._tokenizer, self._max_length)
+        outputs = outputs_of(
+            self._task, self.model, part, self._settings.batch_size, int(self._tokenizer.pad_token_id),
+            self._autocast, tokens=self._settings.tokens_per_batch,
+        )  # fmt: skip
+        return [float(row[0]) for row in outputs]
+
+    def reranked(self, run: Run, queries: Mapping[str, str], texts: Mapping[str, str], depth: int) -> Run:
+        """The first `depth` documents of each query by their scores, then the others as they were."""
+        found: Run = {}
+        for query, documents in top(run).items():
+            first = list(documents)[:depth]
+            scores = self.scores(queries[query], [texts[name] for name in first]) if first else []
+            found[query] = dict(zip(first, scores, strict=True))
+            least = min(scores, default=0.0)
+            rest = list(documents)[depth:]
+            found[query] |= {name: least - number for number, name in enumerate(rest, start=1)}
+        return found
+
+
+def is_reranker(folder: str) -> bool:
+    """Whether a checkpoint is a model of task=rerank; anything else may make vectors."""
+    path = Path(folder).expanduser()
+    return (path / "task.json").is_file() and isinstance(taught(path)[0], RerankTask)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from nystromformer.data.documents import clean
 from nystromformer.data.text_files import Line, expand, kind_of, lines
 from nystromformer.errors import UserError
+from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings
 
 _MOST_NAMED = 10
 _LONGEST_NAME = 60
@@ -58,12 +59,21 @@ class Row:
     def place(self) -> str:
         return self.within or f"line {self.line}"
 
+    def name(self, column: str | None, number: int) -> str:
+        """What the row is called by a column, or by its number where that has nothing to say."""
+        name = self.cells.get(column) if column else None
+        return str(number) if name in (None, "") else str(name)
+
     def text(self, column: str) -> str:
         """The text in a column, cleaned; empty where there is none. Raises Unusable for what is no text."""
         value = self.cells.get(column)
         if isinstance(value, bool | list | dict):
             raise Unusable(f"is malformed ({column!r} is {_named(value)}, where a text should be)")
         return _scalar(value)
+
+    def first(self, columns: Iterable[str]) -> str:
+        """The text in the first of the columns that has one; empty where none has."""
+        return next((text for column in columns if (text := self.text(column))), "")
 
     def label(self, column: str) -> str:
         """The label in a column as a text, empty where there is none; raises Unusable for several in one."""
@@ -73,6 +83,40 @@ class Row:
         if isinstance(value, list | dict):
             raise Unusable(f"is malformed ({column!r} is {_named(value)}, where one label should be)")
         return _scalar(value)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A file that a setting names, and how its rows are read."""
+
+    path: Path
+    setting: str = "file"
+    """What the path was given by, for messages."""
+    separator: str | None = None
+    """What stands between the columns of a table, a name of SEPARATORS; None goes by the ending."""
+    quotes: bool | None = None
+    """Whether a cell may stand in double quotes; None is true, but for a cell that looks like rows."""
+    skip: bool = False
+    """Leave rows out that cannot be used, and list them in `skipped`."""
+    report: bool = False
+    """Hand them on in their place among the others. Without either the first is raised."""
+
+    @property
+    def is_to_learn(self) -> bool:
+        """Whether it is a setting of data.* that names it."""
+        return self.setting.startswith("data.")
+
+
+def to_predict(settings: EvaluateSettings) -> Asked:
+    """The file to predict or evaluate."""
+    path, report = Path(str(settings.file)).expanduser(), settings.reported
+    return Asked(path, separator=settings.separator, quotes=settings.quotes, report=report)
+
+
+def to_learn(data: TaskDataSettings, name: str) -> Asked:
+    """The file of data.train, data.dev or data.test."""
+    path, skip = Path(getattr(data, name)).expanduser(), data.malformed_rows == "skip"
+    return Asked(path, f"data.{name}", data.separator, data.quotes, skip=skip)
 
 
 class Placed(Protocol):
@@ -91,26 +135,14 @@ class RowFile:
     """A file of rows, of which some may be of no use; making one checks that it is there.
 
     Args:
-        setting: what the path was given by, for messages.
         endings: that it may have below a compression's; None for any.
         hint: what can be written instead of a file that is of no use.
-        skip: leave rows out that cannot be used, and list them in `skipped`.
-        report: hand them on in their place among the others. Without either the first is raised.
     """
 
     advice: ClassVar[str] = "mend the row"
 
-    def __init__(
-        self,
-        path: Path,
-        setting: str,
-        endings: Collection[str] | None,
-        hint: str,
-        *,
-        skip: bool,
-        report: bool,
-    ) -> None:
-        path = path.expanduser()
+    def __init__(self, asked: Asked, endings: Collection[str] | None, hint: str) -> None:
+        path, setting = asked.path, asked.setting
         if path.is_dir():
             raise UserError(f"{setting}: {str(path)!r} is a folder: {hint}")
         found = expand([str(path)], setting, endings, hint)
@@ -119,39 +151,30 @@ class RowFile:
                 f"{setting}: {str(path)!r} matches {len(found)} files: name one, or join them into one"
             )
         (self.path,) = found
-        self.setting = setting
-        self.reports = report
+        self.asked = asked
         self.is_json = kind_of(self.path) == ".jsonl"
         self.skipped: list[str] = []
         """Place and reason of each row that was left out."""
-        self._skip = skip
 
     def lines(self) -> Iterator[Line]:
         """Bytes that are no UTF-8 make a row that cannot be used, where such do not stop everything."""
-        return lines(self.path, errors="surrogateescape" if self._skip or self.reports else "strict")
+        goes_on = self.asked.skip or self.asked.report
+        return lines(self.path, errors="surrogateescape" if goes_on else "strict")
 
     def reject(self, row: Placed, what: str) -> list[Fault]:
         """The fault, where it is handed on; raises Malformed where the first one ends everything."""
         fault = Fault(self.path, row.place, what)
-        if self.reports:
+        if self.asked.report:
             return [fault]
-        if self._skip:
+        if self.asked.skip:
             self.skipped.append(str(fault))
             return []
         advice = f" {self.advice}" if what.endswith(" or") else f": {self.advice}"
-        skipping = ", or write data.malformed_rows=skip" if self.setting.startswith("data.") else ""
+        skipping = ", or write data.malformed_rows=skip" if self.asked.is_to_learn else ""
         raise Malformed(f"{fault}{advice}{skipping}")
 
-    def settled(self, rows: Iterable[R | Unusable]) -> Iterator[R | Fault]:
-        """The rows, and those of no use as far as they are handed on."""
-        for row in rows:
-            if isinstance(row, Unusable):
-                yield from self.reject(row, str(row))
-            else:
-                yield row
-
     def usable(
-        self, rows: Iterable[R | Fault], found: Callable[[R, int], Iterable[X]]
+        self, rows: Iterable[R | Unusable | Fault], found: Callable[[R, int], Iterable[X]]
     ) -> Iterator[X | Fault]:
         """What each row holds, and the faults in their place.
 
@@ -161,12 +184,13 @@ class RowFile:
         """
         number = 0
         for row in rows:
-            parts: list[X] | list[Fault] = [row] if isinstance(row, Fault) else []
-            if not isinstance(row, Fault):
-                try:
-                    parts = list(found(row, number))
-                except Unusable as error:
-                    parts = self.reject(error if error.place else row, str(error))
+            parts: list[X] | list[Fault]
+            try:
+                if isinstance(row, Unusable):
+                    raise row
+                parts = [row] if isinstance(row, Fault) else list(found(row, number))
+            except Unusable as error:
+                parts = self.reject(error if error.place else row, str(error))
             yield from parts
             number += len(parts)
 

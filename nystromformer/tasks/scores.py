@@ -24,7 +24,6 @@ from sklearn.metrics import (
 )
 
 from nystromformer.tasks.tagged_files import is_spans
-from nystromformer.tasks.task import Task
 
 Numbers = NDArray[np.float64]
 
@@ -60,17 +59,6 @@ METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
 def shown(name: str, value: float) -> str:
     """A figure in a table of percentages; an error has the unit of what it is an error of, or its square."""
     return f"{value:.4g}" if name.startswith(("mse", "mae")) else f"{100 * value:.1f}"
-
-
-def figures_of(task: Task, labels: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
-    """Each of the task's metrics and `score`, the mean of those that GLUE averages."""
-    truth, answers = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
-    return with_score(task, {name: METRICS[name](truth, answers) for name in task.metrics})
-
-
-def with_score(task: Task, figures: dict[str, float]) -> dict[str, float]:
-    """The figures and `score`, the mean of those that the best checkpoint is chosen by."""
-    return {**figures, "score": float(np.mean([figures[name] for name in task.score]))}
 
 
 def figures_of_sets(figures: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -1,19 +1,25 @@
-"""Rows of .csv, .tsv and .jsonl files.
+"""Rows of .csv, .tsv and .jsonl files, and delimited text that is written so that it reads the same.
 
 Cells may stand in quotes, whatever the file's ending: so write pandas and spreadsheets. GLUE's own files have
 no quoting, which the one who names them says: a lone `"` is text there.
+
+With quotes, a record is what RFC 4180 says: a cell in double quotes may hold separators, line breaks and
+doubled quotes. Without them a record is a line, and a quote is text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import csv
+import io
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from nystromformer.data.text_files import kind_of
+from nystromformer.data.text_files import Line, kind_of
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import SEPARATORS
-from nystromformer.tasks.delimited import Record, records
-from nystromformer.tasks.row_files import Fault, Row, RowFile, Unusable, is_unicode, listed
+from nystromformer.tasks.row_files import Asked, Fault, Row, RowFile, Unusable, is_unicode, listed
 
 KINDS = {".csv": "comma", ".tsv": "tab", ".jsonl": None}
 """Endings, and what stands between the columns where nothing else is said."""
@@ -29,29 +35,14 @@ class TableFile(RowFile):
     Args:
         columns: that every row must have.
         headless: names of the columns where the file has no header line.
-        separator: what stands between the columns, a name of SEPARATORS; None goes by the ending.
-        quotes: whether a cell may stand in double quotes; None is true, but for a cell that looks like rows.
-        setting, skip, report: see RowFile.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        columns: Sequence[str],
-        *,
-        headless: Sequence[str] = (),
-        separator: str | None = None,
-        quotes: bool | None = None,
-        setting: str = "file",
-        skip: bool = False,
-        report: bool = False,
-    ) -> None:
-        super().__init__(path, setting, KINDS, _HINT, skip=skip, report=report)
-        self._prefix = "data." if setting.startswith("data.") else ""
+    def __init__(self, asked: Asked, columns: Sequence[str], *, headless: Sequence[str] = ()) -> None:
+        super().__init__(asked, KINDS, _HINT)
+        self._prefix = "data." if asked.is_to_learn else ""
         self._headless = list(headless)
-        self._separator = separator or KINDS[kind_of(self.path)] or ""
-        self._quotes = quotes is not False
-        self._doubt = quotes is None
+        self._separator = asked.separator or KINDS[kind_of(self.path)] or ""
+        self._quotes = asked.quotes is not False
         self._required: list[str] = []
         self.columns = self._header()
         """Names in the header, or of the first JSON line."""
@@ -87,7 +78,8 @@ class TableFile(RowFile):
 
     def rows_and_faults(self) -> Iterator[Row | Fault]:
         """The same with the rows that are reported."""
-        return self.settled(self._json_rows() if self.is_json else self._delimited_rows())
+        rows = self._json_rows() if self.is_json else self._delimited_rows()
+        return self.usable(rows, lambda row, _: [row])
 
     def _header(self) -> list[str]:
         if self._headless:
@@ -129,7 +121,7 @@ class TableFile(RowFile):
                 yield Unusable(self._on_quotes(cells), place)
                 continue
             if doubt := self._doubt_about(line, raw):
-                if not self.reports:
+                if not self.asked.report:
                     raise UserError(f"{self.path}, {doubt}")
                 yield Unusable(f"is in doubt: {doubt}", place)
                 continue
@@ -149,7 +141,8 @@ class TableFile(RowFile):
         Tabs alone tell: a text seldom has one column's worth in each of three lines, and no doubled quote.
         """
         tabs = len(self.columns) - 1
-        if not (self._doubt and self._separator == "tab" and tabs and len(raw) >= _LINES_OF_DOUBT):
+        in_doubt = self.asked.quotes is None and self._separator == "tab"
+        if not (in_doubt and tabs and len(raw) >= _LINES_OF_DOUBT):
             return None
         like_rows = all(text.count("\t") == tabs and '""' not in text for text in raw)
         if not like_rows or _is_written_here(self.columns):
@@ -198,3 +191,94 @@ class TableFile(RowFile):
 
 def _is_written_here(columns: Sequence[str]) -> bool:
     return all(name.startswith(ours) for name, ours in zip(columns, PREDICTIONS, strict=False))
+
+
+# --- delimited text -----------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    line: int
+    """That it begins on, counted from 1."""
+    cells: list[str] | csv.Error
+    """Or what is wrong with its quotes."""
+    lines: list[str]
+    """As they stand in the file, without their ends."""
+
+
+_LONGEST_CELL = 2**31 - 1
+"""The csv module stops at 131,072 characters by itself: less than a chapter. This is what a C long holds."""
+_RETURN = re.compile("\r\n?")
+
+
+def records(lines: Iterable[Line], separator: str, *, quotes: bool) -> Iterator[Record]:
+    """Every record; blank lines are none.
+
+    A record whose quotes go wrong ends with its first line: the lines below are read anew, so that a quote
+    which is never closed costs one line and not the rest of the file.
+    """
+    return _quoted(lines, separator) if quotes else _plain(lines, separator)
+
+
+def written(rows: Iterable[Sequence[str]], separator: str = "\t") -> str:
+    """The rows as text, cells in quotes where they need them."""
+    text = io.StringIO()
+    plain = csv.writer(text, delimiter=separator, lineterminator="\n")
+    # Before Python 3.13 the module does not see that a lone \r would end the line.
+    quoted = csv.writer(text, delimiter=separator, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        (quoted if any("\r" in cell for cell in row) else plain).writerow(row)
+    return text.getvalue()
+
+
+def _plain(lines: Iterable[Line], separator: str) -> Iterator[Record]:
+    for line in lines:
+        if line.text:
+            yield Record(line.number, line.text.split(separator), [line.text])
+
+
+def _quoted(lines: Iterable[Line], separator: str) -> Iterator[Record]:
+    csv.field_size_limit(_LONGEST_CELL)
+    feed = _Feed(lines)
+    # Written by hand, a quote often follows the separator and a space.
+    reader = csv.reader(feed, delimiter=separator, skipinitialspace=True, strict=True)
+    while True:
+        feed.taken = []
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Record(feed.taken[0].number, error, [feed.taken[0].text])
+            feed.give_back_all_but_the_first()
+        else:
+            if cells:
+                yield Record(feed.taken[0].number, cells, [line.text for line in feed.taken])
+
+
+class _Feed:
+    """Lines for a csv.reader, those of the current record remembered."""
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self.taken: list[Line] = []
+        self._ahead: deque[Line] = deque()
+        self._lines = _without_returns(lines)
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> str:
+        line = self._ahead.popleft() if self._ahead else next(self._lines)
+        self.taken.append(line)
+        return line.text + "\n"
+
+    def give_back_all_but_the_first(self) -> None:
+        self._ahead.extendleft(reversed(self.taken[1:]))
+
+
+def _without_returns(lines: Iterable[Line]) -> Iterator[Line]:
+    """Lines that end at a lone \\r too, as on old Macs, and without NULs, at which Python 3.10 stops."""
+    number = 0
+    for line in lines:
+        for text in _RETURN.split(line.text.replace("\0", "")):
+            number += 1
+            yield Line(number, text)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any, ClassVar
 
 from nystromformer.data.documents import without_surrogates
-from nystromformer.tasks.row_files import Fault, Row, RowFile, Unusable, is_unicode, shortened
+from nystromformer.tasks.row_files import Asked, Fault, Row, RowFile, Unusable, is_unicode, shortened
 
 _DOCUMENT = "-DOCSTART-"
 _PREFIXES = {"bio": "BI", "iobes": "BIES"}
@@ -53,34 +52,24 @@ class TaggedFile(RowFile):
     Args:
         unit: `document` or `sentence`: what an example is.
         tokens, tags: names in JSON lines.
-        setting, skip, report: see RowFile.
     """
 
     advice: ClassVar[str] = "mend the line"
 
-    def __init__(
-        self, path: Path, *, setting: str, unit: str, tokens: str, tags: str, skip: bool, report: bool = False
-    ) -> None:
-        hint = "write a file of CoNLL columns or .jsonl"
-        super().__init__(path, setting, None, hint, skip=skip, report=report)
+    def __init__(self, asked: Asked, *, unit: str, tokens: str, tags: str) -> None:
+        super().__init__(asked, None, "write a file of CoNLL columns or .jsonl")
         self._by_sentence = unit == "sentence"
         self._names = (tokens, tags)
 
-    @property
-    def is_labelled(self) -> bool:
-        """Whether a word has a tag."""
-        raw = self._json(labelled=None) if self.is_json else self._columns(labelled=None)
-        return any(any(document.tags()) for document in raw if isinstance(document, Document))
-
     def documents(self, *, labelled: bool) -> Iterator[Document | Fault]:
         """The examples; raises Malformed with file and line for one that cannot be read."""
-        for found in self.settled(self._json(labelled) if self.is_json else self._columns(labelled)):
-            if isinstance(found, Fault):
-                yield found
-            else:
-                yield from self._units(found)
+        return self.usable(self.raw(labelled), self._units)
 
-    def _units(self, document: Document) -> Iterator[Document]:
+    def raw(self, labelled: bool | None) -> Iterator[Document | Unusable]:
+        """Documents as the file has them; with None for `labelled`, words may have a tag or none."""
+        return self._json(labelled) if self.is_json else self._columns(labelled)
+
+    def _units(self, document: Document, _: int) -> Iterator[Document]:
         sentences = [sentence for sentence in document.sentences if sentence]
         if self._by_sentence:
             yield from (Document([sentence]) for sentence in sentences)
@@ -141,7 +130,7 @@ class TaggedFile(RowFile):
                 f"is malformed (no list {tokens!r}: write data.tokens=NAME where it has another name)"
             )
         words = _nested(content[tokens], tokens)
-        if self.reports and not any(words):
+        if self.asked.report and not any(words):
             raise Unusable(f"has no words in {tokens!r}")
         names = _nested(content[tags], tags) if isinstance(content.get(tags), list) else None
         if names is None and labelled:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
@@ -22,11 +23,11 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nystromformer.data.examples import Key
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig
@@ -38,10 +39,15 @@ from nystromformer.settings.finetune import (
     TaskSettings,
     kind_named,
 )
-from nystromformer.tasks.row_files import Fault, shortened
+from nystromformer.tasks.row_files import Asked, Fault, shortened, to_predict
+from nystromformer.tasks.rows import Encoded, padded
+from nystromformer.tasks.scores import METRICS
 
 Texts = tuple[str, ...]
 """The texts of an example, in the order of the task's columns."""
+Found = tuple[Any, ...]
+"""An example of a file: texts, label (None where labels are not read), name, and whatever else the kind's
+`Examples` have an entry of."""
 Outputs = Sequence[NDArray[np.float32]]
 """What a model makes of each row, e.g. (rows, C) logits; of one length a row, or of several."""
 
@@ -58,6 +64,13 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @classmethod
+    def of(cls: type[E], rows: Iterable[Found | Fault]) -> E:
+        """Those of a file's rows; faults are left out."""
+        found = zip(*(row for row in rows if not isinstance(row, Fault)), strict=True)
+        texts, labels, *others = [list(column) for column in found] or [[] for _ in fields(cls)]
+        return cls(texts, labels if labels and labels[0] is not None else None, *others)
 
     def take(self: E, indices: Iterable[int]) -> E:
         """Those at these places; every field has an entry for each example, or is None."""
@@ -80,6 +93,15 @@ def joined(parts: Sequence[E]) -> E:
 
 
 @dataclass
+class Answered:
+    """Examples, what is predicted of each, and the outputs of the rows that this is made of."""
+
+    examples: Examples
+    predictions: Sequence[Any]
+    outputs: Outputs
+
+
+@dataclass
 class Splits:
     """All data of one task."""
 
@@ -93,57 +115,6 @@ class Splits:
     """Where they came from, for people."""
     skipped: list[str] = field(default_factory=list)
     """Rows that were left out, each with its place and the reason."""
-
-
-@dataclass
-class Encoded:
-    """Examples as rows that a model reads; a kind that needs more of a row derives its own."""
-
-    input_ids: list[Any]
-    """Token ids of each row; a list of such lists where a row holds several texts."""
-    token_type_ids: list[Any] | None
-    """None where the tokenizer has no segments."""
-    labels: list[Any] | None
-    lengths: NDArray[np.int64]
-    """Tokens of each row after the cut: rows of like length make a batch."""
-    full_lengths: NDArray[np.int64]
-    """Tokens of each before it."""
-    widths: tuple[int, ...] = field(default=(), kw_only=True)
-    """Ascending; a batch is padded to the next of them, so that shapes repeat; empty pads to the longest."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def examples(self) -> int:
-        """How many examples the rows are of."""
-        return len(self)
-
-    def texts_of(self, row: int) -> int:
-        """How many texts a row holds."""
-        ids = self.input_ids[row]
-        return len(ids) if ids and isinstance(ids[0], list) else 1
-
-    def of_rows(self, rows: Sequence[int]) -> Encoded:
-        """Some of the rows, as texts alone."""
-        types = self.token_type_ids
-        return Encoded(
-            [self.input_ids[row] for row in rows],
-            None if types is None else [types[row] for row in rows],
-            None,
-            self.lengths[list(rows)],
-            self.full_lengths[list(rows)],
-            widths=self.widths,
-        )
-
-    def drawn(self, keys: Sequence[Key], seed: int) -> tuple[Encoded, list[int]]:
-        """Where the rows (epoch, row) of a step are; what is drawn anew for each epoch is drawn here."""
-        return self, [row for _, row in keys]
-
-    @property
-    def truncated(self) -> float:
-        """Share of the rows that were cut."""
-        return float((self.full_lengths > self.lengths).mean()) if len(self) else 0.0
 
 
 @dataclass(frozen=True)
@@ -162,8 +133,12 @@ class Task(ABC):
     """The model's class; its encoder is `nystromformer`."""
     pipeline: ClassVar[str]
     """transformers' name for what the model does, e.g. `text-classification`."""
-    layouts: ClassVar[str] = ".csv, .tsv or .jsonl"
-    """What a file of one's own may be."""
+    layouts: ClassVar[str] = "FILE (.csv, .tsv or .jsonl)"
+    """What data.train may be."""
+    choosable: ClassVar[tuple[str, ...]] = ()
+    """The values of task.metric; empty where that says nothing."""
+    collected: ClassVar[type[Examples]] = Examples
+    """What its examples are held in."""
     library: ClassVar[str] = "transformers"
     """The library that opens the model, by the hub's name for it."""
     forgotten: ClassVar[str] = (
@@ -183,11 +158,16 @@ class Task(ABC):
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         """A line for each setting that does not fit the kind, with what to write instead."""
+        task = settings.task
         if not settings.data.has_train:
             yield (
-                f"data.train is empty: with task={settings.task.name} write data.train=FILE ({cls.layouts}), "
-                "or data.hub=NAME"
+                f"data.train is empty: with task={task.name} write data.train={cls.layouts}, or data.hub=NAME"
             )
+        if cls.choosable and task.metric not in cls.choosable:
+            allowed = ", ".join(cls.choosable)
+            yield f"task.metric={task.metric!r} does not fit task.kind={task.kind}: write one of {allowed}"
+        if settings.submission:
+            yield f"submission=true is for GLUE, not for task={task.name}: write false"
 
     @classmethod
     @abstractmethod
@@ -202,15 +182,32 @@ class Task(ABC):
         """The task with the columns of a file instead of its own; raises UserError for one too many."""
         return self
 
-    @abstractmethod
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        """The examples of a file of any size, in its order, so many at a time; labelled where it has labels.
+    def read(self, settings: EvaluateSettings) -> Iterator[Found | Fault]:
+        """The examples of a file of any size, in its order; labelled where it has labels.
 
         With `settings.reported` a row that cannot be used is a fault among them; labels are read where
         `settings.measured`.
 
         Raises:
             UserError: no such file or column, or a malformed row.
+        """
+        file = self.opened(to_predict(settings))
+        return self.rows(file, labelled=settings.measured and self.is_labelled(file))
+
+    @abstractmethod
+    def opened(self, asked: Asked) -> Any:
+        """A file to learn from or to predict; raises UserError where it is not there or lacks a column."""
+
+    def is_labelled(self, file: Any) -> bool:
+        """Whether an opened file has labels."""
+        return False
+
+    @abstractmethod
+    def rows(self, file: Any, *, labelled: bool) -> Iterator[Found | Fault]:
+        """The examples of an opened file, and in their place the rows that it reports.
+
+        Raises:
+            Malformed: naming file and line, for a row of no use that is neither skipped nor reported.
         """
 
     def check(self, splits: Splits) -> None:
@@ -228,7 +225,8 @@ class Task(ABC):
 
     def counts(self, labels: Sequence[Any] | None) -> dict[str, int]:
         """How many examples, or labels, each class has; empty where there are no classes."""
-        return {}
+        counts = Counter(_ids_in(labels or []) if self.labels else [])
+        return {name: counts[number] for number, name in enumerate(self.labels)}
 
     def balance(self, labels: Sequence[Any]) -> str:
         """What there is to say about the labels, printed before training."""
@@ -242,11 +240,15 @@ class Task(ABC):
 
     def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
         """What the head takes: padded rows and, where `labelled`, what it makes the loss of."""
-        batch = padded(encoded, rows, pad_token_id)
+        batch = self.padded(encoded, rows, pad_token_id)
         if labelled:
             assert encoded.labels is not None
             batch["labels"] = self.targets([encoded.labels[row] for row in rows], batch)
         return batch
+
+    def padded(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int) -> Batch:
+        """Some rows as a batch without labels."""
+        return padded(encoded, rows, pad_token_id)
 
     def training_batch(
         self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, at_once: int | None
@@ -294,13 +296,21 @@ class Task(ABC):
     def predict(self, encoded: Encoded, outputs: Outputs) -> list[Any]:
         """The prediction of each example, comparable with its label."""
 
-    @abstractmethod
     def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
-        """The loss of each item of labelled rows, (items,), float32."""
+        """The loss of each item of labelled rows, (items,), float32: a row's cross-entropy."""
+        rows = zip(outputs, encoded.labels or [], strict=True)
+        return torch.stack(
+            [F.cross_entropy(torch.from_numpy(logits), torch.tensor(label)) for logits, label in rows]
+        )
 
-    @abstractmethod
     def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """Each of the task's metrics, and `score`: examples' labels against their predictions."""
+        truth, answers = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
+        return self.with_score({name: METRICS[name](truth, answers) for name in self.metrics})
+
+    def with_score(self, figures: dict[str, float]) -> dict[str, float]:
+        """The figures and `score`, the mean of those that the best checkpoint is chosen by."""
+        return {**figures, "score": float(np.mean([figures[name] for name in self.score]))}
 
     def fitted(self, encoded: Encoded, labels: Sequence[Any], outputs: Outputs) -> Task:
         """The task with what is chosen on the held-out examples once the model is trained: thresholds."""
@@ -324,29 +334,32 @@ class Task(ABC):
         """The names that `answers` may have; with `.*` behind where it is an entry for each of `labels`."""
         return ("prediction",)
 
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """What `predict` writes of each example: its prediction as people read it, and scores."""
-        return ({"prediction": prediction} for prediction in predictions)
+        return ({"prediction": prediction} for prediction in found.predictions)
 
     def from_json(self, prediction: Any) -> Any:
         """A prediction that was JSON in between, its arrays as lists: comparable with a label again."""
         return prediction
 
-    def records(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[Mapping[str, Any]]:
+    def records(self, found: Answered) -> Iterator[Mapping[str, Any]]:
         """An example's line in the file of predictions that `evaluate` writes."""
-        answers = self.answers(examples, predictions, outputs)
-        return ({"id": name, **answer} for name, answer in zip(examples.ids, answers, strict=True))
+        examples = found.examples
+        for row, answer in enumerate(self.answers(found)):
+            record = {"id": examples.ids[row], **self.repeated(examples.texts[row]), **answer}
+            yield record if examples.labels is None else record | self.known(examples.labels[row])
 
-    def written(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
-    ) -> str:
+    def repeated(self, texts: Texts) -> dict[str, Any]:
+        """What a record repeats of its example's texts."""
+        return {}
+
+    def known(self, label: Any) -> dict[str, Any]:
+        """A label as a record gives it."""
+        return {}
+
+    def written(self, found: Answered, *, first: int = 0) -> str:
         """The text of a file of predictions from example `first` on: the texts of the parts make the file."""
-        records = self.records(examples, predictions, outputs)
-        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in self.records(found))
 
     def files(self, config: NystromformerConfig, max_length: int) -> Mapping[str, Any]:
         """Further files of the model's folder that other libraries read: path → content, as JSON."""
@@ -355,6 +368,15 @@ class Task(ABC):
     def usage(self) -> str:
         """Python for the model's card, after the imports of this package and of `pipeline`."""
         return f'model = pipeline("{self.pipeline}", model="PATH OF THIS FOLDER")\nprint(model("a text"))'
+
+
+def _ids_in(labels: Iterable[Any]) -> Iterator[int]:
+    """The class ids in labels, each of which is one, a list of several, or a list of such lists."""
+    for label in labels:
+        if isinstance(label, list):
+            yield from _ids_in(label)
+        else:
+            yield label
 
 
 def stored(task: Task) -> dict[str, Any]:
@@ -371,22 +393,3 @@ def from_stored(content: Mapping[str, Any]) -> Task:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def padded(encoded: Encoded, rows: Sequence[int], pad_token_id: int) -> Batch:
-    """input_ids, attention_mask, (token_type_ids), all (B, N), N the longest row's tokens or a width."""
-    longest = max(len(encoded.input_ids[row]) for row in rows)
-    width = next((width for width in encoded.widths if width >= longest), longest)
-
-    def column(source: list[list[int]], filling: int) -> Tensor:
-        return torch.tensor([source[row] + [filling] * (width - len(source[row])) for row in rows])
-
-    batch = {
-        "input_ids": column(encoded.input_ids, pad_token_id),
-        "attention_mask": torch.tensor(
-            [[1] * len(encoded.input_ids[row]) + [0] * (width - len(encoded.input_ids[row])) for row in rows]
-        ),
-    }
-    if encoded.token_type_ids is not None:
-        batch["token_type_ids"] = column(encoded.token_type_ids, 0)
-    return batch

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
@@ -32,10 +32,10 @@ from nystromformer.tasks.export import export
 from nystromformer.tasks.jobs import Job
 from nystromformer.tasks.plots import RELIABILITY, draw_learning_curve, draw_reliability
 from nystromformer.tasks.results import keep_answers
+from nystromformer.tasks.rows import Encoded
 from nystromformer.tasks.scores import figures_of_sets, reliability
-from nystromformer.tasks.setup import TaskSetup, facts
-from nystromformer.tasks.start import build_classifier, max_length_of
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Task
+from nystromformer.tasks.setup import TaskSetup, build_classifier, facts, max_length_of
+from nystromformer.tasks.task import Examples, Outputs, Task
 from nystromformer.training.checkpoint import best_step, whole_checkpoint
 from nystromformer.training.devices import on_device
 from nystromformer.training.flops import training_flops
@@ -70,21 +70,17 @@ def recipe_of(setup: TaskSetup, job: Job) -> TrainingSettings:
     training = setup.settings.training
     assert job.task.epochs is not None
     steps = max(math.ceil(job.task.epochs * len(setup.train) / job.batch_size), 1)
+    shared = {
+        field.name: getattr(training, field.name)
+        for field in fields(TrainingSettings)
+        if hasattr(training, field.name)
+    }
     return TrainingSettings(
+        **shared,
         steps=steps,
         global_batch_size=job.batch_size,
-        micro_batch_size=training.micro_batch_size,
         learning_rate=job.learning_rate,
-        beta1=training.beta1,
-        beta2=training.beta2,
-        epsilon=training.epsilon,
-        weight_decay=training.weight_decay,
         warmup_steps=round(training.warmup_fraction * steps),
-        gradient_clipping=training.gradient_clipping,
-        precision=training.precision,
-        compile=training.compile,
-        max_skipped_steps=training.max_skipped_steps,
-        profile_steps=training.profile_steps,
         keep_checkpoints=1,
         seed=job.seed,
     )
@@ -250,7 +246,7 @@ def _finish(setup: TaskSetup, job: Job, run: Run) -> None:
             export(model, task, setup, job, figures, job.folder / "model")
             draw_learning_curve(run.metrics, job.folder / "curve.png", job.label)
             keep_answers(job.folder, answers)
-            drawn = task.draw(labels, task.predict(part, outputs[name]), job.folder, job.label)
+            drawn = task.draw(*answers[name], job.folder, job.label)
             if certain := task.certainty(labels, outputs[name]):
                 found, place = reliability(*certain), job.folder / RELIABILITY
                 drawn["reliability"] = draw_reliability(found, place, job.label)

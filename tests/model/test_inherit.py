@@ -21,7 +21,7 @@ from nystromformer.settings import ModelSettings, PretrainSettings
 from nystromformer.settings.compose import compose
 from nystromformer.settings.finetune import FinetuneSettings
 from nystromformer.settings.model import INHERITED, configuration_name
-from nystromformer.tasks.start import read_checkpoint
+from nystromformer.tasks.setup import read_checkpoint
 from nystromformer.training.start import model_config, settled
 
 SHAPE = {

@@ -25,7 +25,7 @@ TEXTS = ("a context", "which", "red", "green", "blue")
 
 def read(path: Path, rows: list[dict] | str) -> Examples:
     path.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
-    (examples,) = TASK.read(EvaluateSettings(file=str(path)), 1000)
+    examples = Examples.of(TASK.read(EvaluateSettings(file=str(path))))
     assert isinstance(examples, Examples)
     return examples
 
@@ -136,6 +136,11 @@ def test_a_long_context_is_cut_and_never_the_choice(checkpoint, words, tmp_path,
     path.write_text("\n".join([json.dumps(row)] * 20))
     assert main(words("task=choice", f"data.train={path}")) == 2
     assert "its question and a choice have 63 tokens" in capsys.readouterr().err
+
+
+def test_a_submission_is_for_glue(words, capsys):
+    assert main(words("task=choice", "data.train=a.jsonl", "submission=true")) == 2
+    assert "submission=true is for GLUE, not for task=choice: write false" in capsys.readouterr().err
 
 
 def test_planted_answer_is_learned_and_the_model_used(words, tmp_path, capsys):

@@ -290,6 +290,8 @@ def test_a_header_alone(tmp_path):
         message = complaint("custom", train=str(train), dev=str(train), **words)
         assert message == f"{train}: there are no training examples of custom: bring some"
     assert "there are no dev examples" in complaint("custom", train=str(dev), dev=str(train))
+    message = complaint("custom", train=str(dev), dev=str(dev), test=str(train))
+    assert message == f"{train} holds no examples: bring some, or write data.test=null"
 
 
 def test_semicolons(tmp_path):

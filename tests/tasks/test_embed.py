@@ -27,8 +27,7 @@ from nystromformer.tasks import rows
 from nystromformer.tasks.batches import TaskBatches
 from nystromformer.tasks.embedding import Embedder
 from nystromformer.tasks.kinds.embed import EmbedTask
-from nystromformer.tasks.pair_files import read_vectors
-from nystromformer.tasks.spans import documents
+from nystromformer.tasks.pair_files import documents, read_vectors
 from nystromformer.tasks.task import Examples
 from nystromformer.training import loop
 from tests.tasks.conftest import CHARACTERS, FILLERS, make_checkpoint

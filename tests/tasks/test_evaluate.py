@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from nystromformer.settings.finetune import EvaluateSettings
 from nystromformer.tasks.benchmarks import TASKS
 from nystromformer.tasks.kinds.sequence import SequenceTask as Task
 from nystromformer.tasks.kinds.sequence import with_labels
-from nystromformer.tasks.task import Examples
+from nystromformer.tasks.task import Answered, Examples
 
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text(
     "\"'\\,;\t|\n\r =$x", max_size=6
@@ -35,9 +34,7 @@ NASTY = ["a\tb", 'say "no"', "two\nlines", "NA", "$\\frac{1}$", "①", "=1+1", "
 
 
 def read_file(settings: EvaluateSettings, task: Task) -> Examples:
-    (examples,) = task.read(settings, sys.maxsize)
-    assert isinstance(examples, Examples)
-    return examples
+    return Examples.of(task.read(settings))
 
 
 def custom(labels: list[str], columns: tuple[str, ...] = ("text",), label: str = "label") -> Task:
@@ -45,7 +42,7 @@ def custom(labels: list[str], columns: tuple[str, ...] = ("text",), label: str =
 
 
 def write_predictions(path: Path, task: Task, examples: Examples, logits: np.ndarray) -> None:
-    write_atomically(path, task.written(examples, [], list(logits)))
+    write_atomically(path, task.written(Answered(examples, [], list(logits))))
 
 
 @given(st.data())

@@ -20,10 +20,8 @@ from nystromformer.model import NystromformerForSequenceClassification as Classi
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.compose import compose
 from nystromformer.tasks.batches import TaskBatches, ordered_batches
-from nystromformer.tasks.benchmarks import TASKS
+from nystromformer.tasks.benchmarks import TASKS, check_submission, write_predictions, zip_submission
 from nystromformer.tasks.results import results_in, spread
-from nystromformer.tasks.scores import figures_of
-from nystromformer.tasks.submission import check_submission, write_predictions, zip_submission
 from nystromformer.tasks.task import Encoded
 from nystromformer.tasks.training import Finetuning, evaluation_steps
 from nystromformer.training.devices import accelerator_of
@@ -174,7 +172,7 @@ def test_submission_of_constant_predictions(glue, tmp_path):
         rows = (tmp_path / "s" / task.submissions[0][1]).read_text().splitlines()
         assert rows[:2] == ["index\tprediction", "0\t1"]
         read = [float(task.values.index(row.split("\t")[1])) for row in rows[1:]]
-        assert figures_of(task, labels, read)["score"] == pytest.approx(wanted)
+        assert task.figures(labels, read)["score"] == pytest.approx(wanted)
     write_predictions(tmp_path / "s/STS-B.tsv", TASKS["stsb"], examples, [7.0, -1.0] * 6)
     assert (tmp_path / "s/STS-B.tsv").read_text().splitlines()[1:3] == ["0\t5.000", "1\t0.000"]
     write_predictions(tmp_path / "s/RTE.tsv", TASKS["rte"], examples, [1.0] * 12)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,11 +29,21 @@ from nystromformer.settings.finetune import (
     TaskSettings,
 )
 from nystromformer.tasks.kinds.sequence import SequenceTask
-from nystromformer.tasks.reading import Found, gathered, in_parts, own_splits, own_table, usable_rows
-from nystromformer.tasks.row_files import Fault, Row, Unusable
-from nystromformer.tasks.scores import with_score
+from nystromformer.tasks.reading import own_splits, usable_rows
+from nystromformer.tasks.row_files import Asked, Fault, Row, Unusable, to_learn
 from nystromformer.tasks.table_files import TableFile
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, from_stored, padded, stored
+from nystromformer.tasks.task import (
+    Answered,
+    Encoded,
+    Examples,
+    Found,
+    Outputs,
+    Splits,
+    Task,
+    from_stored,
+    padded,
+    stored,
+)
 from nystromformer.tasks.training import Finetuning
 from nystromformer.training.devices import accelerator_of
 from nystromformer.training.optimizer import build_optimizer
@@ -67,17 +77,18 @@ class Tagging(Task):
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
         task = cls(settings.name, "tags", text=data.text, label=data.label)
-        train = own_table(str(data.train), (task.text, task.label), "data.train", data)
+        train = task.opened(to_learn(data, "train"))
         tags = {tag for row in train.rows() for tag in row.cells[task.label]}
         task = replace(task, labels=tuple(sorted(tags)))
-        return own_splits(
-            task,
-            data,
-            lambda path, setting: own_table(path, (task.text, task.label), setting, data),
-            lambda file: gathered(task._rows(file, labelled=True), labelled=True),
-        )
+        return own_splits(task, data)
 
-    def _rows(self, file: TableFile, *, labelled: bool) -> Iterator[Found | Fault]:
+    def opened(self, asked: Asked) -> TableFile:
+        return TableFile(asked, (self.text, self.label) if asked.is_to_learn else (self.text,))
+
+    def is_labelled(self, file: TableFile) -> bool:
+        return file.has(self.label)
+
+    def rows(self, file: TableFile, *, labelled: bool) -> Iterator[Found | Fault]:
         return usable_rows(file, lambda row: tuple(row.cells[self.text]), self._tags if labelled else None)
 
     def _tags(self, row: Row) -> list[int]:
@@ -85,15 +96,6 @@ class Tagging(Task):
         if len(tags) != len(row.cells[self.text]):
             raise Unusable(f"has {len(tags)} tags for {len(row.cells[self.text])} words")
         return [self.labels.index(tag) for tag in tags]
-
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        file = TableFile(Path(str(settings.file)), (self.text,))
-        labelled = file.has(self.label)
-        return in_parts(self._rows(file, labelled=labelled), at_once, labelled=labelled)
-
-    def counts(self, labels: Sequence[Any] | None) -> dict[str, int]:
-        counts = Counter(tag for tags in labels or [] for tag in tags)
-        return {name: counts[number] for number, name in enumerate(self.labels)}
 
     def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
         ids, firsts = [], []
@@ -137,12 +139,10 @@ class Tagging(Task):
             for tags, found in zip(labels, predictions, strict=True)
             for one, other in zip(tags, found, strict=True)
         ]
-        return with_score(self, {"accuracy": sum(pairs) / len(pairs)})
+        return self.with_score({"accuracy": sum(pairs) / len(pairs)})
 
-    def records(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
-        for words, tags in zip(examples.texts, predictions, strict=True):
+    def records(self, found: Answered) -> Iterator[dict[str, Any]]:
+        for words, tags in zip(found.examples.texts, found.predictions, strict=True):
             yield {"text": words, "prediction": [self.labels[tag] for tag in tags]}
 
 
@@ -259,14 +259,16 @@ def test_a_file_of_any_size_is_read_in_parts(tmp_path):
     path.write_text("text,label\n" + "".join(f"text {number},{'ab'[number % 2]}\n" for number in range(25)))
     task = SequenceTask("custom", "custom", ("text",), "label", ("a", "b"), labels=("a", "b"))
     settings = EvaluateSettings(file=str(path))
-    (whole,) = task.read(settings, 100)
-    parts = list(task.read(settings, 10))
+    whole = Examples.of(task.read(settings))
+    rows = task.read(settings)
+    parts = [Examples.of(islice(rows, 10)) for _ in range(3)]
     assert [len(part) for part in parts] == [10, 10, 5]
     assert [text for part in parts for text in part.texts] == whole.texts
     logits = np.random.default_rng(0).normal(size=(25, 2)).astype(np.float32)
-    text = task.written(whole, [], list(logits))
+    text = task.written(Answered(whole, [], list(logits)))
     pieces, first = [], 0
     for part in parts:
-        pieces.append(task.written(part, [], list(logits[first : first + len(part)]), first=first))
+        found = Answered(part, [], list(logits[first : first + len(part)]))
+        pieces.append(task.written(found, first=first))
         first += len(part)
     assert "".join(pieces) == text

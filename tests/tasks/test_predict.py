@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -372,9 +371,8 @@ def test_batches_hold_so_many_tokens_and_no_more(checkpoint):
 def test_parts_of_one_example_are_the_whole(test_data):
     task = KINDS["tokens"][0]
     settings = PredictSettings(file=str(test_data / "ner/wikiann_en_dev.conll"), figures=False)
-    found = [part for part in task.read(settings, 1) if isinstance(part, Examples)]
-    (whole,) = task.read(settings, sys.maxsize)
-    assert isinstance(whole, Examples)
+    found = [task.collected.of([row]) for row in task.read(settings)]
+    whole = task.collected.of(task.read(settings))
     assert len(whole) == len(found) == 10_000
     assert joined(found) == whole
 

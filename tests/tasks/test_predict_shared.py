@@ -54,7 +54,7 @@ def on_threads(count: int, words: list[str]) -> list[BaseException | None]:
 
     def work(rank: int) -> None:
         together = OnThread(rank, values, barrier)
-        predict._Prediction(settings, settings.format, together, anew=False).run()
+        predict._Prediction(settings, together).run()
 
     with ThreadPoolExecutor(count) as pool:
         return [future.exception() for future in [pool.submit(work, rank) for rank in range(count)]]

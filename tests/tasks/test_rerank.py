@@ -14,10 +14,10 @@ import torch
 from nystromformer.cli import main
 from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings
-from nystromformer.tasks.candidates import Graded, JudgedFolder, held_out_lists, training_lists
 from nystromformer.tasks.collection import Collection
-from nystromformer.tasks.kinds.rerank import RerankTask
+from nystromformer.tasks.kinds.rerank import Graded, JudgedFolder, RerankTask, held_out_lists, training_lists
 from nystromformer.tasks.results import results_in
+from nystromformer.tasks.row_files import Asked
 from nystromformer.tasks.task import Examples
 from tests.tasks.conftest import FILLERS, PLANTED
 from tests.tasks.test_retrieval import WORDS, write_collection
@@ -33,7 +33,7 @@ def task_of(objective: str = "listwise", best: float = 1.0) -> RerankTask:
 
 def read(path: Path, rows: list[dict] | str, **more) -> Examples:
     path.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
-    (examples,) = task_of().read(EvaluateSettings(file=str(path), **more), 1000)
+    examples = Examples.of(task_of().read(EvaluateSettings(file=str(path), **more)))
     assert isinstance(examples, Examples)
     return examples
 
@@ -133,7 +133,7 @@ def test_a_folders_queries_get_relevant_documents_first_and_others_beside(mined,
         )
     )
     data = TaskDataSettings(train=str(folder), mined=mined)
-    examples = JudgedFolder(str(folder), "data.train", data).examples()
+    examples = JudgedFolder(Asked(folder, "data.train"), data).examples()
     assert examples.ids == [f"q{n}" for n in range(6)]
     (block,) = Collection(folder, "file").documents(1000)
     texts = {text: name for name, text in zip(*block, strict=True)}

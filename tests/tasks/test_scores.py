@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from nystromformer.tasks.benchmarks import TASKS
-from nystromformer.tasks.scores import METRICS, calibration_error, figures_of, figures_of_sets, reliability
+from nystromformer.tasks.scores import METRICS, calibration_error, figures_of_sets, reliability
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 2, 400)
@@ -18,11 +18,11 @@ ANSWERS = np.where(RANDOM.random(400) < 0.7, LABELS, 1 - LABELS)
 
 
 def test_classification_against_scikit_learn():
-    found = figures_of(TASKS["mrpc"], LABELS.tolist(), ANSWERS.tolist())
+    found = TASKS["mrpc"].figures(LABELS.tolist(), ANSWERS.tolist())
     assert found["accuracy"] == reference.accuracy_score(LABELS, ANSWERS)
     assert found["f1"] == reference.f1_score(LABELS, ANSWERS)
     assert found["score"] == pytest.approx((found["accuracy"] + found["f1"]) / 2)
-    cola = figures_of(TASKS["cola"], LABELS.tolist(), ANSWERS.tolist())
+    cola = TASKS["cola"].figures(LABELS.tolist(), ANSWERS.tolist())
     assert cola["score"] == cola["matthews"] == pytest.approx(reference.matthews_corrcoef(LABELS, ANSWERS))
 
 
@@ -40,7 +40,7 @@ def test_matthews_and_f1_by_their_definitions():
 def test_correlations_against_scipy_and_numpy():
     truth = RANDOM.normal(size=300)
     found = truth + RANDOM.normal(size=300)
-    figures = figures_of(TASKS["stsb"], truth.tolist(), found.tolist())
+    figures = TASKS["stsb"].figures(truth.tolist(), found.tolist())
     assert figures["pearson"] == pytest.approx(np.corrcoef(truth, found)[0, 1])
     assert figures["spearman"] == pytest.approx(stats.spearmanr(truth, found).statistic)
     assert figures["score"] == pytest.approx((figures["pearson"] + figures["spearman"]) / 2)

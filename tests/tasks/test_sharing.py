@@ -18,9 +18,8 @@ import pytest
 from nystromformer.errors import UserError
 from nystromformer.files import Held, held
 from nystromformer.settings.compose import compose
-from nystromformer.tasks.contents import Contents
 from nystromformer.tasks.finetune import finetune
-from nystromformer.tasks.identity import OtherResults, identity, note
+from nystromformer.tasks.identity import Contents, OtherResults, identity, note
 from nystromformer.tasks.jobs import Job, forget_unstarted, holder_of, jobs_of, settle, taken
 from nystromformer.tasks.results import keep_best
 from tests.tasks.test_stale import rows_of

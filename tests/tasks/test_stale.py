@@ -195,16 +195,6 @@ def as_an_older_version_left_it(home: Path, *missing: str, **more: object) -> No
     result.write_text(json.dumps(content))
 
 
-def test_results_of_an_older_version_are_taken_and_then_known(home, capsys):
-    as_an_older_version_left_it(home, "model.short_rows", "training.evaluations_per_epoch")
-    assert main(command(home)) == 0
-    assert "does not say what its results were trained on" in capsys.readouterr().out
-    assert main(command(home)) == 0
-    assert "does not say" not in capsys.readouterr().out
-    (home / "train.csv").write_text(rows_of(16, flipped=2))
-    assert "training examples" in refused(home, capsys)
-
-
 def test_a_setting_of_today_has_had_its_default(home, capsys):
     as_an_older_version_left_it(home, "training.evaluations_per_epoch")
     error = refused(home, capsys, "training.evaluations_per_epoch=2", "training.beta1=0.5")
@@ -217,12 +207,6 @@ def test_a_setting_of_today_has_had_its_default(home, capsys):
 def test_a_setting_that_is_gone_is_named(home, capsys):
     as_an_older_version_left_it(home, **{"training.dreams": "electric"})
     assert "training.dreams=electric, which is no setting of this version" in refused(home, capsys)
-
-
-def test_counts_tell_what_an_older_version_did_not_note(home, capsys):
-    as_an_older_version_left_it(home)
-    (home / "train.csv").write_text(rows_of(16, flipped=1))
-    assert "training examples: 16 {'a': 8, 'b': 8} then, 16 {'a': 7, 'b': 9} now" in refused(home, capsys)
 
 
 def test_a_seed_of_other_data_is_found_without_settings(home, capsys):

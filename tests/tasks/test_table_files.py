@@ -18,9 +18,8 @@ from nystromformer.data.documents import clean
 from nystromformer.data.text_files import Line
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import SEPARATORS
-from nystromformer.tasks.delimited import records, written
-from nystromformer.tasks.row_files import Unusable
-from nystromformer.tasks.table_files import TableFile
+from nystromformer.tasks.row_files import Asked, Unusable
+from nystromformer.tasks.table_files import TableFile, records, written
 
 SEVERAL = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -38,9 +37,13 @@ def put(folder, name: str, content: str | bytes):
     return path
 
 
+def table(path, columns, *, headless=(), **how) -> TableFile:
+    return TableFile(Asked(path, **how), columns, headless=headless)
+
+
 def texts(path, columns=("text", "label"), **how) -> list[tuple[str, ...]]:
     """All rows, by the columns asked for."""
-    return [tuple(row.text(column) for column in columns) for row in TableFile(path, columns, **how).rows()]
+    return [tuple(row.text(column) for column in columns) for row in table(path, columns, **how).rows()]
 
 
 def complaint(path, columns=("text", "label"), **how) -> str:
@@ -152,7 +155,7 @@ def test_compressed_files_and_endings_in_capitals(ending, tmp_path):
 
 def test_rows_are_named_by_the_line_on_which_they_begin(tmp_path):
     path = put(tmp_path, "a.csv", 'text,label\n\n"a\nb\n\nc",x\r\n"d\n",y\ne,z\n')
-    assert [row.line for row in TableFile(path, ["text"]).rows()] == [3, 7, 9]
+    assert [row.line for row in table(path, ["text"]).rows()] == [3, 7, 9]
 
 
 # --- what is refused ----------------------------------------------------------------------------------
@@ -237,7 +240,7 @@ def test_a_column_cannot_be_two_things(tmp_path):
 def test_a_json_text_is_a_text(kind, tmp_path):
     value = {"list": ["I", "enjoy"], "object": {"a": "b"}, "truth": True}[kind]
     path = put(tmp_path, "a.jsonl", json.dumps({"text": "a"}) + "\n" + json.dumps({"text": value}) + "\n")
-    (first, second) = TableFile(path, ["text"]).rows()
+    (first, second) = table(path, ["text"]).rows()
     assert first.text("text") == "a"
     with pytest.raises(Unusable, match=r"'text' is .*, where a text should be"):
         second.text("text")
@@ -275,7 +278,7 @@ def test_a_lone_quote_is_named_with_its_line_and_what_to_write(tmp_path):
 
 
 def test_a_lone_quote_costs_its_line_alone(tmp_path):
-    file = TableFile(put(tmp_path, "a.tsv", WRONG_QUOTES), ["text", "label"], setting="data.train", skip=True)
+    file = table(put(tmp_path, "a.tsv", WRONG_QUOTES), ["text", "label"], setting="data.train", skip=True)
     rows = [row.text("text") for row in file.rows()]
     assert [kept for kept in rows if kept in "abcf"] == ["a", "b", "c", "f"]
     lines = [int(why.split(", line ")[1].split()[0]) for why in file.skipped]

@@ -28,7 +28,7 @@ TASK = TokenTask("ner", "tags of words", labels=TAGS, scheme="bio", metrics=("f1
 
 def read(path: Path, text: str, task: TokenTask = TASK) -> Documents:
     path.write_text(text)
-    (documents,) = task.read(EvaluateSettings(file=str(path)), 1000)
+    documents = Documents.of(task.read(EvaluateSettings(file=str(path))))
     assert isinstance(documents, Documents)
     return documents
 

@@ -16,7 +16,7 @@ from nystromformer.reproduce.lra.listops import CLASSES, VOCABULARY, Grammar, ex
 from nystromformer.reproduce.lra.released import image, pathfinder, retrieval
 from nystromformer.reproduce.lra.task import LraTask, encoded
 from nystromformer.settings.scale import LraScale
-from nystromformer.tasks.benchmarks import reviews_from_hub, reviews_from_samples, task_named
+from nystromformer.tasks.benchmarks import from_hub, reviews_from_samples, task_named
 from nystromformer.tasks.reading import check, divide, limited
 from nystromformer.tasks.task import Encoded, Examples, joined
 
@@ -72,7 +72,7 @@ def _listops(scale: LraScale) -> LraTask:
 
 def _text(scale: LraScale) -> LraTask:
     task = task_named("imdb")
-    splits = reviews_from_hub(task) if scale.text_source == "hub" else reviews_from_samples(task)
+    splits = from_hub(task) if scale.text_source == "hub" else reviews_from_samples(task)
     if "test" in splits.test:  # the official one; the held-out fifth is then for training, as in the arena
         (dev,) = splits.dev.values()
         splits.train = joined([splits.train, dev])

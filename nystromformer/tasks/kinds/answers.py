@@ -10,28 +10,28 @@ Shapes: B rows of a batch, N tokens of the longest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nystromformer.data.documents import without_surrogates
 from nystromformer.data.layout import Batch
+from nystromformer.data.text_files import lines
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForQuestionAnswering
-from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.question_files import QuestionFile
-from nystromformer.tasks.reading import gathered, in_parts, own_splits
-from nystromformer.tasks.row_files import Fault
-from nystromformer.tasks.scores import answer_scores, with_score
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
+from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
+from nystromformer.tasks.reading import own_splits
+from nystromformer.tasks.row_files import Asked, Fault, Row, RowFile, Unusable, shortened
+from nystromformer.tasks.rows import Encoded
+from nystromformer.tasks.scores import answer_scores
+from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Task, Texts
 
 _AT_ONCE = 100
 _SHOWN = 5
@@ -97,8 +97,10 @@ class AnswerTask(Task):
     score: tuple[str, ...] = field(default=("f1",), kw_only=True)
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForQuestionAnswering
+    num_labels: ClassVar[int] = 2
+    """A token as the first of the answer, and as the last."""
     pipeline: ClassVar[str] = "question-answering"
-    layouts: ClassVar[str] = "SQuAD's .json, or .jsonl"
+    layouts: ClassVar[str] = "FILE (SQuAD's .json, or .jsonl)"
 
     # --- settings and data ---------------------------------------------------------------------------
 
@@ -107,24 +109,26 @@ class AnswerTask(Task):
         task = cls(
             settings.name, "question answering", stride=data.stride, max_answer_tokens=data.max_answer_tokens
         )
-        skip = data.malformed_rows == "skip"
-        splits = own_splits(
-            task,
-            data,
-            lambda path, setting: QuestionFile(Path(path), setting=setting, skip=skip),
-            lambda file: gathered(file.rows(labelled=True), labelled=True),
-        )
+        splits = own_splits(task, data)
         parts = [splits.train, *splits.dev.values(), *splits.test.values()]
         if all(answers for part in parts for answers in part.labels or []):
             return splits
         sides = ("exact_answerable", "f1_answerable", "exact_unanswerable", "f1_unanswerable")
         return replace(splits, task=replace(task, has_unanswerable=True, metrics=(*task.metrics, *sides)))
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        path = Path(str(settings.file))
-        file = QuestionFile(path, setting="file", skip=False, report=settings.reported)
-        labelled = settings.measured and file.is_labelled
-        return in_parts(file.rows(labelled=labelled), at_once, labelled=labelled)
+    def opened(self, asked: Asked) -> QuestionFile:
+        return QuestionFile(asked, (".json", ".jsonl"), _HINT)
+
+    def is_labelled(self, file: QuestionFile) -> bool:
+        """Whether a question has answers, or says that it has none."""
+        rows = (row for row in file.questions() if isinstance(row, Row))
+        return any("answers" in row.cells or "is_impossible" in row.cells for row in rows)
+
+    def rows(self, file: QuestionFile, *, labelled: bool) -> Iterator[Found | Fault]:
+        def found(row: Row, number: int) -> Iterator[Found]:
+            yield _question(row, number, labelled=labelled)
+
+        return file.usable(file.questions(), found)
 
     def check(self, splits: Splits) -> None:
         if not any(splits.train.labels or []):
@@ -141,11 +145,6 @@ class AnswerTask(Task):
         silence = ("no_answer_score",) if self.has_unanswerable else ()
         return ("prediction", "start", "end", *silence, "n_best")
 
-    @property
-    def num_labels(self) -> int:
-        """Columns of the head: a token as the first of the answer, and as the last."""
-        return 2
-
     def encode(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> AnswerRows:
         """`[CLS] question [SEP] context [SEP]`, several windows where that is longer than `max_length`.
 
@@ -157,7 +156,7 @@ class AnswerTask(Task):
         none = np.empty(0, np.int64)
         contexts = [context for _, context in examples.texts]
         labels: list[Any] | None = None if examples.labels is None else []
-        rows = AnswerRows([], [], labels, none, none, contexts=contexts)
+        rows, types = AnswerRows([], None, labels, none, none, contexts=contexts), []
         stride = min(self.stride, max_length // 4)
         for start in range(0, len(examples), _AT_ONCE):
             texts = examples.texts[start : start + _AT_ONCE]
@@ -167,30 +166,26 @@ class AnswerTask(Task):
                 max_length=max_length, stride=stride, return_overflowing_tokens=True,
                 return_offsets_mapping=True, verbose=False,
             )  # fmt: skip
+            rows.input_ids += found["input_ids"]
+            types += found.get("token_type_ids", [])
             for row, of_part in enumerate(found["overflow_to_sample_mapping"]):
                 example = start + of_part
                 second = np.array([part == 1 for part in found.sequence_ids(row)])
                 offsets = np.where(second[:, None], np.array(found["offset_mapping"][row]), -1)
-                rows.input_ids.append(found["input_ids"][row])
-                if "token_type_ids" in found:
-                    assert rows.token_type_ids is not None
-                    rows.token_type_ids.append(found["token_type_ids"][row])
                 rows.offsets.append(offsets.astype(np.int32))
                 rows.questions.append(example)
                 if rows.labels is not None and examples.labels is not None:
                     rows.labels.append(_places(examples.labels[example], offsets))
-        rows.token_type_ids = rows.token_type_ids or None
+        rows.token_type_ids = types or None
         rows.lengths = np.array([len(ids) for ids in rows.input_ids], np.int64)
         rows.full_lengths = rows.lengths
         return rows
 
     def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
         """With labels also start_positions and end_positions, (B,)."""
-        batch = padded(encoded, rows, pad_token_id)
+        batch = super().collate(encoded, rows, pad_token_id, labelled=labelled)
         if labelled:
-            assert encoded.labels is not None
-            places = torch.tensor([encoded.labels[row] for row in rows])
-            batch["start_positions"], batch["end_positions"] = places.unbind(1)
+            batch["start_positions"], batch["end_positions"] = batch.pop("labels").unbind(1)
         return batch
 
     def outputs(self, model: PreTrainedModel, batch: Batch) -> Outputs:
@@ -232,15 +227,6 @@ class AnswerTask(Task):
                     score = float(logits[0, start] + logits[1, end])
                     yield Span(context[begin:stop], begin, stop, score)
 
-    def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
-        """Of each row: the mean of both places' cross-entropies."""
-        return torch.stack(
-            [
-                F.cross_entropy(torch.from_numpy(logits), torch.tensor(places))
-                for logits, places in zip(outputs, encoded.labels or [], strict=True)
-            ]
-        )
-
     def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """Exact match and F1 as SQuAD's official scripts define them, as shares of 1."""
         scores = [
@@ -256,7 +242,7 @@ class AnswerTask(Task):
             for side, chosen in sides.items()
             for column, name in enumerate(("exact", "f1"))
         }
-        return with_score(self, {name: figures[name] for name in self.metrics})
+        return self.with_score({name: figures[name] for name in self.metrics})
 
     def fitted(self, encoded: Encoded, labels: Sequence[Any], outputs: Outputs) -> AnswerTask:
         """With the threshold that gives the highest F1 on these examples, where some have no answer."""
@@ -265,28 +251,22 @@ class AnswerTask(Task):
         answers = self.predict(encoded, outputs)
         return replace(self, threshold=best_threshold(labels, answers))
 
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """The answer, where it stands, and the best spans; an empty answer for none."""
-        for answer in predictions:
+        for answer in found.predictions:
             best = [span._asdict() for span in answer.spans]
-            found = {"prediction": answer.text}
+            told = {"prediction": answer.text}
             if answer.text:
-                found |= {"start": best[0]["start"], "end": best[0]["end"]}
+                told |= {"start": best[0]["start"], "end": best[0]["end"]}
             if self.has_unanswerable:
-                found["no_answer_score"] = answer.nothing
-            yield {**found, "n_best": best}
+                told["no_answer_score"] = answer.nothing
+            yield {**told, "n_best": best}
 
-    def records(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
-        """The same with the question, and the right answers where they are known."""
-        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
-            found = {"id": examples.ids[row], "question": examples.texts[row][0], **answer}
-            if examples.labels is not None:
-                found["answers"] = [text for _, text in examples.labels[row]]
-            yield found
+    def repeated(self, texts: Texts) -> dict[str, Any]:
+        return {"question": texts[0]}
+
+    def known(self, label: Any) -> dict[str, Any]:
+        return {"answers": [text for _, text in label]}
 
     def from_json(self, prediction: Any) -> Answer:
         text, spans, nothing = prediction
@@ -337,3 +317,82 @@ def _places(answers: Sequence[tuple[int, str]], offsets: NDArray[np.int32]) -> t
     end = start + len(text)
     last = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] >= end) & (offsets[:, 0] >= 0))
     return (int(first[0]), int(last[-1])) if len(first) and len(last) else (0, 0)
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+_HINT = "write SQuAD's .json, or .jsonl with context, question and answers"
+
+
+class QuestionFile(RowFile):
+    """Questions with their contexts: SQuAD's JSON, or JSON lines."""
+
+    advice: ClassVar[str] = "mend it"
+
+    def questions(self) -> Iterator[Row | Unusable]:
+        """Each with its context."""
+        if self.is_json:
+            yield from self.objects()
+            return
+        try:
+            content = json.loads("\n".join(line.text for line in lines(self.path)))
+        except (ValueError, RecursionError):
+            content = None
+        articles = content.get("data") if isinstance(content, dict) else None
+        if not isinstance(articles, list):
+            raise UserError(
+                f"{self.path} is not of SQuAD's layout (no list 'data'): write such a file, or .jsonl"
+            )
+        try:
+            for article in articles:
+                for paragraph in article["paragraphs"]:
+                    for question in paragraph["qas"]:
+                        name = question.get("id", "without id")
+                        cells = {**question, "context": paragraph["context"]}
+                        yield Row(cells, self.path, 0, within=f"question {name}")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.path} is not of SQuAD's layout ({type(error).__name__}: {error}): data holds "
+                "articles, those paragraphs with a context and qas"
+            ) from None
+
+
+def _question(row: Row, number: int, *, labelled: bool) -> Found:
+    """Question and context, right answers, name."""
+    content = row.cells
+    for name in ("question", "context"):
+        if not isinstance(content.get(name), str) or not content[name].strip():
+            raise Unusable(f"is malformed (no text in {name!r})")
+    question, context = (without_surrogates(content[name]) for name in ("question", "context"))
+    answers = _answers(content, context) if labelled else None
+    return (question.strip(), context), answers, row.name("id", number)
+
+
+def _answers(content: dict[str, Any], context: str) -> list[tuple[int, str]]:
+    """The right answers of a question; none where it says so."""
+    if content.get("is_impossible") is True:
+        return []
+    given: Any = content.get("answers")
+    if isinstance(given, dict):  # the hub's layout
+        texts, starts = given.get("text"), given.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise Unusable("is malformed ('answers' has not as many 'text' as 'answer_start')")
+        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    if not isinstance(given, list):
+        raise Unusable("has no list 'answers': an empty one says that there is no answer")
+    return [_right(answer, context) for answer in given]
+
+
+def _right(answer: Any, context: str) -> tuple[int, str]:
+    held = answer if isinstance(answer, dict) else {}
+    text, start = held.get("text"), held.get("answer_start")
+    text = without_surrogates(text) if isinstance(text, str) else text
+    if not isinstance(text, str) or not isinstance(start, int) or not text:
+        raise Unusable("is malformed (an answer is no object of 'text' and 'answer_start')")
+    if context[start : start + len(text)] != text or start < 0:
+        raise Unusable(
+            f"has the answer {shortened(text)} at character {start} of its context, where "
+            f"{shortened(context[max(start, 0) : max(start, 0) + len(text)])} stands"
+        )
+    return start, text

@@ -18,10 +18,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import softmax
@@ -32,13 +32,13 @@ from nystromformer.data.documents import clean
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForMultipleChoice
-from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.lists import collate_lists, real_scores
-from nystromformer.tasks.reading import Found, asked_table, gathered, in_parts, own_splits, own_table
-from nystromformer.tasks.row_files import Fault, Row, Unusable, shortened
-from nystromformer.tasks.scores import figures_of
+from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
+from nystromformer.tasks.lists import ListTask
+from nystromformer.tasks.reading import own_splits
+from nystromformer.tasks.row_files import Asked, Fault, Row, Unusable, shortened
+from nystromformer.tasks.rows import Encoded, in_lists, rows_of_texts
 from nystromformer.tasks.table_files import TableFile
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
+from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Texts
 
 _CONTEXTS = ("context", "article", "passage", "sent1")
 _QUESTIONS = ("question", "sent2")
@@ -49,27 +49,30 @@ _LAYOUT = "write JSON lines of context, question, choices and label, or SWAG's, 
 
 
 @dataclass(frozen=True)
-class ChoiceTask(Task):
+class ChoiceTask(ListTask):
     """Multiple choice: the label is the number of the right choice."""
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForMultipleChoice
+    told: ClassVar[tuple[str, ...]] = ("prediction", "choice", "probabilities")
     pipeline: ClassVar[str] = "multiple-choice"
-    layouts: ClassVar[str] = ".jsonl or .csv"
+    layouts: ClassVar[str] = "FILE (.jsonl or .csv)"
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
-        task = cls(settings.name, "multiple choice")
-        return own_splits(
-            task,
-            data,
-            lambda path, setting: own_table(path, (), setting, data),
-            lambda file: gathered(_usable(file, labelled=True), labelled=True),
-        )
+        return own_splits(cls(settings.name, "multiple choice"), data)
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        file = asked_table(settings, ())
-        labelled = settings.measured and any(map(_is_labelled, file.rows()))
-        return in_parts(_usable(file, labelled=labelled), at_once, labelled=labelled)
+    def opened(self, asked: Asked) -> TableFile:
+        return TableFile(asked, ())
+
+    def is_labelled(self, file: TableFile) -> bool:
+        return any(map(_is_labelled, file.rows()))
+
+    def rows(self, file: TableFile, *, labelled: bool) -> Iterator[Found | Fault]:
+        def found(row: Row, number: int) -> Iterator[Found]:
+            for place, question in enumerate(_questions(row), start=number):
+                yield _example(row.cells, question, str(place), labelled=labelled)
+
+        return file.usable(file.rows_and_faults(), found)
 
     def check(self, splits: Splits) -> None:
         """Nothing: a choice that is never right in training may well be so elsewhere."""
@@ -88,60 +91,26 @@ class ChoiceTask(Task):
         Raises:
             UserError: a question and its choice alone are longer than `max_length`.
         """
-        ids: list[Any] = []
-        types: list[Any] = []
-        lengths, full = [], []
-        for number, (context, question, *choices) in enumerate(examples.texts):
-            answers = [_filled(question, choice) for choice in choices]
-            contexts = [context] * len(choices)
-            rows = tokenizer(contexts, answers, truncation=False, verbose=False)
-            full.append(max(map(len, rows["input_ids"])))
-            if full[-1] > max_length:
-                longest = max(len(tokenizer(answer)["input_ids"]) for answer in answers)
-                if longest + 1 > max_length:
-                    raise UserError(
-                        f"example {examples.ids[number]}: its question and a choice have {longest} tokens, "
-                        f"with none of its context: write model.max_length={longest + 64}"
-                    )
-                rows = tokenizer(
-                    contexts, answers, truncation="only_first", max_length=max_length, verbose=False
+        answers = [[_filled(question, one) for one in choices] for _, question, *choices in examples.texts]
+        for name, choices in zip(examples.ids, answers, strict=True):
+            longest = max(map(len, tokenizer(choices, verbose=False)["input_ids"]))
+            if longest + 1 > max_length:
+                raise UserError(
+                    f"example {name}: its question and a choice have {longest} tokens, "
+                    f"with none of its context: write model.max_length={longest + 64}"
                 )
-            ids.append(rows["input_ids"])
-            types.append(rows.get("token_type_ids"))
-            lengths.append(max(map(len, rows["input_ids"])))
-        return Encoded(
-            ids,
-            None if None in types else types,
-            examples.labels,
-            np.array(lengths, np.int64),
-            np.array(full, np.int64),
-        )
+        counts = list(map(len, answers))
+        pairs = zip(examples.texts, counts, strict=True)
+        contexts = [context for (context, *_), count in pairs for _ in range(count)]
+        columns = (contexts, list(chain.from_iterable(answers)))
+        flat = rows_of_texts(columns, tokenizer, max_length, cut_first="only_first")
+        return in_lists(flat, counts, examples.labels)
 
-    def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
-        """As `collate_lists`; labels (B,)."""
-        batch = collate_lists(encoded, rows, pad_token_id)
-        if labelled:
-            assert encoded.labels is not None
-            batch["labels"] = torch.tensor([encoded.labels[row] for row in rows], dtype=torch.int64)
-        return batch
-
-    @property
-    def told(self) -> tuple[str, ...]:
-        return ("prediction", "choice", "probabilities")
-
-    @property
-    def num_labels(self) -> int:
-        """One column: a score of each choice."""
-        return 1
+    def logits(self, model: nn.Module, texts: Batch) -> Tensor:
+        return model(**texts).logits
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        given = {name: column for name, column in batch.items() if name != "labels"}
-        return F.cross_entropy(_logits(model, given), batch["labels"])
-
-    def outputs(self, model: PreTrainedModel, batch: Batch) -> Outputs:
-        """A row's logits, of as many choices as it has."""
-        logits = _logits(model, batch).cpu().numpy()
-        return [row[:count] for row, count in zip(logits, batch["choices"].tolist(), strict=True)]
+        return F.cross_entropy(self.scores(model, batch), batch["labels"])
 
     # --- predictions ---------------------------------------------------------------------------------
 
@@ -149,35 +118,23 @@ class ChoiceTask(Task):
         """The number of the likeliest choice."""
         return [int(row.argmax()) for row in outputs]
 
-    def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
-        rows = zip(outputs, encoded.labels or [], strict=True)
-        return torch.stack(
-            [F.cross_entropy(torch.from_numpy(logits), torch.tensor(label)) for logits, label in rows]
-        )
-
-    def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-        return figures_of(self, labels, predictions)
-
     def certainty(self, labels: Sequence[Any], outputs: Outputs) -> tuple[NDArray, NDArray] | None:
         """Of the likeliest choice."""
         right = [row.argmax() == label for row, label in zip(outputs, labels, strict=True)]
         return np.array([softmax(row).max() for row in outputs]), np.array(right)
 
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """Number and text of the choice, and each choice's probability."""
-        for (_, _, *choices), number, logits in zip(examples.texts, predictions, outputs, strict=True):
+        columns = (found.examples.texts, found.predictions, found.outputs)
+        for (_, _, *choices), number, logits in zip(*columns, strict=True):
             chances = [round(float(chance), 6) for chance in softmax(logits)]
             yield {"prediction": number, "choice": choices[number], "probabilities": chances}
 
-    def records(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
-        """The same with the question, and the label where there is one."""
-        for row, answer in enumerate(self.answers(examples, predictions, outputs)):
-            found = {"id": examples.ids[row], "question": examples.texts[row][1], **answer}
-            yield found if examples.labels is None else {**found, "label": examples.labels[row]}
+    def repeated(self, texts: Texts) -> dict[str, Any]:
+        return {"question": texts[1]}
+
+    def known(self, label: Any) -> dict[str, Any]:
+        return {"label": label}
 
     def usage(self) -> str:
         return """from transformers import AutoModelForMultipleChoice, AutoTokenizer  # no pipeline
@@ -190,11 +147,6 @@ rows = tokenizer(documents, choices, padding=True, truncation="only_first", retu
 print(model(**{name: row[None] for name, row in rows.items()}).logits.softmax(-1))"""
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    given = {name: column for name, column in batch.items() if name != "choices"}
-    return real_scores(model(**given).logits, batch["choices"])
-
-
 def _filled(question: str, choice: str) -> str:
     if "_" in question:
         return re.sub("_+", lambda _: choice, question, count=1)
@@ -204,33 +156,10 @@ def _filled(question: str, choice: str) -> str:
 # --- files --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Example:
-    context: str
-    question: str
-    choices: list[str]
-    label: int | None
-    name: str | None
-
-
 def _is_labelled(row: Row) -> bool:
     with suppress(Unusable):
         return any(_label_of(question) is not None for question in _questions(row))
     return False
-
-
-def _usable(file: TableFile, *, labelled: bool) -> Iterator[Found | Fault]:
-    """Texts, label and name of every example; what becomes of rows without one, the file knows."""
-
-    def found(row: Row, number: int) -> Iterator[Found]:
-        examples = [_example(row.cells, question, labelled=labelled) for question in _questions(row)]
-        if labelled and any(example.label is None for example in examples):
-            raise Unusable(f"has no label ({', '.join(_LABELS)})")
-        for place, example in enumerate(examples, start=number):
-            texts = (example.context, example.question, *example.choices)
-            yield texts, example.label, example.name or str(place)
-
-    return file.usable(file.rows_and_faults(), found)
 
 
 def _questions(row: Row) -> Iterator[dict[str, Any]]:
@@ -258,8 +187,8 @@ def _label_of(question: dict[str, Any]) -> str | None:
     return next((name for name in _LABELS if question.get(name) not in (None, "")), None)
 
 
-def _example(row: dict[str, Any], of_question: dict[str, Any], *, labelled: bool) -> _Example:
-    """One example, from a row and what its question has of its own."""
+def _example(row: dict[str, Any], of_question: dict[str, Any], place: str, *, labelled: bool) -> Found:
+    """Texts, label and name of an example, from a row and what its question has of its own."""
     listed = _first(of_question, _CHOICES)
     if listed is None:
         numbered = [(int(found[1]), key) for key in of_question if (found := _NUMBERED.fullmatch(key))]
@@ -273,10 +202,14 @@ def _example(row: dict[str, Any], of_question: dict[str, Any], *, labelled: bool
     question = _text(_first(of_question, _QUESTIONS, ""), "the question")
     if not context and not question:
         raise Unusable(f"is malformed (neither a context nor a question): {_LAYOUT}")
-    key = _label_of(of_question) if labelled else None
-    label = None if key is None else _number(of_question[key], choices, first=key == "gold_label")
+    label = None
+    if labelled:
+        key = _label_of(of_question)
+        if key is None:
+            raise Unusable(f"has no label ({', '.join(_LABELS)})")
+        label = _number(of_question[key], choices, first=key == "gold_label")
     name = _first(of_question, ("id", "question_unique_id"))
-    return _Example(context, question, choices, label, None if name is None else str(name))
+    return (context, question, *choices), label, place if name in (None, "") else str(name)
 
 
 def _first(cells: dict[str, Any], names: Sequence[str], otherwise: Any = None) -> Any:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain
-from pathlib import Path
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,15 +34,20 @@ from nystromformer.tasks.contrast import (
     matched_similarities,
     ranks,
 )
-from nystromformer.tasks.pair_files import filled, pairs_in, read_vectors, texts_in
-from nystromformer.tasks.reading import gathered as gathered_rows
-from nystromformer.tasks.reading import in_parts, own_splits, own_table, usable_rows
-from nystromformer.tasks.row_files import Fault, Row, listed
-from nystromformer.tasks.rows import parts_of_like_length, rows_of_texts, texts_of_rows, whose
-from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.spans import Documents, documents
+from nystromformer.tasks.pair_files import Documents, documents, filled, pairs_in, read_vectors, texts_in
+from nystromformer.tasks.reading import own_splits, usable_rows
+from nystromformer.tasks.row_files import Asked, Fault, listed
+from nystromformer.tasks.rows import (
+    Encoded,
+    in_lists,
+    padded,
+    parts_of_like_length,
+    rows_of_texts,
+    texts_of_rows,
+    whose,
+)
 from nystromformer.tasks.table_files import TableFile
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, padded
+from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Task
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _VECTORS = {"data.train": "data.vectors", "data.dev": "data.dev_vectors"}
@@ -77,7 +81,9 @@ class EmbedTask(Task):
     """Whether `predict` writes vectors of length 1."""
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForEmbedding
+    told: ClassVar[tuple[str, ...]] = ("vector",)
     pipeline: ClassVar[str] = "sentence-similarity"
+    layouts: ClassVar[str] = "FILE (.jsonl or .csv)"
     library: ClassVar[str] = "sentence-transformers"
     forgotten: ClassVar[str] = (
         "transformers refuses the folder, whose attention its own Nystromformer has not."
@@ -89,11 +95,7 @@ class EmbedTask(Task):
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         task, data = settings.task, settings.data
-        if not data.has_train:
-            yield (
-                f"data.train is empty: with task={task.name} write data.train=FILE (.jsonl or .csv), or "
-                "data.hub=NAME"
-            )
+        yield from super().complaints(settings)
         if settings.training.compile:
             yield f"training.compile=true is not for task={task.name}, whose shapes never repeat: write false"
         if _goal(task, data) != "contrastive":
@@ -124,14 +126,6 @@ class EmbedTask(Task):
         teachers = {name: read_vectors(path, _VECTORS[name]) for name, path in given.items() if path}
         if teachers:
             task = replace(task, width=teachers["data.train"].shape[1])
-        columns = [name for name in (task.text, task.text_pair) if name]
-
-        def opened(path: str, setting: str) -> TableFile:
-            file = own_table(path, columns, setting, data)
-            for name in task.negatives:  # a row may have none
-                if not file.has(name):
-                    raise UserError(f"{file.path} has no column {name!r}: name one of {listed(file.columns)}")
-            return file
 
         def read(file: TableFile) -> Examples:
             if task.text_pair is not None:
@@ -140,31 +134,34 @@ class EmbedTask(Task):
             elif goal == "contrastive":
                 rows = texts_in(file, task.text, words=2)
             else:
-                if (vectors := teachers.get(file.setting)) is None:
-                    wanted = _VECTORS.get(file.setting)
+                setting = file.asked.setting
+                if (vectors := teachers.get(setting)) is None:
+                    wanted = _VECTORS.get(setting)
                     raise UserError(
-                        f"{file.setting} has no vectors of the other embedder: write "
-                        + (f"{wanted}=FILE" if wanted else f"{file.setting}=null")
+                        f"{setting} has no vectors of the other embedder: write "
+                        + (f"{wanted}=FILE" if wanted else f"{setting}=null")
                     )
-                rows = texts_in(file, task.text, vectors=vectors, given=_VECTORS[file.setting])
-            return gathered_rows(rows, labelled=True)
+                rows = texts_in(file, task.text, vectors=vectors, given=_VECTORS[setting])
+            return Examples.of(rows)
 
-        return own_splits(task, data, opened, read)
+        return own_splits(task, data, read=read)
 
     def of_file(self, settings: EvaluateSettings) -> EmbedTask:
         return replace(self, text=settings.text or self.text, normalise=settings.normalise)
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        """The texts of one column, without labels: each becomes a vector."""
-        file = TableFile(
-            Path(str(settings.file)).expanduser(), (self.text,), separator=settings.separator,
-            quotes=settings.quotes, report=settings.reported,
-        )  # fmt: skip
-        rows = usable_rows(file, self._text, None, None if self.text == "id" else "id")
-        return in_parts(rows, at_once, labelled=False)
+    def opened(self, asked: Asked) -> TableFile:
+        if not asked.is_to_learn:
+            return TableFile(asked, (self.text,))
+        file = TableFile(asked, [name for name in (self.text, self.text_pair) if name])
+        for name in self.negatives:  # a row may have none
+            if not file.has(name):
+                raise UserError(f"{file.path} has no column {name!r}: name one of {listed(file.columns)}")
+        return file
 
-    def _text(self, row: Row) -> tuple[str]:
-        return (filled(row, self.text),)
+    def rows(self, file: TableFile, *, labelled: bool) -> Iterator[Found | Fault]:
+        """The texts of one column, without labels: each becomes a vector."""
+        names = None if self.text == "id" else "id"
+        return usable_rows(file, lambda row: (filled(row, self.text),), None, names)
 
     def check(self, splits: Splits) -> None:
         """Raise UserError where there is nothing to tell a passage from."""
@@ -192,16 +189,7 @@ class EmbedTask(Task):
         flat = rows_of_texts([list(chain.from_iterable(examples.texts))], tokenizer, max_length, labels)
         if labels is None or self.text_pair is None:
             return flat
-        ends = list(accumulate(map(len, examples.texts)))
-        parts = [slice(end - len(texts), end) for end, texts in zip(ends, examples.texts, strict=True)]
-        types = flat.token_type_ids
-        return Encoded(
-            [flat.input_ids[part] for part in parts],
-            None if types is None else [types[part] for part in parts],
-            labels,
-            np.array([flat.lengths[part].max() for part in parts], np.int64),
-            np.array([flat.full_lengths[part].max() for part in parts], np.int64),
-        )
+        return in_lists(flat, [len(texts) for texts in examples.texts], labels)
 
     def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
         """The texts in parts of like length, and which is whose.
@@ -234,7 +222,7 @@ class EmbedTask(Task):
         if isinstance(encoded, Documents):
             encoded, rows = encoded.drawn([(0, row) for row in rows], 0)
         several = bool(rows) and isinstance(encoded.input_ids[rows[0]][0], list)
-        flat = texts_of_rows(encoded, rows) if several else encoded.of_rows(rows)
+        flat = texts_of_rows(encoded, rows)
         order = np.argsort(-flat.lengths, kind="stable")
         batch: Batch = {}
         for number, part in enumerate(parts_of_like_length(flat.lengths[order], at_once)):
@@ -320,7 +308,7 @@ class EmbedTask(Task):
         if self.goal == "contrastive":
             places = np.asarray(predictions, np.float64)
             found = {"mrr": float((1 / places).mean()), "accuracy": float((places == 1).mean())}
-            return with_score(self, found)
+            return self.with_score(found)
         ours, theirs = (
             F.normalize(torch.from_numpy(np.stack([np.asarray(x) for x in rows])).float(), dim=-1)
             for rows in (predictions, labels)
@@ -328,17 +316,11 @@ class EmbedTask(Task):
         found = {"pearson": agreement(ours[:_MOST_COMPARED], theirs[:_MOST_COMPARED])}
         if self.goal == "vectors":
             found = {"cosine": float((ours * theirs).sum(-1).mean()), **found}
-        return with_score(self, found)
+        return self.with_score(found)
 
-    @property
-    def told(self) -> tuple[str, ...]:
-        return ("vector",)
-
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """The vector, in nine digits, which is all of a float32."""
-        return ({"vector": [float(f"{number:.9g}") for number in vector]} for vector in predictions)
+        return ({"vector": [float(f"{number:.9g}") for number in vector]} for vector in found.predictions)
 
     # --- the model's folder --------------------------------------------------------------------------
 

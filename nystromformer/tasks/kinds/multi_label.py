@@ -23,12 +23,11 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings.finetune import SEPARATORS, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.kinds.own import OwnTask
-from nystromformer.tasks.kinds.sequence import custom_splits
+from nystromformer.tasks.kinds.sequence import OwnTask, custom_splits
 from nystromformer.tasks.reading import id_of
 from nystromformer.tasks.row_files import Row, Unusable
-from nystromformer.tasks.scores import with_score
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
+from nystromformer.tasks.rows import Encoded
+from nystromformer.tasks.task import Answered, Outputs, Splits, Task
 
 METRICS = ("average_precision", "f1", "f1_macro")
 _UNDECIDED = 0.5
@@ -44,7 +43,6 @@ class MultiLabelTask(OwnTask):
     thresholds: tuple[float, ...] = ()
     """Probability from which each label is present, by label id; empty until they are chosen."""
 
-    kind: ClassVar[str] = "multi_label"
     choosable: ClassVar[tuple[str, ...]] = METRICS
 
     @classmethod
@@ -92,10 +90,6 @@ class MultiLabelTask(OwnTask):
         several = [[label for label in present if counts[label] > 1] for present in labels]
         return [min(present, key=lambda label: (counts[label], label), default=-1) for present in several]
 
-    def counts(self, labels: Sequence[Any] | None) -> dict[str, int]:
-        counts = Counter(label for present in labels or [] for label in present)
-        return {name: counts[number] for number, name in enumerate(self.labels)}
-
     def balance(self, labels: Sequence[Any]) -> str:
         shares = [f"{name} {count / len(labels):.1%}" for name, count in self.counts(labels).items()]
         more = f" and {len(shares) - 6} more labels" if len(shares) > 6 else ""
@@ -116,7 +110,7 @@ class MultiLabelTask(OwnTask):
 
     def losses(self, encoded: Encoded, outputs: Outputs) -> Tensor:
         logits = torch.from_numpy(np.asarray(outputs))
-        targets = torch.from_numpy(self._present(encoded.labels or [])).float()
+        targets = self.targets(encoded.labels or [], {})
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
 
     def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
@@ -127,22 +121,16 @@ class MultiLabelTask(OwnTask):
         truth, chances = self._present(labels), np.asarray(predictions)
         found = chances >= self._thresholds
         known = truth.any(axis=0)
-        return with_score(
-            self,
-            {
-                "average_precision": float(
-                    average_precision_score(truth[:, known], chances[:, known], average="macro")
-                )
-                if known.any()
-                else 0.0,
-                "f1": float(f1_score(truth, found, average="micro", zero_division=0)),
-                "f1_macro": float(
-                    f1_score(truth[:, known], found[:, known], average="macro", zero_division=0)
-                )
-                if known.any()
-                else 0.0,
-            },
-        )
+        figures = {
+            "average_precision": 0.0,
+            "f1": float(f1_score(truth, found, average="micro", zero_division=0)),
+            "f1_macro": 0.0,
+        }
+        if known.any():
+            truth, chances, found = truth[:, known], chances[:, known], found[:, known]
+            figures["average_precision"] = float(average_precision_score(truth, chances, average="macro"))
+            figures["f1_macro"] = float(f1_score(truth, found, average="macro", zero_division=0))
+        return self.with_score(figures)
 
     def fitted(self, encoded: Encoded, labels: Sequence[Any], outputs: Outputs) -> MultiLabelTask:
         """With the thresholds that give each label its highest F1 on these examples."""
@@ -154,11 +142,9 @@ class MultiLabelTask(OwnTask):
         """Of each label of each example."""
         return expit(np.asarray(outputs, np.float64)).ravel(), self._present(labels).ravel()
 
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """The labels present, and every label's probability."""
-        for chances in predictions:
+        for chances in found.predictions:
             present = self._named(np.flatnonzero(chances >= self._thresholds).tolist())
             yield {"prediction": present, "probability": self._rounded(chances)}
 

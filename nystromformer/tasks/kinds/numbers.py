@@ -18,12 +18,12 @@ from torch import Tensor
 
 from nystromformer.errors import UserError
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.kinds.own import OwnTask
-from nystromformer.tasks.kinds.sequence import SequenceTask, custom_splits
-from nystromformer.tasks.reading import asked_table, in_parts, number_in
-from nystromformer.tasks.row_files import Fault, Row, Unusable
-from nystromformer.tasks.scores import METRICS, with_score
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits
+from nystromformer.tasks.kinds.sequence import OwnTask, SequenceTask, custom_splits
+from nystromformer.tasks.reading import number_in
+from nystromformer.tasks.row_files import Row, Unusable
+from nystromformer.tasks.rows import Encoded
+from nystromformer.tasks.scores import METRICS
+from nystromformer.tasks.task import Answered, Outputs, Splits
 
 OF_NUMBERS = ("pearson", "spearman", "mse", "mae")
 OF_GRADES = "kappa"
@@ -36,7 +36,7 @@ class NumbersTask(OwnTask):
     grades: tuple[tuple[float, ...], ...] = ()
     """The grades of each column, ascending; empty where a column holds no whole numbers alone."""
 
-    kind: ClassVar[str] = "numbers"
+    told: ClassVar[tuple[str, ...]] = ("prediction.*",)
     choosable: ClassVar[tuple[str, ...]] = ("pearson", "spearman", OF_GRADES)
 
     @property
@@ -44,8 +44,8 @@ class NumbersTask(OwnTask):
         return len(self.labels)
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return (*self.texts, *self.labels)
+    def answer_columns(self) -> tuple[str, ...]:
+        return self.labels
 
     @classmethod
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
@@ -78,13 +78,8 @@ class NumbersTask(OwnTask):
             )
         return super().of_file(settings)
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        file = asked_table(settings, self.texts)
-        labelled = settings.measured and any(file.has(column) for column in self.labels)
-        for column in self.labels if labelled else ():
-            file.require(column)
-        rows = self._rows(file, {} if labelled else None, self._id_column)
-        return in_parts(rows, at_once, labelled=labelled)
+    def counts(self, labels: Sequence[Any] | None) -> dict[str, int]:
+        return {}
 
     def _label(self, row: Row, ids: dict[str, int]) -> list[float]:
         values = [(column, row.label(column)) for column in self.labels]
@@ -118,7 +113,7 @@ class NumbersTask(OwnTask):
             name: [self._figure(name, number, truth[number], found[number]) for number in range(len(truth))]
             for name in self.metrics
         }
-        figures = with_score(self, {name: float(np.mean(values)) for name, values in of_columns.items()})
+        figures = self.with_score({name: float(np.mean(values)) for name, values in of_columns.items()})
         if len(self.labels) > 1:
             for name, values in of_columns.items():
                 figures |= {
@@ -138,15 +133,9 @@ class NumbersTask(OwnTask):
             cohen_kappa_score(truth.astype(int), nearest.astype(int), labels=known, weights="quadratic")
         )
 
-    @property
-    def told(self) -> tuple[str, ...]:
-        return ("prediction.*",)
-
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """What is predicted for each column."""
-        for numbers in predictions:
+        for numbers in found.predictions:
             named = zip(self.labels, numbers, strict=True)
             yield {"prediction": {name: float(f"{value:.6g}") for name, value in named}}
 

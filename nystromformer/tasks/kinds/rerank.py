@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,20 +25,26 @@ from scipy.special import expit
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nystromformer.data.documents import clean
+from nystromformer.data.documents import clean, text_hash
 from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForSequenceClassification
-from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.candidates import Graded, JudgedFolder, has_split, held_out_lists, training_lists
-from nystromformer.tasks.lists import collate_lists, is_real, real_scores
-from nystromformer.tasks.ranking import check_retrieval_packages, judged_figures
-from nystromformer.tasks.reading import Found, gathered, in_parts, number_in, own_splits, own_table
-from nystromformer.tasks.row_files import Fault, Row, Unusable
-from nystromformer.tasks.rows import rows_of_texts
-from nystromformer.tasks.scores import with_score
+from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
+from nystromformer.tasks.collection import Collection, Judgements
+from nystromformer.tasks.lists import ListTask, is_real
+from nystromformer.tasks.ranking import (
+    Bm25,
+    Run,
+    check_retrieval_packages,
+    judged_figures,
+    queries_with_relevant,
+    top,
+)
+from nystromformer.tasks.reading import number_in, own_splits
+from nystromformer.tasks.row_files import Asked, Fault, Row, Unusable
+from nystromformer.tasks.rows import Encoded, in_lists, rows_of_texts
 from nystromformer.tasks.table_files import TableFile
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task
+from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits
 
 _QUERIES = ("query", "question", "anchor")
 _DOCUMENTS = ("document", "passage", "text", "documents", "passages")
@@ -50,7 +56,7 @@ _FIGURES = ("ndcg@10", "mrr@10")
 
 
 @dataclass(frozen=True)
-class RerankTask(Task):
+class RerankTask(ListTask):
     """The texts of an example are the query and its documents, its label is `Graded`."""
 
     goal: str = "listwise"
@@ -60,20 +66,10 @@ class RerankTask(Task):
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForSequenceClassification
     pipeline: ClassVar[str] = "text-ranking"
+    layouts: ClassVar[str] = "FILE (.jsonl, .csv or .tsv), data.train=FOLDER in BEIR's layout"
+    choosable: ClassVar[tuple[str, ...]] = _FIGURES
 
     # --- settings and data ---------------------------------------------------------------------------
-
-    @classmethod
-    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
-        task, data = settings.task, settings.data
-        if not data.has_train:
-            yield (
-                f"data.train is empty: with task={task.name} write data.train=FILE (.jsonl, .csv or .tsv), "
-                "data.train=FOLDER in BEIR's layout, or data.hub=NAME"
-            )
-        if task.metric not in _FIGURES:
-            allowed = ", ".join(_FIGURES)
-            yield f"task.metric={task.metric!r} does not fit task.kind=rerank: write one of {allowed}"
 
     @classmethod
     def load(cls, settings: TaskSettings, data: TaskDataSettings) -> Splits:
@@ -84,14 +80,11 @@ class RerankTask(Task):
         )  # fmt: skip
         if _is_folder(data.train) and data.dev is None and has_split(str(data.train), "dev", data):
             data = replace(data, dev=data.train)
-        splits = own_splits(
-            task,
-            data,
-            lambda path, setting: (
-                JudgedFolder(path, setting, data) if _is_folder(path) else own_table(path, (), setting, data)
-            ),
-            _whole,
-        )
+
+        def opened(asked: Asked) -> TableFile | JudgedFolder:
+            return JudgedFolder(asked, data) if asked.path.is_dir() else task.opened(asked)
+
+        splits = own_splits(task, data, opened=opened, read=task.whole)
         best = max((max(label.grades) for label in splits.train.labels or []), default=0)
         splits.task = replace(task, best=max(best, 0))
         splits.train = training_lists(splits.train, data.candidates)
@@ -99,13 +92,34 @@ class RerankTask(Task):
             splits.dev = {name: held_out_lists(part) for name, part in splits.dev.items()}
         return splits
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        file = TableFile(
-            Path(str(settings.file)).expanduser(), (), separator=settings.separator, quotes=settings.quotes,
-            report=settings.reported,
-        )  # fmt: skip
-        labelled = settings.measured and any(map(_is_labelled, file.rows()))
-        return in_parts(_usable(file, labelled=labelled), at_once, labelled=labelled)
+    def opened(self, asked: Asked) -> TableFile:
+        return TableFile(asked, ())
+
+    def is_labelled(self, file: TableFile) -> bool:
+        return any(map(_is_labelled, file.rows()))
+
+    def rows(self, file: TableFile, *, labelled: bool) -> Iterator[Found | Fault]:
+        def found(row: Row, number: int) -> Iterator[Found]:
+            query, documents, grades = _example(row, labelled=labelled)
+            yield (query, *documents), Graded(query, grades) if labelled else None, row.name("id", number)
+
+        return file.usable(file.rows_and_faults(), found)
+
+    def whole(self, file: TableFile | JudgedFolder) -> Examples:
+        """A query an example, with all its documents."""
+        if isinstance(file, JudgedFolder):
+            return file.examples()
+        pairs = Examples.of(self.rows(file, labelled=True))
+        texts: dict[str, list[str]] = {}
+        grades: dict[str, list[float]] = {}
+        for (query, *documents), label in zip(pairs.texts, pairs.labels or [], strict=True):
+            texts.setdefault(query, []).extend(documents)
+            grades.setdefault(query, []).extend(label.grades)
+        return Examples(
+            [(query, *documents) for query, documents in texts.items()],
+            [Graded(query, found) for query, found in grades.items()],
+            [str(number) for number in range(len(texts))],
+        )
 
     def check(self, splits: Splits) -> None:
         if not any(len({*label.grades}) > 1 for label in splits.train.labels or []) or not self.best:
@@ -126,43 +140,25 @@ class RerankTask(Task):
         queries = [query for query, *documents in examples.texts for _ in documents]
         documents = [document for _, *documents in examples.texts for document in documents]
         flat = rows_of_texts((queries, documents), tokenizer, max_length)
-        ends = np.cumsum([len(texts) - 1 for texts in examples.texts])
-        begins = [0, *ends[:-1]]
+        return in_lists(flat, [len(texts) - 1 for texts in examples.texts], examples.labels)
 
-        def listed(column: Any) -> list[Any]:
-            return [column[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    def targets(self, labels: Sequence[Any], batch: Batch) -> Tensor:
+        """(B, K) float32, 0 where a row has no more documents."""
+        grades = torch.zeros(batch["input_ids"].shape[:2])
+        for row, label in enumerate(labels):
+            grades[row, : len(label.grades)] = torch.tensor(label.grades)
+        return grades
 
-        return Encoded(
-            listed(flat.input_ids),
-            None if flat.token_type_ids is None else listed(flat.token_type_ids),
-            examples.labels,
-            np.array([max(row) for row in listed(flat.lengths)], np.int64),
-            np.array([max(row) for row in listed(flat.full_lengths)], np.int64),
-        )
-
-    def collate(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int, *, labelled: bool) -> Batch:
-        """As `collate_lists`; labels (B, K) float32, 0 where a row has no more documents."""
-        batch = collate_lists(encoded, rows, pad_token_id)
-        if labelled:
-            assert encoded.labels is not None
-            labels = torch.zeros(batch["input_ids"].shape[:2])
-            for place, row in enumerate(rows):
-                grades = encoded.labels[row].grades
-                labels[place, : len(grades)] = torch.tensor(grades)
-            batch["labels"] = labels
-        return batch
-
-    @property
-    def num_labels(self) -> int:
-        return 1
+    def logits(self, model: nn.Module, texts: Batch) -> Tensor:
+        flat = {name: column.flatten(0, 1) for name, column in texts.items()}
+        return model(**flat).logits.view(texts["input_ids"].shape[:2])
 
     def items(self, batch: Batch) -> int:
         """Lists; documents where each has a loss of its own."""
         return len(batch["choices"]) if self.goal == "listwise" else int(batch["choices"].sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        given = {name: column for name, column in batch.items() if name != "labels"}
-        losses = self._losses(_scores(model, given), batch["labels"], batch["choices"])
+        losses = self._losses(self.scores(model, batch), batch["labels"], batch["choices"])
         return losses.mean() if self.goal == "listwise" else losses.sum() / batch["choices"].sum()
 
     def _losses(self, scores: Tensor, grades: Tensor, counts: Tensor) -> Tensor:
@@ -180,11 +176,6 @@ class RerankTask(Task):
         shares = grades.clamp(min=0) / self.best
         found = F.binary_cross_entropy_with_logits(scores, shares.clamp(max=1), reduction="none")
         return found.masked_fill(absent, 0)
-
-    def outputs(self, model: PreTrainedModel, batch: Batch) -> Outputs:
-        """A row's scores, of as many documents as it has."""
-        scores = _scores(model, batch).cpu().numpy()
-        return [row[:count] for row, count in zip(scores, batch["choices"].tolist(), strict=True)]
 
     # --- predictions ---------------------------------------------------------------------------------
 
@@ -216,13 +207,11 @@ class RerankTask(Task):
                 judged[name], found[name] = round(grade), score
         figures = judged_figures(run, judgements)
         means = {name: float(figures[name].mean()) if len(figures[name]) else 0.0 for name in _FIGURES}
-        return with_score(self, means)
+        return self.with_score(means)
 
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """The score of a pair, or those of a list."""
-        for scores in predictions:
+        for scores in found.predictions:
             rounded = [float(f"{score:.6g}") for score in scores]
             yield {"prediction": rounded[0] if len(rounded) == 1 else rounded}
 
@@ -234,12 +223,6 @@ ranker = CrossEncoder("PATH OF THIS FOLDER", activation_fn=torch.nn.Identity())
 print(ranker.rank("a query", ["a document", "another document"]))"""
 
 
-def _scores(model: nn.Module, batch: Batch) -> Tensor:
-    """(B, K) in float32."""
-    flat = {name: column.flatten(0, 1) for name, column in batch.items() if name != "choices"}
-    return real_scores(model(**flat).logits.view(batch["input_ids"].shape[:2]), batch["choices"])
-
-
 # --- files --------------------------------------------------------------------------------------------
 
 
@@ -247,51 +230,14 @@ def _is_folder(path: str | None) -> bool:
     return path is not None and Path(path).expanduser().is_dir()
 
 
-def _whole(file: TableFile | JudgedFolder) -> Examples:
-    """A query an example, with all its documents."""
-    if isinstance(file, JudgedFolder):
-        return file.examples()
-    texts: dict[str, list[str]] = {}
-    grades: dict[str, list[float]] = {}
-    for row in _usable(file, labelled=True):
-        assert not isinstance(row, Fault), f"nobody asked to be told of {row}"
-        (query, *documents), label, _ = row
-        texts.setdefault(query, []).extend(documents)
-        grades.setdefault(query, []).extend(label.grades)
-    return gathered(
-        (
-            ((query, *documents), Graded(query, grades[query]), str(number))
-            for number, (query, documents) in enumerate(texts.items())
-        ),
-        labelled=True,
-    )
-
-
 def _is_labelled(row: Row) -> bool:
     cells = row.cells
     return any(cells.get(name) not in (None, "") for name in _LABELS) or any(map(_POSITIVE.fullmatch, cells))
 
 
-def _usable(file: TableFile, *, labelled: bool) -> Iterator[Found | Fault]:
-    """Texts, label and name of each row; what becomes of one that cannot be used, the file knows."""
-    number = -1
-    for number, row in enumerate(file.rows_and_faults()):
-        if isinstance(row, Fault):
-            yield row
-            continue
-        try:
-            query, documents, grades = _example(row, labelled=labelled)
-        except Unusable as error:
-            yield from file.reject(row, str(error))
-            continue
-        name = row.cells.get("id")
-        label = Graded(query, grades) if labelled else None
-        yield (query, *documents), label, str(number) if name in (None, "") else str(name)
-
-
 def _example(row: Row, *, labelled: bool) -> tuple[str, list[str], list[float]]:
     """A query, its documents, and, where asked for, their grades; raises Unusable."""
-    query = next((text for name in _QUERIES if (text := row.text(name))), "")
+    query = row.first(_QUERIES)
     if not query:
         raise Unusable(f"has no query: {_LAYOUT}")
     positive, negative = (
@@ -325,3 +271,128 @@ def _texts(row: Row, name: str) -> list[str]:
     if any(isinstance(text, list | dict | bool) or text is None for text in value):
         raise Unusable(f"is malformed ({name!r} holds what is no text)")
     return [clean(str(text)) for text in value]
+
+
+# --- what is learned of a folder: relevant documents, and others easily taken for them ----------------
+
+
+_AT_ONCE = 4096
+_POOL = 100
+"""Documents of which a query's others are drawn."""
+_HELD_OUT = 32
+"""Most documents of a held-out query of a folder."""
+
+
+class Graded(NamedTuple):
+    """The label of an example."""
+
+    query: str
+    """The lists of one query, such as pairs, are measured as one."""
+    grades: list[float]
+    """Of its documents, in their order; above 0 a document is relevant."""
+
+
+class JudgedFolder:
+    """The judged queries of a split of a collection; making one looks whether judgements are there."""
+
+    def __init__(self, asked: Asked, data: TaskDataSettings) -> None:
+        self.path = asked.path
+        self.skipped: list[str] = []
+        self._mined = data.mined
+        self._collection = Collection(self.path, asked.setting, data.one_is_best)
+        self._split = asked.setting.removeprefix("data.")
+        self._collection.judged_by(self._split)
+
+    def examples(self) -> Examples:
+        """A query an example: its relevant documents, and after them those of its pool.
+
+        Raises:
+            UserError: the collection does not fit together.
+        """
+        queries, judgements = self._collection.queries(), self._collection.judgements(self._split)
+        ids = self._collection.names()
+        self._collection.check(judgements, queries, set(ids), self._split)
+        asked = {name: queries[name] for name in queries_with_relevant(judgements)}
+        documents = {
+            name: [*_relevant(judgements, name), *pool]
+            for name, pool in self._pools(asked, judgements, ids).items()
+        }
+        texts = self._collection.texts_of({one for found in documents.values() for one in found})
+        return Examples(
+            [(asked[name], *(texts[one] for one in found)) for name, found in documents.items()],
+            [
+                Graded(asked[name], [max(judgements[name].get(one, 0), 0) for one in found])
+                for name, found in documents.items()
+            ],
+            list(documents),
+        )
+
+    def _pools(self, asked: dict[str, str], judgements: Judgements, ids: list[str]) -> dict[str, list[str]]:
+        """Documents that are not relevant for each query: what BM25 finds first, then random ones."""
+        found: Run = {}
+        if self._mined == "bm25":
+            most = max(len(_relevant(judgements, name)) for name in asked)
+            found = top(Bm25(self._collection.documents(_AT_ONCE)).rank(asked, _POOL + most), _POOL + most)
+        pools = {}
+        for name, text in asked.items():
+            relevant = set(_relevant(judgements, name))
+            draw = np.random.default_rng(text_hash(text))
+            count = min(_POOL + len(relevant) + len(found.get(name, ())), len(ids))
+            others = [ids[number] for number in draw.choice(len(ids), count, replace=False)]
+            in_order = dict.fromkeys([*found.get(name, ()), *others])
+            pools[name] = [one for one in in_order if one not in relevant][:_POOL]
+        return pools
+
+
+def _relevant(judgements: Judgements, query: str) -> list[str]:
+    return [name for name, grade in judgements[query].items() if grade > 0]
+
+
+def has_split(path: str, split: str, data: TaskDataSettings) -> bool:
+    """Whether a folder has judgements of a split beside those of training."""
+    collection = Collection(Path(path).expanduser(), "data.train", data.one_is_best)
+    try:
+        return collection.judged_by(split) != collection.judged_by("train")
+    except UserError:
+        return False
+
+
+def training_lists(examples: Examples, most: int) -> Examples:
+    """Lists of at most so many documents to learn from.
+
+    A query with more documents makes one for each relevant document, with others of lower grade that are
+    drawn from the query's own: always the same ones.
+    """
+    rows = zip(examples.texts, examples.labels or [], examples.ids, strict=True)
+    return Examples.of(
+        (
+            (query, *(documents[number] for number in chosen)),
+            Graded(query, [label.grades[number] for number in chosen]),
+            name,
+        )
+        for (query, *documents), label, name in rows
+        for chosen in _lists(query, label.grades, most)
+    )
+
+
+def _lists(query: str, grades: list[float], most: int) -> Iterator[list[int]]:
+    """The numbers of each list's documents."""
+    if len(grades) <= most:
+        yield list(range(len(grades)))
+        return
+    draw = np.random.default_rng(text_hash(query))
+    for number, grade in enumerate(grades):
+        lower = [other for other, its in enumerate(grades) if its < grade]
+        if grade > 0 and lower:
+            yield [number, *draw.permutation(lower)[: most - 1].tolist()]
+
+
+def held_out_lists(examples: Examples) -> Examples:
+    """The relevant documents of each query, and the first of its pool."""
+    labels = examples.labels or []
+    kept = [max(sum(grade > 0 for grade in label.grades), _HELD_OUT) for label in labels]
+    return Examples(
+        [texts[: count + 1] for texts, count in zip(examples.texts, kept, strict=True)],
+        [Graded(label.query, label.grades[:count]) for label, count in zip(labels, kept, strict=True)],
+        examples.ids,
+    )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -21,25 +20,12 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerForSequenceClassification
 from nystromformer.settings.finetune import EvaluateSettings, FinetuneSettings, TaskDataSettings, TaskSettings
-from nystromformer.tasks.delimited import written
 from nystromformer.tasks.plots import draw_confusion
-from nystromformer.tasks.reading import (
-    Found,
-    gathered,
-    id_of,
-    in_order,
-    in_parts,
-    number_in,
-    own_splits,
-    own_table,
-    unlike,
-    usable_rows,
-)
-from nystromformer.tasks.row_files import Fault, Row, Unusable, shortened
-from nystromformer.tasks.rows import rows_of_texts
-from nystromformer.tasks.scores import figures_of
-from nystromformer.tasks.table_files import PREDICTIONS, TableFile
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts
+from nystromformer.tasks.reading import id_of, in_order, number_in, own_splits, unlike, usable_rows
+from nystromformer.tasks.row_files import Asked, Fault, Row, Unusable, shortened, to_learn, to_predict
+from nystromformer.tasks.rows import Encoded, rows_of_texts
+from nystromformer.tasks.table_files import PREDICTIONS, TableFile, written
+from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Task, Texts
 
 _MOST_CLASSES = 1000
 
@@ -79,9 +65,14 @@ class SequenceTask(Task):
         return 1 if self.regression else len(self.labels)
 
     @property
+    def answer_columns(self) -> tuple[str, ...]:
+        """Those with the labels."""
+        return (self.label,)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Those that a labelled file must have."""
-        return (*self.texts, self.label)
+        return (*self.texts, *self.answer_columns)
 
     @property
     def is_glue(self) -> bool:
@@ -114,7 +105,7 @@ class SequenceTask(Task):
             yield from super().complaints(settings)
         if task.name != "custom" and data.hub:
             yield f"data.hub is for data of your own, not for task={task.name}: write task=custom, or null"
-        if settings.submission and task.name not in (*benchmarks.GLUE_TASKS, "glue"):
+        if settings.submission and task.name in benchmarks.REVIEW_TASKS:
             yield f"submission=true is for GLUE, not for task={task.name}: write false"
 
     @classmethod
@@ -125,23 +116,15 @@ class SequenceTask(Task):
             return custom_splits(custom_task(settings, data), data)
         return benchmarks.load(benchmarks.task_named(settings.name), data)
 
-    def examples(self, file: TableFile, *, labelled: bool, id_column: str | None = None) -> Examples:
-        """All rows of a file.
-
-        Raises:
-            Malformed: naming file and line, for a row without text or with a label that cannot be used,
-                unless the file skips such rows.
-        """
-        ids = {value: number for number, value in enumerate(self.values)}
-        return gathered(self._rows(file, ids if labelled else None, id_column), labelled=labelled)
-
-    def _rows(
-        self, file: TableFile, label_ids: dict[str, int] | None, id_column: str | None = None
+    def rows(
+        self, file: TableFile, *, labelled: bool, id_column: str | None = None
     ) -> Iterator[Found | Fault]:
-        """The rows of a file, with labels where it is told the id of each value of their column."""
-        if label_ids is None:
+        if not labelled:
             return usable_rows(file, self._texts, None, id_column)
-        return usable_rows(file, self._texts_to_learn, lambda row: self._label(row, label_ids), id_column)
+        # A file to predict may give a class by its name.
+        names = (self.values,) if file.asked.is_to_learn else (self.values, self.labels)
+        ids = {clean(name): number for known in names for number, name in enumerate(known)}
+        return usable_rows(file, self._texts_to_learn, lambda row: self._label(row, ids), id_column)
 
     def _texts(self, row: Row) -> Texts:
         return tuple(row.text(column) for column in self.texts)
@@ -177,26 +160,26 @@ class SequenceTask(Task):
             texts[1] = settings.text_pair
         return replace(self, texts=tuple(texts), label=settings.label or self.label)
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
+    def opened(self, asked: Asked) -> TableFile:
         from nystromformer.tasks.benchmarks import in_glues_layout
 
-        path = Path(str(settings.file)).expanduser()
-        glues = in_glues_layout(path, self)
-        file = TableFile(
-            path,
-            self.texts,
-            headless=self.headless if glues and path.name in ("train.tsv", "dev.tsv") else (),  # CoLA's
-            separator=settings.separator,
-            quotes=False if glues and settings.quotes is None else settings.quotes,
-            report=settings.reported,
-        )
-        labelled = settings.measured and (settings.label is not None or file.has(self.label))
-        if labelled:
-            file.require(self.label)
-        names = (self.values, self.labels)
-        ids = {clean(name): number for known in names for number, name in enumerate(known)}
-        rows = self._rows(file, ids if labelled else None, self._id_column)
-        return in_parts(rows, at_once, labelled=labelled)
+        if asked.is_to_learn:
+            return TableFile(asked, self.columns)
+        glues, name = in_glues_layout(asked.path, self), asked.path.name
+        if glues and asked.quotes is None:
+            asked = replace(asked, quotes=False)
+        headless = self.headless if glues and name in ("train.tsv", "dev.tsv") else ()  # CoLA's
+        return TableFile(asked, self.texts, headless=headless)
+
+    def read(self, settings: EvaluateSettings) -> Iterator[Found | Fault]:
+        file = self.opened(to_predict(settings))
+        labelled = settings.measured and (settings.label is not None or self.is_labelled(file))
+        for column in self.answer_columns if labelled else ():
+            file.require(column)
+        return self.rows(file, labelled=labelled, id_column=self._id_column)
+
+    def is_labelled(self, file: TableFile) -> bool:
+        return any(map(file.has, self.answer_columns))
 
     @property
     def _id_column(self) -> str | None:
@@ -215,12 +198,6 @@ class SequenceTask(Task):
 
     def strata(self, labels: Sequence[Any]) -> Sequence[Any]:
         return super().strata(labels) if self.regression else labels
-
-    def counts(self, labels: Sequence[Any] | None) -> dict[str, int]:
-        if self.regression or labels is None:
-            return {}
-        counts = Counter(labels)
-        return {name: counts[number] for number, name in enumerate(self.labels)}
 
     def balance(self, labels: Sequence[Any]) -> str:
         if self.regression:
@@ -256,9 +233,6 @@ class SequenceTask(Task):
         targets = torch.tensor(encoded.labels, dtype=torch.int64)
         return F.cross_entropy(logits, targets, reduction="none")
 
-    def figures(self, labels: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-        return figures_of(self, labels, predictions)
-
     def draw(
         self, labels: Sequence[Any], predictions: Sequence[Any], folder: Path, title: str
     ) -> dict[str, Any]:
@@ -279,30 +253,26 @@ class SequenceTask(Task):
     def told(self) -> tuple[str, ...]:
         return ("prediction",) if self.regression else ("prediction", "probability.*")
 
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """The number; or the class, and each class's probability."""
         if self.regression:
-            return ({"prediction": float(f"{value:.6g}")} for value in predictions)
-        chances = softmax(np.asarray(outputs), axis=1)
+            return ({"prediction": float(f"{value:.6g}")} for value in found.predictions)
+        chances = softmax(np.asarray(found.outputs), axis=1)
         return (
             {"prediction": self.labels[int(number)], "probability": self._rounded(row)}
-            for number, row in zip(predictions, chances, strict=True)
+            for number, row in zip(found.predictions, chances, strict=True)
         )
 
     def _rounded(self, chances: Iterable[float]) -> dict[str, float]:
         return {name: round(float(chance), 6) for name, chance in zip(self.labels, chances, strict=True)}
 
-    def written(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
-    ) -> str:
+    def written(self, found: Answered, *, first: int = 0) -> str:
         """Tab-separated: number, answer, each class's probability, the label if there is one, the texts.
 
         Quoted where need be, so `evaluate` and pandas read what was read here, whatever stands in it.
         """
         index, prediction = PREDICTIONS
-        logits = np.asarray(outputs)
+        examples, logits = found.examples, np.asarray(found.outputs)
         columns: dict[str, list[str]] = {index: [str(first + number) for number in range(len(examples))]}
         if self.regression:
             columns[prediction] = [f"{value:.6g}" for value in logits[:, 0]]
@@ -356,25 +326,19 @@ def custom_splits(task: SequenceTask, data: TaskDataSettings) -> Splits:
         UserError: a file or column is missing, or a row is malformed or has a label not seen in training.
     """
     if not task.regression:
-        train = own_table(str(data.train), task.columns, "data.train", data)
+        train = task.opened(to_learn(data, "train"))
         task = with_labels(task, tuple(_values_in(train, task)))
-    return own_splits(
-        task,
-        data,
-        lambda path, setting: own_table(path, task.columns, setting, data),
-        lambda file: task.examples(file, labelled=True),
-    )
+    return own_splits(task, data)
 
 
 def _values_in(file: TableFile, task: SequenceTask) -> list[str]:
     """The different values of the label column, in order."""
-    found: dict[str, None] = {}
-    for row in file.rows():
-        try:
-            task._texts_to_learn(row)  # a row without text shows no class
-            found |= dict.fromkeys(task.values_in(row))
-        except Unusable as error:
-            file.reject(row, str(error))
+
+    def values(row: Row, _: int) -> list[str]:
+        task._texts_to_learn(row)  # a row without text shows no class
+        return task.values_in(row)
+
+    found = dict.fromkeys(value for value in file.usable(file.rows(), values) if isinstance(value, str))
     if len(found) > _MOST_CLASSES:
         raise UserError(
             f"{file.path} has {len(found):,} different labels in {task.label!r}: name the right "
@@ -386,3 +350,36 @@ def _values_in(file: TableFile, task: SequenceTask) -> list[str]:
 def with_labels(task: SequenceTask, values: tuple[str, ...]) -> SequenceTask:
     """The same task with the classes that its data turned out to have."""
     return replace(task, values=values, labels=values)
+
+
+# --- several labels or numbers of a text of the user's own --------------------------------------------
+
+
+class OwnTask(SequenceTask):
+    """Several labels or numbers of a text."""
+
+    predictions: ClassVar[str] = "predictions.jsonl"
+    pictures: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
+        task, data = settings.task, settings.data
+        yield from super(SequenceTask, cls).complaints(settings)
+        if data.source != "auto" or data.root:
+            yield f"data.source and data.root are not for task.kind={task.kind}: write data.train=FILE alone"
+
+    def draw(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def records(self, found: Answered) -> Iterator[Mapping[str, Any]]:
+        """Number, answer, what is true if it is known, and the texts."""
+        examples = found.examples
+        for row, answer in enumerate(self.answers(found)):
+            ours = {PREDICTIONS[0]: examples.ids[row], **answer}
+            record = {unlike(name, self.columns): value for name, value in ours.items()}
+            if examples.labels is not None:
+                record |= self.known(examples.labels[row])
+            yield record | dict(zip(self.texts, examples.texts[row], strict=True))
+
+    def written(self, found: Answered, *, first: int = 0) -> str:
+        return Task.written(self, found, first=first)

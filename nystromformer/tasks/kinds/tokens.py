@@ -30,20 +30,20 @@ from nystromformer.data.layout import Batch
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerForTokenClassification
 from nystromformer.model.losses import IGNORED
-from nystromformer.settings.finetune import EvaluateSettings, TaskDataSettings, TaskSettings
+from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
 from nystromformer.tasks.plots import draw_class_scores
-from nystromformer.tasks.reading import own_splits, parts_of
-from nystromformer.tasks.row_files import Fault, Unusable
-from nystromformer.tasks.scores import class_scores, span_scores, with_score
+from nystromformer.tasks.reading import own_splits
+from nystromformer.tasks.row_files import Asked, Fault, Unusable, to_learn
+from nystromformer.tasks.rows import Encoded, padded
+from nystromformer.tasks.scores import class_scores, span_scores
 from nystromformer.tasks.tagged_files import Document, TaggedFile, is_spans, mended, scheme_of
-from nystromformer.tasks.task import Encoded, Examples, Outputs, Splits, Task, Texts, padded
+from nystromformer.tasks.task import Answered, Examples, Found, Outputs, Splits, Task
 
 _AT_ONCE = 10_000
 """Words tokenized in one call."""
 
 Sentences = list[list[int]]
 """The tag ids of a document: a list a sentence."""
-_Found = tuple[Texts, Sentences | None, str, list[int]]
 T = TypeVar("T")
 
 
@@ -84,8 +84,10 @@ class TokenTask(Task):
     repair: bool = False
 
     head: ClassVar[type[PreTrainedModel]] = NystromformerForTokenClassification
+    told: ClassVar[tuple[str, ...]] = ("tokens", "prediction", "probability")
     pipeline: ClassVar[str] = "token-classification"
-    layouts: ClassVar[str] = "CoNLL columns or .jsonl"
+    layouts: ClassVar[str] = "FILE (CoNLL columns or .jsonl)"
+    collected: ClassVar[type[Examples]] = Documents
     predictions: ClassVar[str] = "predictions.conll"
     pictures: ClassVar[tuple[str, ...]] = ("classes.png",)
 
@@ -97,8 +99,7 @@ class TokenTask(Task):
             settings.name, "tags of words", unit=data.unit, tokens=data.tokens, tags=data.tags,
             repair=data.repair_tags,
         )  # fmt: skip
-        skip = data.malformed_rows == "skip"
-        train = task._open(str(data.train), "data.train", skip=skip)
+        train = task.opened(to_learn(data, "train"))
         documents = (
             document for document in train.documents(labelled=True) if isinstance(document, Document)
         )
@@ -115,30 +116,21 @@ class TokenTask(Task):
         task = replace(task, scheme=scheme, labels=tuple(_in_order(mended_tags(tags, scheme))))
         metrics = ("f1", "precision", "recall", "accuracy") if is_spans(scheme) else ("accuracy", "f1_macro")
         task = replace(task, metrics=metrics, score=metrics[:1])
-        return own_splits(
-            task,
-            data,
-            lambda path, setting: task._open(path, setting, skip=skip),
-            lambda file: gathered(list(task._usable(file, labelled=True)), labelled=True),
-        )
+        return own_splits(task, data)
 
-    def _open(self, path: str, setting: str, *, skip: bool, report: bool = False) -> TaggedFile:
-        return TaggedFile(
-            Path(path), setting=setting, unit=self.unit, skip=skip, report=report,
-            tokens=self.tokens, tags=self.tags,
-        )  # fmt: skip
+    def opened(self, asked: Asked) -> TaggedFile:
+        return TaggedFile(asked, unit=self.unit, tokens=self.tokens, tags=self.tags)
 
-    def read(self, settings: EvaluateSettings, at_once: int) -> Iterator[Examples | Fault]:
-        file = self._open(str(settings.file), "file", skip=False, report=settings.reported)
-        labelled = settings.measured and file.is_labelled
-        rows = self._usable(file, labelled=labelled)
-        return parts_of(rows, at_once, lambda part: gathered(part, labelled=labelled))
+    def is_labelled(self, file: TaggedFile) -> bool:
+        """Whether a word has a tag."""
+        documents = (row for row in file.raw(labelled=None) if isinstance(row, Document))
+        return any(any(document.tags()) for document in documents)
 
-    def _usable(self, file: TaggedFile, *, labelled: bool) -> Iterator[_Found | Fault]:
+    def rows(self, file: TaggedFile, *, labelled: bool) -> Iterator[Found | Fault]:
         """Words, tag ids, name and lengths of sentences of each document."""
         ids = {tag: number for number, tag in enumerate(self.labels)}
 
-        def found(document: Document, number: int) -> Iterator[_Found]:
+        def found(document: Document, number: int) -> Iterator[Found]:
             sentences = document.sentences
             if labelled and is_spans(self.scheme):
                 sentences = [mended(words, self.scheme, repair=self.repair) for words in sentences]
@@ -158,12 +150,6 @@ class TokenTask(Task):
     def check(self, splits: Splits) -> None:
         if len(self.labels) < 2:
             raise UserError(f"{splits.origin}: all words have one tag, {self.labels[0]!r}: bring another")
-
-    def counts(self, labels: Sequence[Any] | None) -> dict[str, int]:
-        """Words of each tag, in labels of documents or of rows."""
-        parts = chain.from_iterable(labels or [])
-        counts = Counter(chain.from_iterable(part if isinstance(part, list) else [part] for part in parts))
-        return {name: counts[number] for number, name in enumerate(self.labels)}
 
     # --- rows and model ------------------------------------------------------------------------------
 
@@ -248,7 +234,7 @@ class TokenTask(Task):
             figures |= span_scores(truth, found, self.scheme)
         else:
             figures["f1_macro"] = float(f1_score(words, answers, average="macro", zero_division=0))
-        return with_score(self, {name: figures[name] for name in self.metrics})
+        return self.with_score({name: figures[name] for name in self.metrics})
 
     def draw(
         self, labels: Sequence[Any], predictions: Sequence[Any], folder: Path, title: str
@@ -265,16 +251,10 @@ class TokenTask(Task):
         truth = np.array(list(chain.from_iterable(chain.from_iterable(labels))))
         return softmax(logits, axis=1).max(axis=1), logits.argmax(axis=1) == truth
 
-    @property
-    def told(self) -> tuple[str, ...]:
-        return ("tokens", "prediction", "probability")
-
-    def answers(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs
-    ) -> Iterator[dict[str, Any]]:
+    def answers(self, found: Answered) -> Iterator[dict[str, Any]]:
         """Words, their tags and those tags' probabilities; lists of sentences where there are several."""
-        chances = chain.from_iterable(softmax(row, axis=1).max(axis=1).tolist() for row in outputs)
-        for words, sentences in zip(examples.texts, predictions, strict=True):
+        chances = chain.from_iterable(softmax(row, axis=1).max(axis=1).tolist() for row in found.outputs)
+        for words, sentences in zip(found.examples.texts, found.predictions, strict=True):
             lengths = [len(sentence) for sentence in sentences]
             tags = [[self.labels[tag] for tag in sentence] for sentence in sentences]
             of_words = [round(chance, 6) for chance in islice(chances, len(words))]
@@ -284,17 +264,15 @@ class TokenTask(Task):
                 for name, column in zip(self.told, columns, strict=True)
             }
 
-    def written(
-        self, examples: Examples, predictions: Sequence[Any], outputs: Outputs, *, first: int = 0
-    ) -> str:
+    def written(self, found: Answered, *, first: int = 0) -> str:
         """CoNLL columns: the word, its tag where it is known, the prediction."""
         lines: list[str] = []
-        labels = examples.labels or [None] * len(examples)
-        for words, truth, found in zip(examples.texts, labels, predictions, strict=True):
+        labels = found.examples.labels or [None] * len(found.examples)
+        for words, truth, sentences in zip(found.examples.texts, labels, found.predictions, strict=True):
             if self.unit == "document":
                 lines += ["-DOCSTART-", ""]
             names = iter(words)
-            for number, sentence in enumerate(found):
+            for number, sentence in enumerate(sentences):
                 for place, tag in enumerate(sentence):
                     known = [] if truth is None else [self.labels[truth[number][place]]]
                     lines.append("\t".join([next(names), *known, self.labels[tag]]))
@@ -360,12 +338,3 @@ def _cuts(lengths: list[int], sentences: list[int], room: int) -> Iterator[tuple
 def _cut_up(values: list[T], lengths: list[int]) -> list[list[T]]:
     ends = list(accumulate(lengths))
     return [values[end - size : end] for end, size in zip(ends, lengths, strict=True)]
-
-
-def gathered(rows: Sequence[_Found | Fault], *, labelled: bool) -> Documents:
-    """The documents as examples."""
-    found = [row for row in rows if not isinstance(row, Fault)]
-    texts, labels, names, sentences = (
-        (list(column) for column in zip(*found, strict=True)) if found else ([], [], [], [])
-    )
-    return Documents(texts, labels if labelled else None, names, sentences)
