@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.landmarks import (
     Segments,
@@ -33,43 +34,27 @@ def composed_nystrom_attention(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    num_landmarks: int,
+    choices: Choices,
     key_padding_mask_BN: Tensor | None = None,
-    pinv_iterations: int | None = 6,
-    landmarks: str = "segment_means",
-    landmark_seed: int = 0,
     conv_weight_H1K1: Tensor | None = None,
     segments: Segments | None = None,
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
     kernels: bool = False,
 ) -> Tensor:
     """`nystrom_attention` on arguments known to be right; `kernels` as of `attention_with_neighbours`."""
     query_BHND, key_BHND, value_BHND = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
     recorded = is_recorded()  # for other lengths too: segments serve them all
-    if not recorded and query_BHND.shape[2] <= max(num_landmarks, 2 * (neighbours or 0)):
+    if not recorded and query_BHND.shape[2] <= choices.most_exact:
         out = softmax_attention(query_BHND, key_BHND, value_BHND, key_padding_mask=key_padding_mask_BN)
-    elif neighbours is not None:
-        out = _with_neighbours(
-            query_BHND,
-            key_BHND,
-            value_BHND,
-            num_landmarks,
-            key_padding_mask_BN,
-            pinv_iterations,
-            landmarks,
-            landmark_seed,
-            neighbours,
-            salient_tokens,
-            kernels,
-        )
+    elif choices.neighbours is not None:
+        tensors = (query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
+        out = _with_neighbours(*tensors, choices, choices.neighbours, kernels)
     else:
-        if segments is None and (key_padding_mask_BN is not None or landmarks != "segment_means" or recorded):
-            segments = Segments.of(_mask_of(query_BHND, key_padding_mask_BN), num_landmarks)
-        query_BHMD, key_BHMD = (
-            landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query_BHND, key_BHND)
-        )
-        inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
+        masked = key_padding_mask_BN is not None or recorded
+        if segments is None and (masked or choices.landmarks != "segment_means"):
+            mask_BN = _mask_of(query_BHND, key_padding_mask_BN)
+            segments = Segments.of(mask_BN, choices.num_landmarks)
+        query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query_BHND, key_BHND))
+        inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations)
         out = _through_landmarks(
             query_BHND,
             key_BHND,
@@ -89,17 +74,13 @@ def _with_neighbours(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    num_landmarks: int,
     key_padding_mask_BN: Tensor | None,
-    pinv_iterations: int | None,
-    landmarks: str,
-    landmark_seed: int,
+    choices: Choices,
     neighbours: int,
-    salient_tokens: int,
     kernels: bool,
 ) -> Tensor:
     """See `neighbours.py`. Its blocks are cut from real tokens, which padding must not lie between."""
-    b, _, n, _ = query_BHND.shape
+    (b, _, n, _), m = query_BHND.shape, choices.num_landmarks
     query, key, value, first, segments = query_BHND, key_BHND, value_BHND, None, None
     if is_recorded():  # the record is run on other masks
         key_padding_mask_BN = _mask_of(query_BHND, key_padding_mask_BN)
@@ -108,32 +89,30 @@ def _with_neighbours(
         query, key, value = (first.pack(x) for x in (query, key, value))
         n = query.shape[2]
     padding_BN = None if first is None else first.padding_BP
-    if first is not None or landmarks != "segment_means":
-        segments = Segments.of(_mask_of(query, padding_BN), num_landmarks)
-    if kernels and pinv_iterations is not None:
+    if first is not None or choices.landmarks != "segment_means":
+        segments = Segments.of(_mask_of(query, padding_BN), m)
+    if kernels and choices.pinv_iterations is not None:
         # Here, because it imports Triton, which only GPUs need.
         from nystromformer.attention.gpu.operator import inverse_on_gpu, landmarks_on_gpu
 
-        query_BHMD, key_BHMD = landmarks_on_gpu(query, key, padding_BN, num_landmarks)
+        query_BHMD, key_BHMD = landmarks_on_gpu(query, key, padding_BN, m)
         # It knows no absent landmarks, but only short rows have some, of which nothing uses Z.
-        inverse_BHMM = inverse_on_gpu(query_BHMD, key_BHMD, pinv_iterations, query)
+        inverse_BHMM = inverse_on_gpu(query_BHMD, key_BHMD, choices.pinv_iterations, query)
     else:
-        query_BHMD, key_BHMD = (
-            landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query, key)
-        )
-        inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
+        query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query, key))
+        inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations)
     count_B = torch.full((b,), n, device=query.device)
     if first is not None:
         count_B = n - first.padding_BP.sum(dim=1)
-    blocks = Blocks.of(count_B, n, neighbours, num_landmarks)
-    arguments = (query, key, value, query_BHMD, key_BHMD, inverse_BHMM, neighbours, salient_tokens, blocks)
-    out = attention_with_neighbours(*arguments, kernels=kernels)
+    blocks = Blocks.of(count_B, n, neighbours, m)
+    arguments = (query, key, value, query_BHMD, key_BHMD, inverse_BHMM, neighbours)
+    out = attention_with_neighbours(*arguments, choices.salient_tokens, blocks, kernels=kernels)
     if first is None or segments is None:
         return out
-    if 2 * neighbours < num_landmarks:
+    if 2 * neighbours < m:
         # Rows of at most M tokens are exact although not all of their tokens are near.
         # In a record there may be fewer positions than M.
-        m, more = num_landmarks, num_landmarks if is_recorded() else 0
+        more = m if is_recorded() else 0
         few = (F.pad(x, (0, 0, 0, more))[:, :, :m] for x in (query, key, value))
         few_padding_BM = F.pad(first.padding_BP, (0, more), value=True)[:, :m]
         exact = softmax_attention(*few, key_padding_mask=few_padding_BM)
@@ -151,26 +130,18 @@ def _convolution(value_BHND: Tensor, weight_H1K1: Tensor, kernels: bool) -> Tens
     return convolution_on_gpu(value_BHND, weight_H1K1)
 
 
-def _inverse(kernel_BHMM: Tensor, pinv_iterations: int | None) -> Tensor:
-    """Z of Ã."""
-    return (
-        exact_pinv(kernel_BHMM) if pinv_iterations is None else iterative_pinv(kernel_BHMM, pinv_iterations)
-    )
-
-
-def landmarks_of(
-    x_BHND: Tensor, num_landmarks: int, segments: Segments | None, kind: str, seed: int
-) -> Tensor:
+def landmarks_of(x_BHND: Tensor, choices: Choices, segments: Segments | None) -> Tensor:
     """Q̃ or K̃, (B, H, M, D), in at least float32."""
-    if segments is None or kind == "segment_means":
-        return segment_means(x_BHND, num_landmarks, segments)
-    if kind == "uniform":
-        chosen = uniform_samples(x_BHND, num_landmarks, segments, seed)
+    m = choices.num_landmarks
+    if segments is None or choices.landmarks == "segment_means":
+        return segment_means(x_BHND, m, segments)
+    if choices.landmarks == "uniform":
+        chosen = uniform_samples(x_BHND, m, segments, choices.landmark_seed)
         chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     else:
-        chosen = kmeans_centres(x_BHND, num_landmarks, segments)
+        chosen = kmeans_centres(x_BHND, m, segments)
     # In a short row every token is a landmark of its own, however the others are chosen.
-    own = segment_means(x_BHND, num_landmarks, segments)
+    own = segment_means(x_BHND, m, segments)
     return torch.where(segments.short_B[:, None, None, None], own, chosen)
 
 
@@ -186,6 +157,14 @@ def landmark_attention(query_BHMD: Tensor, key_BHMD: Tensor, segments: Segments 
         # A short row does not use its inverse; the identity keeps the iteration harmless there.
         identity_MM = torch.eye(m, device=kernel_BHMM.device, dtype=kernel_BHMM.dtype)
         return torch.where(segments.short_B[:, None, None, None], identity_MM, kernel_BHMM)
+
+
+def landmark_inverse(
+    query_BHMD: Tensor, key_BHMD: Tensor, segments: Segments | None, iterations: int | None
+) -> Tensor:
+    """Z ≈ Ã⁺, (B, H, M, M), in at least float32; the exact pseudoinverse for iterations of None."""
+    kernel_BHMM = landmark_attention(query_BHMD, key_BHMD, segments)
+    return exact_pinv(kernel_BHMM) if iterations is None else iterative_pinv(kernel_BHMM, iterations)
 
 
 def _through_landmarks(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nystromformer.attention import native
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.native import Problem
 from nystromformer.attention.operator import define, empty_like_projections
@@ -23,12 +24,9 @@ def nystrom_attention_on_cpu(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    key_padding_mask_BN: Tensor | None,
-    conv_weight_H1K1: Tensor | None,
-    num_landmarks: int,
-    iterations: int,
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
+    choices: Choices,
+    key_padding_mask_BN: Tensor | None = None,
+    conv_weight_H1K1: Tensor | None = None,
 ) -> Tensor:
     """`nystrom_attention` with landmarks by segment-means and the iterative inverse; 0 at padding.
 
@@ -36,10 +34,11 @@ def nystrom_attention_on_cpu(
     has nothing to say.
     """
     tensors = (query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_H1K1)
-    if neighbours is None:
-        return _nystrom_attention(*tensors, num_landmarks, iterations)[0]
-    salient = min(salient_tokens, query_BHND.shape[2])
-    return _neighbours_attention(*tensors, num_landmarks, iterations, neighbours, salient)[0]
+    numbers = (choices.num_landmarks, choices.pinv_iterations)
+    if choices.neighbours is None:
+        return _nystrom_attention(*tensors, *numbers)[0]
+    salient = min(choices.salient_tokens, query_BHND.shape[2])
+    return _neighbours_attention(*tensors, *numbers, choices.neighbours, salient)[0]
 
 
 @torch.compiler.assume_constant_result
@@ -117,17 +116,14 @@ def _otherwise(*inputs: Any) -> Callable[..., Tensor] | None:
 def _composed(*inputs: Any) -> Tensor:
     problem = Problem(*inputs)
     dtype = _computed_in(problem.query)
-    out_BHND = composed_nystrom_attention(
-        problem.query.to(dtype),
-        problem.key.to(dtype),
-        problem.value.to(dtype),
+    choices = Choices(
         problem.num_landmarks,
-        problem.mask,
         problem.iterations,
-        conv_weight_H1K1=problem.conv_weight,
         neighbours=problem.neighbours,
         salient_tokens=problem.salient_tokens,
     )
+    query, key, value = (x.to(dtype) for x in (problem.query, problem.key, problem.value))
+    out_BHND = composed_nystrom_attention(query, key, value, choices, problem.mask, problem.conv_weight)
     return out_BHND.to(problem.query.dtype)
 
 

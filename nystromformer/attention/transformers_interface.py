@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.longformer import window_attention
-from nystromformer.attention.nystrom import check_choices, nystrom_attention
+from nystromformer.attention.nystrom import attend
 
 
 def register_attention(
@@ -36,14 +37,8 @@ def register_attention(
     Raises:
         ValueError: an option is impossible.
     """
-    check_choices(num_landmarks, pinv_iterations, neighbours, salient_tokens)
-    options = {
-        "num_landmarks": num_landmarks,
-        "pinv_iterations": pinv_iterations,
-        "neighbours": neighbours,
-        "salient_tokens": salient_tokens,
-    }
-    AttentionInterface.register(name, partial(_attention, options=options))
+    choices = Choices(num_landmarks, pinv_iterations, neighbours=neighbours, salient_tokens=salient_tokens)
+    AttentionInterface.register(name, partial(_attention, choices=choices))
     AttentionMaskInterface.register(name, _mask)
 
 
@@ -54,7 +49,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    options: dict[str, Any],
+    choices: Choices,
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
@@ -86,7 +81,7 @@ def _attention(
         window = 2 * sliding_window - 1
         out_BHND = window_attention(query, key, value, window=window, key_padding_mask=padding)
     else:
-        out_BHND = nystrom_attention(query, key, value, key_padding_mask=padding, **options)
+        out_BHND = attend(query, key, value, choices, key_padding_mask=padding)
     return out_BHND.transpose(1, 2).contiguous(), None
 
 

@@ -151,10 +151,8 @@ def _projections(
 
 def _factors(module: NystromformerSelfAttention, query_1HnD: Tensor, key_1HnD: Tensor) -> Factors:
     """What the layer multiplies for one row without padding, but for exact neighbours."""
-    options = dict(module.attend.approximation(query_1HnD.shape[2]) or {})
-    for of_neighbours in ("neighbours", "salient_tokens"):
-        options.pop(of_neighbours, None)
-    return nystrom_factors(query_1HnD, key_1HnD, **options)
+    options = module.attend.approximation(query_1HnD.shape[2]) or {}
+    return nystrom_factors(query_1HnD, key_1HnD, **{**options, "neighbours": None})
 
 
 def _layers_of(model: PreTrainedModel) -> list[NystromformerSelfAttention]:

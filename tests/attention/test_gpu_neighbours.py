@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu
 from nystromformer.attention.neighbours import LARGEST_RATIO
@@ -43,13 +44,10 @@ def check(inputs, mask, m, neighbours, tolerance):
     if obstacle and "as this GPU needs" in obstacle:
         pytest.skip(obstacle)
     assert obstacle is None
-    out = composed_nystrom_attention(
-        *inputs[:3], m, mask, conv_weight_H1K1=weight, neighbours=neighbours, kernels=True
-    )
+    choices = Choices(m, neighbours=neighbours)
+    out = composed_nystrom_attention(*inputs[:3], choices, mask, weight, kernels=True)
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected = composed_nystrom_attention(
-        *exact[:3], m, mask, conv_weight_H1K1=exact[3] if len(exact) > 3 else None, neighbours=neighbours
-    )
+    expected = composed_nystrom_attention(*exact[:3], choices, mask, exact[3] if len(exact) > 3 else None)
     seed = torch.randn_like(out)
     assert out.dtype == inputs[0].dtype
     assert error(out, expected) <= tolerance

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.gpu import launch, products
 from nystromformer.attention.gpu.convolution import convolution_kernel
@@ -28,10 +29,9 @@ def nystrom_attention_on_gpu(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    key_padding_mask_BN: Tensor | None,
-    conv_weight_H1K1: Tensor | None,
-    num_landmarks: int,
-    iterations: int,
+    choices: Choices,
+    key_padding_mask_BN: Tensor | None = None,
+    conv_weight_H1K1: Tensor | None = None,
 ) -> Tensor:
     """`nystrom_attention` with landmarks by segment-means and the iterative inverse; 0 at padding.
 
@@ -39,7 +39,7 @@ def nystrom_attention_on_gpu(
     converted, as by PyTorch's fused attention. A convolution wider than a tile is computed by itself.
     """
     query_BHND, key_BHND, value_BHND = map(as_product, (query_BHND, key_BHND, value_BHND))
-    widest = launch.tile_of(query_BHND.dtype, num_landmarks, query_BHND.shape[3]) + 1
+    widest = launch.tile_of(query_BHND.dtype, choices.num_landmarks, query_BHND.shape[3]) + 1
     wide = conv_weight_H1K1 is not None and conv_weight_H1K1.shape[2] > widest
     out_BHND, *_ = _nystrom_attention(
         query_BHND,
@@ -47,8 +47,8 @@ def nystrom_attention_on_gpu(
         value_BHND,
         key_padding_mask_BN,
         None if wide else conv_weight_H1K1,
-        num_landmarks,
-        iterations,
+        choices.num_landmarks,
+        choices.pinv_iterations,
     )
     if wide and conv_weight_H1K1 is not None:
         *_, silent_BHND = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
