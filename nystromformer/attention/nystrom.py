@@ -11,7 +11,7 @@ Shapes: B rows, H heads, N positions, D head width, M landmarks.
 and, where asked for, exact attention to a token's neighbours beside it (neighbours.py).
 
 The paper's method (segment-means and the iterative inverse) runs by an operator written by hand: that of
-`cpu.py` on a CPU, the Triton kernels of `gpu/` on an NVIDIA GPU. Everything else, other devices and other
+`native.py` on a CPU, the Triton kernels of `gpu/` on an NVIDIA GPU. Everything else, other devices and other
 choices, is composed of PyTorch's operators in `composed.py`.
 """
 
@@ -31,10 +31,10 @@ from nystromformer.attention import build
 from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.convolution import check_weight
-from nystromformer.attention.cpu import nystrom_attention_on_cpu, why_not_on_cpu
 from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu, why_not_on_gpu
 from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.mechanism import Mechanism, exact_flops
+from nystromformer.attention.native import nystrom_attention_on_cpu, why_not_on_cpu
 from nystromformer.attention.projections import check_projections
 from nystromformer.attention.recording import is_recorded
 from nystromformer.settings.schema import result

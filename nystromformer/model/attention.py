@@ -51,10 +51,8 @@ class NystromformerSelfAttention(nn.Module):
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None, shared: Any = None) -> Tensor:
         """Attention; `shared` is what the first layer's mechanism found out about the padding."""
         hidden_states = as_product(hidden_states)  # autocast would convert it for each projection anew
-        query, key, value = (
-            linear(projection, hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
+        projections = (self.query, self.key, self.value)
+        query, key, value = (self.in_heads(linear(made, hidden_states)) for made in projections)
         kernel, attend = None if self.conv is None else self.conv.weight, self.attend
         if attend.convolves:
             out = attend(query, key, value, key_padding_mask=padding_mask, conv_weight=kernel, shared=shared)
@@ -70,6 +68,10 @@ class NystromformerSelfAttention(nn.Module):
                     value = value.masked_fill(padding_mask[:, None, :, None], 0)
                 out = out + residual_convolution(value, kernel)
         return out.transpose(1, 2).flatten(2)
+
+    def in_heads(self, projected_BNE: Tensor) -> Tensor:
+        """(batch, heads, tokens, width) of what a projection gave."""
+        return projected_BNE.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def describe(self, length: int, dtype: torch.dtype) -> str:
         """What computes the attention of rows of so many tokens, in words, on the device of the weights."""

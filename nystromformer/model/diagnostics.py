@@ -173,11 +173,7 @@ def _check_index(name: str, index: int, count: int) -> None:
 
 def _queries_and_keys(module: NystromformerSelfAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """(B, H, N, D) each."""
-    query_BHND, key_BHND = (
-        projection(hidden_states).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-        for projection in (module.query, module.key)
-    )
-    return query_BHND, key_BHND
+    return module.in_heads(module.query(hidden_states)), module.in_heads(module.key(hidden_states))
 
 
 @contextlib.contextmanager

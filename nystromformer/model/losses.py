@@ -37,30 +37,6 @@ def cross_entropy(logits: Tensor, labels: Tensor, items: Items = None, ignored: 
     return total / _at_least_one((labels != ignored).sum() if items is None else items)
 
 
-def squared_error(logits: Tensor, labels: Tensor, items: Items = None) -> Tensor:
-    """Mean of the squared differences. Every label counts, −100 too: it is a number like another.
-
-    Args:
-        logits: (B, C).
-        labels: (B, C); with one column also (B,).
-    """
-    labels = _columns(labels, logits).float()
-    total = F.mse_loss(logits.float(), labels, reduction="sum")
-    return total / _at_least_one(labels.numel() if items is None else items)
-
-
-def binary_cross_entropy(logits: Tensor, labels: Tensor, items: Items = None) -> Tensor:
-    """Mean over rows and classes, in nats, of each class by itself.
-
-    Args:
-        logits: (B, C).
-        labels: (B, C) of 0 and 1, or of probabilities; with one class also (B,).
-    """
-    labels = _columns(labels, logits).float()
-    total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-    return total / _at_least_one(labels.numel() if items is None else items)
-
-
 def classification_loss(
     logits: Tensor, labels: Tensor, config: PreTrainedConfig, items: Items = None
 ) -> Tensor:
@@ -68,16 +44,20 @@ def classification_loss(
 
     Args:
         logits: (B, C).
-        labels: for `single_label_classification` class ids, (B,); for `multi_label_classification` 0 and 1,
-            (B, C); for `regression` numbers, (B, C). With one column, (B,) and (B, 1) are the same.
+        labels: for `single_label_classification` class ids, (B,); for `multi_label_classification` 0 and 1
+            or probabilities, (B, C), whose loss is the mean over rows and classes, in nats, of each class by
+            itself; for `regression` numbers, (B, C), whose loss is the mean of the squared differences. With
+            one column, (B,) and (B, 1) are the same.
     """
     if config.problem_type is None:
         config.problem_type = _inferred(labels, config.num_labels)
-    if config.problem_type == "regression":
-        return squared_error(logits, labels, items)
     if config.problem_type == "single_label_classification":
         return cross_entropy(logits, labels, items)
-    return binary_cross_entropy(logits, labels, items)
+    loss = F.mse_loss if config.problem_type == "regression" else F.binary_cross_entropy_with_logits
+    # Every label counts, −100 too: it is a number like another.
+    labels = _columns(labels, logits).float()
+    total = loss(logits.float(), labels, reduction="sum")
+    return total / _at_least_one(labels.numel() if items is None else items)
 
 
 def _inferred(labels: Tensor, num_labels: int) -> str:

@@ -74,8 +74,9 @@ def test_grids_are_within_cudas_limits(monkeypatch, b, h, n, m, d, masked):
         query, key, value = (torch.empty(b, n, h, d, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
         mask = torch.zeros(b, n, dtype=torch.bool) if masked else None
         weight = torch.zeros(h, 1, 33, 1)
-        out, *kept = launch.forward(query, key, value, mask, weight, m, 6)
-        launch.backward(out, query, key, value, mask, weight, kept, m, 6)
+        attention = launch.Attention(query, key, value, mask, weight, m, 6)
+        out, *kept = attention.forward()
+        attention.backward(out, kept)
     assert {"means_kernel", "gather_kernel", "spread_backward_query_kernel", "mix_backward_kernel"} <= set(
         grids
     )
@@ -117,8 +118,9 @@ def launch_both_ways(monkeypatch, dtype, m, d, capability, masked):
     query, key, value = (torch.empty(2, 1024, 12, d, dtype=dtype).transpose(1, 2) for _ in range(3))
     mask = torch.zeros(2, 1024, dtype=torch.bool) if masked else None
     weight = torch.zeros(12, 1, 33, 1)
-    out, *kept = launch.forward(query, key, value, mask, weight, m, 6)
-    launch.backward(out, query, key, value, mask, weight, kept, m, 6)
+    attention = launch.Attention(query, key, value, mask, weight, m, 6)
+    out, *kept = attention.forward()
+    attention.backward(out, kept)
 
 
 @pytest.mark.nightly
@@ -218,8 +220,9 @@ def test_kernels_of_neighbours_compile_and_fit(launched, dtype, w, m, d, capabil
     count = torch.empty(2, dtype=torch.int32)
     shapes = ((2, 12, m, d), (2, 12, m, d), (2, 12, m, m), (2, 12, m), (2, c, m))
     inputs = (query, key, value, count, *map(torch.empty, shapes))
-    kept = neighbours.forward(*inputs, w)
-    neighbours.backward(kept[0], *inputs, kept, w)
+    attention = neighbours.NearAndFar(*inputs, w)
+    kept = attention.forward()
+    attention.backward(kept[0], kept)
     assert len(launched) == 10
     for kernel, arguments, options in launched:
         made = compiled(kernel, arguments, options, capability)
@@ -238,12 +241,12 @@ def test_kernels_around_neighbours_compile_and_fit(launched, monkeypatch):
     b, h, n, m, d = 2, 12, 1024, 64, 64
     query, key = (torch.empty(b, n, h, d, dtype=torch.bfloat16).transpose(1, 2) for _ in range(2))
     mask, weight = torch.zeros(b, n, dtype=torch.bool), torch.zeros(h, 1, 33, 1)
-    (means,) = operator._average(query, key, mask, m)
-    operator._average_backward(means, query, key, mask, [], m)
-    (inverse,) = operator._invert(means[0], means[1], 6, half=True)
-    operator._invert_backward(inverse, means[0], means[1], [], 6, half=True)
-    operator._convolved(query, weight, turned=False)
-    operator._convolution_backward(query, key, weight, [])
+    (means,) = operator.SegmentMeans(query, key, mask, m).forward()
+    operator.SegmentMeans(query, key, mask, m).backward(means, [])
+    (inverse,) = operator.Inverse(means[0], means[1], 6, half=True).forward()
+    operator.Inverse(means[0], means[1], 6, half=True).backward(inverse, [])
+    operator.Convolution(query, weight).forward()
+    operator.Convolution(key, weight).backward(query, [])
     names = {kernel.__name__ for kernel, *_ in launched}
     assert names >= {"means_kernel", "means_backward_kernel", "inverse_kernel", "inverse_backward_kernel"}
     assert names >= {"convolution_kernel", "kernel_gradient_kernel"}

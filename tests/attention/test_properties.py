@@ -16,7 +16,7 @@ from nystromformer import nystrom_attention
 from nystromformer.attention import native
 from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
-from nystromformer.attention.cpu import nystrom_attention_on_cpu
+from nystromformer.attention.native import nystrom_attention_on_cpu
 from nystromformer.attention.softmax import softmax_attention
 
 from .equations import attended, reference_nystrom

@@ -8,6 +8,8 @@ the first of the next, with padding perhaps among them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -42,21 +44,29 @@ def _rows_kernel(mask, segment, first, count, N, M: tl.constexpr, BLOCK: tl.cons
         before += tl.sum(real_P, axis=0)
 
 
-def rows_of(key_padding_mask_BN: Tensor, num_landmarks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What the kernels ask of a row.
+@dataclass(frozen=True)
+class Rows:
+    """What the kernels ask of the rows, all int32; None where there is no padding."""
 
-    Returns:
-        segment_BN, the segment of each position, -1 at padding; first_BM, the first position of each
-        segment, undefined where a row has fewer tokens; count_B, the real tokens. All int32.
-    """
-    b, n = key_padding_mask_BN.shape
-    device = key_padding_mask_BN.device
-    segment_BN = torch.empty(b, n, dtype=torch.int32, device=device)
-    first_BM = torch.empty(b, num_landmarks, dtype=torch.int32, device=device)
-    count_B = torch.empty(b, dtype=torch.int32, device=device)
-    block = min(BLOCK, triton.next_power_of_2(n))
-    _rows_kernel[(b,)](
-        key_padding_mask_BN.contiguous().view(torch.uint8), segment_BN, first_BM, count_B, n, num_landmarks,
-        BLOCK=block, num_warps=4,
-    )  # fmt: skip
-    return segment_BN, first_BM, count_B
+    segment_BN: Tensor | None = None
+    """The segment of each position, -1 at padding."""
+    first_BM: Tensor | None = None
+    """The first position of each segment, undefined where a row has fewer tokens."""
+    count_B: Tensor | None = None
+    """The real tokens."""
+
+    @classmethod
+    def of(cls, key_padding_mask_BN: Tensor | None, num_landmarks: int) -> Rows:
+        if key_padding_mask_BN is None:
+            return cls()
+        b, n = key_padding_mask_BN.shape
+        device = key_padding_mask_BN.device
+        segment_BN = torch.empty(b, n, dtype=torch.int32, device=device)
+        first_BM = torch.empty(b, num_landmarks, dtype=torch.int32, device=device)
+        count_B = torch.empty(b, dtype=torch.int32, device=device)
+        block = min(BLOCK, triton.next_power_of_2(n))
+        _rows_kernel[(b,)](
+            key_padding_mask_BN.contiguous().view(torch.uint8), segment_BN, first_BM, count_B, n,
+            num_landmarks, BLOCK=block, num_warps=4,
+        )  # fmt: skip
+        return cls(segment_BN, first_BM, count_B)
