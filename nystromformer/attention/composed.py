@@ -24,7 +24,7 @@ from nystromformer.attention.landmarks import (
 from nystromformer.attention.neighbours import Blocks, attention_with_neighbours
 from nystromformer.attention.packing import RealTokensFirst
 from nystromformer.attention.precision import without_autocast
-from nystromformer.attention.projections import without_padding, zero_at_padding
+from nystromformer.attention.projections import mask_of, seen_keys, without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 from nystromformer.attention.recording import is_recorded
 from nystromformer.attention.softmax import softmax_attention
@@ -51,7 +51,7 @@ def composed_nystrom_attention(
     else:
         masked = key_padding_mask_BN is not None or recorded
         if segments is None and (masked or choices.landmarks != "segment_means"):
-            mask_BN = _mask_of(query_BHND, key_padding_mask_BN)
+            mask_BN = mask_of(query_BHND, key_padding_mask_BN)
             segments = Segments.of(mask_BN, choices.num_landmarks)
         query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query_BHND, key_BHND))
         inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations)
@@ -83,14 +83,14 @@ def _with_neighbours(
     (b, _, n, _), m = query_BHND.shape, choices.num_landmarks
     query, key, value, first, segments = query_BHND, key_BHND, value_BHND, None, None
     if is_recorded():  # the record is run on other masks
-        key_padding_mask_BN = _mask_of(query_BHND, key_padding_mask_BN)
+        key_padding_mask_BN = mask_of(query_BHND, key_padding_mask_BN)
     if key_padding_mask_BN is not None:
         first = RealTokensFirst.of(key_padding_mask_BN, neighbours)
         query, key, value = (first.pack(x) for x in (query, key, value))
         n = query.shape[2]
     padding_BN = None if first is None else first.padding_BP
     if first is not None or choices.landmarks != "segment_means":
-        segments = Segments.of(_mask_of(query, padding_BN), m)
+        segments = Segments.of(mask_of(query, padding_BN), m)
     if kernels and choices.pinv_iterations is not None:
         # Here, because it imports Triton, which only GPUs need.
         from nystromformer.attention.gpu.operator import inverse_on_gpu, landmarks_on_gpu
@@ -178,8 +178,8 @@ def _through_landmarks(
     segments: Segments | None,
 ) -> Tensor:
     """F̃ Z B̃ V by two fused attentions."""
-    gathered_BHMD = _landmarks_over_tokens(  # B̃ V
-        query_BHMD.to(query_BHND.dtype), key_BHND, value_BHND, key_padding_mask_BN
+    gathered_BHMD = F.scaled_dot_product_attention(  # B̃ V
+        query_BHMD.to(query_BHND.dtype), key_BHND, value_BHND, attn_mask=seen_keys(key_padding_mask_BN)
     )
     with without_autocast(query_BHND):
         mixed_BHMD = inverse_BHMM @ gathered_BHMD.to(inverse_BHMM.dtype)  # Z B̃ V
@@ -193,22 +193,3 @@ def _through_landmarks(
     return F.scaled_dot_product_attention(
         query_BHND, key_BHMD.to(key_BHND.dtype), mixed_BHMD, attn_mask=present_B11M
     )
-
-
-def _landmarks_over_tokens(
-    query_BHMD: Tensor, key_BHND: Tensor, value_BHND: Tensor, key_padding_mask_BN: Tensor | None
-) -> Tensor:
-    """B̃ V: every landmark query attends to the real tokens, (B, H, M, D)."""
-    if key_padding_mask_BN is None:
-        return F.scaled_dot_product_attention(query_BHMD, key_BHND, value_BHND)
-    # A row of padding alone attends to everything, all zero by now, rather than to nothing.
-    empty_B1 = key_padding_mask_BN.all(dim=1, keepdim=True)
-    real_B11N = (~key_padding_mask_BN | empty_B1)[:, None, None]
-    return F.scaled_dot_product_attention(query_BHMD, key_BHND, value_BHND, attn_mask=real_B11N)
-
-
-def _mask_of(x_BHND: Tensor, key_padding_mask_BN: Tensor | None) -> Tensor:
-    if key_padding_mask_BN is not None:
-        return key_padding_mask_BN
-    b, _, n, _ = x_BHND.shape
-    return torch.zeros(b, n, dtype=torch.bool, device=x_BHND.device)

@@ -14,7 +14,7 @@ from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention, landmark_inverse, landmarks_of
 from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.precision import without_autocast
-from nystromformer.attention.projections import check_projections
+from nystromformer.attention.projections import check_projections, mask_of
 
 
 class Factors(NamedTuple):
@@ -50,10 +50,9 @@ def nystrom_factors(query: Tensor, key: Tensor, **options: Any) -> Factors:
         if n <= choices.num_landmarks:
             identity_BHNN = torch.eye(n, dtype=dtype, device=query.device).expand(b, h, n, n)
             return Factors(torch.softmax(query @ key.mT * scale, dim=-1), identity_BHNN, identity_BHNN)
-        no_padding_BN = torch.zeros(b, n, dtype=torch.bool, device=query.device)
         segments = None
         if choices.landmarks != "segment_means":
-            segments = Segments.of(no_padding_BN, choices.num_landmarks)
+            segments = Segments.of(mask_of(query, None), choices.num_landmarks)
         query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query, key))
         return Factors(
             torch.softmax(query @ key_BHMD.mT * scale, dim=-1),

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nystromformer.attention.packing import RealTokensFirst
 from nystromformer.attention.precision import without_autocast
 from nystromformer.attention.recording import is_recorded
 
@@ -60,10 +61,7 @@ class Segments:
         start_BM = segment_M * size_B1 + torch.minimum(segment_M, longer_B1)
         # One slot more in a record: a dimension of 1, as short rows have, would be a constant there.
         slot_S = torch.arange(-(-n // m) + int(is_recorded()), device=real_BN.device)
-        # Real tokens in their order, then the padding.
-        place_BN = torch.where(real_BN, rank_BN, count_B1 + key_padding_mask_BN.long().cumsum(dim=1) - 1)
-        every_N = torch.arange(n, device=real_BN.device)
-        position_BN = torch.empty_like(place_BN).scatter(1, place_BN, every_N.expand_as(place_BN))
+        position_BN = RealTokensFirst.of(key_padding_mask_BN).order_BP
         rank_BMS = (start_BM[..., None] + slot_S).clamp(max=n - 1)
         return cls(
             tokens_BMS=position_BN[:, None].expand(-1, m, -1).gather(2, rank_BMS),

@@ -34,9 +34,7 @@ around a block, S salient tokens. Real tokens come first here (see packing.py), 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -170,11 +168,24 @@ def attention_with_neighbours(
         salient_tokens: S, with the row's first token.
         kernels: compute what is of the tokens by the GPU's kernels, which `gpu.support` has to allow.
     """
-    arguments = (query_BHND, key_BHND, value_BHND, query_BHMD, key_BHMD, inverse_BHMM, neighbours, blocks)
     if kernels:
-        return _by_kernels(*arguments)
+        # Here, because it imports Triton, which only GPUs need.
+        from nystromformer.attention.gpu.neighbours import near_and_far_on_gpu
+
+        first = Salient.of(blocks.border_BM.new_zeros(len(blocks.count_B), 1, 1), blocks)  # for every head
+        log_sums_BHM = _log_landmarks(query_BHMD, key_BHMD).squeeze(-1)
+        tokens = (query_BHND, key_BHND, value_BHND, blocks.count_B)
+        out_BHND: Tensor = near_and_far_on_gpu(
+            *tokens, query_BHMD, key_BHMD, inverse_BHMM, log_sums_BHM, first.far_BHCM[:, 0], neighbours
+        )[0]
+        return out_BHND
     salient = _salient(key_BHND, query_BHMD, neighbours, salient_tokens, blocks)
-    return _computed_again(_attention, *arguments, salient)
+    tensors = (query_BHND, key_BHND, value_BHND, query_BHMD, key_BHMD, inverse_BHMM)
+    arguments = (*tensors, neighbours, blocks, salient)
+    if not torch.is_grad_enabled():
+        return _attention(*arguments)
+    out_BHND = checkpoint(_attention, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return out_BHND
 
 
 @torch.no_grad()
@@ -187,13 +198,6 @@ def _salient(
         key = _blocks(key_BHND.to(_computed_in(key_BHND, query_BHMD.dtype)), neighbours)
         factor_BHMN, _ = _landmarks_over_tokens(key, query_BHMD, blocks)
         return Salient.of(most_salient(factor_BHMN.sum(dim=2), blocks, salient_tokens), blocks)
-
-
-def _computed_again(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, of which nothing but the arguments is kept for the backward pass."""
-    if not torch.is_grad_enabled():
-        return function(*arguments)
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _attention(
@@ -225,35 +229,6 @@ def _attention(
         total = near_share + far_share * sum_BHCw1.clamp(min=0)
         out_BHCwD = (near_share * near_BHCwD + far_share * far_BHCwD) / total
     return out_BHCwD.flatten(2, 3)[:, :, :n].to(query_BHND.dtype)
-
-
-def _by_kernels(
-    query_BHND: Tensor,
-    key_BHND: Tensor,
-    value_BHND: Tensor,
-    query_BHMD: Tensor,
-    key_BHMD: Tensor,
-    inverse_BHMM: Tensor,
-    neighbours: int,
-    blocks: Blocks,
-) -> Tensor:
-    # Here, because it imports Triton, which only GPUs need.
-    from nystromformer.attention.gpu.neighbours import near_and_far_on_gpu
-
-    first = Salient.of(blocks.border_BM.new_zeros(len(blocks.count_B), 1, 1), blocks)  # for every head
-    out_BHND, *_ = near_and_far_on_gpu(
-        query_BHND,
-        key_BHND,
-        value_BHND,
-        blocks.count_B,
-        query_BHMD,
-        key_BHMD,
-        inverse_BHMM,
-        _log_landmarks(query_BHMD, key_BHMD).squeeze(-1),
-        first.far_BHCM[:, 0],
-        neighbours,
-    )
-    return out_BHND
 
 
 def _computed_in(x: Tensor, exact: torch.dtype) -> torch.dtype:

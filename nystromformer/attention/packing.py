@@ -29,13 +29,16 @@ class RealTokensFirst:
     """True at padding, of the new order."""
 
     @classmethod
-    def of(cls, key_padding_mask_BN: Tensor, neighbours: int) -> RealTokensFirst:
+    def of(cls, key_padding_mask_BN: Tensor, neighbours: int | None = None) -> RealTokensFirst:
+        """Of a mask, True at padding; without `neighbours` P is N in a record too."""
         b, n = key_padding_mask_BN.shape
         real_BN = (~key_padding_mask_BN).long()
         count_B1 = real_BN.sum(dim=1, keepdim=True)
         after_BN = count_B1 + key_padding_mask_BN.long().cumsum(dim=1) - 1
         back_BN = torch.where(key_padding_mask_BN, after_BN, real_BN.cumsum(dim=1) - 1)
-        places = ((n - 1) // neighbours + 2) * neighbours if is_recorded() else n
+        places = n
+        if neighbours is not None and is_recorded():
+            places = ((n - 1) // neighbours + 2) * neighbours
         every_N = torch.arange(n, device=back_BN.device)
         order_BP = back_BN.new_zeros(b, places).scatter(1, back_BN, every_N.expand_as(back_BN))
         padding_BP = torch.arange(places, device=back_BN.device) >= count_B1

@@ -35,54 +35,6 @@ class Settings:
     """Random features of Performer."""
 
 
-def performer_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    features_RD: Tensor,
-    key_padding_mask: Tensor | None = None,
-) -> Tensor:
-    """Attention through R random features, computed in at least float32.
-
-    Args:
-        query, key, value: (B, H, N, D).
-        features_RD: directions from `orthogonal_features`.
-        key_padding_mask: (B, N) bool, True at padding.
-
-    Returns:
-        (B, H, N, D), 0 at padded positions.
-
-    Raises:
-        ValueError: a shape or dtype is impossible.
-    """
-    check_projections(query, key, value, key_padding_mask)
-    d = query.shape[-1]
-    if features_RD.dim() != 2 or features_RD.shape[1] != d:
-        raise ValueError(f"features must have shape (count, {d}), got {tuple(features_RD.shape)}")
-    dtype = query.dtype
-    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
-    query, key, value = (x.to(computed_in) for x in without_padding(query, key, value, key_padding_mask))
-    with without_autocast(query):
-        features_RD = features_RD.to(computed_in)
-        exponent_BHNR = _exponents(query, features_RD)
-        query_BHNR = _positive(exponent_BHNR, exponent_BHNR.detach().amax(dim=-1, keepdim=True))
-        exponent_BHNR = _exponents(key, features_RD)
-        if key_padding_mask is not None:
-            pad_B1N1 = key_padding_mask[:, None, :, None]
-            lowest = torch.finfo(computed_in).min
-            exponent_BHNR = exponent_BHNR.masked_fill(pad_B1N1, lowest)
-        key_BHNR = _positive(exponent_BHNR, exponent_BHNR.detach().amax(dim=(-2, -1), keepdim=True))
-        if key_padding_mask is not None:
-            key_BHNR = key_BHNR.masked_fill(pad_B1N1, 0)
-        total_BHR1 = key_BHNR.sum(dim=2)[..., None]
-        weight_BHN1 = query_BHNR @ total_BHR1
-        out_BHND = query_BHNR @ (key_BHNR.mT @ value)
-        # A row of padding alone has no weight at all; anything finite does there.
-        out_BHND = out_BHND / torch.where(weight_BHN1 > 0, weight_BHN1, 1)
-    return zero_at_padding(out_BHND.to(dtype), key_padding_mask)
-
-
 def orthogonal_features(count: int, width: int, generator: torch.Generator | None = None) -> Tensor:
     """(count, width) directions: orthogonal within each block of `width`, with the lengths of Gaussians.
 
@@ -106,7 +58,7 @@ def _positive(exponent_BHNR: Tensor, stabiliser: Tensor) -> Tensor:
 
 
 class PerformerAttention(Mechanism):
-    """`performer_attention` with its random directions, the buffer `features`, which is saved.
+    """Performer with its random directions, the buffer `features`, which is saved.
 
     Args:
         head_dim: D.
@@ -143,6 +95,40 @@ class PerformerAttention(Mechanism):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:
-        return performer_attention(
-            query, key, value, features_RD=self.features, key_padding_mask=key_padding_mask
-        )
+        """Attention through R random features, computed in at least float32.
+
+        Args:
+            query, key, value: (B, H, N, D).
+            key_padding_mask: (B, N) bool, True at padding.
+
+        Returns:
+            (B, H, N, D), 0 at padded positions.
+
+        Raises:
+            ValueError: a shape or dtype is impossible.
+        """
+        check_projections(query, key, value, key_padding_mask)
+        d = query.shape[-1]
+        if self.features.shape[1] != d:
+            raise ValueError(f"features must have shape (count, {d}), got {tuple(self.features.shape)}")
+        dtype = query.dtype
+        computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+        query, key, value = (x.to(computed_in) for x in without_padding(query, key, value, key_padding_mask))
+        with without_autocast(query):
+            features_RD = self.features.to(computed_in)
+            exponent_BHNR = _exponents(query, features_RD)
+            query_BHNR = _positive(exponent_BHNR, exponent_BHNR.detach().amax(dim=-1, keepdim=True))
+            exponent_BHNR = _exponents(key, features_RD)
+            if key_padding_mask is not None:
+                pad_B1N1 = key_padding_mask[:, None, :, None]
+                lowest = torch.finfo(computed_in).min
+                exponent_BHNR = exponent_BHNR.masked_fill(pad_B1N1, lowest)
+            key_BHNR = _positive(exponent_BHNR, exponent_BHNR.detach().amax(dim=(-2, -1), keepdim=True))
+            if key_padding_mask is not None:
+                key_BHNR = key_BHNR.masked_fill(pad_B1N1, 0)
+            total_BHR1 = key_BHNR.sum(dim=2)[..., None]
+            weight_BHN1 = query_BHNR @ total_BHR1
+            out_BHND = query_BHNR @ (key_BHNR.mT @ value)
+            # A row of padding alone has no weight at all; anything finite does there.
+            out_BHND = out_BHND / torch.where(weight_BHN1 > 0, weight_BHN1, 1)
+        return zero_at_padding(out_BHND.to(dtype), key_padding_mask)

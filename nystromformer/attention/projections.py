@@ -33,6 +33,23 @@ def check_projections(query: Tensor, key: Tensor, value: Tensor, key_padding_mas
         )
 
 
+def mask_of(x_BHND: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """The mask, (B, N); one that is False everywhere where there is none."""
+    if key_padding_mask is not None:
+        return key_padding_mask
+    b, _, n, _ = x_BHND.shape
+    return torch.zeros(b, n, dtype=torch.bool, device=x_BHND.device)
+
+
+def seen_keys(key_padding_mask: Tensor | None) -> Tensor | None:
+    """What a query attends to, (B, 1, 1, N): the real tokens; in a row of padding alone everything, all zero
+    by `without_padding`, rather than nothing."""
+    if key_padding_mask is None:
+        return None
+    empty_B1 = key_padding_mask.all(dim=1, keepdim=True)
+    return (~key_padding_mask | empty_B1)[:, None, None]
+
+
 def without_padding(
     query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
