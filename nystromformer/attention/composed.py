@@ -23,7 +23,7 @@ from nystromformer.attention.landmarks import (
 )
 from nystromformer.attention.neighbours import Blocks, attention_with_neighbours
 from nystromformer.attention.packing import RealTokensFirst
-from nystromformer.attention.precision import without_autocast
+from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.attention.projections import mask_of, seen_keys, without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 from nystromformer.attention.recording import is_recorded
@@ -136,8 +136,7 @@ def landmarks_of(x_BHND: Tensor, choices: Choices, segments: Segments | None) ->
     if segments is None or choices.landmarks == "segment_means":
         return segment_means(x_BHND, m, segments)
     if choices.landmarks == "uniform":
-        chosen = uniform_samples(x_BHND, m, segments, choices.landmark_seed)
-        chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
+        chosen = uniform_samples(x_BHND, m, segments, choices.landmark_seed).to(at_least_float32(x_BHND))
     else:
         chosen = kmeans_centres(x_BHND, m, segments)
     # In a short row every token is a landmark of its own, however the others are chosen.

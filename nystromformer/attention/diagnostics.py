@@ -13,7 +13,7 @@ from torch import Tensor
 from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention, landmark_inverse, landmarks_of
 from nystromformer.attention.landmarks import Segments
-from nystromformer.attention.precision import without_autocast
+from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.attention.projections import check_projections, mask_of
 
 
@@ -44,7 +44,7 @@ def nystrom_factors(query: Tensor, key: Tensor, **options: Any) -> Factors:
     if choices.neighbours is not None:
         raise ValueError(f"neighbours={choices.neighbours}: with exact neighbours Ŝ is no F̃ Z B̃, use None")
     b, h, n, d = query.shape
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = at_least_float32(query)
     query, key, scale = query.to(dtype), key.to(dtype), d**-0.5
     with without_autocast(query):
         if n <= choices.num_landmarks:
@@ -86,7 +86,7 @@ def attention_error(
     check_projections(query, key, key, key_padding_mask)
     choices = Choices(**options)
     b, h, _, d = query.shape
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = at_least_float32(query)
     error_BH = torch.zeros(b, h, dtype=dtype, device=query.device)
     with without_autocast(query):
         for row in range(b):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nystromformer.attention.packing import RealTokensFirst
-from nystromformer.attention.precision import without_autocast
+from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.attention.recording import is_recorded
 
 KMEANS_STEPS = 10
@@ -103,7 +103,7 @@ def segment_means(x_BHND: Tensor, num_landmarks: int, segments: Segments | None 
     """
     b, h, n, d = x_BHND.shape
     m = num_landmarks
-    dtype = torch.float64 if x_BHND.dtype == torch.float64 else torch.float32
+    dtype = at_least_float32(x_BHND)
     if segments is not None and is_recorded():
         with without_autocast(x_BHND):
             return segments.weights_BMN(dtype)[:, None] @ x_BHND.to(dtype)
@@ -151,7 +151,7 @@ def kmeans_centres(
     Returns:
         (B, H, M, D) in at least float32. Stores (B, H, N, M) memberships: a tool of comparison.
     """
-    x_BHND = x_BHND if x_BHND.dtype == torch.float64 else x_BHND.float()
+    x_BHND = x_BHND.to(at_least_float32(x_BHND))
     centres_BHMD = segment_means(x_BHND, num_landmarks, segments)
     pad_B1N1 = ~segments.real_BN[:, None, :, None]
     for step in range(steps):
@@ -198,8 +198,7 @@ class _SegmentMeans(torch.autograd.Function):
         b, m, s = segments.tokens_BMS.shape
         n = segments.segment_BN.shape[1]
         offset_B11 = n * torch.arange(b, device=x_LE.device)[:, None, None]
-        if x_LE.dtype not in (torch.float32, torch.float64):
-            x_LE = x_LE.float()  # a sum of many half-precision numbers would lose the small ones
+        x_LE = x_LE.to(at_least_float32(x_LE))  # a sum of many half-precision numbers loses the small ones
         weights_BMS = segments.filled_BMS.to(x_LE.dtype) / segments.size_BM.clamp(min=1)[..., None]
         return F.embedding_bag(
             (segments.tokens_BMS + offset_B11).view(b * m, s),

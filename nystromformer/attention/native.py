@@ -25,6 +25,7 @@ from nystromformer.attention import build
 from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.operator import Operator, define, empty_like_projections
+from nystromformer.attention.precision import at_least_float32
 from nystromformer.attention.recording import is_recorded
 
 logger = logging.getLogger(__name__)
@@ -132,13 +133,9 @@ class Problem(Operator):
         choices = Choices(
             self.num_landmarks, self.iterations, neighbours=neighbours, salient_tokens=salient_tokens
         )
-        query, key, value = (x.to(self._computed_in) for x in (self.query, self.key, self.value))
+        query, key, value = (x.to(at_least_float32(x)) for x in (self.query, self.key, self.value))
         tensors = (self.key_padding_mask, self.conv_weight)
         return composed_nystrom_attention(query, key, value, choices, *tensors).to(self.query.dtype)
-
-    @property
-    def _computed_in(self) -> torch.dtype:
-        return torch.float64 if self.query.dtype == torch.float64 else torch.float32
 
     def _empty(self, zeros: bool) -> Tensor:
         return empty_like_projections(self.query, zeros)
@@ -159,7 +156,7 @@ class Problem(Operator):
         elif zeros:
             zeros = n > m
         make = self.query.new_zeros if zeros else self.query.new_empty
-        kept = [make((b, h, *shape), dtype=self._computed_in) for shape in shapes]
+        kept = [make((b, h, *shape), dtype=at_least_float32(self.query)) for shape in shapes]
         if w is not None:
             kept.append(make((b, h, salient_tokens), dtype=torch.int32))
         return kept

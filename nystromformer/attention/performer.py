@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nystromformer.attention.mechanism import Mechanism
-from nystromformer.attention.precision import without_autocast
+from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
 from nystromformer.settings.schema import result
 
@@ -112,7 +112,7 @@ class PerformerAttention(Mechanism):
         if self.features.shape[1] != d:
             raise ValueError(f"features must have shape (count, {d}), got {tuple(self.features.shape)}")
         dtype = query.dtype
-        computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+        computed_in = at_least_float32(query)
         query, key, value = (x.to(computed_in) for x in without_padding(query, key, value, key_padding_mask))
         with without_autocast(query):
             features_RD = self.features.to(computed_in)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.mechanism import Mechanism, mechanism_of
 from nystromformer.attention.precision import as_product
-from nystromformer.attention.recording import is_recorded
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.linear import linear
 
@@ -83,26 +82,3 @@ class NystromformerSelfAttention(nn.Module):
     def branch(self, real_tokens: int) -> str:
         """What this layer computes for a row of so many real tokens: `exact`, or the mechanism's name."""
         return "exact" if self.attend.is_exact(real_tokens) else self.mechanism
-
-
-def padding_mask_of(attention_mask: Tensor | None) -> Tensor | None:
-    """transformers' attention mask, (B, N) with 1 at real tokens, as a bool mask, True at padding.
-
-    None where every token is known to be real, which spares the masked path. That is looked up only
-    on a CPU, since on a GPU the look would wait for the device, and not where the call is recorded, since
-    the record is run on other masks.
-
-    Raises:
-        ValueError: the mask has more than two dimensions.
-    """
-    if attention_mask is None:
-        return None
-    if attention_mask.dim() != 2:
-        raise ValueError(
-            "attention_mask must be (batch, tokens) with 1 at real tokens and 0 at padding, got shape "
-            f"{tuple(attention_mask.shape)}: linear attention has no mask for each pair of tokens"
-        )
-    padding_mask = attention_mask == 0
-    if padding_mask.device.type != "cpu" or torch.compiler.is_compiling() or is_recorded():
-        return padding_mask
-    return padding_mask if padding_mask.any() else None

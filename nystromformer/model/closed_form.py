@@ -35,8 +35,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nystromformer.attention.projections import padding_mask_of
 from nystromformer.attention.softmax import softmax_attention
-from nystromformer.model.attention import NystromformerSelfAttention, padding_mask_of
+from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.encoder import NystromformerLayer, NystromformerModel
 
 RIDGE = 1e-3

@@ -16,8 +16,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from nystromformer.attention.mechanism import Mechanism
+from nystromformer.attention.projections import padding_mask_of
 from nystromformer.model.arguments import model_forward
-from nystromformer.model.attention import NystromformerSelfAttention, ResidualConvolution, padding_mask_of
+from nystromformer.model.attention import NystromformerSelfAttention, ResidualConvolution
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.linear import linear
 

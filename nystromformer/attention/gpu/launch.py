@@ -24,13 +24,13 @@ from nystromformer.attention.gpu.convolution import kernel_gradient_kernel
 from nystromformer.attention.gpu.gather import gather_backward_kernel, gather_kernel
 from nystromformer.attention.gpu.landmarks import means_kernel
 from nystromformer.attention.gpu.mix import join_kernel, mix_backward_kernel, mix_kernel
-from nystromformer.attention.gpu.rows import Rows
 from nystromformer.attention.gpu.spread import (
     spread_backward_means_kernel,
     spread_backward_query_kernel,
     spread_kernel,
 )
 from nystromformer.attention.gpu.support import INTERPRETED, MOST_ENTRIES, padded
+from nystromformer.attention.gpu.tiles import Rows
 from nystromformer.attention.operator import Operator, empty_like_projections
 from nystromformer.attention.precision import tf32_allowed
 

@@ -17,10 +17,10 @@ from nystromformer.attention.choices import Choices
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.gpu import launch, products
 from nystromformer.attention.gpu.convolution import convolution_kernel
-from nystromformer.attention.gpu.inverse import inverse_backward_kernel, inverse_kernel
 from nystromformer.attention.gpu.landmarks import means_backward_kernel
-from nystromformer.attention.gpu.rows import Rows
+from nystromformer.attention.gpu.mix import inverse_backward_kernel, inverse_kernel
 from nystromformer.attention.gpu.support import padded
+from nystromformer.attention.gpu.tiles import Rows
 from nystromformer.attention.operator import Operator, define, empty_like_projections
 from nystromformer.attention.precision import as_product
 from nystromformer.attention.projections import without_padding, zero_at_padding
