@@ -15,6 +15,7 @@ from torch import Tensor
 from nystromformer.attention.choices import Choices
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.landmarks import (
+    RealTokensFirst,
     Segments,
     first_tokens,
     kmeans_centres,
@@ -22,7 +23,6 @@ from nystromformer.attention.landmarks import (
     uniform_samples,
 )
 from nystromformer.attention.neighbours import Blocks, attention_with_neighbours
-from nystromformer.attention.packing import RealTokensFirst
 from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.attention.projections import mask_of, seen_keys, without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
@@ -42,29 +42,13 @@ def composed_nystrom_attention(
 ) -> Tensor:
     """`nystrom_attention` on arguments known to be right; `kernels` as of `attention_with_neighbours`."""
     query_BHND, key_BHND, value_BHND = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
-    recorded = is_recorded()  # for other lengths too: segments serve them all
-    if not recorded and query_BHND.shape[2] <= choices.most_exact:
-        out = softmax_attention(query_BHND, key_BHND, value_BHND, key_padding_mask=key_padding_mask_BN)
+    tensors = (query_BHND, key_BHND, value_BHND)
+    if not is_recorded() and query_BHND.shape[2] <= choices.most_exact:
+        out = softmax_attention(*tensors, key_padding_mask=key_padding_mask_BN)
     elif choices.neighbours is not None:
-        tensors = (query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
-        out = _with_neighbours(*tensors, choices, choices.neighbours, kernels)
+        out = _with_neighbours(*tensors, key_padding_mask_BN, choices, choices.neighbours, kernels)
     else:
-        masked = key_padding_mask_BN is not None or recorded
-        if segments is None and (masked or choices.landmarks != "segment_means"):
-            mask_BN = mask_of(query_BHND, key_padding_mask_BN)
-            segments = Segments.of(mask_BN, choices.num_landmarks)
-        query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query_BHND, key_BHND))
-        inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations)
-        out = _through_landmarks(
-            query_BHND,
-            key_BHND,
-            value_BHND,
-            query_BHMD,
-            key_BHMD,
-            inverse_BHMM,
-            key_padding_mask_BN,
-            segments,
-        )
+        out = _through_landmarks(*tensors, key_padding_mask_BN, choices, segments)
     if conv_weight_H1K1 is not None:
         out = out + _convolution(value_BHND, conv_weight_H1K1, kernels)
     return zero_at_padding(out, key_padding_mask_BN)
@@ -93,11 +77,12 @@ def _with_neighbours(
         segments = Segments.of(mask_of(query, padding_BN), m)
     if kernels and choices.pinv_iterations is not None:
         # Here, because it imports Triton, which only GPUs need.
-        from nystromformer.attention.gpu.operator import inverse_on_gpu, landmarks_on_gpu
+        from nystromformer.attention.gpu.operator import inverse_on_gpu, segment_means_on_gpu
 
-        query_BHMD, key_BHMD = landmarks_on_gpu(query, key, padding_BN, m)
+        query_BHMD, key_BHMD = segment_means_on_gpu(query, key, padding_BN, m).unbind()
         # It knows no absent landmarks, but only short rows have some, of which nothing uses Z.
-        inverse_BHMM = inverse_on_gpu(query_BHMD, key_BHMD, choices.pinv_iterations, query)
+        half = query.dtype != torch.float32
+        inverse_BHMM = inverse_on_gpu(query_BHMD, key_BHMD, choices.pinv_iterations, half)
     else:
         query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query, key))
         inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations)
@@ -170,13 +155,16 @@ def _through_landmarks(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    query_BHMD: Tensor,
-    key_BHMD: Tensor,
-    inverse_BHMM: Tensor,
     key_padding_mask_BN: Tensor | None,
+    choices: Choices,
     segments: Segments | None,
 ) -> Tensor:
     """F̃ Z B̃ V by two fused attentions."""
+    masked = key_padding_mask_BN is not None or is_recorded()  # segments serve a record's other lengths too
+    if segments is None and (masked or choices.landmarks != "segment_means"):
+        segments = Segments.of(mask_of(query_BHND, key_padding_mask_BN), choices.num_landmarks)
+    query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query_BHND, key_BHND))
+    inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations)
     gathered_BHMD = F.scaled_dot_product_attention(  # B̃ V
         query_BHMD.to(query_BHND.dtype), key_BHND, value_BHND, attn_mask=seen_keys(key_padding_mask_BN)
     )

@@ -1,6 +1,8 @@
-"""Landmarks: the m queries and keys that stand for all n of them.
+"""Landmarks: the m queries and keys that stand for all n of them; and a row's real tokens in their order,
+which segments and the blocks of neighbours.py are cut from.
 
-Shapes: B rows of a batch, H heads, N positions, D head width, M landmarks; S tokens of a segment.
+Shapes: B rows of a batch, H heads, N positions, P places with real tokens first, D head width, M landmarks;
+S tokens of a segment.
 
 A row's segments are cut from its own real tokens, in order, and their sizes differ by at most one
 (the longer ones come first). So the landmarks of a row do not know how much padding surrounds it.
@@ -16,11 +18,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nystromformer.attention.packing import RealTokensFirst
 from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.attention.recording import is_recorded
 
 KMEANS_STEPS = 10
+
+
+@dataclass(frozen=True)
+class RealTokensFirst:
+    """The rows' real tokens in front, in order; what follows them is padding.
+
+    P places: N, but in a record whole blocks, one more than there need be. A number of blocks that follows
+    from N by rounding, or that can be 1, would tie the record to the lengths that round alike.
+    """
+
+    order_BP: Tensor
+    """The position that each place's token comes from."""
+    back_BN: Tensor
+    """The place that each position's token went to."""
+    padding_BP: Tensor
+    """True at padding, of the new order."""
+
+    @classmethod
+    def of(cls, key_padding_mask_BN: Tensor, neighbours: int | None = None) -> RealTokensFirst:
+        """Of a mask, True at padding; without `neighbours` P is N in a record too."""
+        b, n = key_padding_mask_BN.shape
+        real_BN = (~key_padding_mask_BN).long()
+        count_B1 = real_BN.sum(dim=1, keepdim=True)
+        after_BN = count_B1 + key_padding_mask_BN.long().cumsum(dim=1) - 1
+        back_BN = torch.where(key_padding_mask_BN, after_BN, real_BN.cumsum(dim=1) - 1)
+        places = n
+        if neighbours is not None and is_recorded():
+            places = ((n - 1) // neighbours + 2) * neighbours
+        every_N = torch.arange(n, device=back_BN.device)
+        order_BP = back_BN.new_zeros(b, places).scatter(1, back_BN, every_N.expand_as(back_BN))
+        padding_BP = torch.arange(places, device=back_BN.device) >= count_B1
+        return cls(order_BP, back_BN, padding_BP)
+
+    def pack(self, x_BHND: Tensor) -> Tensor:
+        """(B, H, P, D), 0 at padding as before."""
+        packed_BHPD = _taken(x_BHND, self.order_BP)
+        return packed_BHPD.masked_fill(self.padding_BP[:, None, :, None], 0) if is_recorded() else packed_BHPD
+
+    def unpack(self, x_BHPD: Tensor) -> Tensor:
+        return _taken(x_BHPD, self.back_BN)
 
 
 @dataclass(frozen=True)
@@ -172,10 +213,13 @@ def first_tokens(x_BHND: Tensor, segments: Segments) -> Tensor:
     return _tokens_at(x_BHND, segments.tokens_BMS[..., 0])
 
 
+def _taken(x: Tensor, places: Tensor) -> Tensor:
+    return x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
 def _tokens_at(x_BHND: Tensor, position_BM: Tensor) -> Tensor:
     if is_recorded():  # in ONNX, an index of two tensors would hold the batch's size
-        index_BHMD = position_BM[:, None, :, None].expand(-1, x_BHND.shape[1], -1, x_BHND.shape[3])
-        return x_BHND.gather(2, index_BHMD)
+        return _taken(x_BHND, position_BM)
     row_B1 = torch.arange(len(x_BHND), device=x_BHND.device)[:, None]
     return x_BHND.transpose(1, 2)[row_B1, position_BM].transpose(1, 2)
 

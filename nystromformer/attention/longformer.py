@@ -132,23 +132,9 @@ class LongformerAttention(Mechanism):
         seen = np.minimum(tokens, config.longformer_window)
         return 4 * tokens * seen * config.hidden_size + 8 * tokens * config.hidden_size
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
-    ) -> Tensor:
-        """Attention within the window and through [CLS], in time and memory linear in n.
-
-        Args:
-            query, key, value: (B, H, N, D).
-            key_padding_mask: (B, N) bool, True at padding. Distances are counted in positions.
-
-        Returns:
-            (B, H, N, D), 0 at padded positions.
-
-        Raises:
-            ValueError: a shape or dtype is impossible.
-        """
-        check_projections(query, key, value, key_padding_mask)
-        query, key, value = without_padding(query, key, value, key_padding_mask)
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        """Attention within the window, whose distances are counted in positions, and through [CLS], in time
+        and memory linear in n."""
         b, h, _, d = query.shape
         real_BN = ~mask_of(query, key_padding_mask)
         first_B = real_BN.to(torch.uint8).argmax(dim=1)  # [CLS]; 0 in a row of padding alone
@@ -157,5 +143,4 @@ class LongformerAttention(Mechanism):
         first_BH1D = F.scaled_dot_product_attention(
             query.gather(2, index_BH1D), key, value, attn_mask=seen_keys(key_padding_mask)
         )
-        out_BHND = out_BHND.scatter(2, index_BH1D, first_BH1D.to(out_BHND.dtype))
-        return zero_at_padding(out_BHND, key_padding_mask)
+        return out_BHND.scatter(2, index_BH1D, first_BH1D.to(out_BHND.dtype))

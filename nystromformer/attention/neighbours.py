@@ -29,7 +29,7 @@ Salient are the row's first token and the others that the landmarks' queries att
 largest column sums of B̃. Ties go to the earlier token. The choice has no gradient.
 
 Shapes: B rows, H heads, N positions, D head width, M landmarks; w tokens of a block, C blocks, W = 3w places
-around a block, S salient tokens. Real tokens come first here (see packing.py), so position is rank.
+around a block, S salient tokens. Real tokens come first here (see landmarks.py), so position is rank.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from nystromformer.attention.mechanism import Mechanism
 from nystromformer.attention.precision import at_least_float32, without_autocast
-from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
 from nystromformer.settings.schema import result
 
 EPSILON = 1e-4
@@ -92,28 +91,18 @@ class PerformerAttention(Mechanism):
         count, width = self.features.shape
         self.features.copy_(orthogonal_features(count, width, generator))
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
-    ) -> Tensor:
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         """Attention through R random features, computed in at least float32.
 
-        Args:
-            query, key, value: (B, H, N, D).
-            key_padding_mask: (B, N) bool, True at padding.
-
-        Returns:
-            (B, H, N, D), 0 at padded positions.
-
         Raises:
-            ValueError: a shape or dtype is impossible.
+            ValueError: the heads have another width than the features.
         """
-        check_projections(query, key, value, key_padding_mask)
         d = query.shape[-1]
         if self.features.shape[1] != d:
             raise ValueError(f"features must have shape (count, {d}), got {tuple(self.features.shape)}")
         dtype = query.dtype
         computed_in = at_least_float32(query)
-        query, key, value = (x.to(computed_in) for x in without_padding(query, key, value, key_padding_mask))
+        query, key, value = (x.to(computed_in) for x in (query, key, value))
         with without_autocast(query):
             features_RD = self.features.to(computed_in)
             exponent_BHNR = _exponents(query, features_RD)
@@ -131,4 +120,4 @@ class PerformerAttention(Mechanism):
             out_BHND = query_BHNR @ (key_BHNR.mT @ value)
             # A row of padding alone has no weight at all; anything finite does there.
             out_BHND = out_BHND / torch.where(weight_BHN1 > 0, weight_BHN1, 1)
-        return zero_at_padding(out_BHND.to(dtype), key_padding_mask)
+        return out_BHND.to(dtype)

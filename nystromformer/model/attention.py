@@ -14,15 +14,6 @@ from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.linear import linear
 
 
-class ResidualConvolution(nn.Conv2d):
-    """Holds one kernel a head, (heads, 1, width, 1), under transformers' name `conv.weight`."""
-
-    def __init__(self, num_heads: int, width: int) -> None:
-        super().__init__(
-            num_heads, num_heads, (width, 1), padding=(width // 2, 0), bias=False, groups=num_heads
-        )
-
-
 class NystromformerSelfAttention(nn.Module):
     """Multi-head self-attention, (batch, tokens, hidden) → (batch, tokens, hidden)."""
 
@@ -34,11 +25,11 @@ class NystromformerSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.add_module(self.mechanism, mechanism_of(self.mechanism).of(config))
-        self.conv = (
-            ResidualConvolution(config.num_attention_heads, config.conv_kernel_size)
-            if config.conv_kernel_size is not None
-            else None
-        )
+        # One kernel a head, (heads, 1, width, 1), under transformers' name `conv.weight`.
+        h, width = config.num_attention_heads, config.conv_kernel_size
+        self.conv = None
+        if width is not None:
+            self.conv = nn.Conv2d(h, h, (width, 1), padding=(width // 2, 0), bias=False, groups=h)
 
     @property
     def attend(self) -> Mechanism:

@@ -5,8 +5,7 @@ Shapes: L layers, B rows, H heads, N positions, n real tokens of a row, D head w
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +60,7 @@ def approximation_error(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> 
         counts = [n] * b if padding_mask is None else (~padding_mask).sum(1).tolist()
         exact.append(torch.tensor([module.branch(count) == "exact" for count in counts]))
 
-    with _looking(model, layers, look):
-        model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+    _look(model, batch, layers, look)
     return ApproximationError(torch.stack(errors), torch.stack(exact).to(errors[0].device))
 
 
@@ -144,8 +142,7 @@ def _projections(
             raise IndexError(f"row={row} is padding alone: it has no attention")
         found.append(_queries_and_keys(module, tokens[None]))
 
-    with _looking(model, [layers[layer]], look):
-        model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+    _look(model, batch, [layers[layer]], look)
     return layers[layer], *found[0]
 
 
@@ -176,17 +173,19 @@ def _queries_and_keys(module: NystromformerSelfAttention, hidden_states: Tensor)
     return module.in_heads(module.query(hidden_states)), module.in_heads(module.key(hidden_states))
 
 
-@contextlib.contextmanager
-def _looking(
-    model: PreTrainedModel, layers: list[NystromformerSelfAttention], look: Callable[..., None]
-) -> Iterator[None]:
-    """`look` is called before each layer's attention, in a model that does not train for as long."""
+def _look(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    layers: list[NystromformerSelfAttention],
+    look: Callable[..., None],
+) -> None:
+    """Run the model without training it; `look` is called before the attention of each of the layers."""
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     was_training = model.training
     model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):  # a compiled forward would pass the hooks by
-            yield
+            model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
     finally:
         model.train(was_training)
         for hook in hooks:

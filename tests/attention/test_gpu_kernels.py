@@ -246,16 +246,14 @@ def test_the_inverse_in_float16_costs_a_trained_berts_heads_nothing(monkeypatch)
     expected = [expected, *torch.autograd.grad(expected, exact, seed.double())]
 
     def errors():
-        launch._known_sizes.cache_clear()  # holds what the inverse is computed in
         out = by_kernels(inputs, None, 64)
         found = [out, *torch.autograd.grad(out, inputs, seed)]
         return [((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
 
     halves = errors()
-    monkeypatch.setattr(launch.Sizes, "inversion_dtype", torch.float32)
+    monkeypatch.setattr(launch.Sizes, "half", False)
     for half, whole in zip(halves, errors(), strict=True):
         assert half < 1.1 * whole
-    launch._known_sizes.cache_clear()
     assert halves[0] < 0.01
     assert max(halves) < 0.025
 

@@ -186,10 +186,10 @@ def test_an_address_outside_of_a_kernels_tensors_is_noticed():
     code = (
         "from tests.attention import interpreted; interpreted.install()\n"
         "import torch\n"
-        "from nystromformer.attention.gpu.operator import _means\n"
+        "from nystromformer.attention.gpu.operator import segment_means_on_gpu\n"
         "query = torch.randn(1, 1, 40, 16)\n"
         "short = torch.randn(1, 1, 20, 16)\n"
-        "_means(query, short, None, 4)\n"
+        "segment_means_on_gpu(query, short, None, 4)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -100,21 +100,10 @@ class Sizes:
         """For scores in units of log 2."""
         return self.scale * math.log2(math.e)
 
-    @cached_property
-    def inversion(self) -> dict[str, Any]:
-        """How the m × m matrices are multiplied.
-
-        Beside half-precision inputs the factors of the iteration have float16's 11 digits, as those of TF32
-        have, at half the room and twice the speed: off by 1e-3 in the output and in the scores' gradients of
-        a trained BERT's heads, where bfloat16 would be by 1e-2. Else three products of TF32, as exact as
-        float32.
-        """
-        return inversion(half=self.inversion_dtype != torch.float32)
-
     @property
-    def inversion_dtype(self) -> torch.dtype:
-        """Of the factors of the iteration's products."""
-        return torch.float32 if self.dtype == torch.float32 else torch.float16
+    def half(self) -> bool:
+        """Whether the inputs are of half precision, see `inversion`."""
+        return self.dtype != torch.float32
 
     def parts(self, programs: int) -> tuple[int, int]:
         """(S, tokens of each) that make at least so many programs, where there are tiles enough."""
@@ -147,7 +136,12 @@ def inverts_on_chip(m: int, hopper: bool) -> bool:
 
 
 def inversion(half: bool) -> dict[str, Any]:
-    """See `Sizes.inversion`."""
+    """How the m × m matrices are multiplied.
+
+    Beside half-precision inputs the factors of the iteration have float16's 11 digits, as those of TF32 have,
+    at half the room and twice the speed: off by 1e-3 in the output and in the scores' gradients of a trained
+    BERT's heads, where bfloat16 would be by 1e-2. Else three products of TF32, as exact as float32.
+    """
     return {"TYPE": tl.float16, "PRECISION": "tf32"} if half else {"TYPE": tl.float32, "PRECISION": "tf32x3"}
 
 
@@ -222,7 +216,7 @@ class Attention(Operator):
             mix_kernel[(b * h,)](
                 means[0], means[1], gathered, *strided(value), rows.first_BM, rows.count_B, inverse, mixed,
                 h, n, self.iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
-                **sizes.inversion, **of_heads,
+                **inversion(sizes.half), **of_heads,
             )  # fmt: skip
 
         parts, tokens = sizes.parts(2 * sizes.programs)
@@ -255,13 +249,12 @@ class Attention(Operator):
         delta = torch.empty_like(normalizer)
         grad_query_parts = means.new_empty(b, h, parts + 1, m, d)
         on_chip = sizes.on_chip
-        half = sizes.inversion_dtype != torch.float32
-        programs, steps = room_for_iterates(means[0], self.iterations if on_chip else 0, half)
+        programs, steps = room_for_iterates(means[0], self.iterations if on_chip else 0, sizes.half)
         mix_backward_kernel[(programs,)](
             grad_mixed_parts, grad_key_parts, means[0], means[1], inverse, gathered, rows.count_B, steps,
             grad_mixed, grad_gathered, delta, grad_key_means, grad_query_parts,
             b, h, n, parts, parts, self.iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
-            **sizes.inversion, **constants_of_heads(m, d, warps=4),
+            **inversion(sizes.half), **constants_of_heads(m, d, warps=4),
         )  # fmt: skip
         if not on_chip:
             products.mix_backward(

@@ -61,17 +61,10 @@ def nystrom_attention_on_gpu(
 _nystrom_attention = define(launch.Attention)
 
 
-def landmarks_on_gpu(
-    query_BHND: Tensor, key_BHND: Tensor, key_padding_mask_BN: Tensor | None, num_landmarks: int
-) -> tuple[Tensor, Tensor]:
-    """Q̃ and K̃ by segment-means, (B, H, M, D), float32; 0 where absent."""
-    means_2BHMD = _means(query_BHND, key_BHND, key_padding_mask_BN, num_landmarks)
-    query_BHMD, key_BHMD = means_2BHMD.unbind()
-    return query_BHMD, key_BHMD
-
-
 @dataclass(eq=False)
 class SegmentMeans(Operator):
+    """Q̃ and K̃ by segment-means, (2, B, H, M, D), float32; 0 where absent."""
+
     query: Tensor
     key: Tensor
     key_padding_mask: Tensor | None
@@ -103,25 +96,18 @@ class SegmentMeans(Operator):
         return grad_query, grad_key
 
 
-_means = define(SegmentMeans)
-
-
-def inverse_on_gpu(query_BHMD: Tensor, key_BHMD: Tensor, iterations: int, tokens_BHND: Tensor) -> Tensor:
-    """Z ≈ Ã⁺ of landmarks in float32.
-
-    Args:
-        tokens_BHND: the queries, whose dtype says how the iteration's factors are rounded.
-    """
-    inverse_BHMM: Tensor = _inverse(query_BHMD, key_BHMD, iterations, tokens_BHND.dtype != torch.float32)
-    return inverse_BHMM
+segment_means_on_gpu = define(SegmentMeans)
 
 
 @dataclass(eq=False)
 class Inverse(Operator):
+    """Z ≈ Ã⁺ of landmarks in float32."""
+
     query_means: Tensor
     key_means: Tensor
     iterations: int
     half: int
+    """Whether the iteration's factors are rounded to half precision, as tokens of that type are."""
 
     name = "inverse_gpu"
     gradients = ("query_means", "key_means")
@@ -164,7 +150,7 @@ class Inverse(Operator):
         return launch.inversion(bool(self.half)) | launch.constants_of_heads(m, d, warps=4)
 
 
-_inverse = define(Inverse)
+inverse_on_gpu = define(Inverse)
 
 
 def convolution_on_gpu(value_BHND: Tensor, weight_H1K1: Tensor) -> Tensor:
