@@ -41,21 +41,18 @@ def nystrom_attention_on_gpu(
     """
     query_BHND, key_BHND, value_BHND = map(as_product, (query_BHND, key_BHND, value_BHND))
     widest = launch.tile_of(query_BHND.dtype, choices.num_landmarks, query_BHND.shape[3]) + 1
-    wide = conv_weight_H1K1 is not None and conv_weight_H1K1.shape[2] > widest
-    out_BHND, *_ = _nystrom_attention(
-        query_BHND,
-        key_BHND,
-        value_BHND,
-        key_padding_mask_BN,
-        None if wide else conv_weight_H1K1,
-        choices.num_landmarks,
-        choices.pinv_iterations,
-    )
-    if wide and conv_weight_H1K1 is not None:
-        *_, silent_BHND = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
-        out_BHND = out_BHND + residual_convolution(silent_BHND, conv_weight_H1K1)
-        out_BHND = zero_at_padding(out_BHND, key_padding_mask_BN)
-    return out_BHND
+    kernel_H1K1, wide_H1K1 = conv_weight_H1K1, None
+    if conv_weight_H1K1 is not None and conv_weight_H1K1.shape[2] > widest:
+        kernel_H1K1, wide_H1K1 = None, conv_weight_H1K1
+    tensors = (query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
+    out_BHND: Tensor = _nystrom_attention(
+        *tensors, kernel_H1K1, choices.num_landmarks, choices.pinv_iterations
+    )[0]
+    if wide_H1K1 is None:
+        return out_BHND
+    *_, silent_BHND = without_padding(*tensors)
+    out_BHND = out_BHND + residual_convolution(silent_BHND, wide_H1K1)
+    return zero_at_padding(out_BHND, key_padding_mask_BN)
 
 
 _nystrom_attention = define(launch.Attention)
