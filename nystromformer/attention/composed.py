@@ -90,8 +90,8 @@ def _with_neighbours(
     if first is not None:
         count_B = n - first.padding_BP.sum(dim=1)
     blocks = Blocks.of(count_B, n, neighbours, m)
-    arguments = (query, key, value, query_BHMD, key_BHMD, inverse_BHMM, neighbours)
-    out = attention_with_neighbours(*arguments, choices.salient_tokens, blocks, kernels=kernels)
+    arguments = (query, key, value, query_BHMD, key_BHMD, inverse_BHMM, choices.salient_tokens, blocks)
+    out = attention_with_neighbours(*arguments, kernels=kernels)
     if first is None or segments is None:
         return out
     if 2 * neighbours < m:
