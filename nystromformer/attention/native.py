@@ -24,7 +24,7 @@ from torch import Tensor
 from nystromformer.attention import build
 from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
-from nystromformer.attention.operator import Operator, define, empty_like_projections
+from nystromformer.attention.operator import NystromOperator, define, empty_like_projections
 from nystromformer.attention.precision import at_least_float32
 from nystromformer.attention.recording import is_recorded
 
@@ -84,23 +84,10 @@ def suits(query_BHND: Tensor, num_landmarks: int, neighbours: int | None = None)
 
 
 @dataclass(eq=False)
-class Problem(Operator):
-    """The inputs of one call."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    """(B, H, N, D) each."""
-    key_padding_mask: Tensor | None
-    """(B, N) bool, True at padding."""
-    conv_weight: Tensor | None
-    """(H, 1, K, 1)."""
-    num_landmarks: int
-    iterations: int
+class Problem(NystromOperator):
+    """As `kernel/nystrom.cpp` computes it."""
 
     name = "nystrom_attention"
-    outputs = 6
-    gradients = ("query", "key", "value", "conv_weight")
     device_types = ("cpu",)
 
     @property

@@ -3,14 +3,14 @@
 An operator is opaque to torch.compile and to exports, and differentiable once. Its output and the gradients
 of queries, keys and values lie in memory as a linear layer writes and reads them.
 
-Shapes: B rows, H heads, N positions, D head width.
+Shapes: B rows, H heads, N positions, D head width, K kernel width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_type_hints
 
 import torch
@@ -52,6 +52,25 @@ class Operator:
     def composed(self) -> Tensor:
         """The attention by differentiable operators."""
         raise NotImplementedError
+
+
+@dataclass(eq=False)
+class NystromOperator(Operator):
+    """Nyström attention with landmarks by segment-means and the iterative inverse."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    """(B, H, N, D) each."""
+    key_padding_mask: Tensor | None
+    """(B, N) bool, True at padding."""
+    conv_weight: Tensor | None
+    """(H, 1, K, 1)."""
+    num_landmarks: int
+    iterations: int
+
+    outputs = 6
+    gradients = ("query", "key", "value", "conv_weight")
 
 
 def define(operator: type[Operator]) -> Callable[..., Any]:

@@ -31,7 +31,7 @@ from nystromformer.attention.gpu.spread import (
 )
 from nystromformer.attention.gpu.support import INTERPRETED, MOST_ENTRIES, padded
 from nystromformer.attention.gpu.tiles import Rows
-from nystromformer.attention.operator import Operator, empty_like_projections
+from nystromformer.attention.operator import NystromOperator, empty_like_projections
 from nystromformer.attention.precision import tf32_allowed
 
 MOST_ON_CHIP = 64
@@ -167,21 +167,10 @@ def tile_of(dtype: torch.dtype, m: int, d: int) -> int:
 
 
 @dataclass(eq=False)
-class Attention(Operator):
-    """Nyström attention: the output, then what the backward pass needs: Q̃ and K̃, Z, B̃ V, X, and B̃'s
-    normalizer."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    key_padding_mask: Tensor | None
-    conv_weight: Tensor | None
-    num_landmarks: int
-    iterations: int
+class Attention(NystromOperator):
+    """What the backward pass needs: Q̃ and K̃, Z, B̃ V, X, and B̃'s normalizer."""
 
     name = "nystrom_attention_gpu"
-    outputs = 6
-    gradients = ("query", "key", "value", "conv_weight")
     device_types = DEVICES
 
     def empty(self) -> tuple[Tensor, ...]:
