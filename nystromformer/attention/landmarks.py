@@ -181,12 +181,10 @@ def uniform_samples(x_BHND: Tensor, num_landmarks: int, segments: Segments, seed
     return _tokens_at(x_BHND, position_BM)
 
 
-def kmeans_centres(
-    x_BHND: Tensor, num_landmarks: int, segments: Segments, steps: int = KMEANS_STEPS
-) -> Tensor:
+def kmeans_centres(x_BHND: Tensor, num_landmarks: int, segments: Segments) -> Tensor:
     """Centres of M clusters of each head's queries or keys (supplement, figure 1).
 
-    Lloyd's iteration, `steps` times, from the segment means; a cluster that loses all its tokens
+    Lloyd's iteration, KMEANS_STEPS times, from the segment means; a cluster that loses all its tokens
     keeps its centre. The gradient is that of the means: which token belongs where is a constant.
 
     Returns:
@@ -195,14 +193,14 @@ def kmeans_centres(
     x_BHND = x_BHND.to(at_least_float32(x_BHND))
     centres_BHMD = segment_means(x_BHND, num_landmarks, segments)
     pad_B1N1 = ~segments.real_BN[:, None, :, None]
-    for step in range(steps):
+    for step in range(KMEANS_STEPS):
         with torch.no_grad():
             # |x|² is the same for every centre.
             squared_BH1M = centres_BHMD.square().sum(dim=-1)[:, :, None]
             nearest_BHN = (squared_BH1M - 2 * x_BHND @ centres_BHMD.mT).argmin(dim=-1)
             member_BHNM = F.one_hot(nearest_BHN, num_landmarks).to(x_BHND.dtype).masked_fill(pad_B1N1, 0)
             size_BHM1 = member_BHNM.sum(dim=2)[..., None]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and step == steps - 1):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and step == KMEANS_STEPS - 1):
             means_BHMD = member_BHNM.mT @ x_BHND / size_BHM1.clamp(min=1)
             centres_BHMD = torch.where(size_BHM1 > 0, means_BHMD, centres_BHMD.detach())
     return centres_BHMD
