@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nystromformer.attention import nystrom_attention
+    from nystromformer.attention.nystrom import nystrom_attention
     from nystromformer.attention.transformers_interface import register_attention
     from nystromformer.model import (
         NystromformerConfig,
@@ -28,7 +28,7 @@ _HOMES = {
     "approximation_error": "nystromformer.model.diagnostics",
     "attention_factors": "nystromformer.model.diagnostics",
     "attention_matrix": "nystromformer.model.diagnostics",
-    "nystrom_attention": "nystromformer.attention",
+    "nystrom_attention": "nystromformer.attention.nystrom",
     "register_attention": "nystromformer.attention.transformers_interface",
 }
 """Of the names that are not of `nystromformer.model`."""

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.landmarks import (
+    RealTokensFirst,
     Segments,
     first_tokens,
     kmeans_centres,
@@ -21,9 +23,8 @@ from nystromformer.attention.landmarks import (
     uniform_samples,
 )
 from nystromformer.attention.neighbours import Blocks, attention_with_neighbours
-from nystromformer.attention.packing import RealTokensFirst
-from nystromformer.attention.precision import without_autocast
-from nystromformer.attention.projections import without_padding, zero_at_padding
+from nystromformer.attention.precision import at_least_float32, without_autocast
+from nystromformer.attention.projections import mask_of, seen_keys, without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
 from nystromformer.attention.recording import is_recorded
 from nystromformer.attention.softmax import softmax_attention
@@ -33,53 +34,21 @@ def composed_nystrom_attention(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    num_landmarks: int,
+    choices: Choices,
     key_padding_mask_BN: Tensor | None = None,
-    pinv_iterations: int | None = 6,
-    landmarks: str = "segment_means",
-    landmark_seed: int = 0,
     conv_weight_H1K1: Tensor | None = None,
     segments: Segments | None = None,
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
     kernels: bool = False,
 ) -> Tensor:
     """`nystrom_attention` on arguments known to be right; `kernels` as of `attention_with_neighbours`."""
     query_BHND, key_BHND, value_BHND = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
-    recorded = is_recorded()  # for other lengths too: segments serve them all
-    if not recorded and query_BHND.shape[2] <= max(num_landmarks, 2 * (neighbours or 0)):
-        out = softmax_attention(query_BHND, key_BHND, value_BHND, key_padding_mask=key_padding_mask_BN)
-    elif neighbours is not None:
-        out = _with_neighbours(
-            query_BHND,
-            key_BHND,
-            value_BHND,
-            num_landmarks,
-            key_padding_mask_BN,
-            pinv_iterations,
-            landmarks,
-            landmark_seed,
-            neighbours,
-            salient_tokens,
-            kernels,
-        )
+    tensors = (query_BHND, key_BHND, value_BHND)
+    if not is_recorded() and query_BHND.shape[2] <= choices.most_exact:
+        out = softmax_attention(*tensors, key_padding_mask=key_padding_mask_BN)
+    elif choices.neighbours is not None:
+        out = _with_neighbours(*tensors, key_padding_mask_BN, choices, choices.neighbours, kernels)
     else:
-        if segments is None and (key_padding_mask_BN is not None or landmarks != "segment_means" or recorded):
-            segments = Segments.of(_mask_of(query_BHND, key_padding_mask_BN), num_landmarks)
-        query_BHMD, key_BHMD = (
-            landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query_BHND, key_BHND)
-        )
-        inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
-        out = _through_landmarks(
-            query_BHND,
-            key_BHND,
-            value_BHND,
-            query_BHMD,
-            key_BHMD,
-            inverse_BHMM,
-            key_padding_mask_BN,
-            segments,
-        )
+        out = _through_landmarks(*tensors, key_padding_mask_BN, choices, segments)
     if conv_weight_H1K1 is not None:
         out = out + _convolution(value_BHND, conv_weight_H1K1, kernels)
     return zero_at_padding(out, key_padding_mask_BN)
@@ -89,51 +58,46 @@ def _with_neighbours(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    num_landmarks: int,
     key_padding_mask_BN: Tensor | None,
-    pinv_iterations: int | None,
-    landmarks: str,
-    landmark_seed: int,
+    choices: Choices,
     neighbours: int,
-    salient_tokens: int,
     kernels: bool,
 ) -> Tensor:
     """See `neighbours.py`. Its blocks are cut from real tokens, which padding must not lie between."""
-    b, _, n, _ = query_BHND.shape
+    (b, _, n, _), m = query_BHND.shape, choices.num_landmarks
     query, key, value, first, segments = query_BHND, key_BHND, value_BHND, None, None
     if is_recorded():  # the record is run on other masks
-        key_padding_mask_BN = _mask_of(query_BHND, key_padding_mask_BN)
+        key_padding_mask_BN = mask_of(query_BHND, key_padding_mask_BN)
     if key_padding_mask_BN is not None:
         first = RealTokensFirst.of(key_padding_mask_BN, neighbours)
         query, key, value = (first.pack(x) for x in (query, key, value))
         n = query.shape[2]
     padding_BN = None if first is None else first.padding_BP
-    if first is not None or landmarks != "segment_means":
-        segments = Segments.of(_mask_of(query, padding_BN), num_landmarks)
-    if kernels and pinv_iterations is not None:
+    if first is not None or choices.landmarks != "segment_means":
+        segments = Segments.of(mask_of(query, padding_BN), m)
+    if kernels and choices.pinv_iterations is not None:
         # Here, because it imports Triton, which only GPUs need.
-        from nystromformer.attention.gpu.operator import inverse_on_gpu, landmarks_on_gpu
+        from nystromformer.attention.gpu.operator import inverse_on_gpu, segment_means_on_gpu
 
-        query_BHMD, key_BHMD = landmarks_on_gpu(query, key, padding_BN, num_landmarks)
+        query_BHMD, key_BHMD = segment_means_on_gpu(query, key, padding_BN, m).unbind()
         # It knows no absent landmarks, but only short rows have some, of which nothing uses Z.
-        inverse_BHMM = inverse_on_gpu(query_BHMD, key_BHMD, pinv_iterations, query)
+        half = query.dtype != torch.float32
+        inverse_BHMM = inverse_on_gpu(query_BHMD, key_BHMD, choices.pinv_iterations, half)
     else:
-        query_BHMD, key_BHMD = (
-            landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query, key)
-        )
-        inverse_BHMM = _inverse(landmark_attention(query_BHMD, key_BHMD, segments), pinv_iterations)
+        query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query, key))
+        inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations)
     count_B = torch.full((b,), n, device=query.device)
     if first is not None:
         count_B = n - first.padding_BP.sum(dim=1)
-    blocks = Blocks.of(count_B, n, neighbours, num_landmarks)
-    arguments = (query, key, value, query_BHMD, key_BHMD, inverse_BHMM, neighbours, salient_tokens, blocks)
+    blocks = Blocks.of(count_B, n, neighbours, m)
+    arguments = (query, key, value, query_BHMD, key_BHMD, inverse_BHMM, choices.salient_tokens, blocks)
     out = attention_with_neighbours(*arguments, kernels=kernels)
     if first is None or segments is None:
         return out
-    if 2 * neighbours < num_landmarks:
+    if 2 * neighbours < m:
         # Rows of at most M tokens are exact although not all of their tokens are near.
         # In a record there may be fewer positions than M.
-        m, more = num_landmarks, num_landmarks if is_recorded() else 0
+        more = m if is_recorded() else 0
         few = (F.pad(x, (0, 0, 0, more))[:, :, :m] for x in (query, key, value))
         few_padding_BM = F.pad(first.padding_BP, (0, more), value=True)[:, :m]
         exact = softmax_attention(*few, key_padding_mask=few_padding_BM)
@@ -151,26 +115,17 @@ def _convolution(value_BHND: Tensor, weight_H1K1: Tensor, kernels: bool) -> Tens
     return convolution_on_gpu(value_BHND, weight_H1K1)
 
 
-def _inverse(kernel_BHMM: Tensor, pinv_iterations: int | None) -> Tensor:
-    """Z of Ã."""
-    return (
-        exact_pinv(kernel_BHMM) if pinv_iterations is None else iterative_pinv(kernel_BHMM, pinv_iterations)
-    )
-
-
-def landmarks_of(
-    x_BHND: Tensor, num_landmarks: int, segments: Segments | None, kind: str, seed: int
-) -> Tensor:
+def landmarks_of(x_BHND: Tensor, choices: Choices, segments: Segments | None) -> Tensor:
     """Q̃ or K̃, (B, H, M, D), in at least float32."""
-    if segments is None or kind == "segment_means":
-        return segment_means(x_BHND, num_landmarks, segments)
-    if kind == "uniform":
-        chosen = uniform_samples(x_BHND, num_landmarks, segments, seed)
-        chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
+    m = choices.num_landmarks
+    if segments is None or choices.landmarks == "segment_means":
+        return segment_means(x_BHND, m, segments)
+    if choices.landmarks == "uniform":
+        chosen = uniform_samples(x_BHND, m, segments, choices.landmark_seed).to(at_least_float32(x_BHND))
     else:
-        chosen = kmeans_centres(x_BHND, num_landmarks, segments)
+        chosen = kmeans_centres(x_BHND, m, segments)
     # In a short row every token is a landmark of its own, however the others are chosen.
-    own = segment_means(x_BHND, num_landmarks, segments)
+    own = segment_means(x_BHND, m, segments)
     return torch.where(segments.short_B[:, None, None, None], own, chosen)
 
 
@@ -188,19 +143,30 @@ def landmark_attention(query_BHMD: Tensor, key_BHMD: Tensor, segments: Segments 
         return torch.where(segments.short_B[:, None, None, None], identity_MM, kernel_BHMM)
 
 
+def landmark_inverse(
+    query_BHMD: Tensor, key_BHMD: Tensor, segments: Segments | None, iterations: int | None
+) -> Tensor:
+    """Z ≈ Ã⁺, (B, H, M, M), in at least float32; the exact pseudoinverse for iterations of None."""
+    kernel_BHMM = landmark_attention(query_BHMD, key_BHMD, segments)
+    return exact_pinv(kernel_BHMM) if iterations is None else iterative_pinv(kernel_BHMM, iterations)
+
+
 def _through_landmarks(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    query_BHMD: Tensor,
-    key_BHMD: Tensor,
-    inverse_BHMM: Tensor,
     key_padding_mask_BN: Tensor | None,
+    choices: Choices,
     segments: Segments | None,
 ) -> Tensor:
     """F̃ Z B̃ V by two fused attentions."""
-    gathered_BHMD = _landmarks_over_tokens(  # B̃ V
-        query_BHMD.to(query_BHND.dtype), key_BHND, value_BHND, key_padding_mask_BN
+    masked = key_padding_mask_BN is not None or is_recorded()  # segments serve a record's other lengths too
+    if segments is None and (masked or choices.landmarks != "segment_means"):
+        segments = Segments.of(mask_of(query_BHND, key_padding_mask_BN), choices.num_landmarks)
+    query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query_BHND, key_BHND))
+    inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations)
+    gathered_BHMD = F.scaled_dot_product_attention(  # B̃ V
+        query_BHMD.to(query_BHND.dtype), key_BHND, value_BHND, attn_mask=seen_keys(key_padding_mask_BN)
     )
     with without_autocast(query_BHND):
         mixed_BHMD = inverse_BHMM @ gathered_BHMD.to(inverse_BHMM.dtype)  # Z B̃ V
@@ -214,22 +180,3 @@ def _through_landmarks(
     return F.scaled_dot_product_attention(
         query_BHND, key_BHMD.to(key_BHND.dtype), mixed_BHMD, attn_mask=present_B11M
     )
-
-
-def _landmarks_over_tokens(
-    query_BHMD: Tensor, key_BHND: Tensor, value_BHND: Tensor, key_padding_mask_BN: Tensor | None
-) -> Tensor:
-    """B̃ V: every landmark query attends to the real tokens, (B, H, M, D)."""
-    if key_padding_mask_BN is None:
-        return F.scaled_dot_product_attention(query_BHMD, key_BHND, value_BHND)
-    # A row of padding alone attends to everything, all zero by now, rather than to nothing.
-    empty_B1 = key_padding_mask_BN.all(dim=1, keepdim=True)
-    real_B11N = (~key_padding_mask_BN | empty_B1)[:, None, None]
-    return F.scaled_dot_product_attention(query_BHMD, key_BHND, value_BHND, attn_mask=real_B11N)
-
-
-def _mask_of(x_BHND: Tensor, key_padding_mask_BN: Tensor | None) -> Tensor:
-    if key_padding_mask_BN is not None:
-        return key_padding_mask_BN
-    b, _, n, _ = x_BHND.shape
-    return torch.zeros(b, n, dtype=torch.bool, device=x_BHND.device)

@@ -5,20 +5,16 @@ Shapes: B rows, H heads, N positions, n real tokens of a row, D head width, M la
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nystromformer.attention.composed import (
-    composed_nystrom_attention,
-    landmark_attention,
-    landmarks_of,
-)
+from nystromformer.attention.choices import Choices
+from nystromformer.attention.composed import composed_nystrom_attention, landmark_inverse, landmarks_of
 from nystromformer.attention.landmarks import Segments
-from nystromformer.attention.precision import without_autocast
-from nystromformer.attention.projections import check_projections
-from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
+from nystromformer.attention.precision import at_least_float32, without_autocast
+from nystromformer.attention.projections import check_projections, mask_of
 
 
 class Factors(NamedTuple):
@@ -29,63 +25,45 @@ class Factors(NamedTuple):
     b_BHMN: Tensor
 
 
-def nystrom_factors(
-    query: Tensor,
-    key: Tensor,
-    num_landmarks: int = 64,
-    pinv_iterations: int | None = 6,
-    landmarks: str = "segment_means",
-    landmark_seed: int = 0,
-) -> Factors:
+def nystrom_factors(query: Tensor, key: Tensor, **options: Any) -> Factors:
     """The three factors of the approximation, never multiplied: N · M numbers a head, not N · N.
 
     Args:
         query, key: (B, H, N, D) without padding; pass one row's real tokens where there is some.
-        num_landmarks, pinv_iterations, landmarks, landmark_seed: as of `nystrom_attention`.
+        options: `num_landmarks`, `pinv_iterations`, `landmarks` and `landmark_seed`, as of
+            `nystrom_attention`.
 
     Returns:
         F̃, Z and B̃ in at least float32. With N ≤ M, where attention is exact: S, I and I.
 
     Raises:
-        ValueError: a shape or dtype is impossible.
+        ValueError: a shape, dtype or option is impossible; with exact neighbours there are no such factors.
     """
     check_projections(query, key, key, None)
+    choices = Choices(**options)
+    if choices.neighbours is not None:
+        raise ValueError(f"neighbours={choices.neighbours}: with exact neighbours Ŝ is no F̃ Z B̃, use None")
     b, h, n, d = query.shape
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = at_least_float32(query)
     query, key, scale = query.to(dtype), key.to(dtype), d**-0.5
     with without_autocast(query):
-        if n <= num_landmarks:
+        if n <= choices.num_landmarks:
             identity_BHNN = torch.eye(n, dtype=dtype, device=query.device).expand(b, h, n, n)
             return Factors(torch.softmax(query @ key.mT * scale, dim=-1), identity_BHNN, identity_BHNN)
-        no_padding_BN = torch.zeros(b, n, dtype=torch.bool, device=query.device)
-        segments = None if landmarks == "segment_means" else Segments.of(no_padding_BN, num_landmarks)
-        query_BHMD, key_BHMD = (
-            landmarks_of(x, num_landmarks, segments, landmarks, landmark_seed) for x in (query, key)
-        )
-        kernel_BHMM = landmark_attention(query_BHMD, key_BHMD, segments)
-        if pinv_iterations is None:
-            inverse_BHMM = exact_pinv(kernel_BHMM)
-        else:
-            inverse_BHMM = iterative_pinv(kernel_BHMM, pinv_iterations)
+        segments = None
+        if choices.landmarks != "segment_means":
+            segments = Segments.of(mask_of(query, None), choices.num_landmarks)
+        query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query, key))
         return Factors(
             torch.softmax(query @ key_BHMD.mT * scale, dim=-1),
-            inverse_BHMM,
+            landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations),
             torch.softmax(query_BHMD @ key.mT * scale, dim=-1),
         )
 
 
 @torch.no_grad()
 def attention_error(
-    query: Tensor,
-    key: Tensor,
-    *,
-    num_landmarks: int = 64,
-    key_padding_mask: Tensor | None = None,
-    pinv_iterations: int | None = 6,
-    landmarks: str = "segment_means",
-    landmark_seed: int = 0,
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
+    query: Tensor, key: Tensor, *, key_padding_mask: Tensor | None = None, **options: Any
 ) -> Tensor:
     """‖S − Ŝ‖ / ‖S‖ in the Frobenius norm, of each row's real tokens and each head.
 
@@ -96,18 +74,19 @@ def attention_error(
     Args:
         query, key: (B, H, N, D).
         key_padding_mask: (B, N) bool, True at padding.
-        num_landmarks, pinv_iterations, landmarks, landmark_seed, neighbours, salient_tokens: as of
-            `nystrom_attention`.
+        options: `num_landmarks`, `pinv_iterations`, `landmarks`, `landmark_seed`, `neighbours` and
+            `salient_tokens`, as of `nystrom_attention`.
 
     Returns:
         (B, H) in at least float32; 0 in a row of padding alone.
 
     Raises:
-        ValueError: a shape or dtype is impossible.
+        ValueError: a shape, dtype or option is impossible.
     """
     check_projections(query, key, key, key_padding_mask)
+    choices = Choices(**options)
     b, h, _, d = query.shape
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = at_least_float32(query)
     error_BH = torch.zeros(b, h, dtype=dtype, device=query.device)
     with without_autocast(query):
         for row in range(b):
@@ -117,22 +96,14 @@ def attention_error(
                 if query_11nD.shape[2] == 0:
                     continue
                 exact_nn = torch.softmax(query_11nD[0, 0] @ key_11nD[0, 0].T * d**-0.5, dim=-1)
-                choices = (pinv_iterations, landmarks, landmark_seed)
-                if neighbours is None:
-                    factors = nystrom_factors(query_11nD, key_11nD, num_landmarks, *choices)
+                if choices.neighbours is None:
+                    factors = nystrom_factors(query_11nD, key_11nD, **options)
                     f_nM, z_MM, b_Mn = (factor[0, 0] for factor in factors)
                     apart_nn = torch.addmm(exact_nn, f_nM @ z_MM, b_Mn, alpha=-1)
                 else:
                     values_11nn = torch.eye(query_11nD.shape[2], dtype=dtype, device=query.device)[None, None]
                     approximation_11nn = composed_nystrom_attention(
-                        query_11nD,
-                        key_11nD,
-                        values_11nn,
-                        num_landmarks,
-                        None,
-                        *choices,
-                        neighbours=neighbours,
-                        salient_tokens=salient_tokens,
+                        query_11nD, key_11nD, values_11nn, choices
                     )
                     apart_nn = exact_nn - approximation_11nn[0, 0]
                 error_BH[row, head] = apart_nn.norm() / exact_nn.norm()

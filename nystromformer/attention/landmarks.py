@@ -1,6 +1,8 @@
-"""Landmarks: the m queries and keys that stand for all n of them.
+"""Landmarks: the m queries and keys that stand for all n of them; and a row's real tokens in their order,
+which segments and the blocks of neighbours.py are cut from.
 
-Shapes: B rows of a batch, H heads, N positions, D head width, M landmarks; S tokens of a segment.
+Shapes: B rows of a batch, H heads, N positions, P places with real tokens first, D head width, M landmarks;
+S tokens of a segment.
 
 A row's segments are cut from its own real tokens, in order, and their sizes differ by at most one
 (the longer ones come first). So the landmarks of a row do not know how much padding surrounds it.
@@ -16,10 +18,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nystromformer.attention.precision import without_autocast
+from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.attention.recording import is_recorded
 
 KMEANS_STEPS = 10
+
+
+@dataclass(frozen=True)
+class RealTokensFirst:
+    """The rows' real tokens in front, in order; what follows them is padding.
+
+    P places: N, but in a record whole blocks, one more than there need be. A number of blocks that follows
+    from N by rounding, or that can be 1, would tie the record to the lengths that round alike.
+    """
+
+    order_BP: Tensor
+    """The position that each place's token comes from."""
+    back_BN: Tensor
+    """The place that each position's token went to."""
+    padding_BP: Tensor
+    """True at padding, of the new order."""
+
+    @classmethod
+    def of(cls, key_padding_mask_BN: Tensor, neighbours: int | None = None) -> RealTokensFirst:
+        """Of a mask, True at padding; without `neighbours` P is N in a record too."""
+        b, n = key_padding_mask_BN.shape
+        real_BN = (~key_padding_mask_BN).long()
+        count_B1 = real_BN.sum(dim=1, keepdim=True)
+        after_BN = count_B1 + key_padding_mask_BN.long().cumsum(dim=1) - 1
+        back_BN = torch.where(key_padding_mask_BN, after_BN, real_BN.cumsum(dim=1) - 1)
+        places = n
+        if neighbours is not None and is_recorded():
+            places = ((n - 1) // neighbours + 2) * neighbours
+        every_N = torch.arange(n, device=back_BN.device)
+        order_BP = back_BN.new_zeros(b, places).scatter(1, back_BN, every_N.expand_as(back_BN))
+        padding_BP = torch.arange(places, device=back_BN.device) >= count_B1
+        return cls(order_BP, back_BN, padding_BP)
+
+    def pack(self, x_BHND: Tensor) -> Tensor:
+        """(B, H, P, D), 0 at padding as before."""
+        packed_BHPD = _taken(x_BHND, self.order_BP)
+        return packed_BHPD.masked_fill(self.padding_BP[:, None, :, None], 0) if is_recorded() else packed_BHPD
+
+    def unpack(self, x_BHPD: Tensor) -> Tensor:
+        return _taken(x_BHPD, self.back_BN)
 
 
 @dataclass(frozen=True)
@@ -60,10 +102,7 @@ class Segments:
         start_BM = segment_M * size_B1 + torch.minimum(segment_M, longer_B1)
         # One slot more in a record: a dimension of 1, as short rows have, would be a constant there.
         slot_S = torch.arange(-(-n // m) + int(is_recorded()), device=real_BN.device)
-        # Real tokens in their order, then the padding.
-        place_BN = torch.where(real_BN, rank_BN, count_B1 + key_padding_mask_BN.long().cumsum(dim=1) - 1)
-        every_N = torch.arange(n, device=real_BN.device)
-        position_BN = torch.empty_like(place_BN).scatter(1, place_BN, every_N.expand_as(place_BN))
+        position_BN = RealTokensFirst.of(key_padding_mask_BN).order_BP
         rank_BMS = (start_BM[..., None] + slot_S).clamp(max=n - 1)
         return cls(
             tokens_BMS=position_BN[:, None].expand(-1, m, -1).gather(2, rank_BMS),
@@ -105,7 +144,7 @@ def segment_means(x_BHND: Tensor, num_landmarks: int, segments: Segments | None 
     """
     b, h, n, d = x_BHND.shape
     m = num_landmarks
-    dtype = torch.float64 if x_BHND.dtype == torch.float64 else torch.float32
+    dtype = at_least_float32(x_BHND)
     if segments is not None and is_recorded():
         with without_autocast(x_BHND):
             return segments.weights_BMN(dtype)[:, None] @ x_BHND.to(dtype)
@@ -142,28 +181,26 @@ def uniform_samples(x_BHND: Tensor, num_landmarks: int, segments: Segments, seed
     return _tokens_at(x_BHND, position_BM)
 
 
-def kmeans_centres(
-    x_BHND: Tensor, num_landmarks: int, segments: Segments, steps: int = KMEANS_STEPS
-) -> Tensor:
+def kmeans_centres(x_BHND: Tensor, num_landmarks: int, segments: Segments) -> Tensor:
     """Centres of M clusters of each head's queries or keys (supplement, figure 1).
 
-    Lloyd's iteration, `steps` times, from the segment means; a cluster that loses all its tokens
+    Lloyd's iteration, KMEANS_STEPS times, from the segment means; a cluster that loses all its tokens
     keeps its centre. The gradient is that of the means: which token belongs where is a constant.
 
     Returns:
         (B, H, M, D) in at least float32. Stores (B, H, N, M) memberships: a tool of comparison.
     """
-    x_BHND = x_BHND if x_BHND.dtype == torch.float64 else x_BHND.float()
+    x_BHND = x_BHND.to(at_least_float32(x_BHND))
     centres_BHMD = segment_means(x_BHND, num_landmarks, segments)
     pad_B1N1 = ~segments.real_BN[:, None, :, None]
-    for step in range(steps):
+    for step in range(KMEANS_STEPS):
         with torch.no_grad():
             # |x|² is the same for every centre.
             squared_BH1M = centres_BHMD.square().sum(dim=-1)[:, :, None]
             nearest_BHN = (squared_BH1M - 2 * x_BHND @ centres_BHMD.mT).argmin(dim=-1)
             member_BHNM = F.one_hot(nearest_BHN, num_landmarks).to(x_BHND.dtype).masked_fill(pad_B1N1, 0)
             size_BHM1 = member_BHNM.sum(dim=2)[..., None]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and step == steps - 1):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and step == KMEANS_STEPS - 1):
             means_BHMD = member_BHNM.mT @ x_BHND / size_BHM1.clamp(min=1)
             centres_BHMD = torch.where(size_BHM1 > 0, means_BHMD, centres_BHMD.detach())
     return centres_BHMD
@@ -174,10 +211,13 @@ def first_tokens(x_BHND: Tensor, segments: Segments) -> Tensor:
     return _tokens_at(x_BHND, segments.tokens_BMS[..., 0])
 
 
+def _taken(x: Tensor, places: Tensor) -> Tensor:
+    return x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
 def _tokens_at(x_BHND: Tensor, position_BM: Tensor) -> Tensor:
     if is_recorded():  # in ONNX, an index of two tensors would hold the batch's size
-        index_BHMD = position_BM[:, None, :, None].expand(-1, x_BHND.shape[1], -1, x_BHND.shape[3])
-        return x_BHND.gather(2, index_BHMD)
+        return _taken(x_BHND, position_BM)
     row_B1 = torch.arange(len(x_BHND), device=x_BHND.device)[:, None]
     return x_BHND.transpose(1, 2)[row_B1, position_BM].transpose(1, 2)
 
@@ -200,8 +240,7 @@ class _SegmentMeans(torch.autograd.Function):
         b, m, s = segments.tokens_BMS.shape
         n = segments.segment_BN.shape[1]
         offset_B11 = n * torch.arange(b, device=x_LE.device)[:, None, None]
-        if x_LE.dtype not in (torch.float32, torch.float64):
-            x_LE = x_LE.float()  # a sum of many half-precision numbers would lose the small ones
+        x_LE = x_LE.to(at_least_float32(x_LE))  # a sum of many half-precision numbers loses the small ones
         weights_BMS = segments.filled_BMS.to(x_LE.dtype) / segments.size_BM.clamp(min=1)[..., None]
         return F.embedding_bag(
             (segments.tokens_BMS + offset_B11).view(b * m, s),

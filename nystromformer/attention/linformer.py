@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nystromformer.attention.mechanism import Mechanism
-from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
 from nystromformer.settings.schema import result
 
 
@@ -32,51 +31,8 @@ class Settings:
     """One projection a layer for all of Linformer's heads, or one a head."""
 
 
-def linformer_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    projection_GPL: Tensor,
-    key_padding_mask: Tensor | None = None,
-) -> Tensor:
-    """Attention to P mixtures of the tokens.
-
-    The column of the projection that a token meets is its place among the row's real tokens, so a
-    row's output does not depend on the padding around it.
-
-    Args:
-        query, key, value: (B, H, N, D), N ≤ L.
-        projection_GPL: (1, P, L) shared over heads, or (H, P, L).
-        key_padding_mask: (B, N) bool, True at padding.
-
-    Returns:
-        (B, H, N, D), 0 at padded positions.
-
-    Raises:
-        ValueError: a shape or dtype is impossible, or the input is longer than the projection.
-    """
-    check_projections(query, key, value, key_padding_mask)
-    _, h, n, _ = query.shape
-    if projection_GPL.dim() != 3 or projection_GPL.shape[0] not in (1, h):
-        raise ValueError(
-            f"projection must have shape (1 or {h}, projected, longest), got {tuple(projection_GPL.shape)}"
-        )
-    if n > projection_GPL.shape[2]:
-        raise ValueError(f"{n} tokens are more than the {projection_GPL.shape[2]} of the projection")
-    query, key, value = without_padding(query, key, value, key_padding_mask)
-    if key_padding_mask is None:
-        projection_BGPN = projection_GPL[None, :, :, :n].to(key.dtype)
-    else:
-        rank_BN = ((~key_padding_mask).long().cumsum(dim=1) - 1).clamp(min=0)
-        # Padding is zero by now, so that the column it meets does not matter.
-        projection_BGPN = projection_GPL.to(key.dtype)[:, :, rank_BN].permute(2, 0, 1, 3)
-    out_BHND = F.scaled_dot_product_attention(query, projection_BGPN @ key, projection_BGPN @ value)
-    return zero_at_padding(out_BHND, key_padding_mask)
-
-
 class LinformerAttention(Mechanism):
-    """`linformer_attention` with its projection, the parameter `projection`.
+    """Linformer with its projection, the parameter `projection`: (1, P, L) shared over heads, or (H, P, L).
 
     Args:
         num_heads: H.
@@ -113,9 +69,25 @@ class LinformerAttention(Mechanism):
         """Entries from N(0, 1/P), as in the paper's theorem 1, out of torch's global generator."""
         nn.init.normal_(self.projection, std=self.projection.shape[1] ** -0.5)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
-    ) -> Tensor:
-        return linformer_attention(
-            query, key, value, projection_GPL=self.projection, key_padding_mask=key_padding_mask
-        )
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        """Attention to P mixtures of the tokens.
+
+        The column of the projection that a token meets is its place among the row's real tokens, so a
+        row's output does not depend on the padding around it.
+
+        Raises:
+            ValueError: the input is longer than the projection, or has another number of heads.
+        """
+        (_, h, n, _), projection_GPL = query.shape, self.projection
+        if projection_GPL.shape[0] not in (1, h):
+            shape = tuple(projection_GPL.shape)
+            raise ValueError(f"projection must have shape (1 or {h}, projected, longest), got {shape}")
+        if n > projection_GPL.shape[2]:
+            raise ValueError(f"{n} tokens are more than the {projection_GPL.shape[2]} of the projection")
+        if key_padding_mask is None:
+            projection_BGPN = projection_GPL[None, :, :, :n].to(key.dtype)
+        else:
+            rank_BN = ((~key_padding_mask).long().cumsum(dim=1) - 1).clamp(min=0)
+            # Padding is zero by now, so that the column it meets does not matter.
+            projection_BGPN = projection_GPL.to(key.dtype)[:, :, rank_BN].permute(2, 0, 1, 3)
+        return F.scaled_dot_product_attention(query, projection_BGPN @ key, projection_BGPN @ value)

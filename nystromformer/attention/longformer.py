@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nystromformer.attention.mechanism import Mechanism
-from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
+from nystromformer.attention.projections import (
+    check_projections,
+    mask_of,
+    seen_keys,
+    without_padding,
+    zero_at_padding,
+)
 from nystromformer.settings.schema import result
 
 SMALLEST_BLOCK = 32
@@ -32,43 +38,6 @@ class Settings:
     """Positions that a token of Longformer sees, itself in the middle, odd."""
 
 
-def longformer_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    window: int = 257,
-    key_padding_mask: Tensor | None = None,
-) -> Tensor:
-    """Attention within a window and through [CLS], in time and memory linear in n.
-
-    Args:
-        query, key, value: (B, H, N, D).
-        window: how many positions a token sees, itself in the middle; odd.
-        key_padding_mask: (B, N) bool, True at padding. Distances are counted in positions.
-
-    Returns:
-        (B, H, N, D), 0 at padded positions.
-
-    Raises:
-        ValueError: a shape or dtype is impossible, or the window has no middle.
-    """
-    check_projections(query, key, value, key_padding_mask)
-    _check_window(window)
-    query, key, value = without_padding(query, key, value, key_padding_mask)
-    b, h, n, d = query.shape
-    real_BN = _real_tokens(query, key_padding_mask)
-    first_B = real_BN.to(torch.uint8).argmax(dim=1)  # [CLS]; 0 in a row of padding alone
-    out_BHND = _within_windows(query, key, value, real_BN, first_B, half=window // 2)
-
-    index_BH1D = first_B[:, None, None, None].expand(b, h, 1, d)
-    seen_B11N = (real_BN | ~real_BN.any(dim=1, keepdim=True))[:, None, None]
-    first_BH1D = F.scaled_dot_product_attention(
-        query.gather(2, index_BH1D), key, value, attn_mask=None if key_padding_mask is None else seen_B11N
-    )
-    return zero_at_padding(out_BHND.scatter(2, index_BH1D, first_BH1D.to(out_BHND.dtype)), key_padding_mask)
-
-
 def window_attention(
     query: Tensor,
     key: Tensor,
@@ -77,11 +46,11 @@ def window_attention(
     window: int,
     key_padding_mask: Tensor | None = None,
 ) -> Tensor:
-    """`longformer_attention` without a token that sees all: the local layers of ModernBERT."""
+    """Longformer without a token that sees all: the local layers of ModernBERT."""
     check_projections(query, key, value, key_padding_mask)
     _check_window(window)
     query, key, value = without_padding(query, key, value, key_padding_mask)
-    real_BN = _real_tokens(query, key_padding_mask)
+    real_BN = ~mask_of(query, key_padding_mask)
     out_BHND = _within_windows(query, key, value, real_BN, None, half=window // 2)
     return zero_at_padding(out_BHND, key_padding_mask)
 
@@ -131,25 +100,26 @@ def _within_windows(
     return out_KHTD.unflatten(0, (b, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :n]
 
 
-def _real_tokens(query_BHND: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    if key_padding_mask is not None:
-        return ~key_padding_mask
-    b, _, n, _ = query_BHND.shape
-    return torch.ones(b, n, dtype=torch.bool, device=query_BHND.device)
-
-
 def _check_window(window: int) -> None:
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window={window} has no middle: use an odd number of positions")
 
 
 class LongformerAttention(Mechanism):
-    """`longformer_attention` with its window. It has no parameters."""
+    """Longformer without parameters.
+
+    Args:
+        window: how many positions a token sees, itself in the middle.
+
+    Raises:
+        ValueError: the window has no middle.
+    """
 
     fixed_length = True  # its blocks are counted
 
     def __init__(self, window: int) -> None:
         super().__init__()
+        _check_window(window)
         self.window = window
 
     @classmethod
@@ -162,7 +132,15 @@ class LongformerAttention(Mechanism):
         seen = np.minimum(tokens, config.longformer_window)
         return 4 * tokens * seen * config.hidden_size + 8 * tokens * config.hidden_size
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
-    ) -> Tensor:
-        return longformer_attention(query, key, value, window=self.window, key_padding_mask=key_padding_mask)
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        """Attention within the window, whose distances are counted in positions, and through [CLS], in time
+        and memory linear in n."""
+        b, h, _, d = query.shape
+        real_BN = ~mask_of(query, key_padding_mask)
+        first_B = real_BN.to(torch.uint8).argmax(dim=1)  # [CLS]; 0 in a row of padding alone
+        out_BHND = _within_windows(query, key, value, real_BN, first_B, half=self.window // 2)
+        index_BH1D = first_B[:, None, None, None].expand(b, h, 1, d)
+        first_BH1D = F.scaled_dot_product_attention(
+            query.gather(2, index_BH1D), key, value, attn_mask=seen_keys(key_padding_mask)
+        )
+        return out_BHND.scatter(2, index_BH1D, first_BH1D.to(out_BHND.dtype))

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
 from nystromformer.mechanisms import MECHANISMS
 
 
 class Mechanism(nn.Module):
     """An attention mechanism, (B, H, N, D) three times → (B, H, N, D). A subclass says how it is made of a
-    model's configuration (`of`), computes (`forward`) and counts (`flops`); the rest has a default.
+    model's configuration (`of`), computes (`attended`) and counts (`flops`); the rest has a default.
 
     The layer holds it under the mechanism's name, so that its parameter `weight` is saved as `….NAME.weight`.
     """
@@ -39,7 +40,24 @@ class Mechanism(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:
-        """Attention; `key_padding_mask` is (B, N) bool, True at padding, where the output means nothing."""
+        """Attention: `attended` between zeros at padding.
+
+        Args:
+            query, key, value: (B, H, N, D).
+            key_padding_mask: (B, N) bool, True at padding.
+
+        Returns:
+            (B, H, N, D), 0 at padded positions.
+
+        Raises:
+            ValueError: a shape or dtype is impossible.
+        """
+        check_projections(query, key, value, key_padding_mask)
+        tensors = without_padding(query, key, value, key_padding_mask)
+        return zero_at_padding(self.attended(*tensors, key_padding_mask), key_padding_mask)
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        """The same of tensors that fit together and are 0 at padding, where the output means nothing."""
         raise NotImplementedError
 
     @staticmethod

@@ -1,8 +1,10 @@
-"""`kernel/nystrom.cpp`, compiled for the machine at hand and called on tensors' memory.
+"""Nyström attention on a CPU as operators with their own backward pass: `kernel/nystrom.cpp`, called on
+tensors' memory.
 
-The first use compiles it with g++ (seconds), see `build`. Where there is no g++, or
-`NYSTROMFORMER_CPU_KERNEL=0` is set, or shapes do not suit it, `composed.py` computes the same with PyTorch's
-operators, at about a third of the speed.
+The kernel takes each row alone, at its own length, without its padding. The first use compiles it with g++
+(seconds), see `build`. Where there is no g++, or `NYSTROMFORMER_CPU_KERNEL=0` is set, or shapes do not suit
+it, `composed.py` computes the same with PyTorch's operators, at about a third of the speed; in a record made
+elsewhere, the operator calls that itself.
 """
 
 from __future__ import annotations
@@ -20,6 +22,11 @@ import torch
 from torch import Tensor
 
 from nystromformer.attention import build
+from nystromformer.attention.choices import Choices
+from nystromformer.attention.composed import composed_nystrom_attention
+from nystromformer.attention.operator import NystromOperator, define, empty_like_projections
+from nystromformer.attention.precision import at_least_float32
+from nystromformer.attention.recording import is_recorded
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +35,41 @@ SWITCH = "NYSTROMFORMER_CPU_KERNEL"
 MULTIPLE = 16
 """Landmarks, head width and neighbours have to be multiples of so many: the widest vector's lanes."""
 DTYPES = (torch.float32, torch.bfloat16)
+
+
+def nystrom_attention_on_cpu(
+    query_BHND: Tensor,
+    key_BHND: Tensor,
+    value_BHND: Tensor,
+    choices: Choices,
+    key_padding_mask_BN: Tensor | None = None,
+    conv_weight_H1K1: Tensor | None = None,
+) -> Tensor:
+    """`nystrom_attention` with landmarks by segment-means and the iterative inverse; 0 at padding.
+
+    Computed in at least float32, whatever the inputs' dtype and autocast. For calls of which `why_not_on_cpu`
+    has nothing to say.
+    """
+    tensors = (query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_H1K1)
+    numbers = (choices.num_landmarks, choices.pinv_iterations)
+    if choices.neighbours is None:
+        return _nystrom_attention(*tensors, *numbers)[0]
+    salient = min(choices.salient_tokens, query_BHND.shape[2])
+    return _neighbours_attention(*tensors, *numbers, choices.neighbours, salient)[0]
+
+
+@torch.compiler.assume_constant_result
+def why_not_on_cpu(
+    dtype: torch.dtype, width: int, num_landmarks: int, neighbours: int | None = None
+) -> str | None:
+    """A clause on what keeps the kernel from it; None where it can."""
+    query = torch.empty(1, 1, 1, width, dtype=dtype, device="meta")
+    if suits(query, num_landmarks, neighbours):
+        return None
+    return (
+        "its kernel takes float32 and bfloat16, with a head width, landmarks and neighbours that are "
+        f"multiples of {MULTIPLE}, where g++ could compile it"
+    )
 
 
 def suits(query_BHND: Tensor, num_landmarks: int, neighbours: int | None = None) -> bool:
@@ -39,6 +81,88 @@ def suits(query_BHND: Tensor, num_landmarks: int, neighbours: int | None = None)
         and (neighbours or 0) % MULTIPLE == 0
         and library() is not None
     )
+
+
+@dataclass(eq=False)
+class Problem(NystromOperator):
+    """As `kernel/nystrom.cpp` computes it."""
+
+    name = "nystrom_attention"
+    device_types = ("cpu",)
+
+    @property
+    def near(self) -> tuple[int | None, int]:
+        """w and S, at most N."""
+        return None, 1
+
+    def forward(self) -> Sequence[Tensor]:
+        kept = self._kept(zeros=True)
+        out_BHND = self._empty(zeros=self.key_padding_mask is not None)
+        if self.is_suited():
+            _Call(self, kept).forward(out_BHND)
+        else:
+            out_BHND.copy_(self.composed())
+        return out_BHND, *kept
+
+    def backward(self, grad_out: Tensor, kept: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        grads = [self._empty(zeros=self.key_padding_mask is not None) for _ in range(3)]
+        grad_HK, weight = _Call(self, kept).backward(grad_out, grads), self.conv_weight
+        return *grads, None if grad_HK is None or weight is None else grad_HK.view_as(weight).to(weight.dtype)
+
+    def empty(self) -> Sequence[Tensor]:
+        return self._empty(zeros=False), *self._kept(zeros=False)
+
+    def is_suited(self) -> bool:
+        return suits(self.query, self.num_landmarks, self.near[0])
+
+    def composed(self) -> Tensor:
+        neighbours, salient_tokens = self.near
+        choices = Choices(
+            self.num_landmarks, self.iterations, neighbours=neighbours, salient_tokens=salient_tokens
+        )
+        query, key, value = (x.to(at_least_float32(x)) for x in (self.query, self.key, self.value))
+        tensors = (self.key_padding_mask, self.conv_weight)
+        return composed_nystrom_attention(query, key, value, choices, *tensors).to(self.query.dtype)
+
+    def _empty(self, zeros: bool) -> Tensor:
+        return empty_like_projections(self.query, zeros)
+
+    def _kept(self, zeros: bool) -> list[Tensor]:
+        """Room for what `_Call` keeps, see there: 0 in a short row.
+
+        With neighbours there is none if every row is exact. Without, its shape does not depend on the length,
+        so that an export serves every length; where every row is short nobody writes or reads it: not filled,
+        it is an address and no memory.
+        """
+        b, h, n, d = self.query.shape
+        m, (w, salient_tokens) = self.num_landmarks, self.near
+        shapes = [(m, d), (m, d), (m, m), (m, d), (m,)]
+        if w is not None:
+            b = b if is_recorded() or n > max(m, 2 * w) else 0
+            shapes = [(m, d), (m, d), (m, m), (m,), (n,), (n,)]
+        elif zeros:
+            zeros = n > m
+        make = self.query.new_zeros if zeros else self.query.new_empty
+        kept = [make((b, h, *shape), dtype=at_least_float32(self.query)) for shape in shapes]
+        if w is not None:
+            kept.append(make((b, h, salient_tokens), dtype=torch.int32))
+        return kept
+
+
+@dataclass(eq=False)
+class _ProblemWithNeighbours(Problem):
+    neighbours: int
+    salient_tokens: int
+
+    name = "neighbours_attention"
+    outputs = 8
+
+    @property
+    def near(self) -> tuple[int | None, int]:
+        return self.neighbours, self.salient_tokens
+
+
+_nystrom_attention, _neighbours_attention = define(Problem), define(_ProblemWithNeighbours)
 
 
 # --- the C structures ---------------------------------------------------------------------------------
@@ -68,26 +192,7 @@ class _Problem(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The inputs of one call."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    """(B, H, N, D) each."""
-    mask: Tensor | None
-    """(B, N) bool, True at padding."""
-    conv_weight: Tensor | None
-    """(H, 1, K, 1)."""
-    num_landmarks: int
-    iterations: int
-    neighbours: int | None = None
-    salient_tokens: int = 1
-    """S, at most N."""
-
-
-class Call:
+class _Call:
     """One problem in C, and references that keep its memory alive until it has run.
 
     Args:
@@ -100,6 +205,7 @@ class Call:
 
     def __init__(self, problem: Problem, kept: Sequence[Tensor]) -> None:
         b, h, n, d = problem.query.shape
+        neighbours, salient_tokens = problem.near
         self._weight_HK: Tensor | None = None
         if problem.conv_weight is not None:
             self._weight_HK = problem.conv_weight.reshape(h, -1).float().contiguous()
@@ -112,18 +218,17 @@ class Call:
             kernel=0 if self._weight_HK is None else self._weight_HK.shape[1],
             iterations=problem.iterations,
             threads=torch.get_num_threads(),
-            neighbours=problem.neighbours or 0,
-            salient=problem.salient_tokens,
+            neighbours=neighbours or 0,
+            salient=salient_tokens,
             half=problem.query.dtype == torch.bfloat16,
             scale=d**-0.5,
         )
         self._alive: list[Tensor] = []
-        if problem.mask is not None:
-            self._problem.padding = self._address(problem.mask.contiguous())
+        if problem.key_padding_mask is not None:
+            self._problem.padding = self._address(problem.key_padding_mask.contiguous())
         if self._weight_HK is not None:
             self._problem.conv_weight = self._address(self._weight_HK)
-        near = problem.neighbours is not None
-        names = (*(name for name in _KEPT if name != "gathered"), *_NEAR) if near else _KEPT
+        names = (*(name for name in _KEPT if name != "gathered"), *_NEAR) if neighbours else _KEPT
         for name, tensor in zip(names, kept, strict=True):
             setattr(self._problem, name, self._address(tensor))
         self._set(query=problem.query, key=problem.key, value=problem.value)

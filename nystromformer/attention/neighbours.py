@@ -29,14 +29,12 @@ Salient are the row's first token and the others that the landmarks' queries att
 largest column sums of B̃. Ties go to the earlier token. The choice has no gradient.
 
 Shapes: B rows, H heads, N positions, D head width, M landmarks; w tokens of a block, C blocks, W = 3w places
-around a block, S salient tokens. Real tokens come first here (see packing.py), so position is rank.
+around a block, S salient tokens. Real tokens come first here (see landmarks.py), so position is rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +58,8 @@ LEAST = 1e-30
 class Blocks:
     """What of the blocks depends on the rows' lengths alone."""
 
+    neighbours: int
+    """w."""
     count_B: Tensor
     """Real tokens, at least 1, int32."""
     real_BN: Tensor
@@ -88,6 +88,7 @@ class Blocks:
         beyond_BCM = (torch.minimum(stop_B1M, before_CM) - start_B1M).clamp(min=0)
         beyond_BCM = beyond_BCM + (stop_B1M - torch.maximum(start_B1M, after_CM)).clamp(min=0)
         return cls(
+            neighbours=w,
             count_B=count_B1[:, 0].to(torch.int32),
             real_BN=torch.arange(c * w, device=device) < count_B1,
             around_BC1W=around_BCW[:, :, None],
@@ -111,7 +112,7 @@ class Salient:
 
     @classmethod
     def of(cls, rank_BHS: Tensor, blocks: Blocks) -> Salient:
-        c, w = blocks.around_BC1W.shape[1], blocks.around_BC1W.shape[3] // 3
+        c, w = blocks.around_BC1W.shape[1], blocks.neighbours
         block_C1 = torch.arange(c, device=rank_BHS.device)[:, None]
         apart_BHCS = ((rank_BHS // w)[:, :, None] - block_C1).abs() > 1
         beyond_BHCS = apart_BHCS & (rank_BHS < blocks.count_B[:, None, None])[:, :, None]
@@ -152,7 +153,6 @@ def attention_with_neighbours(
     query_BHMD: Tensor,
     key_BHMD: Tensor,
     inverse_BHMM: Tensor,
-    neighbours: int,
     salient_tokens: int,
     blocks: Blocks,
     *,
@@ -166,34 +166,36 @@ def attention_with_neighbours(
         query_BHND, key_BHND, value_BHND: real tokens first, zeros at padding.
         query_BHMD, key_BHMD: landmarks, in at least float32.
         inverse_BHMM: Z of each head.
-        neighbours: w.
         salient_tokens: S, with the row's first token.
         kernels: compute what is of the tokens by the GPU's kernels, which `gpu.support` has to allow.
     """
-    arguments = (query_BHND, key_BHND, value_BHND, query_BHMD, key_BHMD, inverse_BHMM, neighbours, blocks)
     if kernels:
-        return _by_kernels(*arguments)
-    salient = _salient(key_BHND, query_BHMD, neighbours, salient_tokens, blocks)
-    return _computed_again(_attention, *arguments, salient)
+        # Here, because it imports Triton, which only GPUs need.
+        from nystromformer.attention.gpu.neighbours import near_and_far_on_gpu
+
+        first = Salient.of(blocks.border_BM.new_zeros(len(blocks.count_B), 1, 1), blocks)  # for every head
+        log_sums_BHM = _log_landmarks(query_BHMD, key_BHMD).squeeze(-1)
+        tokens = (query_BHND, key_BHND, value_BHND, blocks.count_B)
+        out_BHND: Tensor = near_and_far_on_gpu(
+            *tokens, query_BHMD, key_BHMD, inverse_BHMM, log_sums_BHM, first.far_BHCM[:, 0], blocks.neighbours
+        )[0]
+        return out_BHND
+    salient = _salient(key_BHND, query_BHMD, salient_tokens, blocks)
+    arguments = (query_BHND, key_BHND, value_BHND, query_BHMD, key_BHMD, inverse_BHMM, blocks, salient)
+    if not torch.is_grad_enabled():
+        return _attention(*arguments)
+    out_BHND = checkpoint(_attention, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return out_BHND
 
 
 @torch.no_grad()
-def _salient(
-    key_BHND: Tensor, query_BHMD: Tensor, neighbours: int, salient_tokens: int, blocks: Blocks
-) -> Salient:
+def _salient(key_BHND: Tensor, query_BHMD: Tensor, salient_tokens: int, blocks: Blocks) -> Salient:
     if salient_tokens == 1:
         return Salient.of(blocks.border_BM.new_zeros(*key_BHND.shape[:2], 1), blocks)
     with torch.autocast(key_BHND.device.type, enabled=False):
-        key = _blocks(key_BHND.to(_computed_in(key_BHND, query_BHMD.dtype)), neighbours)
+        key = _blocks(key_BHND.to(_computed_in(key_BHND, query_BHMD.dtype)), blocks.neighbours)
         factor_BHMN, _ = _landmarks_over_tokens(key, query_BHMD, blocks)
         return Salient.of(most_salient(factor_BHMN.sum(dim=2), blocks, salient_tokens), blocks)
-
-
-def _computed_again(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, of which nothing but the arguments is kept for the backward pass."""
-    if not torch.is_grad_enabled():
-        return function(*arguments)
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _attention(
@@ -203,7 +205,6 @@ def _attention(
     query_BHMD: Tensor,
     key_BHMD: Tensor,
     inverse_BHMM: Tensor,
-    neighbours: int,
     blocks: Blocks,
     salient: Salient,
 ) -> Tensor:
@@ -212,7 +213,8 @@ def _attention(
     with without_autocast(query_BHND):
         exact = inverse_BHMM.dtype
         query, key, value = (
-            _blocks(x.to(_computed_in(x, exact)), neighbours) for x in (query_BHND, key_BHND, value_BHND)
+            _blocks(x.to(_computed_in(x, exact)), blocks.neighbours)
+            for x in (query_BHND, key_BHND, value_BHND)
         )
         query = query * d**-0.5
         mixed_BHCME, log_scale_BH11 = _mixed(key, value, query_BHMD, key_BHMD, inverse_BHMM, blocks, salient)
@@ -225,35 +227,6 @@ def _attention(
         total = near_share + far_share * sum_BHCw1.clamp(min=0)
         out_BHCwD = (near_share * near_BHCwD + far_share * far_BHCwD) / total
     return out_BHCwD.flatten(2, 3)[:, :, :n].to(query_BHND.dtype)
-
-
-def _by_kernels(
-    query_BHND: Tensor,
-    key_BHND: Tensor,
-    value_BHND: Tensor,
-    query_BHMD: Tensor,
-    key_BHMD: Tensor,
-    inverse_BHMM: Tensor,
-    neighbours: int,
-    blocks: Blocks,
-) -> Tensor:
-    # Here, because it imports Triton, which only GPUs need.
-    from nystromformer.attention.gpu.neighbours import near_and_far_on_gpu
-
-    first = Salient.of(blocks.border_BM.new_zeros(len(blocks.count_B), 1, 1), blocks)  # for every head
-    out_BHND, *_ = near_and_far_on_gpu(
-        query_BHND,
-        key_BHND,
-        value_BHND,
-        blocks.count_B,
-        query_BHMD,
-        key_BHMD,
-        inverse_BHMM,
-        _log_landmarks(query_BHMD, key_BHMD).squeeze(-1),
-        first.far_BHCM[:, 0],
-        neighbours,
-    )
-    return out_BHND
 
 
 def _computed_in(x: Tensor, exact: torch.dtype) -> torch.dtype:

@@ -11,14 +11,16 @@ Shapes: B rows, H heads, N positions, D head width, M landmarks.
 and, where asked for, exact attention to a token's neighbours beside it (neighbours.py).
 
 The paper's method (segment-means and the iterative inverse) runs by an operator written by hand: that of
-`cpu.py` on a CPU, the Triton kernels of `gpu/` on an NVIDIA GPU. Everything else, other devices and other
+`native.py` on a CPU, the Triton kernels of `gpu/` on an NVIDIA GPU. Everything else, other devices and other
 choices, is composed of PyTorch's operators in `composed.py`.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -28,17 +30,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nystromformer.attention import build
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.convolution import check_weight
-from nystromformer.attention.cpu import nystrom_attention_on_cpu, why_not_on_cpu
 from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu, why_not_on_gpu
 from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.mechanism import Mechanism, exact_flops
+from nystromformer.attention.native import nystrom_attention_on_cpu, why_not_on_cpu
 from nystromformer.attention.projections import check_projections
 from nystromformer.attention.recording import is_recorded
 from nystromformer.settings.schema import result
 
-LANDMARKS = ("segment_means", "uniform", "kmeans")
 IMPLEMENTATIONS = ("auto", "operator", "composed")
 DEFAULT_IMPLEMENTATION = os.environ.get("NYSTROMFORMER_ATTENTION") or "auto"
 """For calls that name none, a whole model's too: one of IMPLEMENTATIONS."""
@@ -108,61 +110,37 @@ def nystrom_attention(
     Raises:
         ValueError: a shape, the mask's dtype or an option is impossible.
     """
+    choices = Choices(num_landmarks, pinv_iterations, landmarks, landmark_seed, neighbours, salient_tokens)
+    return attend(query, key, value, choices, key_padding_mask, conv_weight, segments, implementation)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    choices: Choices,
+    key_padding_mask: Tensor | None = None,
+    conv_weight: Tensor | None = None,
+    segments: Segments | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """`nystrom_attention` with its options as one."""
     check_projections(query, key, value, key_padding_mask)
-    check_choices(num_landmarks, pinv_iterations, neighbours, salient_tokens)
-    if landmarks not in LANDMARKS:
-        raise ValueError(f"landmarks={landmarks!r} is unknown: use one of {', '.join(LANDMARKS)}")
     if conv_weight is not None:
         check_weight(conv_weight, query.shape[1])
+    arguments = (query, key, value, choices, key_padding_mask, conv_weight)
     implementation = _known(implementation or DEFAULT_IMPLEMENTATION)
     if implementation != "composed":
-        choices = (num_landmarks, pinv_iterations, landmarks, neighbours, salient_tokens)
-        obstacle = _why_no_operator(query, *choices)
-        if obstacle is None and pinv_iterations is not None:
-            arguments = (query, key, value, key_padding_mask, conv_weight, num_landmarks, pinv_iterations)
-            return _by_operator(*arguments, neighbours, salient_tokens)
+        obstacle = _why_no_operator(query, choices)
+        if obstacle is None:
+            return _operator(query, choices)(*arguments)
         if implementation == "operator":
             raise ValueError(f"implementation='operator' cannot compute this: {obstacle}; use 'composed'")
-    return composed_nystrom_attention(
-        query,
-        key,
-        value,
-        num_landmarks,
-        key_padding_mask,
-        pinv_iterations,
-        landmarks,
-        landmark_seed,
-        conv_weight,
-        segments,
-        neighbours,
-        salient_tokens,
-    )
-
-
-def check_choices(
-    num_landmarks: int, pinv_iterations: int | None, neighbours: int | None, salient_tokens: int
-) -> None:
-    """Raise a ValueError where an option is impossible."""
-    if num_landmarks < 1:
-        raise ValueError(f"num_landmarks={num_landmarks}: use at least 1")
-    if pinv_iterations is not None and pinv_iterations < 1:
-        raise ValueError(f"pinv_iterations={pinv_iterations}: use at least 1, or None for the exact inverse")
-    if neighbours is not None and neighbours < 1:
-        raise ValueError(f"neighbours={neighbours}: use at least 1, or None for landmarks alone")
-    if salient_tokens < 1:
-        raise ValueError(f"salient_tokens={salient_tokens}: use at least 1, the row's first token")
+    return composed_nystrom_attention(*arguments, segments)
 
 
 def computed_by(
-    query: Tensor,
-    num_landmarks: int,
-    pinv_iterations: int | None = 6,
-    landmarks: str = "segment_means",
-    implementation: str | None = None,
-    neighbours: int | None = None,
-    salient_tokens: int = 1,
-    *,
-    reason: bool = False,
+    query: Tensor, choices: Choices, implementation: str | None = None, *, reason: bool = False
 ) -> str:
     """What computes such calls of `nystrom_attention`, whose last bits differ from one to the other.
 
@@ -170,73 +148,42 @@ def computed_by(
         query: (B, H, N, D), read for its shape, device and dtype alone.
         reason: say for people why, where it is not the device's own operator.
     """
-    obstacle = _why_no_operator(query, num_landmarks, pinv_iterations, landmarks, neighbours, salient_tokens)
+    obstacle = _why_no_operator(query, choices)
     if _known(implementation or DEFAULT_IMPLEMENTATION) == "composed" or obstacle:
         found = "composed of PyTorch's operators"
     elif query.device.type == "cpu":
         found = f"compiled kernel {build.fingerprint()}"
     else:
         found = f"Triton {version('triton')}"
-    if not reason:
-        return found
-    if obstacle:
-        return f"{found}: {obstacle}"
-    return found
+    return f"{found}: {obstacle}" if reason and obstacle else found
 
 
-def _why_no_operator(
-    query: Tensor,
-    num_landmarks: int,
-    pinv_iterations: int | None,
-    landmarks: str,
-    neighbours: int | None,
-    salient_tokens: int,
-) -> str | None:
+def _why_no_operator(query: Tensor, choices: Choices) -> str | None:
     """A clause on what the device's own operator cannot do; None where it can."""
-    if pinv_iterations is None:
+    m, w = choices.num_landmarks, choices.neighbours
+    if choices.pinv_iterations is None:
         return "it has the iterative inverse only"
-    if landmarks != "segment_means":
+    if choices.landmarks != "segment_means":
         return "its landmarks are segment-means only"
     if torch.onnx.is_in_onnx_export():
         return "ONNX has no such operator"
     if query.device.type == "cpu":
-        return why_not_on_cpu(query.dtype, query.shape[-1], num_landmarks, neighbours)
-    if neighbours is not None:
-        return why_not_neighbours_on_gpu(query, num_landmarks, neighbours, salient_tokens)
-    return why_not_on_gpu(query, num_landmarks)
+        return why_not_on_cpu(query.dtype, query.shape[-1], m, w)
+    if w is not None:
+        return why_not_neighbours_on_gpu(query, m, w, choices.salient_tokens)
+    return why_not_on_gpu(query, m)
 
 
-def _by_operator(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None,
-    conv_weight: Tensor | None,
-    num_landmarks: int,
-    iterations: int,
-    neighbours: int | None,
-    salient_tokens: int,
-) -> Tensor:
-    arguments = (query, key, value, key_padding_mask, conv_weight, num_landmarks, iterations)
+def _operator(query: Tensor, choices: Choices) -> Callable[..., Tensor]:
+    """The device's own, in the place of `composed_nystrom_attention`."""
     if query.device.type == "cpu":
-        return nystrom_attention_on_cpu(*arguments, neighbours, salient_tokens)
-    if neighbours is not None:
-        return composed_nystrom_attention(
-            query,
-            key,
-            value,
-            num_landmarks,
-            key_padding_mask,
-            iterations,
-            conv_weight_H1K1=conv_weight,
-            neighbours=neighbours,
-            salient_tokens=salient_tokens,
-            kernels=True,
-        )
+        return nystrom_attention_on_cpu
+    if choices.neighbours is not None:
+        return partial(composed_nystrom_attention, kernels=True)
     # Here, because it imports Triton, which only GPUs need.
     from nystromformer.attention.gpu.operator import nystrom_attention_on_gpu
 
-    return nystrom_attention_on_gpu(*arguments)
+    return nystrom_attention_on_gpu
 
 
 def _known(implementation: str) -> str:
@@ -256,45 +203,27 @@ def near_in_words(neighbours: int | None, salient_tokens: int) -> str:
     return f" and exact neighbours in blocks of {neighbours}{salient}"
 
 
+def choices_of(config: Any) -> Choices:
+    """Those of a `NystromformerConfig`."""
+    return Choices(**{one.name: getattr(config, one.name) for one in fields(Settings)})
+
+
 class NystromAttention(Mechanism):
     """`nystrom_attention` with its choices. It has no parameters: the layer holds the convolution's."""
 
     convolves = True
     in_transformers = True
 
-    def __init__(
-        self,
-        num_landmarks: int,
-        landmarks: str,
-        pinv_iterations: int | None,
-        neighbours: int | None,
-        salient_tokens: int,
-    ) -> None:
+    def __init__(self, choices: Choices) -> None:
         super().__init__()
-        self.num_landmarks = num_landmarks
-        self.landmarks = landmarks
-        self.pinv_iterations = pinv_iterations
-        self.neighbours = neighbours
-        self.salient_tokens = salient_tokens
+        self.choices = choices
 
     @classmethod
     def of(cls, config: Any) -> NystromAttention:
-        return cls(
-            config.num_landmarks,
-            config.landmarks,
-            config.pinv_iterations,
-            config.neighbours,
-            config.salient_tokens,
-        )
+        return cls(choices_of(config))
 
     def approximation(self, tokens: int) -> dict[str, Any]:
-        return {
-            "num_landmarks": self.num_landmarks,
-            "landmarks": self.landmarks,
-            "pinv_iterations": self.pinv_iterations,
-            "neighbours": self.neighbours,
-            "salient_tokens": self.salient_tokens,
-        }
+        return asdict(self.choices)
 
     def forward(
         self,
@@ -306,16 +235,8 @@ class NystromAttention(Mechanism):
         conv_weight: Tensor | None = None,
         shared: Segments | None = None,
     ) -> Tensor:
-        return nystrom_attention(
-            query,
-            key,
-            value,
-            key_padding_mask=key_padding_mask,
-            conv_weight=conv_weight,
-            segments=shared,
-            implementation=self.implementation,
-            **self.approximation(query.shape[2]),
-        )
+        arguments = (query, key, value, self.choices, key_padding_mask, conv_weight, shared)
+        return attend(*arguments, self.implementation)
 
     @staticmethod
     def flops(config: Any, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -339,28 +260,29 @@ class NystromAttention(Mechanism):
         if w is not None:
             near = np.minimum(tokens, 3 * w + config.salient_tokens)
             found += 4 * tokens * near * d + 2 * (tokens / w - 1) * m**2 * d
-        return np.where(tokens <= max(m, 2 * (w or 0)), exact_flops(config, tokens), found)
+        return np.where(tokens <= choices_of(config).most_exact, exact_flops(config, tokens), found)
 
     def is_exact(self, tokens: int) -> bool:
-        return tokens <= max(self.num_landmarks, 2 * (self.neighbours or 0))
+        return tokens <= self.choices.most_exact
 
     def shared(self, key_padding_mask: Tensor | None) -> Segments | None:
         """The segments; None where nothing needs them."""
-        if key_padding_mask is None or self.neighbours is not None:
+        m = self.choices.num_landmarks
+        if key_padding_mask is None or self.choices.neighbours is not None:
             return None
         if key_padding_mask.device.type == "cpu":  # where a kernel computes rows one by one
             return None
-        if not is_recorded() and key_padding_mask.shape[1] <= self.num_landmarks:
+        if not is_recorded() and key_padding_mask.shape[1] <= m:
             return None
-        return Segments.of(key_padding_mask, self.num_landmarks)
+        return Segments.of(key_padding_mask, m)
 
     def described(self, query_BHND: Tensor) -> str:
-        choices = self.approximation(query_BHND.shape[2])
-        return computed_by(query_BHND, implementation=self.implementation, reason=True, **choices)
+        return computed_by(query_BHND, self.choices, self.implementation, reason=True)
 
     def extra_repr(self) -> str:
-        near = near_in_words(self.neighbours, self.salient_tokens)
+        chosen = self.choices
+        near = near_in_words(chosen.neighbours, chosen.salient_tokens)
         return (
-            f"Nyström attention with {self.num_landmarks} landmarks ({self.landmarks}){near}; exact for rows "
-            f"of at most {max(self.num_landmarks, 2 * (self.neighbours or 0))} tokens"
+            f"Nyström attention with {chosen.num_landmarks} landmarks ({chosen.landmarks}){near}; exact for "
+            f"rows of at most {chosen.most_exact} tokens"
         )

@@ -3,78 +3,116 @@
 An operator is opaque to torch.compile and to exports, and differentiable once. Its output and the gradients
 of queries, keys and values lie in memory as a linear layer writes and reads them.
 
-Shapes: B rows, H heads, N positions, D head width.
+Shapes: B rows, H heads, N positions, D head width, K kernel width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor
 
+_KINDS: dict[Any, str] = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int"}
 
-def define(
-    name: str,
-    tensors: Sequence[str],
-    numbers: Sequence[str],
-    *,
-    outputs: int,
-    gradients: Sequence[str],
-    device_types: Sequence[str],
-    forward: Callable[..., Sequence[Tensor]],
-    backward: Callable[..., Sequence[Tensor | None]],
-    empty: Callable[..., Sequence[Tensor]],
-    keeps_output: bool = False,
-    otherwise: Callable[..., Callable[..., Tensor] | None] | None = None,
-) -> Callable[..., Any]:
-    """Register `nystromformer::name` and `name_backward`.
 
-    Args:
-        tensors: names of the tensors it takes, query, key and value first; `?` behind one that may be None.
-        numbers: names of the whole numbers that follow them.
-        outputs: how many tensors `forward` gives: the attention, and what is kept for the backward pass.
-        gradients: names of the tensors that have one.
-        forward: of (*tensors, *numbers).
-        backward: of (grad_out, *tensors, kept, *numbers), a gradient or None for each of `gradients`.
-        empty: as `forward`, room for its outputs: their shapes, dtypes and strides.
-        keeps_output: whether the attention too is kept, as the first of `kept`.
-        otherwise: of (*tensors, *numbers), what computes the attention by differentiable operators where
-            `backward` cannot be used; None where it can.
-    """
-    known = [name.removesuffix("?") for name in tensors]
-    places = [known.index(name) for name in gradients]
-    count = len(tensors)
-    arguments = [f"Tensor{'?' if name.endswith('?') else ''} {name.removesuffix('?')}" for name in tensors]
-    counted = [f"int {name}" for name in numbers]
+class Operator:
+    """The inputs of one call. A subclass is a dataclass whose fields they are, tensors before whole numbers,
+    of which it says what it computes."""
+
+    name: ClassVar[str]
+    """It becomes `nystromformer::name` and `name_backward`."""
+    outputs: ClassVar[int] = 1
+    """How many tensors `forward` gives: the attention, and what is kept for the backward pass."""
+    gradients: ClassVar[Sequence[str]]
+    """Names of the tensors that have one."""
+    device_types: ClassVar[Sequence[str]]
+    keeps_output: ClassVar[bool] = False
+    """Whether the attention too is kept, as the first of `kept`."""
+
+    def forward(self) -> Sequence[Tensor]:
+        """The attention, and what is kept."""
+        raise NotImplementedError
+
+    def backward(self, grad_out: Tensor, kept: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """A gradient or None for each of `gradients`."""
+        raise NotImplementedError
+
+    def empty(self) -> Sequence[Tensor]:
+        """As `forward`, room for its outputs: their shapes, dtypes and strides."""
+        raise NotImplementedError
+
+    def is_suited(self) -> bool:
+        """Whether `backward` can be used; where not, `composed` is differentiated."""
+        return True
+
+    def composed(self) -> Tensor:
+        """The attention by differentiable operators."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class NystromOperator(Operator):
+    """Nyström attention with landmarks by segment-means and the iterative inverse."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    """(B, H, N, D) each."""
+    key_padding_mask: Tensor | None
+    """(B, N) bool, True at padding."""
+    conv_weight: Tensor | None
+    """(H, 1, K, 1)."""
+    num_landmarks: int
+    iterations: int
+
+    outputs = 6
+    gradients = ("query", "key", "value", "conv_weight")
+
+
+def define(operator: type[Operator]) -> Callable[..., Any]:
+    """Register an operator with PyTorch; the function that calls it takes the fields in their order."""
+    hints = get_type_hints(operator)
+    kinds = {field.name: _KINDS[hints[field.name]] for field in fields(operator)}  # type: ignore[arg-type]
+    names = list(kinds)
+    places = [names.index(name) for name in operator.gradients]
+    count = sum(kind != "int" for kind in kinds.values())
+    arguments = [f"{kind} {name}" for name, kind in kinds.items()]
 
     def schema(before: list[str], kept: list[str], results: int) -> str:
-        taken = ", ".join([*before, *arguments, *kept, *counted])
+        taken = ", ".join([*before, *arguments[:count], *kept, *arguments[count:]])
         return f"({taken}) -> ({', '.join(['Tensor'] * results)})"
 
-    def operator(name: str, schema: str, function: Callable[..., Sequence[Tensor]]) -> Any:
+    def registered(name: str, schema: str, function: Callable[..., Sequence[Tensor]]) -> Any:
         def on_its_device(*inputs: Any) -> Tensor | tuple[Tensor, ...]:
             with _on(inputs[0].device):
                 return _returned(function(*inputs))
 
         decorate = torch.library.custom_op(
-            f"nystromformer::{name}", mutates_args=(), device_types=tuple(device_types), schema=schema
+            f"nystromformer::{name}",
+            mutates_args=(),
+            device_types=tuple(operator.device_types),
+            schema=schema,
         )
         return decorate(on_its_device)
 
     def gradients_of(grad_out: Tensor, *inputs: Any) -> list[Tensor]:
-        found = backward(grad_out, *inputs)
+        kept = inputs[count]
+        found = operator(*inputs[:count], *inputs[count + 1 :]).backward(grad_out, kept)
         return [grad_out.new_empty(0) if grad is None else grad for grad in found]
 
     def empty_gradients(grad_out: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-        return tuple(_empty_gradient(known[place], inputs[place], grad_out) for place in places)
+        return tuple(_empty_gradient(names[place], inputs[place], grad_out) for place in places)
 
-    main = operator(name, schema([], [], outputs), forward)
-    main.register_fake(lambda *inputs: _returned(empty(*inputs)))
-    backwards = operator(
-        f"{name}_backward", schema(["Tensor grad_out"], ["Tensor[] kept"], len(gradients)), gradients_of
+    main = registered(
+        operator.name, schema([], [], operator.outputs), lambda *inputs: operator(*inputs).forward()
+    )
+    main.register_fake(lambda *inputs: _returned(operator(*inputs).empty()))
+    backwards = registered(
+        f"{operator.name}_backward", schema(["Tensor grad_out"], ["Tensor[] kept"], len(places)), gradients_of
     )
     backwards.register_fake(empty_gradients)
 
@@ -82,7 +120,7 @@ def define(
         output = (output,) if isinstance(output, Tensor) else output
         ctx.numbers = inputs[count:]
         ctx.set_materialize_grads(False)  # what is kept has none, and zeros of its size would be written
-        ctx.save_for_backward(*inputs[:count], *output[0 if keeps_output else 1 :])
+        ctx.save_for_backward(*inputs[:count], *output[0 if operator.keeps_output else 1 :])
 
     def differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad
@@ -90,15 +128,14 @@ def define(
             return (None,) * len(wanted)
         saved = ctx.saved_tensors  # once: recomputed activations are handed out a single time
         inputs, kept = saved[:count], list(saved[count:])
-        composed = otherwise(*inputs, *ctx.numbers) if otherwise is not None else None
-        if composed is not None:
-            found = _recomputed(composed, grad_out, list(inputs), ctx.numbers, places)
-        else:
+        if operator(*inputs, *ctx.numbers).is_suited():
             found = dict(zip(places, backwards(grad_out, *inputs, kept, *ctx.numbers), strict=True))
+        else:
+            found = _recomputed(operator, grad_out, [*inputs, *ctx.numbers], places)
         return tuple(found.get(place) if wanted[place] else None for place in range(len(wanted)))
 
     main.register_autograd(differentiate, setup_context=keep)
-    return getattr(torch.ops.nystromformer, name)
+    return getattr(torch.ops.nystromformer, operator.name)
 
 
 def _returned(found: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
@@ -120,7 +157,7 @@ def _empty_gradient(name: str, x: Tensor | None, grad_out: Tensor) -> Tensor:
 
 
 def _recomputed(
-    function: Callable[..., Tensor], grad_out: Tensor, inputs: list[Any], numbers: tuple, places: list[int]
+    operator: Callable[..., Operator], grad_out: Tensor, inputs: list[Any], places: list[int]
 ) -> dict[int, Tensor]:
     """The gradients by autograd, at their places; raises RuntimeError where they are to have some in turn."""
     if torch.is_grad_enabled():
@@ -129,7 +166,7 @@ def _recomputed(
     for place, leaf in leaves.items():
         inputs[place] = leaf.requires_grad_()
     with torch.enable_grad():
-        out = function(*inputs, *numbers)
+        out = operator(*inputs).composed()
     return dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad_out), strict=True))
 
 

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nystromformer.attention.mechanism import Mechanism
-from nystromformer.attention.precision import without_autocast
-from nystromformer.attention.projections import check_projections, without_padding, zero_at_padding
+from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.settings.schema import result
 
 EPSILON = 1e-4
@@ -33,54 +32,6 @@ EPSILON = 1e-4
 class Settings:
     performer_features: int = result(256, at_least=1)
     """Random features of Performer."""
-
-
-def performer_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    features_RD: Tensor,
-    key_padding_mask: Tensor | None = None,
-) -> Tensor:
-    """Attention through R random features, computed in at least float32.
-
-    Args:
-        query, key, value: (B, H, N, D).
-        features_RD: directions from `orthogonal_features`.
-        key_padding_mask: (B, N) bool, True at padding.
-
-    Returns:
-        (B, H, N, D), 0 at padded positions.
-
-    Raises:
-        ValueError: a shape or dtype is impossible.
-    """
-    check_projections(query, key, value, key_padding_mask)
-    d = query.shape[-1]
-    if features_RD.dim() != 2 or features_RD.shape[1] != d:
-        raise ValueError(f"features must have shape (count, {d}), got {tuple(features_RD.shape)}")
-    dtype = query.dtype
-    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
-    query, key, value = (x.to(computed_in) for x in without_padding(query, key, value, key_padding_mask))
-    with without_autocast(query):
-        features_RD = features_RD.to(computed_in)
-        exponent_BHNR = _exponents(query, features_RD)
-        query_BHNR = _positive(exponent_BHNR, exponent_BHNR.detach().amax(dim=-1, keepdim=True))
-        exponent_BHNR = _exponents(key, features_RD)
-        if key_padding_mask is not None:
-            pad_B1N1 = key_padding_mask[:, None, :, None]
-            lowest = torch.finfo(computed_in).min
-            exponent_BHNR = exponent_BHNR.masked_fill(pad_B1N1, lowest)
-        key_BHNR = _positive(exponent_BHNR, exponent_BHNR.detach().amax(dim=(-2, -1), keepdim=True))
-        if key_padding_mask is not None:
-            key_BHNR = key_BHNR.masked_fill(pad_B1N1, 0)
-        total_BHR1 = key_BHNR.sum(dim=2)[..., None]
-        weight_BHN1 = query_BHNR @ total_BHR1
-        out_BHND = query_BHNR @ (key_BHNR.mT @ value)
-        # A row of padding alone has no weight at all; anything finite does there.
-        out_BHND = out_BHND / torch.where(weight_BHN1 > 0, weight_BHN1, 1)
-    return zero_at_padding(out_BHND.to(dtype), key_padding_mask)
 
 
 def orthogonal_features(count: int, width: int, generator: torch.Generator | None = None) -> Tensor:
@@ -106,7 +57,7 @@ def _positive(exponent_BHNR: Tensor, stabiliser: Tensor) -> Tensor:
 
 
 class PerformerAttention(Mechanism):
-    """`performer_attention` with its random directions, the buffer `features`, which is saved.
+    """Performer with its random directions, the buffer `features`, which is saved.
 
     Args:
         head_dim: D.
@@ -140,9 +91,33 @@ class PerformerAttention(Mechanism):
         count, width = self.features.shape
         self.features.copy_(orthogonal_features(count, width, generator))
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None = None
-    ) -> Tensor:
-        return performer_attention(
-            query, key, value, features_RD=self.features, key_padding_mask=key_padding_mask
-        )
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        """Attention through R random features, computed in at least float32.
+
+        Raises:
+            ValueError: the heads have another width than the features.
+        """
+        d = query.shape[-1]
+        if self.features.shape[1] != d:
+            raise ValueError(f"features must have shape (count, {d}), got {tuple(self.features.shape)}")
+        dtype = query.dtype
+        computed_in = at_least_float32(query)
+        query, key, value = (x.to(computed_in) for x in (query, key, value))
+        with without_autocast(query):
+            features_RD = self.features.to(computed_in)
+            exponent_BHNR = _exponents(query, features_RD)
+            query_BHNR = _positive(exponent_BHNR, exponent_BHNR.detach().amax(dim=-1, keepdim=True))
+            exponent_BHNR = _exponents(key, features_RD)
+            if key_padding_mask is not None:
+                pad_B1N1 = key_padding_mask[:, None, :, None]
+                lowest = torch.finfo(computed_in).min
+                exponent_BHNR = exponent_BHNR.masked_fill(pad_B1N1, lowest)
+            key_BHNR = _positive(exponent_BHNR, exponent_BHNR.detach().amax(dim=(-2, -1), keepdim=True))
+            if key_padding_mask is not None:
+                key_BHNR = key_BHNR.masked_fill(pad_B1N1, 0)
+            total_BHR1 = key_BHNR.sum(dim=2)[..., None]
+            weight_BHN1 = query_BHNR @ total_BHR1
+            out_BHND = query_BHNR @ (key_BHNR.mT @ value)
+            # A row of padding alone has no weight at all; anything finite does there.
+            out_BHND = out_BHND / torch.where(weight_BHN1 > 0, weight_BHN1, 1)
+        return out_BHND.to(dtype)

@@ -35,6 +35,11 @@ def as_product(x: Tensor) -> Tensor:
     return x.to(product_dtype(x))
 
 
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """In which type to compute what half precision would spoil: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def tf32_allowed() -> bool:
     """Whether PyTorch may round the factors of float32 products on a GPU to TF32's 10 bits.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nystromformer.attention.precision import without_autocast
+from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.attention.recording import is_recorded
 
 
@@ -50,8 +50,7 @@ def iterative_pinv(matrix: Tensor, iterations: int = 6) -> Tensor:
         raise ValueError(f"iterative_pinv takes square matrices (..., m, m), got {tuple(matrix.shape)}")
     if iterations < 1:
         raise ValueError(f"iterations={iterations}: use at least 1")
-    if matrix.dtype not in (torch.float32, torch.float64):
-        matrix = matrix.float()
+    matrix = matrix.to(at_least_float32(matrix))
     matrices = matrix.reshape(-1, *matrix.shape[-2:])
     if torch.is_grad_enabled() and matrix.requires_grad and not is_recorded():
         inverses = _RecomputedIteration.apply(matrices, iterations)
@@ -69,8 +68,7 @@ def exact_pinv(matrix: Tensor) -> Tensor:
     Singular values below m · eps of the largest count as zero. The gradient is the pseudoinverse's
     own, which exists only where the rank does not change: with nearly equal landmarks it is large.
     """
-    if matrix.dtype not in (torch.float32, torch.float64):
-        matrix = matrix.float()
+    matrix = matrix.to(at_least_float32(matrix))
     with without_autocast(matrix):
         return torch.linalg.pinv(matrix)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nystromformer.attention.mechanism import Mechanism, exact_flops
+from nystromformer.attention.projections import seen_keys, without_padding
 
 
 def softmax_attention(
@@ -31,19 +32,14 @@ def softmax_attention(
     Returns:
         (B, H, N, D); what stands at padded positions is finite and means nothing.
     """
-    if key_padding_mask is None:
-        return F.scaled_dot_product_attention(query_BHND, key_BHND, value_BHND, dropout_p=dropout)
-    real_BN = ~key_padding_mask
-    empty_B1 = ~real_BN.any(dim=1, keepdim=True)
-    pad_B1N1 = key_padding_mask[:, None, :, None]
+    tensors = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask)
     out_BHND = F.scaled_dot_product_attention(
-        query_BHND.masked_fill(pad_B1N1, 0),
-        key_BHND.masked_fill(pad_B1N1, 0),
-        value_BHND.masked_fill(pad_B1N1, 0),
-        attn_mask=(real_BN | empty_B1)[:, None, None, :],
-        dropout_p=dropout,
+        *tensors, attn_mask=seen_keys(key_padding_mask), dropout_p=dropout
     )
-    return torch.where(empty_B1[:, None, None], 0.0, out_BHND)
+    if key_padding_mask is None:
+        return out_BHND
+    empty_B111 = key_padding_mask.all(dim=1)[:, None, None, None]
+    return torch.where(empty_B111, 0.0, out_BHND)
 
 
 class SoftmaxAttention(Mechanism):

@@ -12,12 +12,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.longformer import window_attention
-from nystromformer.attention.nystrom import check_choices, nystrom_attention
+from nystromformer.attention.nystrom import attend
+from nystromformer.attention.projections import padding_mask_of
 
 
 def register_attention(
@@ -36,14 +37,8 @@ def register_attention(
     Raises:
         ValueError: an option is impossible.
     """
-    check_choices(num_landmarks, pinv_iterations, neighbours, salient_tokens)
-    options = {
-        "num_landmarks": num_landmarks,
-        "pinv_iterations": pinv_iterations,
-        "neighbours": neighbours,
-        "salient_tokens": salient_tokens,
-    }
-    AttentionInterface.register(name, partial(_attention, options=options))
+    choices = Choices(num_landmarks, pinv_iterations, neighbours=neighbours, salient_tokens=salient_tokens)
+    AttentionInterface.register(name, partial(_attention, choices=choices))
     AttentionMaskInterface.register(name, _mask)
 
 
@@ -54,7 +49,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    options: dict[str, Any],
+    choices: Choices,
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
@@ -72,12 +67,7 @@ def _attention(
             f"{kind} has queries of shape {tuple(query.shape)} and keys of shape {tuple(key.shape)}: Nyström "
             "attention needs self-attention with as many key heads as query heads"
         )
-    if attention_mask is not None and attention_mask.dim() != 2:
-        raise ValueError(
-            "attention_mask must be (batch, tokens) with 1 at real tokens, got shape "
-            f"{tuple(attention_mask.shape)}: linear attention has no mask for each pair of tokens"
-        )
-    padding = None if attention_mask is None else ~attention_mask.to(torch.bool)
+    padding = padding_mask_of(attention_mask)
     usual_scaling = query.shape[-1] ** -0.5
     if scaling is not None and abs(scaling - usual_scaling) > 1e-9:
         query = query * (scaling / usual_scaling)
@@ -86,7 +76,7 @@ def _attention(
         window = 2 * sliding_window - 1
         out_BHND = window_attention(query, key, value, window=window, key_padding_mask=padding)
     else:
-        out_BHND = nystrom_attention(query, key, value, key_padding_mask=padding, **options)
+        out_BHND = attend(query, key, value, choices, key_padding_mask=padding)
     return out_BHND.transpose(1, 2).contiguous(), None
 
 
@@ -99,12 +89,7 @@ def _mask(
     use_vmap: bool = False,
     **_: Any,
 ) -> Tensor | None:
-    """The 2-D mask as it is, (B, N) bool, True at real tokens; None where all are known to be real."""
+    """The 2-D mask as it is, (B, N), 1 at real tokens."""
     if use_vmap:
         raise ValueError("this model masks single pairs of tokens, which landmarks cannot take")
-    if attention_mask is None:
-        return None
-    attention_mask = attention_mask[:, -kv_length:]
-    # On a GPU the look would wait for the device.
-    looked_up = attention_mask.device.type == "cpu" and not torch.compiler.is_compiling()
-    return None if looked_up and attention_mask.all() else attention_mask
+    return None if attention_mask is None else attention_mask[:, -kv_length:]

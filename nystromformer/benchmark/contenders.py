@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nystromformer.attention import nystrom_attention
 from nystromformer.attention.mechanism import mechanism_of
+from nystromformer.attention.nystrom import nystrom_attention
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.training import devices

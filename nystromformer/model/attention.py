@@ -10,18 +10,8 @@ from torch import Tensor, nn
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.mechanism import Mechanism, mechanism_of
 from nystromformer.attention.precision import as_product
-from nystromformer.attention.recording import is_recorded
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.linear import linear
-
-
-class ResidualConvolution(nn.Conv2d):
-    """Holds one kernel a head, (heads, 1, width, 1), under transformers' name `conv.weight`."""
-
-    def __init__(self, num_heads: int, width: int) -> None:
-        super().__init__(
-            num_heads, num_heads, (width, 1), padding=(width // 2, 0), bias=False, groups=num_heads
-        )
 
 
 class NystromformerSelfAttention(nn.Module):
@@ -35,11 +25,11 @@ class NystromformerSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.add_module(self.mechanism, mechanism_of(self.mechanism).of(config))
-        self.conv = (
-            ResidualConvolution(config.num_attention_heads, config.conv_kernel_size)
-            if config.conv_kernel_size is not None
-            else None
-        )
+        # One kernel a head, (heads, 1, width, 1), under transformers' name `conv.weight`.
+        h, width = config.num_attention_heads, config.conv_kernel_size
+        self.conv = None
+        if width is not None:
+            self.conv = nn.Conv2d(h, h, (width, 1), padding=(width // 2, 0), bias=False, groups=h)
 
     @property
     def attend(self) -> Mechanism:
@@ -51,10 +41,8 @@ class NystromformerSelfAttention(nn.Module):
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None, shared: Any = None) -> Tensor:
         """Attention; `shared` is what the first layer's mechanism found out about the padding."""
         hidden_states = as_product(hidden_states)  # autocast would convert it for each projection anew
-        query, key, value = (
-            linear(projection, hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
+        projections = (self.query, self.key, self.value)
+        query, key, value = (self.in_heads(linear(made, hidden_states)) for made in projections)
         kernel, attend = None if self.conv is None else self.conv.weight, self.attend
         if attend.convolves:
             out = attend(query, key, value, key_padding_mask=padding_mask, conv_weight=kernel, shared=shared)
@@ -71,6 +59,10 @@ class NystromformerSelfAttention(nn.Module):
                 out = out + residual_convolution(value, kernel)
         return out.transpose(1, 2).flatten(2)
 
+    def in_heads(self, projected_BNE: Tensor) -> Tensor:
+        """(batch, heads, tokens, width) of what a projection gave."""
+        return projected_BNE.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
     def describe(self, length: int, dtype: torch.dtype) -> str:
         """What computes the attention of rows of so many tokens, in words, on the device of the weights."""
         width = self.query.out_features // self.num_heads
@@ -81,26 +73,3 @@ class NystromformerSelfAttention(nn.Module):
     def branch(self, real_tokens: int) -> str:
         """What this layer computes for a row of so many real tokens: `exact`, or the mechanism's name."""
         return "exact" if self.attend.is_exact(real_tokens) else self.mechanism
-
-
-def padding_mask_of(attention_mask: Tensor | None) -> Tensor | None:
-    """transformers' attention mask, (B, N) with 1 at real tokens, as a bool mask, True at padding.
-
-    None where every token is known to be real, which spares the masked path. That is looked up only
-    on a CPU, since on a GPU the look would wait for the device, and not where the call is recorded, since
-    the record is run on other masks.
-
-    Raises:
-        ValueError: the mask has more than two dimensions.
-    """
-    if attention_mask is None:
-        return None
-    if attention_mask.dim() != 2:
-        raise ValueError(
-            "attention_mask must be (batch, tokens) with 1 at real tokens and 0 at padding, got shape "
-            f"{tuple(attention_mask.shape)}: linear attention has no mask for each pair of tokens"
-        )
-    padding_mask = attention_mask == 0
-    if padding_mask.device.type != "cpu" or torch.compiler.is_compiling() or is_recorded():
-        return padding_mask
-    return padding_mask if padding_mask.any() else None

@@ -8,41 +8,23 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTextEncoding,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from nystromformer.errors import UserError
+from nystromformer.model import heads
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.encoder import NystromformerModel
-from nystromformer.model.heads import (
-    NystromformerForMaskedLM,
-    NystromformerForMultipleChoice,
-    NystromformerForPreTraining,
-    NystromformerForQuestionAnswering,
-    NystromformerForSequenceClassification,
-    NystromformerForTokenClassification,
-)
 
 MODELS: dict[type, type[PreTrainedModel]] = {
-    AutoModel: NystromformerModel,
-    AutoModelForTextEncoding: NystromformerModel,
-    AutoModelForPreTraining: NystromformerForPreTraining,
-    AutoModelForMaskedLM: NystromformerForMaskedLM,
-    AutoModelForSequenceClassification: NystromformerForSequenceClassification,
-    AutoModelForTokenClassification: NystromformerForTokenClassification,
-    AutoModelForQuestionAnswering: NystromformerForQuestionAnswering,
-    AutoModelForMultipleChoice: NystromformerForMultipleChoice,
+    modeling_auto.AutoModel: NystromformerModel,
+    modeling_auto.AutoModelForTextEncoding: NystromformerModel,
+    modeling_auto.AutoModelForPreTraining: heads.NystromformerForPreTraining,
+    modeling_auto.AutoModelForMaskedLM: heads.NystromformerForMaskedLM,
+    modeling_auto.AutoModelForSequenceClassification: heads.NystromformerForSequenceClassification,
+    modeling_auto.AutoModelForTokenClassification: heads.NystromformerForTokenClassification,
+    modeling_auto.AutoModelForQuestionAnswering: heads.NystromformerForQuestionAnswering,
+    modeling_auto.AutoModelForMultipleChoice: heads.NystromformerForMultipleChoice,
 }
 
 

@@ -35,8 +35,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nystromformer.attention.projections import padding_mask_of
 from nystromformer.attention.softmax import softmax_attention
-from nystromformer.model.attention import NystromformerSelfAttention, padding_mask_of
+from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.encoder import NystromformerLayer, NystromformerModel
 
 RIDGE = 1e-3
@@ -202,10 +203,8 @@ def _fit_kernels(
 
 def _attended(attention: NystromformerSelfAttention, hidden_1NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """V, S V and Ŝ V of one row, each (1, H, N, D)."""
-    query, key, value = (
-        projection(hidden_1NE).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        for projection in (attention.query, attention.key, attention.value)
-    )
+    projections = (attention.query, attention.key, attention.value)
+    query, key, value = (attention.in_heads(made(hidden_1NE)) for made in projections)
     return value, softmax_attention(query, key, value), attention.attend(query, key, value)
 
 

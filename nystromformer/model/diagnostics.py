@@ -5,8 +5,7 @@ Shapes: L layers, B rows, H heads, N positions, n real tokens of a row, D head w
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +60,7 @@ def approximation_error(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> 
         counts = [n] * b if padding_mask is None else (~padding_mask).sum(1).tolist()
         exact.append(torch.tensor([module.branch(count) == "exact" for count in counts]))
 
-    with _looking(model, layers, look):
-        model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+    _look(model, batch, layers, look)
     return ApproximationError(torch.stack(errors), torch.stack(exact).to(errors[0].device))
 
 
@@ -144,17 +142,14 @@ def _projections(
             raise IndexError(f"row={row} is padding alone: it has no attention")
         found.append(queries_and_keys(module, tokens[None]))
 
-    with _looking(model, [layers[layer]], look):
-        model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+    _look(model, batch, [layers[layer]], look)
     return layers[layer], *found[0]
 
 
 def _factors(module: NystromformerSelfAttention, query_1HnD: Tensor, key_1HnD: Tensor) -> Factors:
     """What the layer multiplies for one row without padding, but for exact neighbours."""
-    options = dict(module.attend.approximation(query_1HnD.shape[2]) or {})
-    for of_neighbours in ("neighbours", "salient_tokens"):
-        options.pop(of_neighbours, None)
-    return nystrom_factors(query_1HnD, key_1HnD, **options)
+    options = module.attend.approximation(query_1HnD.shape[2]) or {}
+    return nystrom_factors(query_1HnD, key_1HnD, **{**options, "neighbours": None})
 
 
 def _layers_of(model: PreTrainedModel) -> list[NystromformerSelfAttention]:
@@ -175,24 +170,22 @@ def _check_index(name: str, index: int, count: int) -> None:
 
 def queries_and_keys(module: NystromformerSelfAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """(B, H, N, D) each."""
-    query_BHND, key_BHND = (
-        projection(hidden_states).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-        for projection in (module.query, module.key)
-    )
-    return query_BHND, key_BHND
+    return module.in_heads(module.query(hidden_states)), module.in_heads(module.key(hidden_states))
 
 
-@contextlib.contextmanager
-def _looking(
-    model: PreTrainedModel, layers: list[NystromformerSelfAttention], look: Callable[..., None]
-) -> Iterator[None]:
-    """`look` is called before each layer's attention, in a model that does not train for as long."""
+def _look(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    layers: list[NystromformerSelfAttention],
+    look: Callable[..., None],
+) -> None:
+    """Run the model without training it; `look` is called before the attention of each of the layers."""
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     was_training = model.training
     model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):  # a compiled forward would pass the hooks by
-            yield
+            model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
     finally:
         model.train(was_training)
         for hook in hooks:

@@ -16,8 +16,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from nystromformer.attention.mechanism import Mechanism
+from nystromformer.attention.projections import padding_mask_of
 from nystromformer.model.arguments import model_forward
-from nystromformer.model.attention import NystromformerSelfAttention, ResidualConvolution, padding_mask_of
+from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.configuration import NystromformerConfig
 from nystromformer.model.linear import linear
 
@@ -164,7 +165,7 @@ class NystromformerPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ResidualConvolution):
+        if isinstance(module, nn.Conv2d):
             # The authors leave the convolution to PyTorch's own default for one input channel; the
             # N(0, 0.02) of a dense layer would start it near zero.
             bound = module.kernel_size[0] ** -0.5

@@ -81,6 +81,18 @@ class _WithHead(NystromformerPreTrainedModel):
     # A pretraining checkpoint also holds its own heads.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [r"^cls\.", r"pooler\."]
     output: ClassVar[type[ModelOutput]]
+    pools: ClassVar[bool] = False
+    """Whether the head reads what the pooler makes of [CLS]."""
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config)
+        self.nystromformer = NystromformerModel(config, add_pooling_layer=self.pools)
+        self.add_head(config)
+        self.post_init()
+
+    def add_head(self, config: NystromformerConfig) -> None:
+        """The layers behind the encoder."""
+        raise NotImplementedError
 
     @model_forward
     def forward(
@@ -123,14 +135,11 @@ class _WithHead(NystromformerPreTrainedModel):
 class _Classifier(_WithHead):
     """A linear layer behind dropout, as in BERT."""
 
-    def __init__(self, config: NystromformerConfig, add_pooling_layer: bool) -> None:
-        super().__init__(config)
+    def add_head(self, config: NystromformerConfig) -> None:
         self.num_labels = config.num_labels
-        self.nystromformer = NystromformerModel(config, add_pooling_layer=add_pooling_layer)
         share = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if share is None else share)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
 
 
 class _TiedDecoder(_WithHead):
@@ -168,12 +177,10 @@ class NystromformerForPreTraining(_TiedDecoder):
     """Masked language modelling and sentence-order prediction."""
 
     _keys_to_ignore_on_load_unexpected = None
+    pools = True
 
-    def __init__(self, config: NystromformerConfig) -> None:
-        super().__init__(config)
-        self.nystromformer = NystromformerModel(config)
+    def add_head(self, config: NystromformerConfig) -> None:
         self.cls = _PreTrainingHeads(config)
-        self.post_init()
 
     @model_forward
     def forward(
@@ -257,11 +264,8 @@ class NystromformerForMaskedLM(_TiedDecoder):
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [r"pooler\.", r"cls\.seq_relationship\."]
     output = MaskedLMOutput
 
-    def __init__(self, config: NystromformerConfig) -> None:
-        super().__init__(config)
-        self.nystromformer = NystromformerModel(config, add_pooling_layer=False)
+    def add_head(self, config: NystromformerConfig) -> None:
         self.cls = _MaskedLMHead(config)
-        self.post_init()
 
     def logits(self, encoded: BaseModelOutputWithPooling) -> Tensor:
         return self.cls.predictions(encoded.last_hidden_state)
@@ -280,9 +284,7 @@ class NystromformerForSequenceClassification(_Classifier):
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [r"^cls\."]
     output = SequenceClassifierOutput
-
-    def __init__(self, config: NystromformerConfig) -> None:
-        super().__init__(config, add_pooling_layer=True)
+    pools = True
 
     def logits(self, encoded: BaseModelOutputWithPooling) -> Tensor:
         return linear(self.classifier, self.dropout(encoded.pooler_output))
@@ -296,9 +298,6 @@ class NystromformerForTokenClassification(_Classifier):
 
     output = TokenClassifierOutput
 
-    def __init__(self, config: NystromformerConfig) -> None:
-        super().__init__(config, add_pooling_layer=False)
-
     def logits(self, encoded: BaseModelOutputWithPooling) -> Tensor:
         return linear(self.classifier, self.dropout(encoded.last_hidden_state))
 
@@ -306,13 +305,9 @@ class NystromformerForTokenClassification(_Classifier):
 class NystromformerForQuestionAnswering(_WithHead):
     """The first and the last token of an answer within the text."""
 
-    def __init__(self, config: NystromformerConfig) -> None:
-        super().__init__(config)
-        config.num_labels = 2
-        self.num_labels = config.num_labels
-        self.nystromformer = NystromformerModel(config, add_pooling_layer=False)
+    def add_head(self, config: NystromformerConfig) -> None:
+        self.num_labels = config.num_labels = 2
         self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
 
     @model_forward
     def forward(
@@ -362,12 +357,9 @@ class NystromformerForMultipleChoice(_WithHead):
 
     output = MultipleChoiceModelOutput
 
-    def __init__(self, config: NystromformerConfig) -> None:
-        super().__init__(config)
-        self.nystromformer = NystromformerModel(config, add_pooling_layer=False)
+    def add_head(self, config: NystromformerConfig) -> None:
         self.pre_classifier = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, 1)
-        self.post_init()
 
     def encoded(self, inputs: Inputs, *options: bool | None) -> BaseModelOutputWithPooling:
         flat = tuple(None if x is None else x.flatten(0, 1) for x in inputs)

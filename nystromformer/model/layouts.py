@@ -241,7 +241,8 @@ def authors_layout(path: str, setting: str, num_attention_heads: int | None) -> 
     Raises:
         UserError: no such file, code in the pickle, or a model that has no place here.
     """
-    state = _state_dict(path, setting)
+    here = f"{setting}={path}"
+    state = _state_dict(path, here)
     weights: dict[str, Tensor] = {}
     left_out: list[str] = []
     for name, tensor in state.items():
@@ -250,35 +251,35 @@ def authors_layout(path: str, setting: str, num_attention_heads: int | None) -> 
             left_out.append(name)
         else:
             weights[ours] = tensor.float()
-    _refuse_what_has_no_place(path, state, weights, setting)
+    _refuse_what_has_no_place(here, state, weights)
     if "model.pooler.weight" in state:  # ALBERT's vocabulary
         weights = _counted_from_two(weights)
     second_line = any(name.startswith("model.backbone.") for name in state)
     activation = "gelu" if second_line else "gelu_new"
     try:
-        config = _shape_of_tensors(path, weights, num_attention_heads, activation, setting)
+        config = _shape_of_tensors(here, weights, num_attention_heads, activation)
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{setting}={path} is no encoder of the authors' code ({_sentence(error)}): write another file"
+            f"{here} is no encoder of the authors' code ({_sentence(error)}): write another file"
         ) from None
     return "authors' file", config, lambda: (weights, left_out)
 
 
-def _state_dict(path: str, setting: str) -> dict[str, Tensor]:
+def _state_dict(path: str, here: str) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{setting}={path} does not exist: write a .model or .cp file") from None
+        raise UserError(f"{here} does not exist: write a .model or .cp file") from None
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{setting}={path} holds more than tensors and was not opened, for it could run code "
+            f"{here} holds more than tensors and was not opened, for it could run code "
             f"({_sentence(error)[:120]}): write a file saved from a state_dict"
         ) from None
     except (OSError, RuntimeError, EOFError) as error:
-        raise UserError(f"{setting}={path} cannot be read ({_sentence(error)[:120]})") from None
+        raise UserError(f"{here} cannot be read ({_sentence(error)[:120]})") from None
     state = content.get("model_state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{setting}={path} has no model_state_dict: write a file of the authors' code")
+        raise UserError(f"{here} has no model_state_dict: write a file of the authors' code")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -292,29 +293,23 @@ def _renamed(name: str) -> str | None:
     return f"nystromformer.encoder.layer.{number}.{_IN_A_LAYER[part]}.{kind}"
 
 
-def _refuse_what_has_no_place(
-    path: str, state: dict[str, Tensor], weights: dict[str, Tensor], setting: str
-) -> None:
+def _refuse_what_has_no_place(here: str, state: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
     if any(name.startswith("model.backbone.backbone.encoder.") for name in state):
-        raise UserError(
-            f"{setting}={path} shares one layer's weights (shared_weight): no place for that here"
-        )
+        raise UserError(f"{here} shares one layer's weights (shared_weight): no place for that here")
     if "model.embeddings.dense.weight" in state:
-        raise UserError(f"{setting}={path} projects its embeddings (embedding_dim): no place for that here")
+        raise UserError(f"{here} projects its embeddings (embedding_dim): no place for that here")
     if POSITIONS not in weights or "nystromformer.encoder.layer.0.attention.self.query.weight" not in weights:
-        raise UserError(f"{setting}={path} is no encoder of the authors' code: its names are not known here")
+        raise UserError(f"{here} is no encoder of the authors' code: its names are not known here")
 
 
 def _shape_of_tensors(
-    path: str, weights: dict[str, Tensor], heads: int | None, activation: str, setting: str
+    here: str, weights: dict[str, Tensor], heads: int | None, activation: str
 ) -> NystromformerConfig:
     convolution = weights.get("nystromformer.encoder.layer.0.attention.self.conv.weight")
     if convolution is not None:
         heads = convolution.shape[0]
     if heads is None:
-        raise UserError(
-            f"{setting}={path} has no convolution to tell its heads by: write num_attention_heads=NUMBER"
-        )
+        raise UserError(f"{here} has no convolution to tell its heads by: write num_attention_heads=NUMBER")
     layers = {name.split(".")[3] for name in weights if name.startswith("nystromformer.encoder.layer.")}
     words, hidden = weights[WORDS].shape
     return NystromformerConfig(

@@ -32,7 +32,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, items: Items = None, ignored: 
         ValueError: another number of labels, or labels that are no integers.
     """
     logits = logits.flatten(0, -2).float()
-    labels = _class_ids(labels, len(logits))
+    if labels.numel() != len(logits):
+        shape = tuple(labels.shape)
+        raise ValueError(f"{len(logits)} predictions need as many class ids, got labels of shape {shape}")
+    if labels.is_floating_point():
+        raise ValueError(f"class ids must be integers, got labels of {labels.dtype}")
+    labels = labels.reshape(-1).long()
     total = F.cross_entropy(logits, labels, ignore_index=ignored, reduction="sum")
     return total / _at_least_one((labels != ignored).sum() if items is None else items)
 
@@ -45,30 +50,6 @@ def can_choose_by(labels: Tensor) -> bool:
     return labels.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def squared_error(logits: Tensor, labels: Tensor, items: Items = None) -> Tensor:
-    """Mean of the squared differences. Every label counts, −100 too: it is a number like another.
-
-    Args:
-        logits: (B, C).
-        labels: (B, C); with one column also (B,).
-    """
-    labels = _columns(labels, logits).float()
-    total = F.mse_loss(logits.float(), labels, reduction="sum")
-    return total / _at_least_one(labels.numel() if items is None else items)
-
-
-def binary_cross_entropy(logits: Tensor, labels: Tensor, items: Items = None) -> Tensor:
-    """Mean over rows and classes, in nats, of each class by itself.
-
-    Args:
-        logits: (B, C).
-        labels: (B, C) of 0 and 1, or of probabilities; with one class also (B,).
-    """
-    labels = _columns(labels, logits).float()
-    total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-    return total / _at_least_one(labels.numel() if items is None else items)
-
-
 def classification_loss(
     logits: Tensor, labels: Tensor, config: PreTrainedConfig, items: Items = None
 ) -> Tensor:
@@ -76,16 +57,23 @@ def classification_loss(
 
     Args:
         logits: (B, C).
-        labels: for `single_label_classification` class ids, (B,); for `multi_label_classification` 0 and 1,
-            (B, C); for `regression` numbers, (B, C). With one column, (B,) and (B, 1) are the same.
+        labels: for `single_label_classification` class ids, (B,); for `multi_label_classification` 0 and 1
+            or probabilities, (B, C), whose loss is the mean over rows and classes, in nats, of each class by
+            itself; for `regression` numbers, (B, C), whose loss is the mean of the squared differences. With
+            one column, (B,) and (B, 1) are the same.
     """
     if config.problem_type is None:
         config.problem_type = _inferred(labels, config.num_labels)
-    if config.problem_type == "regression":
-        return squared_error(logits, labels, items)
     if config.problem_type == "single_label_classification":
         return cross_entropy(logits, labels, items)
-    return binary_cross_entropy(logits, labels, items)
+    loss = F.mse_loss if config.problem_type == "regression" else F.binary_cross_entropy_with_logits
+    # Every label counts, −100 too: it is a number like another.
+    shape = tuple(logits.shape)
+    if labels.shape != shape and not (shape[1] == 1 and labels.numel() == len(logits)):
+        raise ValueError(f"labels of shape {shape} are needed, got {tuple(labels.shape)}")
+    labels = labels.reshape(shape).float()  # so that nothing is broadcast
+    total = loss(logits.float(), labels, reduction="sum")
+    return total / _at_least_one(labels.numel() if items is None else items)
 
 
 def _inferred(labels: Tensor, num_labels: int) -> str:
@@ -95,24 +83,5 @@ def _inferred(labels: Tensor, num_labels: int) -> str:
     return "single_label_classification" if whole else "multi_label_classification"
 
 
-def _class_ids(labels: Tensor, count: int) -> Tensor:
-    if labels.numel() != count:
-        raise ValueError(f"{count} predictions need as many class ids, got labels of shape {_shape(labels)}")
-    if labels.is_floating_point():
-        raise ValueError(f"class ids must be integers, got labels of {labels.dtype}")
-    return labels.reshape(-1).long()
-
-
-def _columns(labels: Tensor, logits: Tensor) -> Tensor:
-    """The labels in the logits' shape, so that nothing is broadcast."""
-    if labels.shape != logits.shape and not (logits.shape[1] == 1 and labels.numel() == len(logits)):
-        raise ValueError(f"labels of shape {_shape(logits)} are needed, got {_shape(labels)}")
-    return labels.reshape(logits.shape)
-
-
 def _at_least_one(items: Tensor | int) -> Tensor | int:
     return items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
-
-
-def _shape(x: Tensor) -> tuple[int, ...]:
-    return tuple(x.shape)

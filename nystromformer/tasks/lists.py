@@ -22,6 +22,32 @@ NO_SCORE = torch.finfo(torch.float32).min
 """The score of what only fills a row up."""
 
 
+def collate_lists(encoded: Encoded, rows: Sequence[int], pad_token_id: int) -> Batch:
+    """input_ids, attention_mask, (token_type_ids) (B, K, N); `choices` (B,), how many texts are real.
+
+    Rows of fewer texts are filled up with copies of their first.
+    """
+    counts = [len(encoded.input_ids[row]) for row in rows]
+    most = max(counts)
+
+    def flat(column: list[Any]) -> list[list[int]]:
+        return [
+            tokens
+            for row, count in zip(rows, counts, strict=True)
+            for tokens in column[row] + column[row][:1] * (most - count)
+        ]
+
+    types = encoded.token_type_ids
+    listed = replace(
+        encoded,
+        input_ids=flat(encoded.input_ids),
+        token_type_ids=None if types is None else flat(types),
+    )
+    batch = padded(listed, range(len(rows) * most), pad_token_id)
+    batch = {name: column.unflatten(0, (len(rows), most)) for name, column in batch.items()}
+    return {**batch, "choices": torch.tensor(counts)}
+
+
 class ListTask(Task):
     """A score for each text of a row."""
 
@@ -29,29 +55,7 @@ class ListTask(Task):
     """One column: a score of each text."""
 
     def padded(self, encoded: Encoded, rows: Sequence[int], pad_token_id: int) -> Batch:
-        """input_ids, attention_mask, (token_type_ids) (B, K, N); `choices` (B,), how many texts are real.
-
-        Rows of fewer texts are filled up with copies of their first.
-        """
-        counts = [len(encoded.input_ids[row]) for row in rows]
-        most = max(counts)
-
-        def flat(column: list[Any]) -> list[list[int]]:
-            return [
-                tokens
-                for row, count in zip(rows, counts, strict=True)
-                for tokens in column[row] + column[row][:1] * (most - count)
-            ]
-
-        types = encoded.token_type_ids
-        listed = replace(
-            encoded,
-            input_ids=flat(encoded.input_ids),
-            token_type_ids=None if types is None else flat(types),
-        )
-        batch = padded(listed, range(len(rows) * most), pad_token_id)
-        batch = {name: column.unflatten(0, (len(rows), most)) for name, column in batch.items()}
-        return {**batch, "choices": torch.tensor(counts)}
+        return collate_lists(encoded, rows, pad_token_id)
 
     @abstractmethod
     def logits(self, model: nn.Module, texts: Batch) -> Tensor:

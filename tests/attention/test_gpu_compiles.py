@@ -79,8 +79,9 @@ def test_grids_are_within_cudas_limits(monkeypatch, b, h, n, m, d, way):
             launch_near_and_far(*inputs, 16, m)
             launch_around_neighbours(*inputs, mask, weight, m)
         else:
-            out, *kept = launch.forward(*inputs, mask, weight, m, 6)
-            launch.backward(out, *inputs, mask, weight, kept, m, 6)
+            attention = launch.Attention(*inputs, mask, weight, m, 6)
+            out, *kept = attention.forward()
+            attention.backward(out, kept)
     near = {"near_kernel", "near_backward_key_kernel", "mixed_backward_kernel", "means_backward_kernel"}
     plain = {"gather_kernel", "spread_backward_query_kernel", "mix_backward_kernel"}
     assert {"means_kernel", *(near if way == "neighbours" else plain)} <= set(grids)
@@ -127,8 +128,9 @@ def launch_both_ways(monkeypatch, dtype, m, d, capability, masked):
     query, key, value = projections(dtype, d)
     mask = torch.zeros(2, 1024, dtype=torch.bool) if masked else None
     weight = torch.zeros(12, 1, 33, 1)
-    out, *kept = launch.forward(query, key, value, mask, weight, m, 6)
-    launch.backward(out, query, key, value, mask, weight, kept, m, 6)
+    attention = launch.Attention(query, key, value, mask, weight, m, 6)
+    out, *kept = attention.forward()
+    attention.backward(out, kept)
 
 
 def launch_near_and_far(query, key, value, w, m):
@@ -139,20 +141,23 @@ def launch_near_and_far(query, key, value, w, m):
     c = -(-n // w)
     shapes = ((b, h, m, d), (b, h, m, d), (b, h, m, m), (b, h, m), (b, c, m))
     inputs = (query, key, value, torch.empty(b, dtype=torch.int32), *map(torch.empty, shapes))
-    kept = neighbours.forward(*inputs, w)
-    neighbours.backward(kept[0], *inputs, kept, w)
+    attention = neighbours.NearAndFar(*inputs, w)
+    kept = attention.forward()
+    attention.backward(kept[0], kept)
 
 
 def launch_around_neighbours(query, key, value, mask, weight, m):
     """The landmarks, the inverse and the convolution, which are operators of their own there; both ways."""
     from nystromformer.attention.gpu import operator
 
-    (means,) = operator._average(query, key, mask, m)
-    operator._average_backward(means, query, key, mask, [], m)
-    (inverse,) = operator._invert(means[0], means[1], 6, half=True)
-    operator._invert_backward(inverse, means[0], means[1], [], 6, half=True)
-    operator._convolved(value, weight, turned=False)
-    operator._convolution_backward(query, value, weight, [])
+    average = operator.SegmentMeans(query, key, mask, m)
+    (means,) = average.forward()
+    average.backward(means, [])
+    invert = operator.Inverse(means[0], means[1], 6, half=True)
+    invert.backward(*invert.forward(), [])
+    convolve = operator.Convolution(value, weight)
+    convolve.forward()
+    convolve.backward(query, [])
 
 
 @pytest.mark.nightly

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nystromformer import nystrom_attention
 from nystromformer.attention import native
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.gpu.support import (
     INTERPRETED,
@@ -78,14 +79,14 @@ def by_kernels(inputs, mask, m):
 
     assert why_not_on_gpu(inputs[0], m) is None
     weight = inputs[3] if len(inputs) > 3 else None
-    return nystrom_attention_on_gpu(*inputs[:3], mask, weight, m, 6)
+    return nystrom_attention_on_gpu(*inputs[:3], Choices(m), mask, weight)
 
 
 def in_float64(inputs, mask, m):
     """The composed path, whose own test is the equations; with gradients."""
     exact = [x.detach().double().requires_grad_() for x in inputs]
     weight = exact[3] if len(exact) > 3 else None
-    return exact, composed_nystrom_attention(*exact[:3], m, mask, conv_weight_H1K1=weight)
+    return exact, composed_nystrom_attention(*exact[:3], Choices(m), mask, weight)
 
 
 def error(found, expected):
@@ -251,16 +252,14 @@ def test_the_inverse_in_float16_costs_a_trained_berts_heads_nothing(monkeypatch)
     expected = [expected, *torch.autograd.grad(expected, exact, seed.double())]
 
     def errors():
-        launch._known_sizes.cache_clear()  # holds what the inverse is computed in
         out = by_kernels(inputs, None, 64)
         found = [out, *torch.autograd.grad(out, inputs, seed)]
         return [((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
 
     halves = errors()
-    monkeypatch.setattr(launch.Sizes, "inversion_dtype", torch.float32)
+    monkeypatch.setattr(launch.Sizes, "half", False)
     for half, whole in zip(halves, errors(), strict=True):
         assert half < 1.1 * whole
-    launch._known_sizes.cache_clear()
     assert halves[0] < 0.01
     assert max(halves) < 0.025
 
@@ -424,7 +423,7 @@ def test_the_way_can_be_chosen(monkeypatch):
         way: nystrom_attention(query, key, value, num_landmarks=16, implementation=way)
         for way in ("operator", "composed", "auto")
     }
-    assert torch.equal(ways["composed"], composed_nystrom_attention(query, key, value, 16))
+    assert torch.equal(ways["composed"], composed_nystrom_attention(query, key, value, Choices(16)))
     assert torch.equal(ways["operator"], ways["auto"])
     monkeypatch.setattr("nystromformer.attention.nystrom.DEFAULT_IMPLEMENTATION", "auto")
     assert torch.equal(nystrom_attention(query, key, value, num_landmarks=16), ways["auto"])

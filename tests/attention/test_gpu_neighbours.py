@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu
 from nystromformer.attention.neighbours import LARGEST_RATIO
@@ -53,13 +54,10 @@ def check(inputs, mask, m, neighbours, tolerance):
     if obstacle and "as this GPU needs" in obstacle:
         pytest.skip(obstacle)
     assert obstacle is None
-    out = composed_nystrom_attention(
-        *inputs[:3], m, mask, conv_weight_H1K1=weight, neighbours=neighbours, kernels=True
-    )
+    choices = Choices(m, neighbours=neighbours)
+    out = composed_nystrom_attention(*inputs[:3], choices, mask, weight, kernels=True)
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected = composed_nystrom_attention(
-        *exact[:3], m, mask, conv_weight_H1K1=exact[3] if len(exact) > 3 else None, neighbours=neighbours
-    )
+    expected = composed_nystrom_attention(*exact[:3], choices, mask, exact[3] if len(exact) > 3 else None)
     seed = torch.randn_like(out)
     assert out.dtype == inputs[0].dtype
     assert error(out, expected) <= tolerance
@@ -213,10 +211,10 @@ def test_an_address_outside_of_a_kernels_tensors_is_noticed():
     code = (
         "from tests.attention import interpreted; interpreted.install()\n"
         "import torch\n"
-        "from nystromformer.attention.gpu.operator import _means\n"
+        "from nystromformer.attention.gpu.operator import segment_means_on_gpu\n"
         "query = torch.randn(1, 1, 40, 16)\n"
         "short = torch.randn(1, 1, 20, 16)\n"
-        "_means(query, short, None, 4)\n"
+        "segment_means_on_gpu(query, short, None, 4)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nystromformer.attention.linformer import LinformerAttention
-from nystromformer.attention.longformer import longformer_attention, window_attention
+from nystromformer.attention.longformer import LongformerAttention, window_attention
 from nystromformer.attention.performer import EPSILON, PerformerAttention, orthogonal_features
 from nystromformer.attention.softmax import softmax_attention
 
@@ -26,7 +26,7 @@ def linformer_of(share_heads: bool):
 
 def longformer_of(window: int):
     def attention(query, key, value, *, key_padding_mask=None):
-        return longformer_attention(query, key, value, window=window, key_padding_mask=key_padding_mask)
+        return LongformerAttention(window)(query, key, value, key_padding_mask=key_padding_mask)
 
     def dense(query, key, value, head, positions):
         seen = (positions[:, None] - positions).abs() <= window // 2
@@ -198,7 +198,7 @@ def test_features_are_redrawn_on_request_and_saved():
 def test_impossible_arguments_are_named():
     query, key, value = inputs(1, 30)
     with pytest.raises(ValueError, match="window=4 has no middle"):
-        longformer_attention(query, key, value, window=4)
+        LongformerAttention(4)
     with pytest.raises(ValueError, match="30 tokens are more than the 20"):
         LinformerAttention(HEADS, 20, projected=4)(query, key, value)
     with pytest.raises(ValueError, match="projected=0"):
@@ -206,4 +206,4 @@ def test_impossible_arguments_are_named():
     with pytest.raises(ValueError, match="features"):
         PerformerAttention(WIDTH + 1)(query, key, value)
     with pytest.raises(ValueError, match="one floating-point dtype"):
-        longformer_attention(query, key.float(), value)
+        LongformerAttention(257)(query, key.float(), value)

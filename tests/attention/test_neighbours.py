@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nystromformer import nystrom_attention
 from nystromformer.attention import native
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.neighbours import Blocks, Salient, most_salient
 from nystromformer.attention.nystrom import computed_by
 from nystromformer.attention.softmax import softmax_attention
@@ -229,12 +230,12 @@ def test_an_impossible_block_is_named():
 
 def test_what_computes_it_is_said():
     query = torch.empty(1, 1, 100, 16)
-    choices = (16, 6, "segment_means")
+    near = {w: Choices(16, neighbours=w) for w in (16, 20)}
     composed = "composed of PyTorch's operators"
-    assert computed_by(query, *choices, neighbours=20) == composed
-    assert computed_by(query.double(), *choices, neighbours=16) == composed
+    assert computed_by(query, near[20]) == composed
+    assert computed_by(query.double(), near[16]) == composed
     if native.library() is not None:
-        assert computed_by(query, *choices, neighbours=16).startswith("compiled kernel")
+        assert computed_by(query, near[16]).startswith("compiled kernel")
 
 
 @pytest.mark.parametrize("implementation", ["composed", "auto"])

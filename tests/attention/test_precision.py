@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nystromformer import nystrom_attention
-from nystromformer.attention.performer import orthogonal_features, performer_attention
+from nystromformer.attention.performer import PerformerAttention
 from nystromformer.attention.precision import (
     allow_tf32,
     as_product,
@@ -113,8 +113,8 @@ def test_shapes_without_memory(iterations):
         assert (out.shape, out.device.type) == ((2, 3, 40, 16), "meta")
         if iterations is not None:
             assert all(grad.shape == out.shape for grad in torch.autograd.grad(out.sum(), leaves))
-    features = orthogonal_features(8, 16).to("meta")
-    assert performer_attention(*leaves, features_RD=features).shape == leaves[0].shape
+    performer = PerformerAttention(16, num_features=8).to("meta")
+    assert performer(*leaves).shape == leaves[0].shape
 
 
 def test_the_reference_computes_where_its_inputs_are():

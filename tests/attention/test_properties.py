@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nystromformer import nystrom_attention
 from nystromformer.attention import native
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
-from nystromformer.attention.cpu import nystrom_attention_on_cpu
+from nystromformer.attention.native import nystrom_attention_on_cpu
 from nystromformer.attention.softmax import softmax_attention
 
 from .equations import attended, reference_nystrom
@@ -117,28 +118,11 @@ def way(request):
 def attention(way: str, case: dict) -> Tensor:
     if way == "compiled":
         return nystrom_attention(**case)
-    if way == "operator":
-        return nystrom_attention_on_cpu(
-            case["query"],
-            case["key"],
-            case["value"],
-            case["key_padding_mask"],
-            case["conv_weight"],
-            case["num_landmarks"],
-            6,
-            case["neighbours"],
-            case["salient_tokens"],
-        )
-    return composed_nystrom_attention(
-        case["query"],
-        case["key"],
-        case["value"],
-        case["num_landmarks"],
-        case["key_padding_mask"],
-        conv_weight_H1K1=case["conv_weight"],
-        neighbours=case["neighbours"],
-        salient_tokens=case["salient_tokens"],
-    )
+    names = ("num_landmarks", "neighbours", "salient_tokens")
+    choices = Choices(**{name: case[name] for name in names})
+    found = nystrom_attention_on_cpu if way == "operator" else composed_nystrom_attention
+    tensors = (case["query"], case["key"], case["value"])
+    return found(*tensors, choices, case["key_padding_mask"], case["conv_weight"])
 
 
 def reference(case: dict) -> Tensor:

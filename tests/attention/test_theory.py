@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from nystromformer import nystrom_attention
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.landmarks import segment_means
+from nystromformer.attention.nystrom import attend
 from nystromformer.attention.pseudoinverse import iterative_pinv
 
 
@@ -29,9 +31,9 @@ def test_lemma_2_every_token_a_landmark():
     query, key = (x.repeat_interleave(2, dim=2) for x in (query, key))
     value = torch.randn(1, 2, 48, 16, dtype=torch.float64)
     expected = exact(query, key, value)
-    for attention in (nystrom_attention, composed_nystrom_attention):
+    for attention in (attend, composed_nystrom_attention):
         errors = [
-            (attention(query, key, value, num_landmarks=24, pinv_iterations=iterations) - expected).norm()
+            (attention(query, key, value, Choices(24, iterations)) - expected).norm()
             for iterations in (4, 6, 24)
         ]
         assert errors == sorted(errors, reverse=True)

@@ -32,9 +32,10 @@ def counted(self, a, b, *more):
 
 InterpreterBuilder.create_dot = counted
 query, key, value, grad = torch.randn(4, 2, 3, 128, 16)
-_, *kept = launch.forward(query, key, value, None, None, 16, 6)
+attention = launch.Attention(query, key, value, None, None, 16, 6)
+_, *kept = attention.forward()
 forward = done
-launch.backward(grad, query, key, value, None, None, kept, 16, 6)
+attention.backward(grad, kept)
 work = kernel_work(2, 128, h=3, d=16, m=16, k=None)
 products = [0 if w.kernel in ("means", "join") or w.kernel.startswith("sum") else w.flops for w in work]
 assert (forward, done) == (sum(products[:5]), sum(products)), (forward, done, products)

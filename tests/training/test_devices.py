@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from nystromformer import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.attention import nystrom
+from nystromformer.attention.choices import Choices
 from nystromformer.attention.gpu import support
 from nystromformer.data.layout import Layout
 from nystromformer.errors import UserError
@@ -196,7 +197,8 @@ def described(monkeypatch, device: str, capability=(9, 0), **choice) -> str:
     monkeypatch.setattr(support, "HAS_TRITON", True)
     with FakeTensorMode():
         query = torch.empty(1, 2, 512, 64, dtype=torch.bfloat16, device=device)
-        return nystrom.computed_by(query, reason=True, **{"num_landmarks": 64, **choice})
+        way = choice.pop("implementation", None)
+        return nystrom.computed_by(query, Choices(**choice), way, reason=True)
 
 
 def test_the_way_that_attention_takes_is_told(monkeypatch):

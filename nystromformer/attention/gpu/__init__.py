@@ -2,7 +2,7 @@
 
 Shapes: B rows, H heads, N positions, D head width, M landmarks, S parts of the positions.
 
-    rows.py       which position belongs to which segment, where there is padding
+    tiles.py      what they share; which position belongs to which segment, where there is padding
     landmarks.py  Q̃, K̃: means of segments
     gather.py     B̃ V, its positions shared out over S programs     and its backward pass
     mix.py        Z ≈ Ã⁺ and X = Z B̃ V, a head's matrices on chip    and its backward pass

@@ -24,14 +24,14 @@ from nystromformer.attention.gpu.convolution import kernel_gradient_kernel
 from nystromformer.attention.gpu.gather import gather_backward_kernel, gather_kernel
 from nystromformer.attention.gpu.landmarks import means_kernel
 from nystromformer.attention.gpu.mix import join_kernel, mix_backward_kernel, mix_kernel
-from nystromformer.attention.gpu.rows import rows_of
 from nystromformer.attention.gpu.spread import (
     spread_backward_means_kernel,
     spread_backward_query_kernel,
     spread_kernel,
 )
 from nystromformer.attention.gpu.support import INTERPRETED, MOST_ENTRIES, padded
-from nystromformer.attention.operator import empty_like_projections
+from nystromformer.attention.gpu.tiles import Rows
+from nystromformer.attention.operator import NystromOperator, empty_like_projections
 from nystromformer.attention.precision import tf32_allowed
 
 MOST_ON_CHIP = 64
@@ -72,10 +72,6 @@ class Sizes:
         """Programs over tiles that keep the device busy."""
         return 8 * self.multiprocessors
 
-    @property
-    def means(self) -> tuple[int, ...]:
-        return self.b, self.h, self.m, self.d
-
     @cached_property
     def tile(self) -> int:
         """Positions that a program holds together."""
@@ -104,21 +100,10 @@ class Sizes:
         """For scores in units of log 2."""
         return self.scale * math.log2(math.e)
 
-    @cached_property
-    def inversion(self) -> dict[str, Any]:
-        """How the m × m matrices are multiplied.
-
-        Beside half-precision inputs the factors of the iteration have float16's 11 digits, as those of TF32
-        have, at half the room and twice the speed: off by 1e-3 in the output and in the scores' gradients of
-        a trained BERT's heads, where bfloat16 would be by 1e-2. Else three products of TF32, as exact as
-        float32.
-        """
-        return inversion(half=self.inversion_dtype != torch.float32)
-
     @property
-    def inversion_dtype(self) -> torch.dtype:
-        """Of the factors of the iteration's products."""
-        return torch.float32 if self.dtype == torch.float32 else torch.float16
+    def half(self) -> bool:
+        """Whether the inputs are of half precision, see `inversion`."""
+        return self.dtype != torch.float32
 
     def parts(self, programs: int) -> tuple[int, int]:
         """(S, tokens of each) that make at least so many programs, where there are tiles enough."""
@@ -138,9 +123,6 @@ class Sizes:
             "MIX_PRECISION": mix_precision, "num_warps": self.warps, "num_stages": stages,
         }  # fmt: skip
 
-    def constants_of_heads(self, warps: int) -> dict[str, Any]:
-        return constants_of_heads(self.m, self.d, warps)
-
 
 @lru_cache(64)
 def _known_sizes(*sizes: Any) -> Sizes:
@@ -154,7 +136,12 @@ def inverts_on_chip(m: int, hopper: bool) -> bool:
 
 
 def inversion(half: bool) -> dict[str, Any]:
-    """See `Sizes.inversion`."""
+    """How the m × m matrices are multiplied.
+
+    Beside half-precision inputs the factors of the iteration have float16's 11 digits, as those of TF32 have,
+    at half the room and twice the speed: off by 1e-3 in the output and in the scores' gradients of a trained
+    BERT's heads, where bfloat16 would be by 1e-2. Else three products of TF32, as exact as float32.
+    """
     return {"TYPE": tl.float16, "PRECISION": "tf32"} if half else {"TYPE": tl.float32, "PRECISION": "tf32x3"}
 
 
@@ -179,131 +166,118 @@ def tile_of(dtype: torch.dtype, m: int, d: int) -> int:
     return 64 if dtype == torch.bfloat16 and padded(m) * padded(d) <= 64 * 64 else 32
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What the kernels know of padding; None where there is none."""
+@dataclass(eq=False)
+class Attention(NystromOperator):
+    """What the backward pass needs: Q̃ and K̃, Z, B̃ V, X, and B̃'s normalizer."""
 
-    segment_BN: Tensor | None = None
-    first_BM: Tensor | None = None
-    count_B: Tensor | None = None
+    name = "nystrom_attention_gpu"
+    device_types = DEVICES
 
+    def empty(self) -> tuple[Tensor, ...]:
+        (b, h, _, d), m = self.query.shape, self.num_landmarks
+        shapes = ((2, b, h, m, d), (b, h, m, m), (b, h, m, d), (b, h, m, d), (b, h, m))
+        kept = (self.query.new_empty(shape, dtype=torch.float32) for shape in shapes)
+        return empty_like_projections(self.query), *kept
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    num_landmarks: int,
-    iterations: int,
-) -> tuple[Tensor, ...]:
-    """The output, then what the backward pass needs: Q̃ and K̃, Z, B̃ V, X, and B̃'s normalizer."""
-    weight = None if weight is None else weight.contiguous()
-    sizes = Sizes.of(query, mask, weight, num_landmarks)
-    b, h, n, m, d = sizes.b, sizes.h, sizes.n, sizes.m, sizes.d
-    query, key, value = map(rowwise, (query, key, value))
-    rows = Rows() if mask is None else Rows(*rows_of(mask, m))
-    out, means, inverse, gathered, mixed, normalizer = empty_outputs(query, m)
-    write_means(query, key, rows, means)
+    def forward(self) -> tuple[Tensor, ...]:
+        sizes, rows, weight = self._sizes(), self._rows(), self._weight()
+        b, h, n, m, d = sizes.b, sizes.h, sizes.n, sizes.m, sizes.d
+        query, key, value = map(rowwise, (self.query, self.key, self.value))
+        out, means, inverse, gathered, mixed, normalizer = self.empty()
+        write_means(query, key, rows, means)
 
-    constants = sizes.constants
-    for_gather = {name: x for name, x in constants.items() if not name.startswith("MIX")}
-    parts, tokens = sizes.parts(sizes.programs)
-    in_parts = query.new_empty(b, h, parts, m, d, dtype=torch.float32)
-    top, total = query.new_empty(2, b, h, parts, m, dtype=torch.float32)
-    gather_kernel[(b * h, parts)](
-        *strided(key), *strided(value), means[0], rows.segment_BN, in_parts, top, total,
-        h, n, tokens, sizes.score_scale, **for_gather,
-    )  # fmt: skip
-    join_kernel[(b * h,)](
-        in_parts, top, total, gathered, normalizer, parts, **sizes.constants_of_heads(warps=4)
-    )
-
-    on_chip = sizes.on_chip
-    if not on_chip:
-        products.mix(means, gathered, inverse, mixed, iterations)
-    if on_chip or sizes.masked:
-        mix_kernel[(b * h,)](
-            means[0], means[1], gathered, *strided(value), rows.first_BM, rows.count_B, inverse, mixed,
-            h, n, iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
-            **sizes.inversion, **sizes.constants_of_heads(warps=4),
+        constants = sizes.constants
+        for_gather = {name: x for name, x in constants.items() if not name.startswith("MIX")}
+        parts, tokens = sizes.parts(sizes.programs)
+        in_parts = query.new_empty(b, h, parts, m, d, dtype=torch.float32)
+        top, total = query.new_empty(2, b, h, parts, m, dtype=torch.float32)
+        gather_kernel[(b * h, parts)](
+            *strided(key), *strided(value), means[0], rows.segment_BN, in_parts, top, total,
+            h, n, tokens, sizes.score_scale, **for_gather,
         )  # fmt: skip
+        of_heads = constants_of_heads(m, d, warps=4)
+        join_kernel[(b * h,)](in_parts, top, total, gathered, normalizer, parts, **of_heads)
 
-    parts, tokens = sizes.parts(2 * sizes.programs)
-    spread_kernel[(b * h, parts)](
-        *strided(query), *strided(value), means[1], mixed, weight, rows.segment_BN, rows.count_B, out,
-        h, n, tokens, sizes.score_scale,
-        K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window, **constants,
-    )  # fmt: skip
-    return out, means, inverse, gathered, mixed, normalizer
+        on_chip = sizes.on_chip
+        if not on_chip:
+            products.mix(means, gathered, inverse, mixed, self.iterations)
+        if on_chip or sizes.masked:
+            mix_kernel[(b * h,)](
+                means[0], means[1], gathered, *strided(value), rows.first_BM, rows.count_B, inverse, mixed,
+                h, n, self.iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
+                **inversion(sizes.half), **of_heads,
+            )  # fmt: skip
 
-
-def backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    kept: Sequence[Tensor],
-    num_landmarks: int,
-    iterations: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of the queries, keys, values and of the convolution's kernel: `forward`, whose results behind
-    the output `kept` is, from its end."""
-    means, inverse, gathered, mixed, normalizer = kept
-    weight = None if weight is None else weight.contiguous()
-    sizes = Sizes.of(query, mask, weight, num_landmarks)
-    b, h, n, m, d = sizes.b, sizes.h, sizes.n, sizes.m, sizes.d
-    grad_out = grad_out.to(query.dtype)
-    grad_out, query, key, value = map(rowwise, (grad_out, query, key, value))
-    rows = Rows() if mask is None else Rows(*rows_of(mask, m))
-    constants = sizes.constants
-    grad_query, grad_key, grad_value = (empty_like_projections(query) for _ in range(3))
-    parts, tokens = sizes.parts(sizes.programs)
-    fine_parts, fine_tokens = sizes.parts(2 * sizes.programs)
-    # out = F̃ X
-    grad_mixed_parts, grad_key_parts = means.new_empty(2, b, h, parts, m, d)
-    spread_backward_means_kernel[(b * h, parts)](
-        *strided(grad_out), *strided(query), means[1], mixed, rows.segment_BN, rows.count_B,
-        grad_mixed_parts, grad_key_parts, h, n, tokens, sizes.scale, sizes.score_scale,
-        **(constants | {"num_stages": 3 if constants["num_stages"] == 2 else 1}),
-    )  # fmt: skip
-    # X = Z Y and Z ≈ Ã⁺
-    grad_mixed, grad_gathered, grad_key_means = means.new_empty(3, *sizes.means)
-    delta = torch.empty_like(normalizer)
-    grad_query_parts = means.new_empty(b, h, parts + 1, m, d)
-    on_chip = sizes.on_chip
-    half = sizes.inversion_dtype != torch.float32
-    programs, steps = room_for_iterates(means[0], iterations if on_chip else 0, half)
-    mix_backward_kernel[(programs,)](
-        grad_mixed_parts, grad_key_parts, means[0], means[1], inverse, gathered, rows.count_B, steps,
-        grad_mixed, grad_gathered, delta, grad_key_means, grad_query_parts,
-        b, h, n, parts, parts, iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
-        **sizes.inversion, **sizes.constants_of_heads(warps=4),
-    )  # fmt: skip
-    if not on_chip:
-        products.mix_backward(
-            grad_mixed, means, inverse, gathered, rows.count_B, grad_gathered, delta, grad_key_means,
-            grad_query_parts[:, :, -1], iterations,
+        parts, tokens = sizes.parts(2 * sizes.programs)
+        spread_kernel[(b * h, parts)](
+            *strided(query), *strided(value), means[1], mixed, weight, rows.segment_BN, rows.count_B, out,
+            h, n, tokens, sizes.score_scale,
+            K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window, **constants,
         )  # fmt: skip
-    # Y = B̃ V
-    gather_backward_kernel[(b * h, parts)](
-        *strided(grad_out), *strided(key), *strided(value), means[0], normalizer, grad_gathered, delta,
-        grad_key_means, grad_mixed, weight, rows.segment_BN, rows.count_B,
-        grad_key, grad_value, grad_query_parts,
-        h, n, tokens, sizes.scale, sizes.score_scale,
-        K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window,
-        **(constants | {"num_warps": max(sizes.warps, padded(d) // 16)}),
-    )  # fmt: skip
-    # Q̃ is a mean of queries
-    spread_backward_query_kernel[(b * h, fine_parts)](
-        *strided(grad_out), *strided(query), means[1], mixed, grad_query_parts.sum(dim=2),
-        rows.segment_BN, rows.count_B, grad_query,
-        h, n, fine_tokens, sizes.scale, sizes.score_scale, **constants,
-    )  # fmt: skip
-    grad_weight = None if weight is None else kernel_gradient(grad_out, value, weight, rows.segment_BN, sizes)
-    return grad_query, grad_key, grad_value, grad_weight
+        return out, means, inverse, gathered, mixed, normalizer
+
+    def backward(self, grad_out: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        means, inverse, gathered, mixed, normalizer = kept
+        sizes, rows, weight = self._sizes(), self._rows(), self._weight()
+        b, h, n, m, d = sizes.b, sizes.h, sizes.n, sizes.m, sizes.d
+        tensors = (grad_out.to(self.query.dtype), self.query, self.key, self.value)
+        grad_out, query, key, value = map(rowwise, tensors)
+        constants = sizes.constants
+        grad_query, grad_key, grad_value = (empty_like_projections(query) for _ in range(3))
+        parts, tokens = sizes.parts(sizes.programs)
+        fine_parts, fine_tokens = sizes.parts(2 * sizes.programs)
+        # out = F̃ X
+        grad_mixed_parts, grad_key_parts = means.new_empty(2, b, h, parts, m, d)
+        spread_backward_means_kernel[(b * h, parts)](
+            *strided(grad_out), *strided(query), means[1], mixed, rows.segment_BN, rows.count_B,
+            grad_mixed_parts, grad_key_parts, h, n, tokens, sizes.scale, sizes.score_scale,
+            **(constants | {"num_stages": 3 if constants["num_stages"] == 2 else 1}),
+        )  # fmt: skip
+        # X = Z Y and Z ≈ Ã⁺
+        grad_mixed, grad_gathered, grad_key_means = means.new_empty(3, b, h, m, d)
+        delta = torch.empty_like(normalizer)
+        grad_query_parts = means.new_empty(b, h, parts + 1, m, d)
+        on_chip = sizes.on_chip
+        programs, steps = room_for_iterates(means[0], self.iterations if on_chip else 0, sizes.half)
+        mix_backward_kernel[(programs,)](
+            grad_mixed_parts, grad_key_parts, means[0], means[1], inverse, gathered, rows.count_B, steps,
+            grad_mixed, grad_gathered, delta, grad_key_means, grad_query_parts,
+            b, h, n, parts, parts, self.iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
+            **inversion(sizes.half), **constants_of_heads(m, d, warps=4),
+        )  # fmt: skip
+        if not on_chip:
+            products.mix_backward(
+                grad_mixed, means, inverse, gathered, rows.count_B, grad_gathered, delta, grad_key_means,
+                grad_query_parts[:, :, -1], self.iterations,
+            )  # fmt: skip
+        # Y = B̃ V
+        gather_backward_kernel[(b * h, parts)](
+            *strided(grad_out), *strided(key), *strided(value), means[0], normalizer, grad_gathered, delta,
+            grad_key_means, grad_mixed, weight, rows.segment_BN, rows.count_B,
+            grad_key, grad_value, grad_query_parts,
+            h, n, tokens, sizes.scale, sizes.score_scale,
+            K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window,
+            **(constants | {"num_warps": max(sizes.warps, padded(d) // 16)}),
+        )  # fmt: skip
+        # Q̃ is a mean of queries
+        spread_backward_query_kernel[(b * h, fine_parts)](
+            *strided(grad_out), *strided(query), means[1], mixed, grad_query_parts.sum(dim=2),
+            rows.segment_BN, rows.count_B, grad_query,
+            h, n, fine_tokens, sizes.scale, sizes.score_scale, **constants,
+        )  # fmt: skip
+        grad_weight = None
+        if weight is not None:
+            grad_weight = kernel_gradient(grad_out, value, weight, rows.segment_BN, sizes)
+        return grad_query, grad_key, grad_value, grad_weight
+
+    def _sizes(self) -> Sizes:
+        return Sizes.of(self.query, self.key_padding_mask, self.conv_weight, self.num_landmarks)
+
+    def _rows(self) -> Rows:
+        return Rows.of(self.key_padding_mask, self.num_landmarks)
+
+    def _weight(self) -> Tensor | None:
+        return None if self.conv_weight is None else self.conv_weight.contiguous()
 
 
 def write_means(query: Tensor, key: Tensor, rows: Rows, means: Tensor) -> None:
@@ -332,19 +306,6 @@ def kernel_gradient(
         **{name: constants[name] for name in ("D", "D_PAD", "MASKED", "PRECISION")},
     )  # fmt: skip
     return found.sum(dim=(0, 2, 3)).view_as(weight).to(weight.dtype)
-
-
-def empty_outputs(query: Tensor, m: int) -> tuple[Tensor, ...]:
-    """Room for what `forward` returns."""
-    b, h, _, d = query.shape
-    return (
-        empty_like_projections(query),
-        query.new_empty(2, b, h, m, d, dtype=torch.float32),
-        query.new_empty(b, h, m, m, dtype=torch.float32),
-        query.new_empty(b, h, m, d, dtype=torch.float32),
-        query.new_empty(b, h, m, d, dtype=torch.float32),
-        query.new_empty(b, h, m, dtype=torch.float32),
-    )
 
 
 # --- arguments ----------------------------------------------------------------------------------------

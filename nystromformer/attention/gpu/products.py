@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nystromformer.attention.composed import landmark_attention
 from nystromformer.attention.precision import full_float32
 from nystromformer.attention.pseudoinverse import iterate, iterate_backward
 
@@ -51,9 +52,9 @@ def mix_backward(
 
 def invert(query_means: Tensor, key_means: Tensor, iterations: int) -> Tensor:
     """Z, (B, H, M, M)."""
-    b, h, m, _ = query_means.shape
     with full_float32(query_means):  # also where TF32 is allowed: with it the inverse does not converge
-        return iterate(_landmark_attention(query_means, key_means), iterations).view(b, h, m, m)
+        matrix = landmark_attention(query_means, key_means, None)
+        return iterate(matrix.flatten(0, 1), iterations).view_as(matrix)
 
 
 def invert_backward(
@@ -63,16 +64,9 @@ def invert_backward(
     m, d = query_means.shape[2:]
     query, key = (x.reshape(-1, m, d) for x in (query_means, key_means))
     with full_float32(query_means):
-        matrix = _landmark_attention(query_means, key_means)
+        matrix = landmark_attention(query_means, key_means, None).flatten(0, 1)
         grad_matrix = iterate_backward(grad_inverse.reshape(-1, m, m), matrix, iterations)
         mean = (grad_matrix * matrix).sum(dim=-1, keepdim=True)
         grad_score = matrix * (grad_matrix - mean) * d**-0.5
         grads = torch.bmm(grad_score, key), torch.bmm(grad_score.mT, query)
     return grads[0].view_as(query_means), grads[1].view_as(key_means)
-
-
-def _landmark_attention(query_means: Tensor, key_means: Tensor) -> Tensor:
-    """Ã, (B · H, M, M)."""
-    m, d = query_means.shape[2:]
-    query, key = query_means.reshape(-1, m, d), key_means.reshape(-1, m, d)
-    return torch.softmax(torch.bmm(query * d**-0.5, key.mT), dim=-1)
