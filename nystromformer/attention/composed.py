@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.landmarks import (
     RealTokensFirst,
@@ -23,6 +22,7 @@ from nystromformer.attention.landmarks import (
     uniform_samples,
 )
 from nystromformer.attention.neighbours import Blocks, attention_with_neighbours
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.attention.projections import mask_of, seen_keys, without_padding, zero_at_padding
 from nystromformer.attention.pseudoinverse import exact_pinv, iterative_pinv
@@ -34,7 +34,7 @@ def composed_nystrom_attention(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    choices: Choices,
+    options: NystromOptions,
     key_padding_mask_BN: Tensor | None = None,
     conv_weight_H1K1: Tensor | None = None,
     segments: Segments | None = None,
@@ -43,12 +43,12 @@ def composed_nystrom_attention(
     """`nystrom_attention` on arguments known to be right; `kernels` as of `attention_with_neighbours`."""
     query_BHND, key_BHND, value_BHND = without_padding(query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
     tensors = (query_BHND, key_BHND, value_BHND)
-    if not is_recorded() and query_BHND.shape[2] <= choices.most_exact:
+    if not is_recorded() and query_BHND.shape[2] <= options.most_exact:
         out = softmax_attention(*tensors, key_padding_mask=key_padding_mask_BN)
-    elif choices.neighbours is not None:
-        out = _with_neighbours(*tensors, key_padding_mask_BN, choices, choices.neighbours, kernels)
+    elif options.neighbours is not None:
+        out = _with_neighbours(*tensors, key_padding_mask_BN, options, options.neighbours, kernels)
     else:
-        out = _through_landmarks(*tensors, key_padding_mask_BN, choices, segments)
+        out = _through_landmarks(*tensors, key_padding_mask_BN, options, segments)
     if conv_weight_H1K1 is not None:
         out = out + _convolution(value_BHND, conv_weight_H1K1, kernels)
     return zero_at_padding(out, key_padding_mask_BN)
@@ -59,12 +59,12 @@ def _with_neighbours(
     key_BHND: Tensor,
     value_BHND: Tensor,
     key_padding_mask_BN: Tensor | None,
-    choices: Choices,
+    options: NystromOptions,
     neighbours: int,
     kernels: bool,
 ) -> Tensor:
     """See `neighbours.py`. Its blocks are cut from real tokens, which padding must not lie between."""
-    (b, _, n, _), m = query_BHND.shape, choices.num_landmarks
+    (b, _, n, _), m = query_BHND.shape, options.num_landmarks
     query, key, value, first, segments = query_BHND, key_BHND, value_BHND, None, None
     if is_recorded():  # the record is run on other masks
         key_padding_mask_BN = mask_of(query_BHND, key_padding_mask_BN)
@@ -73,24 +73,24 @@ def _with_neighbours(
         query, key, value = (first.pack(x) for x in (query, key, value))
         n = query.shape[2]
     padding_BN = None if first is None else first.padding_BP
-    if first is not None or choices.landmarks != "segment_means":
+    if first is not None or options.landmarks != "segment_means":
         segments = Segments.of(mask_of(query, padding_BN), m)
-    if kernels and choices.pinv_iterations is not None:
+    if kernels and options.pinv_iterations is not None:
         # Here, because it imports Triton, which only GPUs need.
         from nystromformer.attention.gpu.operator import inverse_on_gpu, segment_means_on_gpu
 
         query_BHMD, key_BHMD = segment_means_on_gpu(query, key, padding_BN, m).unbind()
         # It knows no absent landmarks, but only short rows have some, of which nothing uses Z.
         half = query.dtype != torch.float32
-        inverse_BHMM = inverse_on_gpu(query_BHMD, key_BHMD, choices.pinv_iterations, half)
+        inverse_BHMM = inverse_on_gpu(query_BHMD, key_BHMD, options.pinv_iterations, half)
     else:
-        query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query, key))
-        inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations)
+        query_BHMD, key_BHMD = (landmarks_of(x, options, segments) for x in (query, key))
+        inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, options.pinv_iterations)
     count_B = torch.full((b,), n, device=query.device)
     if first is not None:
         count_B = n - first.padding_BP.sum(dim=1)
     blocks = Blocks.of(count_B, n, neighbours, m)
-    arguments = (query, key, value, query_BHMD, key_BHMD, inverse_BHMM, choices.salient_tokens, blocks)
+    arguments = (query, key, value, query_BHMD, key_BHMD, inverse_BHMM, options.salient_tokens, blocks)
     out = attention_with_neighbours(*arguments, kernels=kernels)
     if first is None or segments is None:
         return out
@@ -115,13 +115,13 @@ def _convolution(value_BHND: Tensor, weight_H1K1: Tensor, kernels: bool) -> Tens
     return convolution_on_gpu(value_BHND, weight_H1K1)
 
 
-def landmarks_of(x_BHND: Tensor, choices: Choices, segments: Segments | None) -> Tensor:
+def landmarks_of(x_BHND: Tensor, options: NystromOptions, segments: Segments | None) -> Tensor:
     """Q̃ or K̃, (B, H, M, D), in at least float32."""
-    m = choices.num_landmarks
-    if segments is None or choices.landmarks == "segment_means":
+    m = options.num_landmarks
+    if segments is None or options.landmarks == "segment_means":
         return segment_means(x_BHND, m, segments)
-    if choices.landmarks == "uniform":
-        chosen = uniform_samples(x_BHND, m, segments, choices.landmark_seed).to(at_least_float32(x_BHND))
+    if options.landmarks == "uniform":
+        chosen = uniform_samples(x_BHND, m, segments, options.landmark_seed).to(at_least_float32(x_BHND))
     else:
         chosen = kmeans_centres(x_BHND, m, segments)
     # In a short row every token is a landmark of its own, however the others are chosen.
@@ -156,15 +156,15 @@ def _through_landmarks(
     key_BHND: Tensor,
     value_BHND: Tensor,
     key_padding_mask_BN: Tensor | None,
-    choices: Choices,
+    options: NystromOptions,
     segments: Segments | None,
 ) -> Tensor:
     """F̃ Z B̃ V by two fused attentions."""
     masked = key_padding_mask_BN is not None or is_recorded()  # segments serve a record's other lengths too
-    if segments is None and (masked or choices.landmarks != "segment_means"):
-        segments = Segments.of(mask_of(query_BHND, key_padding_mask_BN), choices.num_landmarks)
-    query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query_BHND, key_BHND))
-    inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations)
+    if segments is None and (masked or options.landmarks != "segment_means"):
+        segments = Segments.of(mask_of(query_BHND, key_padding_mask_BN), options.num_landmarks)
+    query_BHMD, key_BHMD = (landmarks_of(x, options, segments) for x in (query_BHND, key_BHND))
+    inverse_BHMM = landmark_inverse(query_BHMD, key_BHMD, segments, options.pinv_iterations)
     gathered_BHMD = F.scaled_dot_product_attention(  # B̃ V
         query_BHMD.to(query_BHND.dtype), key_BHND, value_BHND, attn_mask=seen_keys(key_padding_mask_BN)
     )

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention, landmark_inverse, landmarks_of
 from nystromformer.attention.landmarks import Segments
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.precision import at_least_float32, without_autocast
 from nystromformer.attention.projections import check_projections, mask_of
 
@@ -40,23 +40,23 @@ def nystrom_factors(query: Tensor, key: Tensor, **options: Any) -> Factors:
         ValueError: a shape, dtype or option is impossible; with exact neighbours there are no such factors.
     """
     check_projections(query, key, key, None)
-    choices = Choices(**options)
-    if choices.neighbours is not None:
-        raise ValueError(f"neighbours={choices.neighbours}: with exact neighbours Ŝ is no F̃ Z B̃, use None")
+    chosen = NystromOptions(**options)
+    if chosen.neighbours is not None:
+        raise ValueError(f"neighbours={chosen.neighbours}: with exact neighbours Ŝ is no F̃ Z B̃, use None")
     b, h, n, d = query.shape
     dtype = at_least_float32(query)
     query, key, scale = query.to(dtype), key.to(dtype), d**-0.5
     with without_autocast(query):
-        if n <= choices.num_landmarks:
+        if n <= chosen.num_landmarks:
             identity_BHNN = torch.eye(n, dtype=dtype, device=query.device).expand(b, h, n, n)
             return Factors(torch.softmax(query @ key.mT * scale, dim=-1), identity_BHNN, identity_BHNN)
         segments = None
-        if choices.landmarks != "segment_means":
-            segments = Segments.of(mask_of(query, None), choices.num_landmarks)
-        query_BHMD, key_BHMD = (landmarks_of(x, choices, segments) for x in (query, key))
+        if chosen.landmarks != "segment_means":
+            segments = Segments.of(mask_of(query, None), chosen.num_landmarks)
+        query_BHMD, key_BHMD = (landmarks_of(x, chosen, segments) for x in (query, key))
         return Factors(
             torch.softmax(query @ key_BHMD.mT * scale, dim=-1),
-            landmark_inverse(query_BHMD, key_BHMD, segments, choices.pinv_iterations),
+            landmark_inverse(query_BHMD, key_BHMD, segments, chosen.pinv_iterations),
             torch.softmax(query_BHMD @ key.mT * scale, dim=-1),
         )
 
@@ -84,7 +84,7 @@ def attention_error(
         ValueError: a shape, dtype or option is impossible.
     """
     check_projections(query, key, key, key_padding_mask)
-    choices = Choices(**options)
+    chosen = NystromOptions(**options)
     b, h, _, d = query.shape
     dtype = at_least_float32(query)
     error_BH = torch.zeros(b, h, dtype=dtype, device=query.device)
@@ -96,15 +96,13 @@ def attention_error(
                 if query_11nD.shape[2] == 0:
                     continue
                 exact_nn = torch.softmax(query_11nD[0, 0] @ key_11nD[0, 0].T * d**-0.5, dim=-1)
-                if choices.neighbours is None:
+                if chosen.neighbours is None:
                     factors = nystrom_factors(query_11nD, key_11nD, **options)
                     f_nM, z_MM, b_Mn = (factor[0, 0] for factor in factors)
                     apart_nn = torch.addmm(exact_nn, f_nM @ z_MM, b_Mn, alpha=-1)
                 else:
                     values_11nn = torch.eye(query_11nD.shape[2], dtype=dtype, device=query.device)[None, None]
-                    approximation_11nn = composed_nystrom_attention(
-                        query_11nD, key_11nD, values_11nn, choices
-                    )
+                    approximation_11nn = composed_nystrom_attention(query_11nD, key_11nD, values_11nn, chosen)
                     apart_nn = exact_nn - approximation_11nn[0, 0]
                 error_BH[row, head] = apart_nn.norm() / exact_nn.norm()
     return error_BH

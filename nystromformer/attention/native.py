@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from nystromformer.attention import build
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.operator import NystromOperator, define, empty_like_projections
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.precision import at_least_float32
 from nystromformer.attention.recording import is_recorded
 
@@ -41,7 +41,7 @@ def nystrom_attention_on_cpu(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    choices: Choices,
+    options: NystromOptions,
     key_padding_mask_BN: Tensor | None = None,
     conv_weight_H1K1: Tensor | None = None,
 ) -> Tensor:
@@ -51,11 +51,11 @@ def nystrom_attention_on_cpu(
     has nothing to say.
     """
     tensors = (query_BHND, key_BHND, value_BHND, key_padding_mask_BN, conv_weight_H1K1)
-    numbers = (choices.num_landmarks, choices.pinv_iterations)
-    if choices.neighbours is None:
+    numbers = (options.num_landmarks, options.pinv_iterations)
+    if options.neighbours is None:
         return _nystrom_attention(*tensors, *numbers)[0]
-    salient = min(choices.salient_tokens, query_BHND.shape[2])
-    return _neighbours_attention(*tensors, *numbers, choices.neighbours, salient)[0]
+    salient = min(options.salient_tokens, query_BHND.shape[2])
+    return _neighbours_attention(*tensors, *numbers, options.neighbours, salient)[0]
 
 
 @torch.compiler.assume_constant_result
@@ -117,12 +117,12 @@ class Problem(NystromOperator):
 
     def composed(self) -> Tensor:
         neighbours, salient_tokens = self.near
-        choices = Choices(
+        options = NystromOptions(
             self.num_landmarks, self.iterations, neighbours=neighbours, salient_tokens=salient_tokens
         )
         query, key, value = (x.to(at_least_float32(x)) for x in (self.query, self.key, self.value))
         tensors = (self.key_padding_mask, self.conv_weight)
-        return composed_nystrom_attention(query, key, value, choices, *tensors).to(self.query.dtype)
+        return composed_nystrom_attention(query, key, value, options, *tensors).to(self.query.dtype)
 
     def _empty(self, zeros: bool) -> Tensor:
         return empty_like_projections(self.query, zeros)

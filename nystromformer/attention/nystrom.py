@@ -12,7 +12,7 @@ and, where asked for, exact attention to a token's neighbours beside it (neighbo
 
 The paper's method (segment-means and the iterative inverse) runs by an operator written by hand: that of
 `native.py` on a CPU, the Triton kernels of `gpu/` on an NVIDIA GPU. Everything else, other devices and other
-choices, is composed of PyTorch's operators in `composed.py`.
+options, is composed of PyTorch's operators in `composed.py`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nystromformer.attention import build
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.convolution import check_weight
 from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu, why_not_on_gpu
 from nystromformer.attention.landmarks import Segments
 from nystromformer.attention.mechanism import Mechanism, exact_flops
 from nystromformer.attention.native import nystrom_attention_on_cpu, why_not_on_cpu
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.projections import check_projections
 from nystromformer.attention.recording import is_recorded
 from nystromformer.settings.schema import result
@@ -110,15 +110,17 @@ def nystrom_attention(
     Raises:
         ValueError: a shape, the mask's dtype or an option is impossible.
     """
-    choices = Choices(num_landmarks, pinv_iterations, landmarks, landmark_seed, neighbours, salient_tokens)
-    return attend(query, key, value, choices, key_padding_mask, conv_weight, segments, implementation)
+    options = NystromOptions(
+        num_landmarks, pinv_iterations, landmarks, landmark_seed, neighbours, salient_tokens
+    )
+    return attend(query, key, value, options, key_padding_mask, conv_weight, segments, implementation)
 
 
 def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    choices: Choices,
+    options: NystromOptions,
     key_padding_mask: Tensor | None = None,
     conv_weight: Tensor | None = None,
     segments: Segments | None = None,
@@ -128,19 +130,19 @@ def attend(
     check_projections(query, key, value, key_padding_mask)
     if conv_weight is not None:
         check_weight(conv_weight, query.shape[1])
-    arguments = (query, key, value, choices, key_padding_mask, conv_weight)
+    arguments = (query, key, value, options, key_padding_mask, conv_weight)
     implementation = _known(implementation or DEFAULT_IMPLEMENTATION)
     if implementation != "composed":
-        obstacle = _why_no_operator(query, choices)
+        obstacle = _why_no_operator(query, options)
         if obstacle is None:
-            return _operator(query, choices)(*arguments)
+            return _operator(query, options)(*arguments)
         if implementation == "operator":
             raise ValueError(f"implementation='operator' cannot compute this: {obstacle}; use 'composed'")
     return composed_nystrom_attention(*arguments, segments)
 
 
 def computed_by(
-    query: Tensor, choices: Choices, implementation: str | None = None, *, reason: bool = False
+    query: Tensor, options: NystromOptions, implementation: str | None = None, *, reason: bool = False
 ) -> str:
     """What computes such calls of `nystrom_attention`, whose last bits differ from one to the other.
 
@@ -148,7 +150,7 @@ def computed_by(
         query: (B, H, N, D), read for its shape, device and dtype alone.
         reason: say for people why, where it is not the device's own operator.
     """
-    obstacle = _why_no_operator(query, choices)
+    obstacle = _why_no_operator(query, options)
     if _known(implementation or DEFAULT_IMPLEMENTATION) == "composed" or obstacle:
         found = "composed of PyTorch's operators"
     elif query.device.type == "cpu":
@@ -158,27 +160,27 @@ def computed_by(
     return f"{found}: {obstacle}" if reason and obstacle else found
 
 
-def _why_no_operator(query: Tensor, choices: Choices) -> str | None:
+def _why_no_operator(query: Tensor, options: NystromOptions) -> str | None:
     """A clause on what the device's own operator cannot do; None where it can."""
-    m, w = choices.num_landmarks, choices.neighbours
-    if choices.pinv_iterations is None:
+    m, w = options.num_landmarks, options.neighbours
+    if options.pinv_iterations is None:
         return "it has the iterative inverse only"
-    if choices.landmarks != "segment_means":
+    if options.landmarks != "segment_means":
         return "its landmarks are segment-means only"
     if torch.onnx.is_in_onnx_export():
         return "ONNX has no such operator"
     if query.device.type == "cpu":
         return why_not_on_cpu(query.dtype, query.shape[-1], m, w)
     if w is not None:
-        return why_not_neighbours_on_gpu(query, m, w, choices.salient_tokens)
+        return why_not_neighbours_on_gpu(query, m, w, options.salient_tokens)
     return why_not_on_gpu(query, m)
 
 
-def _operator(query: Tensor, choices: Choices) -> Callable[..., Tensor]:
+def _operator(query: Tensor, options: NystromOptions) -> Callable[..., Tensor]:
     """The device's own, in the place of `composed_nystrom_attention`."""
     if query.device.type == "cpu":
         return nystrom_attention_on_cpu
-    if choices.neighbours is not None:
+    if options.neighbours is not None:
         return partial(composed_nystrom_attention, kernels=True)
     # Here, because it imports Triton, which only GPUs need.
     from nystromformer.attention.gpu.operator import nystrom_attention_on_gpu
@@ -203,27 +205,27 @@ def near_in_words(neighbours: int | None, salient_tokens: int) -> str:
     return f" and exact neighbours in blocks of {neighbours}{salient}"
 
 
-def choices_of(config: Any) -> Choices:
+def options_of(config: Any) -> NystromOptions:
     """Those of a `NystromformerConfig`."""
-    return Choices(**{one.name: getattr(config, one.name) for one in fields(Settings)})
+    return NystromOptions(**{one.name: getattr(config, one.name) for one in fields(Settings)})
 
 
 class NystromAttention(Mechanism):
-    """`nystrom_attention` with its choices. It has no parameters: the layer holds the convolution's."""
+    """`nystrom_attention` with its options. It has no parameters: the layer holds the convolution's."""
 
     convolves = True
     in_transformers = True
 
-    def __init__(self, choices: Choices) -> None:
+    def __init__(self, options: NystromOptions) -> None:
         super().__init__()
-        self.choices = choices
+        self.options = options
 
     @classmethod
     def of(cls, config: Any) -> NystromAttention:
-        return cls(choices_of(config))
+        return cls(options_of(config))
 
     def approximation(self, tokens: int) -> dict[str, Any]:
-        return asdict(self.choices)
+        return asdict(self.options)
 
     def forward(
         self,
@@ -235,7 +237,7 @@ class NystromAttention(Mechanism):
         conv_weight: Tensor | None = None,
         shared: Segments | None = None,
     ) -> Tensor:
-        arguments = (query, key, value, self.choices, key_padding_mask, conv_weight, shared)
+        arguments = (query, key, value, self.options, key_padding_mask, conv_weight, shared)
         return attend(*arguments, self.implementation)
 
     @staticmethod
@@ -260,15 +262,15 @@ class NystromAttention(Mechanism):
         if w is not None:
             near = np.minimum(tokens, 3 * w + config.salient_tokens)
             found += 4 * tokens * near * d + 2 * (tokens / w - 1) * m**2 * d
-        return np.where(tokens <= choices_of(config).most_exact, exact_flops(config, tokens), found)
+        return np.where(tokens <= options_of(config).most_exact, exact_flops(config, tokens), found)
 
     def is_exact(self, tokens: int) -> bool:
-        return tokens <= self.choices.most_exact
+        return tokens <= self.options.most_exact
 
     def shared(self, key_padding_mask: Tensor | None) -> Segments | None:
         """The segments; None where nothing needs them."""
-        m = self.choices.num_landmarks
-        if key_padding_mask is None or self.choices.neighbours is not None:
+        m = self.options.num_landmarks
+        if key_padding_mask is None or self.options.neighbours is not None:
             return None
         if key_padding_mask.device.type == "cpu":  # where a kernel computes rows one by one
             return None
@@ -277,10 +279,10 @@ class NystromAttention(Mechanism):
         return Segments.of(key_padding_mask, m)
 
     def described(self, query_BHND: Tensor) -> str:
-        return computed_by(query_BHND, self.choices, self.implementation, reason=True)
+        return computed_by(query_BHND, self.options, self.implementation, reason=True)
 
     def extra_repr(self) -> str:
-        chosen = self.choices
+        chosen = self.options
         near = near_in_words(chosen.neighbours, chosen.salient_tokens)
         return (
             f"Nyström attention with {chosen.num_landmarks} landmarks ({chosen.landmarks}){near}; exact for "

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.longformer import window_attention
 from nystromformer.attention.nystrom import attend
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.projections import padding_mask_of
 
 
@@ -37,8 +37,10 @@ def register_attention(
     Raises:
         ValueError: an option is impossible.
     """
-    choices = Choices(num_landmarks, pinv_iterations, neighbours=neighbours, salient_tokens=salient_tokens)
-    AttentionInterface.register(name, partial(_attention, choices=choices))
+    options = NystromOptions(
+        num_landmarks, pinv_iterations, neighbours=neighbours, salient_tokens=salient_tokens
+    )
+    AttentionInterface.register(name, partial(_attention, options=options))
     AttentionMaskInterface.register(name, _mask)
 
 
@@ -49,7 +51,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    choices: Choices,
+    options: NystromOptions,
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
@@ -76,7 +78,7 @@ def _attention(
         window = 2 * sliding_window - 1
         out_BHND = window_attention(query, key, value, window=window, key_padding_mask=padding)
     else:
-        out_BHND = attend(query, key, value, choices, key_padding_mask=padding)
+        out_BHND = attend(query, key, value, options, key_padding_mask=padding)
     return out_BHND.transpose(1, 2).contiguous(), None
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import landmark_attention, landmarks_of
 from nystromformer.attention.diagnostics import attention_error
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.pseudoinverse import iterate
 from nystromformer.pictures import STYLES, legend_below, picture
 from nystromformer.reproduce.trained_heads import TrainedHeads, trained_heads
@@ -176,7 +176,9 @@ def pseudoinverse(settings: ReproduceSettings) -> Result:
 
 def kernel_of(heads: TrainedHeads, layer: int, head: int, count: int) -> Tensor:
     """Ã of one head on the first text, (M, M), in float64."""
-    query_11MD, key_11MD = (landmarks_of(x.double(), Choices(count), None) for x in heads.of(layer, head))
+    query_11MD, key_11MD = (
+        landmarks_of(x.double(), NystromOptions(count), None) for x in heads.of(layer, head)
+    )
     return landmark_attention(query_11MD, key_11MD, None)[0, 0]
 
 

@@ -22,7 +22,7 @@ from accelerate.utils import (
 )
 
 from nystromformer.attention import build
-from nystromformer.attention.nystrom import choices_of, computed_by
+from nystromformer.attention.nystrom import computed_by, options_of
 from nystromformer.attention.precision import allow_tf32
 from nystromformer.data.layout import MOST_WIDTHS, Batch
 from nystromformer.errors import UserError
@@ -212,7 +212,7 @@ def attention_of(config: NystromformerConfig, device: torch.device, dtype: torch
         return config.attention
     width = config.hidden_size // config.num_attention_heads
     query_BHND = torch.empty(1, 1, config.max_position_embeddings, width, device=device, dtype=dtype)
-    return computed_by(query_BHND, choices_of(config))
+    return computed_by(query_BHND, options_of(config))
 
 
 def note_computation(

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from nystromformer import nystrom_attention
 from nystromformer.attention import native
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.gpu.support import (
     INTERPRETED,
@@ -24,6 +23,7 @@ from nystromformer.attention.gpu.support import (
     shared_memory_needed,
     why_not_on_gpu,
 )
+from nystromformer.attention.options import NystromOptions
 
 from .equations import reference_nystrom
 
@@ -79,14 +79,14 @@ def by_kernels(inputs, mask, m):
 
     assert why_not_on_gpu(inputs[0], m) is None
     weight = inputs[3] if len(inputs) > 3 else None
-    return nystrom_attention_on_gpu(*inputs[:3], Choices(m), mask, weight)
+    return nystrom_attention_on_gpu(*inputs[:3], NystromOptions(m), mask, weight)
 
 
 def in_float64(inputs, mask, m):
     """The composed path, whose own test is the equations; with gradients."""
     exact = [x.detach().double().requires_grad_() for x in inputs]
     weight = exact[3] if len(exact) > 3 else None
-    return exact, composed_nystrom_attention(*exact[:3], Choices(m), mask, weight)
+    return exact, composed_nystrom_attention(*exact[:3], NystromOptions(m), mask, weight)
 
 
 def error(found, expected):
@@ -423,7 +423,7 @@ def test_the_way_can_be_chosen(monkeypatch):
         way: nystrom_attention(query, key, value, num_landmarks=16, implementation=way)
         for way in ("operator", "composed", "auto")
     }
-    assert torch.equal(ways["composed"], composed_nystrom_attention(query, key, value, Choices(16)))
+    assert torch.equal(ways["composed"], composed_nystrom_attention(query, key, value, NystromOptions(16)))
     assert torch.equal(ways["operator"], ways["auto"])
     monkeypatch.setattr("nystromformer.attention.nystrom.DEFAULT_IMPLEMENTATION", "auto")
     assert torch.equal(nystrom_attention(query, key, value, num_landmarks=16), ways["auto"])

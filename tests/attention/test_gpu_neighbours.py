@@ -11,10 +11,10 @@ import sys
 import pytest
 import torch
 
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu
 from nystromformer.attention.neighbours import LARGEST_RATIO
+from nystromformer.attention.options import NystromOptions
 
 from .test_gpu_kernels import (
     DEVICE,
@@ -54,10 +54,10 @@ def check(inputs, mask, m, neighbours, tolerance):
     if obstacle and "as this GPU needs" in obstacle:
         pytest.skip(obstacle)
     assert obstacle is None
-    choices = Choices(m, neighbours=neighbours)
-    out = composed_nystrom_attention(*inputs[:3], choices, mask, weight, kernels=True)
+    options = NystromOptions(m, neighbours=neighbours)
+    out = composed_nystrom_attention(*inputs[:3], options, mask, weight, kernels=True)
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected = composed_nystrom_attention(*exact[:3], choices, mask, exact[3] if len(exact) > 3 else None)
+    expected = composed_nystrom_attention(*exact[:3], options, mask, exact[3] if len(exact) > 3 else None)
     seed = torch.randn_like(out)
     assert out.dtype == inputs[0].dtype
     assert error(out, expected) <= tolerance

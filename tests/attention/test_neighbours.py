@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nystromformer import nystrom_attention
 from nystromformer.attention import native
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.neighbours import Blocks, Salient, most_salient
 from nystromformer.attention.nystrom import computed_by
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.softmax import softmax_attention
 
 from .equations import reference_nystrom
@@ -230,7 +230,7 @@ def test_an_impossible_block_is_named():
 
 def test_what_computes_it_is_said():
     query = torch.empty(1, 1, 100, 16)
-    near = {w: Choices(16, neighbours=w) for w in (16, 20)}
+    near = {w: NystromOptions(16, neighbours=w) for w in (16, 20)}
     composed = "composed of PyTorch's operators"
     assert computed_by(query, near[20]) == composed
     assert computed_by(query.double(), near[16]) == composed

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nystromformer import nystrom_attention
 from nystromformer.attention import native
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.native import nystrom_attention_on_cpu
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.softmax import softmax_attention
 
 from .equations import attended, reference_nystrom
@@ -119,10 +119,10 @@ def attention(way: str, case: dict) -> Tensor:
     if way == "compiled":
         return nystrom_attention(**case)
     names = ("num_landmarks", "neighbours", "salient_tokens")
-    choices = Choices(**{name: case[name] for name in names})
+    options = NystromOptions(**{name: case[name] for name in names})
     found = nystrom_attention_on_cpu if way == "operator" else composed_nystrom_attention
     tensors = (case["query"], case["key"], case["value"])
-    return found(*tensors, choices, case["key_padding_mask"], case["conv_weight"])
+    return found(*tensors, options, case["key_padding_mask"], case["conv_weight"])
 
 
 def reference(case: dict) -> Tensor:

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from nystromformer import nystrom_attention
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.landmarks import segment_means
 from nystromformer.attention.nystrom import attend
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.pseudoinverse import iterative_pinv
 
 
@@ -33,7 +33,7 @@ def test_lemma_2_every_token_a_landmark():
     expected = exact(query, key, value)
     for attention in (attend, composed_nystrom_attention):
         errors = [
-            (attention(query, key, value, Choices(24, iterations)) - expected).norm()
+            (attention(query, key, value, NystromOptions(24, iterations)) - expected).norm()
             for iterations in (4, 6, 24)
         ]
         assert errors == sorted(errors, reverse=True)

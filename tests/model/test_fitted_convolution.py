@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from nystromformer import NystromformerConfig, NystromformerModel
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.convolution import residual_convolution
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.softmax import softmax_attention
 from nystromformer.model.closed_form import fit_convolutions
 
@@ -35,7 +35,7 @@ def test_the_first_layer_is_the_least_squares_solution():
     attention = model.encoder.layer[0].attention.self
     hidden = model.embeddings(ids, None, None, None)
     q, k, v = (heads(projection, hidden) for projection in (attention.query, attention.key, attention.value))
-    residual = softmax_attention(q, k, v) - composed_nystrom_attention(q, k, v, Choices(6))
+    residual = softmax_attention(q, k, v) - composed_nystrom_attention(q, k, v, NystromOptions(6))
     for head in range(3):
         # One column for each shift, by the convolution itself: all but one entry of the kernel zero.
         columns = []

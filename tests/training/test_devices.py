@@ -12,8 +12,8 @@ from torch._subclasses import FakeTensorMode
 
 from nystromformer import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.attention import nystrom
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.gpu import support
+from nystromformer.attention.options import NystromOptions
 from nystromformer.data.layout import Layout
 from nystromformer.errors import UserError
 from nystromformer.settings import TrainingSettings
@@ -198,7 +198,7 @@ def described(monkeypatch, device: str, capability=(9, 0), **choice) -> str:
     with FakeTensorMode():
         query = torch.empty(1, 2, 512, 64, dtype=torch.bfloat16, device=device)
         way = choice.pop("implementation", None)
-        return nystrom.computed_by(query, Choices(**choice), way, reason=True)
+        return nystrom.computed_by(query, NystromOptions(**choice), way, reason=True)
 
 
 def test_the_way_that_attention_takes_is_told(monkeypatch):

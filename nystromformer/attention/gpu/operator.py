@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nystromformer.attention.choices import Choices
 from nystromformer.attention.convolution import residual_convolution
 from nystromformer.attention.gpu import launch, products
 from nystromformer.attention.gpu.convolution import convolution_kernel
@@ -22,6 +21,7 @@ from nystromformer.attention.gpu.mix import inverse_backward_kernel, inverse_ker
 from nystromformer.attention.gpu.support import padded
 from nystromformer.attention.gpu.tiles import Rows
 from nystromformer.attention.operator import Operator, define, empty_like_projections
+from nystromformer.attention.options import NystromOptions
 from nystromformer.attention.precision import as_product
 from nystromformer.attention.projections import without_padding, zero_at_padding
 
@@ -30,7 +30,7 @@ def nystrom_attention_on_gpu(
     query_BHND: Tensor,
     key_BHND: Tensor,
     value_BHND: Tensor,
-    choices: Choices,
+    options: NystromOptions,
     key_padding_mask_BN: Tensor | None = None,
     conv_weight_H1K1: Tensor | None = None,
 ) -> Tensor:
@@ -40,13 +40,13 @@ def nystrom_attention_on_gpu(
     converted, as by PyTorch's fused attention. A convolution wider than a tile is computed by itself.
     """
     query_BHND, key_BHND, value_BHND = map(as_product, (query_BHND, key_BHND, value_BHND))
-    widest = launch.tile_of(query_BHND.dtype, choices.num_landmarks, query_BHND.shape[3]) + 1
+    widest = launch.tile_of(query_BHND.dtype, options.num_landmarks, query_BHND.shape[3]) + 1
     kernel_H1K1, wide_H1K1 = conv_weight_H1K1, None
     if conv_weight_H1K1 is not None and conv_weight_H1K1.shape[2] > widest:
         kernel_H1K1, wide_H1K1 = None, conv_weight_H1K1
     tensors = (query_BHND, key_BHND, value_BHND, key_padding_mask_BN)
     out_BHND: Tensor = _nystrom_attention(
-        *tensors, kernel_H1K1, choices.num_landmarks, choices.pinv_iterations
+        *tensors, kernel_H1K1, options.num_landmarks, options.pinv_iterations
     )[0]
     if wide_H1K1 is None:
         return out_BHND

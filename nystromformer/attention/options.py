@@ -1,4 +1,4 @@
-"""What a caller of Nyström attention can choose, checked once and handed on as one."""
+"""The options of Nyström attention, checked once and handed on as one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LANDMARKS = ("segment_means", "uniform", "kmeans")
 
 
 @dataclass(frozen=True)
-class Choices:
+class NystromOptions:
     """The options of `nystrom_attention`, see there.
 
     Raises:
