@@ -159,12 +159,9 @@ def test_entries_further_apart_than_32_bits_count(axis):
     shapes = {"row": (3, 1, 40, 16), "head": (1, 3, 40, 16), "position": (1, 1, 40, 16)}
     near, far = beside_and_far_apart(axis, shapes)
     weight = torch.randn(shapes[axis][1], 1, 5, 1, device=DEVICE)
+    options = NystromOptions(9, neighbours=16)
     check_far_apart(
-        lambda inputs: composed_nystrom_attention(
-            *inputs, 9, None, conv_weight_H1K1=weight, neighbours=16, kernels=True
-        ),
-        near,
-        far,
+        lambda inputs: composed_nystrom_attention(*inputs, options, None, weight, kernels=True), near, far
     )
 
 

@@ -41,13 +41,13 @@ products = [0 if w.kernel in ("means", "join") or w.kernel.startswith("sum") els
 assert (forward, done) == (sum(products[:5]), sum(products)), (forward, done, products)
 
 from nystromformer.attention.composed import composed_nystrom_attention
-from nystromformer.attention.gpu import launch
+from nystromformer.attention.options import NystromOptions
 from nystromformer.benchmark.kernels import neighbour_work
 
 done = 0
 inputs = [x.requires_grad_() for x in (query, key, value, torch.randn(3, 1, 33, 1))]
-near = {"conv_weight_H1K1": inputs[3], "neighbours": 16, "kernels": True}
-out = composed_nystrom_attention(*inputs[:3], 16, None, **near)
+options = NystromOptions(16, neighbours=16)
+out = composed_nystrom_attention(*inputs[:3], options, None, inputs[3], kernels=True)
 forward = done
 out.backward(grad)
 sums = ("means", "whole", "sum")

@@ -177,9 +177,9 @@ def test_two_usable_documents_are_enough(tmp_path: Path, fraction: float):
     assert [len(prepared.split(split)) for split in ("train", "validation")] == [1, 1]
 
 
-def test_impossible_settings_are_refused_in_one_line(tmp_path: Path):
+def test_impossible_settings_are_refused_in_a_line_each(tmp_path: Path):
     settings = PrepareSettings(DataSettings(corpus="c4", workers=-1))
-    with pytest.raises(UserError, match=r"data\.corpus='c4' is unknown.*; data\.workers=-1"):
+    with pytest.raises(UserError, match=r"data\.corpus='c4' is unknown.*\ndata\.workers=-1"):
         prepare_quietly(settings)
 
 
