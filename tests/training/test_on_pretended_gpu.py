@@ -277,21 +277,6 @@ def test_a_step_of_every_head(head, mechanism):
         assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
 
 
-@pretended
-def test_a_step_of_rows_with_unequal_numbers_of_choices():
-    class Choices(Loss):
-        def means(self, model, batch):
-            return (ChoiceTask.loss(SimpleNamespace(), model, batch),)
-
-    batches = [{**batch, "choices": torch.arange(8) % 2 + 2} for batch in batches_of("choices")]
-    with PretendGPU() as gpu:
-        model = on_gpu(gpu, case("choices")[0])
-        optimizer = build_optimizer(model, TrainingSettings())
-        autocast = devices.autocast(torch.bfloat16, DEVICE)
-        done = train_step(model, Choices(), optimizer, batches, ALONE, autocast, gradient_clipping=1.0)
-    assert done.losses[0].device == DEVICE
-
-
 def tuned(task, model, batches):
     """A step of fine-tuning."""
     with PretendGPU() as gpu:
@@ -301,6 +286,12 @@ def tuned(task, model, batches):
         objective = Finetuning(task, model.config)
         done = train_step(model, objective, optimizer, batches, ALONE, autocast, gradient_clipping=1.0)
     assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
+
+
+@pretended
+def test_a_step_of_rows_with_unequal_numbers_of_choices():
+    batches = [{**batch, "choices": torch.arange(8) % 2 + 2} for batch in batches_of("choices")]
+    tuned(ChoiceTask("choice", "choices"), case("choices")[0], batches)
 
 
 @pretended

@@ -1,7 +1,8 @@
-// Nyström attention on a CPU, forward and backward: what cpu.py computes, in one pass over the tokens.
+// Nyström attention on a CPU, forward and backward: what composed.py
+// computes, in one pass over the tokens.
 //
 // Shapes: N positions of a row, n of them real tokens, D head width, M landmarks, K kernel width.
-// Names are those of cpu.py and of the paper; `_T` marks a transpose.
+// Names are those of native.py and of the paper; `_T` marks a transpose.
 //
 // A unit of work is one head of one row, computed by one thread in an order that depends on nothing
 // else: results are the same bits for any number of threads, any batch mates and any padding. Tokens
