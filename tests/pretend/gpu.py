@@ -58,11 +58,11 @@ def why_not() -> str | None:
     return None
 
 
-def pytest_on_it(file: str, chosen: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a file's tests, those that pytest's `-k` chooses, in a process with a GPU that is not there."""
+def pytest_on_it(file: str) -> subprocess.CompletedProcess[str]:
+    """Run a file's tests in a process with a GPU that is not there."""
     program = (
         "import tests.pretend.gpu, pytest, sys; "
-        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {file!r}, '-k', {chosen!r}]))"
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {file!r}]))"
     )
     return subprocess.run(
         [sys.executable, "-c", program],
