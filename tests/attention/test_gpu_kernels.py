@@ -4,8 +4,6 @@ With a GPU these tests run on it. Without one they run in Triton's interpreter, 
 made when Triton is imported, so that `test_in_the_interpreter` starts a process of their own.
 """
 
-import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,63 +13,25 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from nystromformer import nystrom_attention
-from nystromformer.attention import native
 from nystromformer.attention.composed import composed_nystrom_attention
-from nystromformer.attention.gpu.support import (
-    INTERPRETED,
-    shared_memory,
-    shared_memory_needed,
-    why_not_on_gpu,
-)
+from nystromformer.attention.gpu.support import INTERPRETED, why_not_on_gpu
 from nystromformer.attention.options import NystromOptions
 
 from .equations import reference_nystrom
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-VERSION = tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) if HAS_TRITON else (0, 0)
-ON_GPU = torch.cuda.is_available() and not INTERPRETED
-DEVICE = "cuda" if ON_GPU else "cpu"
-
-kernels = pytest.mark.skipif(
-    not (HAS_TRITON and (ON_GPU or INTERPRETED)),
-    reason="needs the package triton, and a GPU or TRITON_INTERPRET=1",
+from .on_kernels import (
+    DEVICE,
+    MASKS,
+    ON_GPU,
+    VERSION,
+    N,
+    beside_and_far_apart,
+    check_far_apart,
+    error,
+    gpu,
+    kernels,
+    leaves,
+    mask_of,
 )
-gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
-
-N = 75
-MASKS = {
-    "none": None,
-    "right": [75, 41, 9, 8],
-    "scattered": "half",
-    "an empty row": [75, 20, 1, 0],
-}
-"""With 9 landmarks: rows of exactly m and fewer real tokens are among them."""
-
-
-if INTERPRETED and HAS_TRITON:
-    from .interpreted import install
-
-    install()
-
-
-def mask_of(kind):
-    made = MASKS[kind]
-    if made is None:
-        return None
-    if made == "half":
-        mask = torch.rand(4, N) < 0.5
-        mask[:, 0], mask[3] = False, True
-        mask[3, [3, 30, 31, 74]] = False
-        return mask.to(DEVICE)
-    return (torch.arange(N) >= torch.tensor(made)[:, None]).to(DEVICE)
-
-
-def leaves(dtype=torch.float32, rows=4, heads=1, n=N, d=24, k=5):
-    """Queries, keys and values as a model passes them, and the convolution's kernel."""
-    made = [torch.randn(rows, n, heads, d).to(DEVICE, dtype).transpose(1, 2) for _ in range(3)]
-    if k is not None:
-        made.append(torch.randn(heads, 1, k, 1, device=DEVICE) / k**0.5)
-    return [x.requires_grad_() for x in made]
 
 
 def by_kernels(inputs, mask, m):
@@ -87,11 +47,6 @@ def in_float64(inputs, mask, m):
     exact = [x.detach().double().requires_grad_() for x in inputs]
     weight = exact[3] if len(exact) > 3 else None
     return exact, composed_nystrom_attention(*exact[:3], NystromOptions(m), mask, weight)
-
-
-def error(found, expected):
-    """Relative to the whole, in the Frobenius norm; not a number where one of `found` is none."""
-    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 def check(inputs, mask, m, tolerance):
@@ -312,40 +267,6 @@ def test_compile_and_checkpointing_change_nothing():
             assert torch.equal(a, b)
 
 
-def beside_and_far_apart(axis, shapes):
-    """Three tensors of float16 (B, H, N, D), and the same with an axis whose entries are so far apart that
-    their places need more than 32 bits. The steps do not. Memory that is not touched costs nothing.
-
-    Args:
-        shapes: of each axis.
-    """
-    torch.manual_seed(14)
-    rows, heads, n, d = shape = shapes[axis]
-    one = 3 * n * d
-    step = {"row": 2**30 + one, "head": 2**30 + one, "position": 2**31 // (n - 1) + one}[axis]
-    strides = {"row": (step, n * d, d), "head": (n * d, step, d), "position": (n * d, n * d, step)}[axis]
-    last = step * (n - 1 if axis == "position" else 2)
-    assert step < 2**31 < last
-    memory = torch.empty(last + 2 * one, dtype=torch.float16, device=DEVICE)
-    apart = n * d if axis != "position" else d
-    far = [memory.as_strided(shape, (*strides, 1), apart * number) for number in range(3)]
-    near = [torch.randn(shape, device=DEVICE).half() for _ in far]
-    for there, here in zip(far, near, strict=True):
-        there.copy_(here)
-    return [[x.detach().requires_grad_() for x in inputs] for inputs in (near, far)]
-
-
-def check_far_apart(attention, near, far):
-    """The same bits in both directions."""
-    expected, found = attention(near), attention(far)
-    assert torch.equal(found, expected)
-    seed = torch.randn_like(expected)
-    for a, b in zip(
-        torch.autograd.grad(found, far, seed), torch.autograd.grad(expected, near, seed), strict=True
-    ):
-        assert torch.equal(a, b)
-
-
 @kernels
 @pytest.mark.parametrize("axis", ["row", "head", "position"])
 def test_entries_further_apart_than_32_bits_count(axis):
@@ -379,62 +300,6 @@ def test_pytorchs_own_check_of_the_operators(given):
         (torch.randn_like(out), *(None if x is None else x.detach() for x in arguments), kept, 4, 2),
         test_utils=checks,
     )
-
-
-# --- which way is taken -------------------------------------------------------------------------------
-
-
-def test_what_the_kernels_cannot_do_is_said(monkeypatch):
-    from nystromformer.attention.gpu import support
-
-    monkeypatch.setattr(support, "INTERPRETED", True)
-    monkeypatch.setattr(support, "find_spec", lambda name: object())
-    query = torch.randn(1, 1, 80, 16)
-    assert why_not_on_gpu(query, 16) is None
-    assert "float64" in why_not_on_gpu(query.double(), 16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # which converts any type but float64
-        assert "float64" in why_not_on_gpu(query.double(), 16)
-    assert "entries a row" in why_not_on_gpu(query.expand(1, 2**21, 80, 16), 16)
-    assert "exact" in why_not_on_gpu(query, 80)
-    assert "257 landmarks" in why_not_on_gpu(torch.randn(1, 1, 300, 16), 257)
-    assert "shared memory" in why_not_on_gpu(torch.randn(1, 1, 300, 128), 256)
-    assert "width 129" in why_not_on_gpu(torch.randn(1, 1, 80, 129), 16)
-    monkeypatch.setattr(support, "INTERPRETED", False)
-    assert "on a CPU" in why_not_on_gpu(query, 16)
-    assert "meta" in why_not_on_gpu(query.to("meta"), 16)
-    monkeypatch.setattr(support, "HAS_TRITON", False)
-    assert "not installed" in why_not_on_gpu(query, 16)
-
-
-def test_gpus_of_less_shared_memory_take_less():
-    a100, rtx_4090, t4 = (shared_memory(capability) for capability in ((8, 0), (8, 9), (7, 5)))
-    assert t4 == 0
-    assert rtx_4090 >= shared_memory_needed(torch.bfloat16, 64, 64)
-    assert rtx_4090 < shared_memory_needed(torch.float16, 64, 64) <= a100
-    assert a100 < shared_memory_needed(torch.float32, 64, 64) <= shared_memory((9, 0))
-    assert shared_memory_needed(torch.float32, 128, 64) is None
-
-
-@pytest.mark.skipif(native.library() is None, reason="no g++ on Linux to compile the kernel")
-def test_the_way_can_be_chosen(monkeypatch):
-    torch.manual_seed(11)
-    query, key, value = torch.randn(3, 1, 2, 30, 16)
-    ways = {
-        way: nystrom_attention(query, key, value, num_landmarks=16, implementation=way)
-        for way in ("operator", "composed", "auto")
-    }
-    assert torch.equal(ways["composed"], composed_nystrom_attention(query, key, value, NystromOptions(16)))
-    assert torch.equal(ways["operator"], ways["auto"])
-    monkeypatch.setattr("nystromformer.attention.nystrom.DEFAULT_IMPLEMENTATION", "auto")
-    assert torch.equal(nystrom_attention(query, key, value, num_landmarks=16), ways["auto"])
-    monkeypatch.setattr("nystromformer.attention.nystrom.DEFAULT_IMPLEMENTATION", "composed")
-    assert torch.equal(nystrom_attention(query, key, value, num_landmarks=16), ways["composed"])
-    with pytest.raises(ValueError, match="'operator' cannot compute this: it has the iterative inverse only"):
-        nystrom_attention(query, key, value, pinv_iterations=None, implementation="operator")
-    with pytest.raises(ValueError, match="'operator' cannot compute this: its kernel takes float32 and"):
-        nystrom_attention(query, key, value, num_landmarks=7, implementation="operator")
-    with pytest.raises(ValueError, match="'fast' is unknown: use one of auto, operator, composed"):
-        nystrom_attention(query, key, value, implementation="fast")
 
 
 # --- on a GPU alone -----------------------------------------------------------------------------------

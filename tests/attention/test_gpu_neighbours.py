@@ -16,7 +16,7 @@ from nystromformer.attention.gpu.support import why_not_neighbours_on_gpu
 from nystromformer.attention.neighbours import LARGEST_RATIO
 from nystromformer.attention.options import NystromOptions
 
-from .test_gpu_kernels import (
+from .on_kernels import (
     DEVICE,
     HAS_TRITON,
     VERSION,
