@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -144,3 +145,25 @@ def words(checkpoint, tmp_path) -> Callable[..., list[str]]:
 def small_chunks(monkeypatch):
     """Chunks of seven rows."""
     monkeypatch.setattr(parts, "MOST_ROWS", 7)
+
+
+def text_of(draw: random.Random, *words: str, length: int = 6) -> str:
+    found = [*draw.choices(FILLERS, k=length), *words]
+    draw.shuffle(found)
+    return " ".join(found)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """Queries of ten topics, each with a word that its passages have in another; wrong passages."""
+    draw, path = random.Random(1), tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = [
+        {
+            "query": f"{draw.choice(FILLERS)} {CHARACTERS[n % 10]}",
+            "passage": text_of(draw, CHARACTERS[10 + n % 10], length=draw.randint(4, 20)),
+            "wrong": [text_of(draw, CHARACTERS[10 + (n + k) % 10]) for k in range(1, 2 + n % 2)],
+        }
+        for n in range(60)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

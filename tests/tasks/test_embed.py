@@ -13,54 +13,28 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from transformers import AutoModel, BertConfig, BertModel
 from transformers.models.nystromformer import NystromformerModel as TransformersModel
 
 from nystromformer.cli import main
 from nystromformer.errors import UserError
 from nystromformer.model import NystromformerConfig, NystromformerModel
-from nystromformer.model.embedding import NystromformerForEmbedding, mean_of_real
-from nystromformer.model.source import open_source, open_tokenizer
+from nystromformer.model.embedding import mean_of_real
+from nystromformer.model.source import open_tokenizer
 from nystromformer.settings.finetune import TaskDataSettings, TaskSettings
-from nystromformer.tasks import rows
 from nystromformer.tasks.batches import TaskBatches
 from nystromformer.tasks.embedding import Embedder
 from nystromformer.tasks.kinds.embed import EmbedTask
 from nystromformer.tasks.pair_files import documents, read_vectors
 from nystromformer.tasks.task import Examples
 from nystromformer.training import loop
-from tests.tasks.conftest import CHARACTERS, FILLERS, make_checkpoint
+from tests.tasks.conftest import CHARACTERS, FILLERS, make_checkpoint, text_of
 from tests.training.runs import events, on_processes
-
-PAIRS = EmbedTask("embed", "embedding", text="query", text_pair="passage", metrics=("mrr", "accuracy"))
-
-
-def text(draw: random.Random, *words: str, length: int = 6) -> str:
-    found = [*draw.choices(FILLERS, k=length), *words]
-    draw.shuffle(found)
-    return " ".join(found)
 
 
 def name_of(number: int) -> str:
     """One of a thousand words that the vocabulary has only in letters."""
     return "".join(CHARACTERS[(number // 26**place + 7 * place) % 26] for place in range(3))
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Path:
-    """Queries of ten topics, each with a word that its passages have in another; wrong passages."""
-    draw, path = random.Random(1), tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    rows = [
-        {
-            "query": f"{draw.choice(FILLERS)} {CHARACTERS[n % 10]}",
-            "passage": text(draw, CHARACTERS[10 + n % 10], length=draw.randint(4, 20)),
-            "wrong": [text(draw, CHARACTERS[10 + (n + k) % 10]) for k in range(1, 2 + n % 2)],
-        }
-        for n in range(60)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -94,7 +68,7 @@ def figures(run: Path) -> list[tuple]:
 def test_a_vector_is_the_mean_over_real_tokens_and_depends_on_no_batch_mate(checkpoint):
     embedder = Embedder.load(checkpoint)
     draw = random.Random(2)
-    texts = [text(draw, length=length) for length in (1, 30, 4, 60, 12)] + [""]
+    texts = [text_of(draw, length=length) for length in (1, 30, 4, 60, 12)] + [""]
     found = embedder.encode(texts)
     assert found.shape == (6, 32)
     assert found.dtype == np.float32
@@ -124,7 +98,7 @@ def test_a_bert_keeps_its_own_attention_and_can_be_given_another(checkpoint, tmp
     bert.save_pretrained(tmp_path)
     tokenizer = open_tokenizer(None, str(checkpoint))
     tokenizer.save_pretrained(tmp_path)
-    texts = [text(random.Random(n), length=5 + 9 * n) for n in range(5)]
+    texts = [text_of(random.Random(n), length=5 + 9 * n) for n in range(5)]
     batch = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
     with torch.no_grad():
         states = bert(**batch).last_hidden_state
@@ -137,108 +111,6 @@ def test_a_bert_keeps_its_own_attention_and_can_be_given_another(checkpoint, tmp
     assert off[2:].min() > 1e-3
 
 
-# --- gradients of large batches -----------------------------------------------------------------------
-
-
-def encoded_pairs(checkpoint: Path, path: Path, **changes):
-    content = [json.loads(line) for line in path.read_text().splitlines()[:12]]
-    texts = [(row["query"], row["passage"], *row["wrong"]) for row in content]
-    task = replace(PAIRS, negatives=("wrong",), **changes)
-    tokenizer = open_tokenizer(None, str(checkpoint))
-    return task, task.encode(Examples(texts, [0] * 12, [""] * 12), tokenizer, 48)
-
-
-def model_of(checkpoint: Path, **changes) -> NystromformerForEmbedding:
-    source = open_source(str(checkpoint), setting="checkpoint")
-    return source.model_with_head(NystromformerForEmbedding, source.configuration(changes))[0].train()
-
-
-def gradient(task: EmbedTask, model: torch.nn.Module, batch) -> tuple[float, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    torch.manual_seed(5)
-    loss = task.loss(model, batch)
-    loss.backward()
-    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("layers_again", [False, True])
-def test_a_batch_in_parts_has_the_gradient_of_the_whole(layers_again, checkpoint, pairs):
-    task, encoded = encoded_pairs(checkpoint, pairs, symmetric=True)
-    model = model_of(checkpoint, hidden_dropout_prob=0.0)
-    loss, wanted = gradient(task, model, task.training_batch(encoded, range(12), 0, None))
-    if layers_again:
-        model.gradient_checkpointing_enable()
-    for at_once in (1, 5, 100):
-        batch = task.training_batch(encoded, range(12), 0, at_once)
-        assert max(len(x) for name, x in batch.items() if name.startswith("input_ids")) <= at_once
-        found, parts = gradient(task, model, batch)
-        assert found == pytest.approx(loss, rel=1e-5)
-        assert parts.keys() == wanted.keys()
-        scale = max(x.abs().max() for x in wanted.values())
-        for name, expected in wanted.items():
-            torch.testing.assert_close(parts[name], expected, rtol=1e-4, atol=1e-5 * float(scale), msg=name)
-
-
-def test_what_is_computed_again_is_what_was_computed_dropout_and_all(checkpoint, pairs):
-    task, encoded = encoded_pairs(checkpoint, pairs)
-    model = model_of(checkpoint, hidden_dropout_prob=0.3)
-    batch = task.training_batch(encoded, range(12), 0, 5)
-    again, parts = gradient(task, model, batch)
-    kept, wanted = gradient(task, model, {k: x for k, x in batch.items() if k != "recompute"})
-    assert again == kept
-    assert all(torch.equal(parts[name], wanted[name]) for name in wanted)
-
-
-def test_of_a_part_nothing_is_kept_but_its_vectors(checkpoint, pairs):
-    task, encoded = encoded_pairs(checkpoint, pairs)
-    model = model_of(checkpoint)
-
-    def kept(at_once: int | None) -> int:
-        found: list[int] = []
-
-        def note(x: torch.Tensor) -> torch.Tensor:
-            found.append(x.numel())
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            task.loss(model, task.training_batch(encoded, range(12), 0, at_once))
-        return sum(found)
-
-    assert kept(1) < kept(None) / 20
-
-
-def test_the_gradient_is_that_of_sentence_transformers_cached_loss(checkpoint, pairs, tmp_path):
-    task, encoded = encoded_pairs(checkpoint, pairs)
-    model = model_of(checkpoint, hidden_dropout_prob=0.0)
-    write_folder(model, task, checkpoint, tmp_path / "model")
-    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu").train()
-    content = [json.loads(line) for line in pairs.read_text().splitlines()[:12]]
-    # One wrong passage each, as their columns are all of one length.
-    texts = [(row["query"], row["passage"], row["wrong"][0]) for row in content]
-    tokenizer = open_tokenizer(None, str(checkpoint))
-    encoded = task.encode(Examples(texts, [0] * 12, [""] * 12), tokenizer, 48)
-    _, wanted = gradient(task, model, task.training_batch(encoded, range(12), 0, 4))
-    columns = [theirs.preprocess(list(column)) for column in zip(*texts, strict=True)]
-    CachedMultipleNegativesRankingLoss(theirs, scale=20.0, mini_batch_size=4)(columns, None).backward()
-    found = {name: p.grad for name, p in theirs[0].model.named_parameters() if p.grad is not None}
-    assert len(found) == len(wanted)
-    scale = max(x.abs().max() for x in wanted.values())
-    for name, expected in wanted.items():
-        torch.testing.assert_close(
-            found[name.removeprefix("nystromformer.")], expected, rtol=1e-3, atol=1e-4 * float(scale)
-        )
-
-
-def write_folder(model, task: EmbedTask, checkpoint: Path, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer = open_tokenizer(None, str(checkpoint))
-    tokenizer.model_max_length = 48
-    tokenizer.save_pretrained(folder)
-    for path, content in task.files(model.config, 48).items():
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_text(json.dumps(content))
-
-
 # --- training -----------------------------------------------------------------------------------------
 
 
@@ -247,7 +119,7 @@ def test_pairs_are_learned_and_the_folder_is_sentence_transformers(make, tmp_pat
     rows = [
         {
             "query": f"{draw.choice(FILLERS)} {topics[n % 10]}",
-            "passage": text(draw, *[f"{CHARACTERS[10 + n % 10]}"] * 3, length=draw.randint(1, 4)),
+            "passage": text_of(draw, *[f"{CHARACTERS[10 + n % 10]}"] * 3, length=draw.randint(1, 4)),
         }
         for n in range(200)
     ]
@@ -336,7 +208,7 @@ def test_two_processes_learn_from_one_batch(loss, make, pairs, tmp_path):
 def test_documents_are_cut_anew_in_each_epoch_at_words(checkpoint):
     tokenizer = open_tokenizer(None, str(checkpoint))
     draw = random.Random(3)
-    texts = [text(draw, *(name_of(n) for n in range(9)), length=length) for length in (0, 20, 60)] + [
+    texts = [text_of(draw, *(name_of(n) for n in range(9)), length=length) for length in (0, 20, 60)] + [
         "a film"
     ]
     encoded = documents(Examples([(t,) for t in texts], [0] * 4, list("abcd")), tokenizer, 24)
@@ -466,22 +338,6 @@ def test_what_does_not_fit_is_one_line(given, said, make, pairs, tmp_path, capsy
         )
     assert said in error
     assert not (tmp_path / "runs/wrong").exists()
-
-
-def test_texts_of_an_example_stay_together(checkpoint, pairs):
-    task, encoded = encoded_pairs(checkpoint, pairs)
-    batch = task.training_batch(encoded, [4, 7, 1], 0, 2)
-    of_rows = [row.tolist() for name, x in batch.items() if name.startswith("input_ids") for row in x]
-    texts = [of_rows[place] for place in batch["order"].tolist()]
-    wanted = [ids for row in (4, 7, 1) for ids in encoded.input_ids[row]]
-    assert [[token for token in ids if token] for ids in texts] == wanted
-    assert batch["texts"].tolist() == [3, 4, 4]
-    assert [texts[n] for n in batch["anchors"].tolist()] == [texts[0], texts[3], texts[7]]
-    candidates = batch["candidates"].tolist()
-    assert [candidates[n] for n in batch["right"].tolist()] == [1, 4, 8]
-    lengths = np.array([9, 9, 3, 2])
-    assert rows.parts_of_like_length(lengths, None) == [slice(0, 2), slice(2, 4)]
-    assert rows.parts_of_like_length(lengths[:2], None) == [slice(0, 2)]
 
 
 def test_a_config_without_labels_opens_again(checkpoint, tmp_path):

@@ -17,14 +17,14 @@ import pytest
 
 from nystromformer.cli import main
 from nystromformer.tasks.embedding import Embedder
-from tests.tasks.test_embed import text
+from tests.tasks.conftest import text_of
 
 
 @pytest.mark.parametrize("form", [None, "parquet"])
 def test_predict_makes_vectors_with_any_checkpoint_and_leaves_out_what_cannot_be_read(
     form, checkpoint, tmp_path, capsys
 ):
-    texts = [text(random.Random(n), length=3 + 5 * n) for n in range(8)]
+    texts = [text_of(random.Random(n), length=3 + 5 * n) for n in range(8)]
     lines = [json.dumps({"id": f"n{n}", "note": t}) for n, t in enumerate(texts)]
     lines[3], lines[5] = "nonsense", json.dumps({"id": "n5", "note": ""})
     file = tmp_path / "notes.jsonl"
@@ -58,7 +58,7 @@ def test_predict_makes_vectors_with_any_checkpoint_and_leaves_out_what_cannot_be
 @pytest.mark.slow
 def test_2000_documents_killed_twice_become_the_same_file(checkpoint, tmp_path):
     draw, file = random.Random(4), tmp_path / "documents.jsonl"
-    rows = [json.dumps({"text": text(draw, length=draw.randint(20, 90))}) for _ in range(2000)]
+    rows = [json.dumps({"text": text_of(draw, length=draw.randint(20, 90))}) for _ in range(2000)]
     rows[500] = "no JSON"
     file.write_text("\n".join(rows) + "\n")
     words = ["predict", "task=embed", f"checkpoint={checkpoint}", f"file={file}", "tokens_per_batch=512"]
