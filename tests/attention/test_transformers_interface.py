@@ -137,3 +137,21 @@ def test_what_landmarks_cannot_do_is_named():
         register_attention(num_landmarks=0)
     with pytest.raises(ValueError, match="neighbours=0"):
         register_attention(neighbours=0)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_record_of_a_batch_without_padding_serves_padded_ones():
+    class Hidden(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    model = Hidden(model_of("bert", "nystrom"))
+    ids, mask = batch(40)
+    record = torch.jit.trace(model, (ids, torch.ones_like(mask)), check_trace=False)
+    real = mask.bool()
+    torch.testing.assert_close(record(ids, mask)[real], model(ids, mask)[real])
