@@ -8,6 +8,7 @@ Shapes: B rows, H heads, N positions, D head width, K kernel width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -19,7 +20,7 @@ from torch import Tensor
 _KINDS: dict[Any, str] = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int"}
 
 
-class Operator:
+class Operator(ABC):
     """The inputs of one call. A subclass is a dataclass whose fields they are, tensors before whole numbers,
     of which it says what it computes."""
 
@@ -33,24 +34,24 @@ class Operator:
     keeps_output: ClassVar[bool] = False
     """Whether the attention too is kept, as the first of `kept`."""
 
+    @abstractmethod
     def forward(self) -> Sequence[Tensor]:
         """The attention, and what is kept."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, grad_out: Tensor, kept: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """A gradient or None for each of `gradients`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def empty(self) -> Sequence[Tensor]:
         """As `forward`, room for its outputs: their shapes, dtypes and strides."""
-        raise NotImplementedError
 
     def is_suited(self) -> bool:
         """Whether `backward` can be used; where not, `composed` is differentiated."""
         return True
 
     def composed(self) -> Tensor:
-        """The attention by differentiable operators."""
+        """The attention by differentiable operators; only of one that is not always suited."""
         raise NotImplementedError
 
 

@@ -169,10 +169,15 @@ def settle(setup: TaskSetup, task: TaskSettings, mine: Job) -> None:
     """
     folder, now = run_folder(setup.settings) / task.name, identity(setup.settings, task)
     with run_held(setup.settings):
-        begun = has_traces(folder) or _others(folder, mine)
-        if begun:
+        begun, noted = has_traces(folder), is_noted(folder)
+        if begun and not noted:
+            raise UserError(
+                f"{folder} holds results, and no settings.json that says what they are of: bring it back, "
+                f"write name=OTHER, or remove {folder}"
+            )
+        if begun or (noted and _others(folder, mine)):
             compare(folder, now, setup.contents)
-        if not begun or not is_noted(folder):
+        else:
             note(folder, now, setup.contents)
 
 

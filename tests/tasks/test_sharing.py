@@ -119,6 +119,18 @@ def test_the_second_command_compares_before_the_first_has_any_result(settings):
     assert content["contents"] == {"train": "16 examples of today"}
 
 
+def test_results_that_say_no_longer_what_they_are_of_are_not_gone_on_with(settings):
+    job = the_job(settings)
+    with taken(settings, job):
+        settle(Setup(settings, {"train": "16 examples"}), settings.task, job)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "metrics.jsonl").write_text("")
+        settle(Setup(settings, {"train": "16 examples"}), settings.task, job)
+        (job.task_folder / "settings.json").unlink()
+        with pytest.raises(UserError, match=r"no settings\.json that says what they are of: bring it back"):
+            settle(Setup(settings, {"train": "16 examples"}), settings.task, job)
+
+
 def test_a_mistaken_command_leaves_what_another_one_holds(settings):
     job = the_job(settings)
     note(job.task_folder, identity(settings, settings.task), {})
