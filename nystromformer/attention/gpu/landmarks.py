@@ -1,4 +1,4 @@
-"""Q̃ and K̃: means of the segments of each row's real tokens, both in one launch.
+"""Q̃ and K̃: means of the segments of each row's real tokens, in one launch.
 
 Shapes: B rows, H heads, N positions, D head width, M landmarks; J segments of a program and T tokens of
 each, read together.
@@ -23,7 +23,7 @@ def means_kernel(
 ):  # fmt: skip
     """Write float32 means, (2, B, H, M, D): those of the queries, then of the keys. 0 where absent.
 
-    Grid: (B · H, M / J, 2).
+    Grid: (B · H, M / J, 2), or 1 in the last place for those of the queries alone.
     """
     row_head = tl.program_id(0).to(tl.int64)
     row = row_head // H

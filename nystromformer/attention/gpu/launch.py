@@ -39,6 +39,8 @@ MOST_ON_CHIP = 64
 other chips than Hopper: compiled for Ampere the backward kernel holds nothing in registers."""
 TOKENS_TOGETHER = 64
 """Tokens that a program of `means_kernel` reads at once."""
+MOST_PARTS_TO_READ = 1
+"""Parts of the gradient of Q̃ that every tile of queries adds up for itself; more are added up once."""
 NARROW_TILE = 32
 """Positions that a program of `kernel_gradient_kernel` holds together, where the kernel is no wider."""
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
@@ -184,27 +186,30 @@ class Attention(NystromOperator):
         b, h, n, m, d = sizes.b, sizes.h, sizes.n, sizes.m, sizes.d
         query, key, value = map(rowwise, (self.query, self.key, self.value))
         out, means, inverse, gathered, mixed, normalizer = self.empty()
-        write_means(query, key, rows, means)
+        write_means(query, key, rows, means[:1])
 
         constants = sizes.constants
         for_gather = {name: x for name, x in constants.items() if not name.startswith("MIX")}
         parts, tokens = sizes.parts(sizes.programs)
-        in_parts = query.new_empty(b, h, parts, m, d, dtype=torch.float32)
+        sums = query.new_empty(2, b, h, parts, m, d, dtype=torch.float32)
         top, total = query.new_empty(2, b, h, parts, m, dtype=torch.float32)
         gather_kernel[(b * h, parts)](
-            *strided(key), *strided(value), means[0], rows.segment_BN, in_parts, top, total,
+            *strided(key), *strided(value), means[0], rows.segment_BN, rows.count_B, *sums, top, total,
             h, n, tokens, sizes.score_scale, **for_gather,
         )  # fmt: skip
-        of_heads = constants_of_heads(m, d, warps=4)
-        join_kernel[(b * h,)](in_parts, top, total, gathered, normalizer, parts, **of_heads)
-
+        in_parts, of_heads = (*sums, top, total), constants_of_heads(m, d, warps=4)
         on_chip = sizes.on_chip
         if not on_chip:
+            join_kernel[(b * h,)](
+                *in_parts, rows.count_B, gathered, means[1], normalizer, h, n, parts,
+                MASKED=sizes.masked, **of_heads,
+            )  # fmt: skip
             products.mix(means, gathered, inverse, mixed, self.iterations)
         if on_chip or sizes.masked:
             mix_kernel[(b * h,)](
-                means[0], means[1], gathered, *strided(value), rows.first_BM, rows.count_B, inverse, mixed,
-                h, n, self.iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
+                *in_parts, *strided(value), rows.first_BM, rows.count_B, means[0], gathered, means[1],
+                normalizer, inverse, mixed, h, n, parts, self.iterations, sizes.scale,
+                MASKED=sizes.masked, INVERTS=on_chip,
                 **inversion(sizes.half), **of_heads,
             )  # fmt: skip
 
@@ -260,10 +265,12 @@ class Attention(NystromOperator):
             **(constants | {"num_warps": max(sizes.warps, padded(d) // 16)}),
         )  # fmt: skip
         # Q̃ is a mean of queries
+        if parts > MOST_PARTS_TO_READ:
+            grad_query_parts = grad_query_parts.sum(dim=2, keepdim=True)
         spread_backward_query_kernel[(b * h, fine_parts)](
-            *strided(grad_out), *strided(query), means[1], mixed, grad_query_parts.sum(dim=2),
+            *strided(grad_out), *strided(query), means[1], mixed, grad_query_parts,
             rows.segment_BN, rows.count_B, grad_query,
-            h, n, fine_tokens, sizes.scale, sizes.score_scale, **constants,
+            h, n, fine_tokens, sizes.scale, sizes.score_scale, SLOTS=grad_query_parts.shape[2], **constants,
         )  # fmt: skip
         grad_weight = None
         if weight is not None:
@@ -281,10 +288,10 @@ class Attention(NystromOperator):
 
 
 def write_means(query: Tensor, key: Tensor, rows: Rows, means: Tensor) -> None:
-    """Q̃ and K̃, (2, B, H, M, D)."""
+    """Q̃ and K̃, (2, B, H, M, D); or Q̃ alone, (1, B, H, M, D)."""
     (b, h, n, d), m = query.shape, means.shape[3]
     together = max(1, TOKENS_TOGETHER // triton.next_power_of_2(-(-n // m)))
-    means_kernel[(b * h, triton.cdiv(m, together), 2)](
+    means_kernel[(b * h, triton.cdiv(m, together), len(means))](
         *strided(query), *strided(key), means, rows.segment_BN, rows.first_BM, rows.count_B, b, h, n,
         M=m, D=d, D_PAD=padded(d), MASKED=rows.segment_BN is not None,
         J=together, T=TOKENS_TOGETHER // together, num_warps=4,

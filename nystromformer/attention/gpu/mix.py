@@ -54,12 +54,11 @@ def inner_products(matrix_MM, inverse_MM, TYPE: tl.constexpr, PRECISION: tl.cons
 
 
 @triton.jit
-def join_kernel(
-    gathered, top, total, joined, normalizer,
+def _join(
+    gathered_parts, key_sums, top, total, gathered, key_means, normalizer, row_head, tokens,
     S, M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
 ):  # fmt: skip
-    """Y = B̃ V from its parts, (B, H, M, D), and log₂ Σ exp₂(score), (B, H, M). Grid: (B · H,)."""
-    row_head = tl.program_id(0).to(tl.int64)
+    """Write a head's Y = B̃ V and K̃, (B, H, M, D), and log₂ Σ exp₂(score), (B, H, M), from their parts."""
     landmark = tl.arange(0, M_PAD)
     valid_M = landmark < M
     top_M = tl.full([M_PAD], float("-inf"), dtype=tl.float32)
@@ -69,29 +68,48 @@ def join_kernel(
     top_M = tl.where(top_M == float("-inf"), 0.0, top_M)  # no real token
     total_M = tl.zeros([M_PAD], dtype=tl.float32)
     sum_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
+    key_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
     for part in range(0, S):
         slot = row_head * S + part
         own_M = tl.load(top + slot * M + landmark, mask=valid_M, other=float("-inf"))
         share_M = tl.exp2(own_M - top_M)
         total_M += share_M * tl.load(total + slot * M + landmark, mask=valid_M, other=0.0)
-        sum_MD += share_M[:, None] * load_tile(gathered + slot * M * D, D, landmark, valid_M, D, D_PAD)
+        sum_MD += share_M[:, None] * load_tile(gathered_parts + slot * M * D, D, landmark, valid_M, D, D_PAD)
+        key_MD += load_tile(key_sums + slot * M * D, D, landmark, valid_M, D, D_PAD)
     total_M = tl.where(total_M == 0.0, 1.0, total_M)
-    store_tile(joined + row_head * M * D, D, landmark, valid_M, sum_MD / total_M[:, None], D, D_PAD)
+    start = row_head * M * D
+    store_tile(gathered + start, D, landmark, valid_M, sum_MD / total_M[:, None], D, D_PAD)
+    size_M = tl.maximum(tokens // M + (landmark < tokens % M).to(tl.int32), 1).to(tl.float32)
+    store_tile(key_means + start, D, landmark, valid_M, key_MD / size_M[:, None], D, D_PAD)
     tl.store(normalizer + row_head * M + landmark, top_M + tl.log2(total_M), mask=valid_M)
 
 
 @triton.jit
+def join_kernel(
+    gathered_parts, key_sums, top, total, count, gathered, key_means, normalizer, H, N,
+    S, M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """`_join` by itself, where `mix_kernel` does not invert. Grid: (B · H,)."""
+    row_head = tl.program_id(0).to(tl.int64)
+    tokens = real_count(count, row_head // H, N, MASKED)
+    _join(
+        gathered_parts, key_sums, top, total, gathered, key_means, normalizer, row_head, tokens,
+        S, M, M_PAD, D, D_PAD,
+    )  # fmt: skip
+
+
+@triton.jit
 def mix_kernel(
-    query_means, key_means, gathered, value, value_b, value_h, value_n, first, count,
-    inverse, mixed,
-    H, N, iterations, scale,
+    gathered_parts, key_sums, top, total, value, value_b, value_h, value_n, first, count, query_means,
+    gathered, key_means, normalizer, inverse, mixed,
+    H, N, S, iterations, scale,
     M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     MASKED: tl.constexpr, INVERTS: tl.constexpr,
     TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write Z, (B, H, M, M), and X, (B, H, M, D). Grid: (B · H,).
+    """Write Y and K̃ from their parts, Z, (B, H, M, M), and X, (B, H, M, D). Grid: (B · H,).
 
-    Without INVERTS both are there already, and only the X of short rows is written.
+    Without INVERTS all are there already, and only the X of short rows is written.
     """
     row_head = tl.program_id(0).to(tl.int64)
     row = row_head // H
@@ -99,13 +117,13 @@ def mix_kernel(
     start_of_means = row_head * M * D
     landmark = tl.arange(0, M_PAD)
     valid_M = landmark < M
-    if MASKED:
-        tokens = tl.load(count + row)
-        short = tokens <= M
-        own_M = (landmark < tokens) & short
-        place_M = tl.load(first + row * M + landmark, mask=own_M, other=0)
-        own_MD = load_tile(value + row * value_b + head * value_h, value_n, place_M, own_M, D, D_PAD)
+    tokens = real_count(count, row, N, MASKED)
     if INVERTS:
+        _join(
+            gathered_parts, key_sums, top, total, gathered, key_means, normalizer, row_head, tokens,
+            S, M, M_PAD, D, D_PAD,
+        )  # fmt: skip
+        tl.debug_barrier()  # another thread may read what this one wrote
         query_MD = load_tile(query_means + start_of_means, D, landmark, valid_M, D, D_PAD)
         key_MD = load_tile(key_means + start_of_means, D, landmark, valid_M, D, D_PAD)
         matrix_MM = landmark_attention(query_MD, key_MD, scale, M, M_PAD, PRECISION)
@@ -115,11 +133,14 @@ def mix_kernel(
             inverse_MM = 3.25 * inverse_MM - 0.25 * times(inverse_MM, outer_MM, TYPE, PRECISION)
         gathered_MD = load_tile(gathered + start_of_means, D, landmark, valid_M, D, D_PAD)
         mixed_MD = tl.dot(inverse_MM, gathered_MD, input_precision=PRECISION)
-        if MASKED:
-            mixed_MD = tl.where(short, own_MD.to(tl.float32), mixed_MD)
         store_tile(inverse + row_head * M * M, M, landmark, valid_M, inverse_MM, M, M_PAD)
         store_tile(mixed + start_of_means, D, landmark, valid_M, mixed_MD, D, D_PAD)
-    elif MASKED:
+    if MASKED:
+        tl.debug_barrier()  # what is written now comes after what another thread wrote there
+        short = tokens <= M
+        own_M = (landmark < tokens) & short
+        place_M = tl.load(first + row * M + landmark, mask=own_M, other=0)
+        own_MD = load_tile(value + row * value_b + head * value_h, value_n, place_M, own_M, D, D_PAD)
         store_tile(mixed + start_of_means, D, landmark, valid_M & short, own_MD, D, D_PAD)
 
 

@@ -134,12 +134,14 @@ def spread_backward_query_kernel(
     grad_out, grad_out_b, grad_out_h, grad_out_n,
     query, query_b, query_h, query_n,
     key_means, mixed, grad_query_means, segment, count, grad_query,
-    H, N, tokens_of_part, scale, score_scale,
+    H, N, tokens_of_part, scale, score_scale, SLOTS: tl.constexpr,
     M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     MASKED: tl.constexpr, P: tl.constexpr,
     MIX: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of the queries, (B, N, H, D) in memory. Grid: (B · H, S).
+
+    That of Q̃ is the sum of `grad_query_means` (B, H, SLOTS, M, D).
 
     F̃ is computed a third time: adding the share of Q̃ to a gradient written before would move as many
     bytes, and round twice.
@@ -169,8 +171,20 @@ def spread_backward_query_kernel(
         factor_PM = _factor(query_PD, mean_MD, present, score_scale, M_PAD, PRECISION)
         grad_score_PM = _grad_score(factor_PM, grad_out_PD, mixed_MD, MIX, MIX_PRECISION)
         grad_query_PD = tl.dot(grad_score_PM, mean_MD.to(MIX), input_precision=MIX_PRECISION) * scale
-        grad_query_PD += load_share(
-            grad_query_means + start_of_means, segment, row, index_P, real_P, tokens, N, M, D, D_PAD, MASKED
-        )
+        for slot in tl.static_range(SLOTS):
+            start_of_slot = (row_head * SLOTS + slot) * M * D
+            grad_query_PD += load_share(
+                grad_query_means + start_of_slot,
+                segment,
+                row,
+                index_P,
+                real_P,
+                tokens,
+                N,
+                M,
+                D,
+                D_PAD,
+                MASKED,
+            )
         # At padding the gradient of the output was not read, so that this is 0.
         store_tile(grad_query, H * D, index_P, inside_P, grad_query_PD, D, D_PAD)

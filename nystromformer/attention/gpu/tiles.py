@@ -68,15 +68,22 @@ def segment_of(rank_P, tokens, M: tl.constexpr):
 
 
 @triton.jit
+def segments_at(segment, row, index_P, real_P, tokens, N, M: tl.constexpr, MASKED: tl.constexpr):
+    """The segment of each real position, (P,)."""
+    if MASKED:
+        segment_P = tl.load(segment + row * N + index_P, mask=real_P, other=0)
+    else:
+        segment_P = segment_of(index_P, tokens, M)
+    return segment_P
+
+
+@triton.jit
 def load_share(
     start_of_head, segment, row, index_P, real_P, tokens, N,
     M: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a mean handed back to its tokens, (P, D_PAD): that of the segment, over its size."""
-    if MASKED:
-        segment_P = tl.load(segment + row * N + index_P, mask=real_P, other=0)
-    else:
-        segment_P = segment_of(index_P, tokens, M)
+    segment_P = segments_at(segment, row, index_P, real_P, tokens, N, M, MASKED)
     size_P = tokens // M + (segment_P < tokens % M).to(tl.int32)
     grad_PD = load_tile(start_of_head, D, segment_P, real_P, D, D_PAD)
     return grad_PD / tl.maximum(size_P, 1).to(tl.float32)[:, None]
