@@ -26,6 +26,7 @@ from nystromformer.attention.nystrom import computed_by, options_of
 from nystromformer.attention.precision import allow_tf32
 from nystromformer.data.layout import MOST_WIDTHS, Batch
 from nystromformer.errors import UserError
+from nystromformer.heap import keep_freed_memory
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings import TrainingSettings
 from nystromformer.training.checkpoint import Progress
@@ -59,6 +60,8 @@ def open_accelerator(settings: TrainingSettings) -> Accelerator:
 def accelerator_of(*, cpu: bool = False) -> Accelerator:
     """An Accelerator that places and connects, and does nothing else, whatever the environment says.
 
+    A process that computes on a CPU keeps its memory from then on, see `heap`.
+
     `accelerate launch` hands on its flags and its configuration file, if there is one in the user's cache,
     as ACCELERATE_…: mixed precision would wrap forward, accumulation divide the gradient, Dynamo compile.
     The settings of this project say all that. What shares out the model is refused.
@@ -74,7 +77,7 @@ def accelerator_of(*, cpu: bool = False) -> Accelerator:
                 "write training.parallel=fsdp"
             )
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -86,6 +89,9 @@ def accelerator_of(*, cpu: bool = False) -> Accelerator:
             "these GPUs cannot exchange directly under this driver: set NCCL_P2P_DISABLE=1 and "
             f"NCCL_IB_DISABLE=1, or use `accelerate launch` ({error})"
         ) from None
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
 
 
 _SHARING = {
