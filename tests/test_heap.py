@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from nystromformer import heap
+from nystromformer.cli import main
 
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"),
@@ -42,20 +43,29 @@ def faults(first: str, **environment: str) -> int:
     return int(done.stdout.split()[-1])
 
 
-KEEP = "from nystromformer.heap import keep_freed_memory; assert keep_freed_memory()"
-ACCELERATOR = "from nystromformer.training.devices import accelerator_of; accelerator_of(cpu=True)"
+ASK = "from nystromformer.heap import keep_freed_memory; kept = keep_freed_memory()"
 
 
 @glibc
-@pytest.mark.parametrize("first", [KEEP, ACCELERATOR], ids=["asked", "a command's accelerator"])
-def test_later_steps_take_no_memory_from_the_system(first):
-    assert faults(first) < PAGES / 50
+def test_later_steps_take_no_memory_from_the_system():
+    assert faults(f"{ASK}; assert kept") < PAGES / 50
 
 
 @glibc
 def test_what_the_user_set_stays():
     """The system is asked at every step, as it is by default for blocks of more than 32 MiB."""
-    assert faults(ACCELERATOR, GLIBC_TUNABLES="glibc.malloc.check=0") > PAGES / 512  # of 2 MiB at most
+    asked = faults(f"{ASK}; assert not kept", GLIBC_TUNABLES="glibc.malloc.check=0")
+    assert asked > PAGES / 512  # of 2 MiB at most
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_prediction_keeps_memory(command, monkeypatch, tmp_path):
+    from nystromformer.tasks import predict
+
+    asked = []
+    monkeypatch.setattr(predict, "keep_freed_memory", lambda: asked.append(command))
+    assert main([command, f"checkpoint={tmp_path / 'absent'}", f"file={tmp_path / 'absent.csv'}"]) == 2
+    assert asked == [command]
 
 
 @pytest.mark.parametrize(

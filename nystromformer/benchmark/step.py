@@ -41,6 +41,7 @@ from nystromformer.benchmark.models import (
 )
 from nystromformer.data.layout import Batch, Layout
 from nystromformer.errors import UserError
+from nystromformer.heap import keep_freed_memory
 from nystromformer.model import NystromformerConfig, NystromformerForPreTraining
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.heads import IGNORED
@@ -49,6 +50,7 @@ from nystromformer.settings.benchmark import BenchmarkSettings
 from nystromformer.tables import Block
 from nystromformer.training import devices
 from nystromformer.training.flops import peak_flops, training_flops
+from nystromformer.training.graphs import Graphs
 from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
@@ -75,8 +77,12 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]
     """Seconds, tokens a second and bytes of every model at every length.
 
     Raises:
-        UserError: no model fits into memory at any length.
+        UserError: no model fits into memory at any length, or CUDA graphs are asked of another device.
     """
+    if settings.cuda_graphs and device.type != "cuda":
+        raise UserError(f"cuda_graphs=true: a {device.type} has none: write false, or device=cuda")
+    if device.type == "cpu":
+        keep_freed_memory()  # as a training does; the peers gain by it too
     lengths: dict[int, dict[str, Any]] = {}
     for length in settings.lengths:
         print(f"{length} tokens", flush=True)
@@ -173,12 +179,14 @@ def _ours(
     autocast = devices.autocast(dtype, device)
     if settings.compile:
         devices.compile_in_place(model)
+    graphs = Graphs(list(model.parameters()), device) if settings.cuda_graphs else None
     laid_out, objective = Layout(pad_id=0)(batch), Pretraining(config)
 
     def step() -> Tensor:
         figures = train_step(
-            model, objective, optimizer, [laid_out], accelerator, autocast, gradient_clipping=CLIPPING
-        )
+            model, objective, optimizer, [laid_out], accelerator, autocast,
+            gradient_clipping=CLIPPING, graphs=graphs,
+        )  # fmt: skip
         return figures.losses[0]
 
     how = layers[0].describe(config.max_position_embeddings, dtype)
@@ -270,6 +278,7 @@ def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     settings, rows = result["settings"], result["lengths"]
     precision = settings["dtype"] + (" autocast" if settings["dtype"] != "float32" else "")
     compiled = f", torch.compile but for {PEER}" if settings["compile"] else ""
+    compiled += ", CUDA graphs of this project's passes" if settings.get("cuda_graphs") else ""
     about = (
         f"{settings['layers']} layers of {settings['hidden']}, heads of {settings['head_dim']}, feed-forward "
         f"{4 * settings['hidden']}, vocabulary {settings['vocab_size']}, {mechanism_of(settings)}, "

@@ -49,6 +49,8 @@ class BenchmarkSettings(Section):
     """step: width of the model; it has hidden / head_dim heads, and 4 · hidden in the feed-forward."""
     compile: bool = result(False, of="step")
     """step: compile the models with torch.compile; transformers' Nystromformer cannot be and stays eager."""
+    cuda_graphs: bool = result(False, of="step")
+    """step: replay this project's passes as CUDA graphs, as training.cuda_graphs does; on a GPU alone."""
     modernbert: bool = result(False, of="step")
     """step: measure transformers' ModernBERT too, of as many layers and the same width: one layer of three
     attends to everything, the others to 128 tokens, and its gated feed-forward is 1.5 · hidden wide."""

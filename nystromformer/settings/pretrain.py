@@ -52,6 +52,11 @@ class PretrainSettings(Section):
                 yield f"model.from_source holds {name!r}: write some of {', '.join(INHERITED)}"
             if self.init.source == "scratch":
                 yield f"model.{name} has no source to come from: write init=checkpoint, or a value"
+        if self.training.cuda_graphs and self.model.gradient_checkpointing:
+            yield (
+                "training.cuda_graphs=true cannot record what model.gradient_checkpointing=true computes "
+                "again: write false for one of them"
+            )
         knows_attention = self.model.is_known("attention")
         if (
             self.training.approximation_error_every > 0

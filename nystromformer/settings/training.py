@@ -114,6 +114,9 @@ class TrainingSettings(Section, at="training"):
     """Let a GPU round the factors of float32 products to 10 bits, the pseudoinverse's among them."""
     compile: bool = speed(False)
     """Compile the model with torch.compile, in place; its shapes are then static."""
+    cuda_graphs: bool = speed(False)
+    """Record a GPU's passes for each shape of micro-batches, and replay them at one launch: for small
+    models, whose kernels it would wait for. One process; no model.gradient_checkpointing; static shapes."""
     static_shapes: bool = speed(False)
     """Pad rows to one of at most 8 widths, and predictions to a fixed number, so that shapes repeat."""
     deterministic: bool = speed(False)
@@ -145,8 +148,8 @@ class TrainingSettings(Section, at="training"):
 
     @property
     def fixed_shapes(self) -> bool:
-        """Whether batches come in a few shapes: asked for, or because each is compiled for."""
-        return self.static_shapes or self.compile
+        """Whether batches come in a few shapes: asked for, or because each is compiled for or recorded."""
+        return self.static_shapes or self.compile or self.cuda_graphs
 
     def unread(self) -> Iterable[str]:
         if self.phases:
@@ -209,6 +212,8 @@ class TrainingSettings(Section, at="training"):
 
     def complaints_on(self, processes: int) -> Iterator[str]:
         """Complaints that depend on how many processes share a global batch."""
+        if self.cuda_graphs and processes > 1:
+            yield f"training.cuda_graphs=true is for one process, not for {processes}: write false"
         sizes = {
             self.key_of(number, name): size
             for number, phase in enumerate(self.filled_phases())

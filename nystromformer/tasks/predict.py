@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nystromformer.errors import UserError
 from nystromformer.export.onnx_file import ModelOfFile
 from nystromformer.files import ContentHashes, held, write_atomically
+from nystromformer.heap import keep_freed_memory
 from nystromformer.model.source import content_of_checkpoint, open_tokenizer
 from nystromformer.settings import TrainingSettings
 from nystromformer.settings.finetune import EvaluateSettings, PredictSettings
@@ -75,6 +76,7 @@ def evaluate(settings: EvaluateCommandSettings) -> None:
     Raises:
         UserError: the model or the file is not usable, or the folder cannot be written.
     """
+    keep_freed_memory()
     if not Path(str(settings.file)).expanduser().is_dir():
         _share(settings)
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -91,6 +93,7 @@ def predict(settings: PredictSettings) -> None:
     Raises:
         UserError: as `evaluate`; or the folder is of other predictions, or another process has it.
     """
+    keep_freed_memory()
     _share(settings)
 
 

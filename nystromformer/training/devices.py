@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 
@@ -26,7 +26,6 @@ from nystromformer.attention.nystrom import computed_by, options_of
 from nystromformer.attention.precision import allow_tf32
 from nystromformer.data.layout import MOST_WIDTHS, Batch
 from nystromformer.errors import UserError
-from nystromformer.heap import keep_freed_memory
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings import TrainingSettings
 from nystromformer.training.checkpoint import Progress
@@ -60,8 +59,6 @@ def open_accelerator(settings: TrainingSettings) -> Accelerator:
 def accelerator_of(*, cpu: bool = False) -> Accelerator:
     """An Accelerator that places and connects, and does nothing else, whatever the environment says.
 
-    A process that computes on a CPU keeps its memory from then on, see `heap`.
-
     `accelerate launch` hands on its flags and its configuration file, if there is one in the user's cache,
     as ACCELERATE_…: mixed precision would wrap forward, accumulation divide the gradient, Dynamo compile.
     The settings of this project say all that. What shares out the model is refused.
@@ -77,7 +74,7 @@ def accelerator_of(*, cpu: bool = False) -> Accelerator:
                 "write training.parallel=fsdp"
             )
     try:
-        accelerator = Accelerator(
+        return Accelerator(
             cpu=cpu,
             mixed_precision="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -89,9 +86,6 @@ def accelerator_of(*, cpu: bool = False) -> Accelerator:
             "these GPUs cannot exchange directly under this driver: set NCCL_P2P_DISABLE=1 and "
             f"NCCL_IB_DISABLE=1, or use `accelerate launch` ({error})"
         ) from None
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    return accelerator
 
 
 _SHARING = {
@@ -116,7 +110,7 @@ def compile_in_place(model: torch.nn.Module) -> None:
     model.compile(dynamic=False)
 
 
-def numbers_on(device: torch.device, numbers: list[float]) -> torch.Tensor:
+def numbers_on(device: torch.device, numbers: Sequence[float]) -> torch.Tensor:
     """A few numbers as float32 on the device, without waiting for it.
 
     A copy out of ordinary memory may wait for all that the device has in its queue; out of pinned memory it

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
+from nystromformer.heap import keep_freed_memory
 from nystromformer.model import NystromformerConfig
 from nystromformer.settings import TrainingSettings
 from nystromformer.training import devices
@@ -28,6 +29,7 @@ from nystromformer.training.clock import Clock, Forecast, Lap, step_profiler
 from nystromformer.training.devices import note_computation
 from nystromformer.training.display import ProgressDisplay
 from nystromformer.training.flops import peak_flops
+from nystromformer.training.graphs import Graphs
 from nystromformer.training.guard import Guard, check_count, check_finite
 from nystromformer.training.metrics import Event, MetricsLog, numbers_of
 from nystromformer.training.objective import Batches, Measurement, Objective
@@ -97,6 +99,11 @@ class Run:
         self.wrapped: torch.nn.Module = model if sharded else accelerator.prepare_model(model)
         if settings.compile:
             devices.compile_in_place(model)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
+        self.graphs = None
+        if settings.cuda_graphs:
+            self.graphs = Graphs(list(model.parameters()), accelerator.device)
         self.dtype = devices.precision(settings, accelerator.device)
         self.autocast = devices.autocast(self.dtype, accelerator.device)
         self.guard = Guard(model, batches, self.autocast, objective.means)
@@ -166,6 +173,7 @@ def train(run: Run, stop: StopRequest) -> None:
                 accelerator,
                 run.autocast,
                 gradient_clipping=settings.gradient_clipping,
+                graphs=run.graphs,
             )
             figures = done if figures is None else figures + done
             progress.step += 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nystromformer.data.layout import Batch, parts
 from nystromformer.training.devices import numbers_on, on_device
+from nystromformer.training.graphs import Graphs
 from nystromformer.training.objective import Objective
 from nystromformer.training.optimizer import update
 from nystromformer.training.parallel import accumulating, whole
@@ -71,6 +72,7 @@ def train_step(
     autocast: torch.autocast,
     *,
     gradient_clipping: float | None,
+    graphs: Graphs | None = None,
 ) -> StepFigures:
     """Forward and backward over the micro-batches, then one step of the optimizer.
 
@@ -79,25 +81,31 @@ def train_step(
 
     A step whose gradient is not finite changes neither weights nor moments; the device decides that
     itself, so that the CPU need not wait to know.
+
+    Args:
+        graphs: replays the passes of micro-batches of a known shape; on one process alone.
     """
     counts = [objective.counts(batch) for batch in micro_batches]
     own = [sum(of_loss) for of_loss in zip(*counts, strict=True)]
     masks = [mask for batch in micro_batches for mask in parts(batch, "attention_mask")]
     lengths = torch.cat([mask.sum(-1).flatten() for mask in masks])
-    totals = accelerator.reduce(numbers_on(accelerator.device, own), "sum").unbind()
+    totals = accelerator.reduce(numbers_on(accelerator.device, own), "sum")
 
-    sums = [torch.zeros((), device=accelerator.device) for _ in own]
+    def compute(batch: Batch, weights: Tensor) -> Tensor:
+        with autocast:
+            means = objective.means(model, batch)
+        shares = torch.stack(means) * weights
+        # The exchange averages over the processes, and these losses are shares of a sum.
+        accelerator.backward(shares.sum() * accelerator.num_processes)
+        return shares.detach()
+
+    sums = torch.zeros(len(own), device=accelerator.device)
     for number, (batch, in_batch) in enumerate(zip(micro_batches, counts, strict=True), start=1):
         batch = on_device(batch, accelerator.device)
+        weights = numbers_on(accelerator.device, in_batch) / totals
         # Processes exchange gradients once a step, with the last micro-batch.
         with contextlib.nullcontext() if number == len(micro_batches) else accumulating(model):
-            with autocast:
-                means = objective.means(model, batch)
-            shares = [mean * (n / total) for mean, n, total in zip(means, in_batch, totals, strict=True)]
-            # The exchange averages over the processes, and these losses are shares of a sum.
-            accelerator.backward(sum(shares[1:], shares[0]) * accelerator.num_processes)
-        for loss, share in zip(sums, shares, strict=True):
-            loss += share.detach()
+            sums += compute(batch, weights) if graphs is None else graphs(compute, batch, weights)
 
     named = with_gradient(model)
     parameters = list(named.values())
@@ -107,9 +115,9 @@ def train_step(
         torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clipping, norm, foreach=True)
     finite = norm.isfinite()
     update(optimizer, finite)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=graphs is None)
     return StepFigures(
-        losses=[torch.where(finite, loss, 0.0) for loss in sums],
+        losses=list(torch.where(finite, sums, 0.0)),
         tokens=int(lengths.sum()),
         positions=sum(mask.numel() for mask in masks),
         flops=objective.flops(lengths.numpy(), own),

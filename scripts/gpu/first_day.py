@@ -136,6 +136,14 @@ def step(day: Day, lengths: Sequence[int], compiled: bool) -> None:
     _benchmark(day, "step", f"step_{lengths[0]}" + ("_compiled" if compiled else ""), *words)
 
 
+def small_step(day: Day, graphs: bool) -> None:
+    """Steps whose kernels end before the CPU has launched the next ones; and as CUDA graphs."""
+    _benchmark(
+        day, "step", "step_small" + ("_graphs" if graphs else ""), *day.scale.small_step,
+        f"cuda_graphs={str(graphs).lower()}",
+    )  # fmt: skip
+
+
 def _benchmark(day: Day, what: str, folder: str, *words: str) -> None:
     found = day.work / folder
     day.nystromformer(
@@ -225,6 +233,9 @@ def parts_of(scale: Scale) -> dict[str, Callable[[Day], None]]:
         for lengths in scale.lengths:
             name = f"step_{lengths[0]}" + ("_compiled" if compiled else "")
             found[name] = lambda day, lengths=lengths, compiled=compiled: step(day, lengths, compiled)
+    if scale.small_step:
+        found["step_small"] = lambda day: small_step(day, graphs=False)
+        found["step_small_graphs"] = lambda day: small_step(day, graphs=True)
     found |= {"pretrain": pretrain, "profile": profile, "efficiency": efficiency}
     for length in scale.finetune_lengths:
         found[f"finetune_{length}"] = lambda day, length=length: finetune(day, length)

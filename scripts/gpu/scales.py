@@ -19,6 +19,8 @@ class Scale:
     """Of the whole steps: each list is a part, so that none takes too long."""
     attention_lengths: Sequence[int]
     compiled: bool
+    small_step: Sequence[str]
+    """Words of the whole steps of a small model, one by one and as CUDA graphs; empty for no such parts."""
     pretrain: Sequence[str]
     efficiency: str
     finetune: Sequence[str]
@@ -34,6 +36,10 @@ GPU = Scale(
     lengths=[[512, 1024], [4096, 8192, 16384]],
     attention_lengths=[512, 1024, 2048, 4096, 8192, 16384],
     compiled=True,
+    small_step=[
+        "tokens=8192", "layers=4", "hidden=256", "vocab_size=8192", "lengths=[128,512]", "neighbours=null",
+        "models=[nystromformer,'nystromformer, exact attention']", "repeats=20",
+    ],
     pretrain=[
         "experiment=base_512", "data=imdb", "tokenizer=wordpiece", "init=unigram", "name=gpu_base_512",
         "training.steps=600", "training.warmup_steps=100", "training.learning_rate=2e-4",
@@ -48,7 +54,7 @@ GPU = Scale(
         "tests/attention/test_gpu_kernels.py", "tests/attention/test_gpu_neighbours.py",
         "tests/attention/test_precision.py",
         "tests/attention/test_equations.py", "tests/attention/test_mechanisms.py",
-        "tests/training/test_devices.py",
+        "tests/training/test_devices.py", "tests/training/test_graphs.py",
     ],
 )  # fmt: skip
 
@@ -63,6 +69,7 @@ SMOKE = Scale(
     lengths=[[32], [64]],
     attention_lengths=[32, 64],
     compiled=False,
+    small_step=[],
     pretrain=[
         "experiment=demo", "debug=smoke", "data=imdb", "name=gpu_smoke", "training.steps=30",
         "training.checkpoint_every=10", "training.validate_every=30", "training.precision=float32",

@@ -130,3 +130,22 @@ if PRETENDED:
                     raise Waited(f"{args[0].device} → {to}")
             with self._fake:
                 return func(*args, **kwargs)
+
+    class OnCpu(Exception):
+        """Something was computed, or made, in the CPU's memory."""
+
+    class OnGpuAlone(TorchDispatchMode):
+        """Within it, and a `PretendGPU`, every operation is on the GPU, as of what a CUDA graph records."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.operations = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            self.operations += 1
+            found = func(*args, **kwargs)
+            for x in tree_leaves((args, kwargs, found)):
+                if isinstance(x, torch.Tensor) and x.device.type == "cpu":
+                    raise OnCpu(f"{func} of {tuple(x.shape)}")
+            return found

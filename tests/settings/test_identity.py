@@ -30,7 +30,7 @@ from nystromformer.training.run_folder import RunFolder
 
 MAY_CHANGE = {
     "name", "runs_folder", "data.workers", "data.folder", "data.prepared", "data.malformed_rows",
-    "data.streaming", "data.verify", "training.micro_batch_size", "training.compile",
+    "data.streaming", "data.verify", "training.micro_batch_size", "training.compile", "training.cuda_graphs",
     "training.static_shapes", "training.loader_workers", "training.log_every", "training.validate_every",
     "training.checkpoint_every", "training.keep_checkpoints", "training.keep_best", "training.on_full_disk",
     "training.max_skipped_steps", "training.parallel", "training.approximation_error_every",

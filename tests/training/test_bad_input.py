@@ -118,6 +118,17 @@ def test_micro_batches_that_do_not_fit(overrides, capsys):
     fails(capsys, [*overrides, "training.micro_batch_size=3"], "training.micro_batch_size=3", "divisor of 8")
 
 
+def test_cuda_graphs_where_there_are_none(overrides, tmp_path, monkeypatch, capsys):
+    wanted = [*overrides, "training.cuda_graphs=true"]
+    fails(capsys, wanted, "training.cuda_graphs=true", "cpu", "write false")
+    fails(
+        capsys, [*wanted, "model.gradient_checkpointing=true"], "model.gradient_checkpointing", "write false"
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(capsys, wanted, "training.cuda_graphs=true is for one process, not for 2", "write false")
+    assert files(tmp_path) == []
+
+
 def test_a_corpus_of_one_document_is_too_small(own, tmp_path, capsys):
     file = write_corpus(tmp_path / "one.txt", documents=1)
     fails(capsys, [*own, f"data.files=[{file}]"], "data")

@@ -199,3 +199,10 @@ def test_figures_of_a_reading(overrides, tmp_path):
     assert event["model_flop_utilisation"] is None  # no peak is known of a CPU
     assert 0 <= event["data_wait"] < 1
     assert event["peak_memory_bytes"] > 1e7
+
+
+def test_a_training_on_a_cpu_keeps_the_memory_of_its_tensors(overrides, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loop, "keep_freed_memory", lambda: asked.append("training"))
+    assert main(["pretrain", *overrides, "training.steps=2"]) == 0
+    assert asked == ["training"]

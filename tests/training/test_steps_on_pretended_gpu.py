@@ -1,5 +1,6 @@
 """Whole steps on a GPU that is not there: one device throughout, and nothing that waits for it."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from nystromformer.model.closed_form import with_exact_attention
 from nystromformer.settings import TrainingSettings
 from nystromformer.training import devices
 from nystromformer.training.attention_transfer import HiddenStates, RowsInTurn
+from nystromformer.training.graphs import Graphs
 from nystromformer.training.guard import Guard
 from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.parallel import shard
@@ -36,7 +38,7 @@ from tests.pretend.steps import (
 )
 
 if PRETENDED:
-    from tests.pretend.gpu import PretendGPU, Waited
+    from tests.pretend.gpu import OnCpu, OnGpuAlone, PretendGPU, Waited
 
 
 @pretended
@@ -144,6 +146,46 @@ def test_a_step_of_attention_transfer():
         autocast = devices.autocast(torch.float32, DEVICE)
         done = train_step(encoder, objective, optimizer, batches, ALONE, autocast, gradient_clipping=1.0)
     assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
+
+
+def forked(devices, enabled=True, **others):
+    """The state of random numbers is read before a recording, not within: a GPU refuses that."""
+    assert not (enabled and others), "a checkpoint's"
+    return nullcontext()
+
+
+@pretended
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_what_a_graph_records_is_on_the_gpu_alone(monkeypatch, mechanism):
+    """A tensor of the CPU's memory is gone, or another, when the record is replayed."""
+    monkeypatch.setattr(torch.random, "fork_rng", forked)
+    with PretendGPU() as gpu:
+        model = on_gpu(gpu, NystromformerForPreTraining(config(**MECHANISMS[mechanism])))
+        optimizer = build_optimizer(model, TrainingSettings())
+        recorded = []
+
+        def record(compute):
+            compute()  # to warm up: what follows from the sizes alone may be computed here
+            with OnGpuAlone() as watched:
+                recorded.append(watched)
+                shares = compute()
+            return lambda: None, shares
+
+        graphs = Graphs(list(model.parameters()), DEVICE, record)
+        batches = [pretraining_batch(PADDED, static=True), pretraining_batch(FULL)]
+        for _ in range(2):
+            train_step(
+                model, Pretraining(model.config), optimizer, batches, ALONE,
+                devices.autocast(torch.bfloat16, DEVICE), gradient_clipping=1.0, graphs=graphs,
+            )  # fmt: skip
+    assert len(recorded) == 2  # with padding and without
+    assert all(watched.operations > 100 for watched in recorded)
+
+
+@pretended
+def test_what_a_graph_cannot_record_is_noticed():
+    with PretendGPU(), OnGpuAlone(), pytest.raises(OnCpu):
+        torch.ones(3).to(DEVICE, non_blocking=True)
 
 
 @pretended
