@@ -17,6 +17,7 @@ LAYERS = (
     (
         "errors",
         "files",
+        "heap",
         "hub",
         "intervals",
         "machine",
