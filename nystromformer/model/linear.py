@@ -93,9 +93,16 @@ class _OneDNNLinear(torch.autograd.Function):
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad
         return (
             _times_transpose(grad_RO, weight_OI.t()).view_as(input) if wants_input else None,
-            _times_transpose(grad_RO.t(), input_RI.t()) if wants_weight else None,
+            _weight_gradient(grad_RO, input_RI) if wants_weight else None,
             grad_RO.sum(dim=0) if wants_bias and ctx.has_bias else None,
         )
+
+
+def _weight_gradient(grad_RO: Tensor, input_RI: Tensor) -> Tensor:
+    """gradᵀ · input, (O, I). The operator copies what is turned on its left: let that be the narrower one."""
+    if grad_RO.shape[1] <= input_RI.shape[1]:
+        return _times_transpose(grad_RO.t(), input_RI.t())
+    return _times_transpose(input_RI.t(), grad_RO.t()).t().contiguous()
 
 
 def _times_transpose(

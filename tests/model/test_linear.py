@@ -50,6 +50,24 @@ def test_values_and_gradients(bias, shape):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(48, 80), (80, 48), (64, 64), (48, 1)])
+def test_the_narrower_one_is_turned(monkeypatch, inputs, outputs):
+    """Of the weights' gradient: the same sums, laid out as the weights are."""
+    turned = []
+    plain = module._times_transpose
+    monkeypatch.setattr(
+        module, "_times_transpose", lambda *given: turned.append(given[0].shape[0]) or plain(*given)
+    )
+    ours, theirs = pair(inputs=inputs, outputs=outputs)
+    x = torch.randn(130, inputs)
+    seed = torch.randn(130, outputs)
+    (found,) = torch.autograd.grad(linear(ours, x), [ours.weight], seed)
+    (expected,) = torch.autograd.grad(theirs(x), [theirs.weight], seed)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert found.is_contiguous()
+    assert turned[-1] == min(inputs, outputs)
+
+
 def test_inputs_and_gradients_in_any_layout():
     ours, theirs = pair()
     x = torch.randn(48, 9).t().requires_grad_()
