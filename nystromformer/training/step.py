@@ -102,7 +102,7 @@ def train_step(
     sums = torch.zeros(len(own), device=accelerator.device)
     for number, (batch, in_batch) in enumerate(zip(micro_batches, counts, strict=True), start=1):
         batch = on_device(batch, accelerator.device)
-        weights = numbers_on(accelerator.device, in_batch) / totals
+        weights = numbers_on(accelerator.device, in_batch) * totals.reciprocal()
         # Processes exchange gradients once a step, with the last micro-batch.
         with contextlib.nullcontext() if number == len(micro_batches) else accumulating(model):
             sums += compute(batch, weights) if graphs is None else graphs(compute, batch, weights)
