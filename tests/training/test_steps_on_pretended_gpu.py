@@ -8,6 +8,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from nystromformer import NystromformerForMaskedLM, NystromformerForPreTraining, NystromformerModel
+from nystromformer.model import losses
 from nystromformer.model.attention import NystromformerSelfAttention
 from nystromformer.model.closed_form import with_exact_attention
 from nystromformer.settings import TrainingSettings
@@ -180,6 +181,20 @@ def test_what_a_graph_records_is_on_the_gpu_alone(monkeypatch, mechanism):
             )  # fmt: skip
     assert len(recorded) == 2  # with padding and without
     assert all(watched.operations > 100 for watched in recorded)
+
+
+@pretended
+def test_the_loss_in_parts_is_on_the_gpu_alone(monkeypatch):
+    """Of logits at all positions, as they are where the model is given labels."""
+    monkeypatch.setattr(losses, "TOGETHER", 50 * 128)
+    with PretendGPU() as gpu:
+        model = on_gpu(gpu, NystromformerForMaskedLM(config()))
+        batch = rows(FULL)
+        batch["labels"] = batch["input_ids"].where(torch.arange(40) % 7 == 1, -100)
+        batch = devices.on_device(batch, DEVICE)
+        with OnGpuAlone(), devices.autocast(torch.bfloat16, DEVICE):
+            model(**batch).loss.backward()
+    assert sum("logsumexp" in name for name in gpu.operations) == 4  # of 160 tokens
 
 
 @pretended
