@@ -136,14 +136,6 @@ def step(day: Day, lengths: Sequence[int], compiled: bool) -> None:
     _benchmark(day, "step", f"step_{lengths[0]}" + ("_compiled" if compiled else ""), *words)
 
 
-def small_step(day: Day, graphs: bool) -> None:
-    """Steps whose kernels end before the CPU has launched the next ones; and as CUDA graphs."""
-    _benchmark(
-        day, "step", "step_small" + ("_graphs" if graphs else ""), *day.scale.small_step,
-        f"cuda_graphs={str(graphs).lower()}",
-    )  # fmt: skip
-
-
 def _benchmark(day: Day, what: str, folder: str, *words: str) -> None:
     found = day.work / folder
     day.nystromformer(
@@ -164,8 +156,7 @@ def pretrain(day: Day) -> None:
     if day.dry_run:
         return
     events = [json.loads(line) for line in (day.model.parent / "metrics.jsonl").read_text().splitlines()]
-    train = [event for event in events if event["kind"] == "train"]
-    held_out = [event for event in events if event["kind"] == "validation"]
+    train, held_out = ([e for e in events if e["kind"] == kind] for kind in ("train", "validation"))
     steps = [event["step"] for event in train]
     if steps != sorted(set(steps)):
         raise Failed(f"the resumed run repeats steps: {steps}")
@@ -233,9 +224,8 @@ def parts_of(scale: Scale) -> dict[str, Callable[[Day], None]]:
         for lengths in scale.lengths:
             name = f"step_{lengths[0]}" + ("_compiled" if compiled else "")
             found[name] = lambda day, lengths=lengths, compiled=compiled: step(day, lengths, compiled)
-    if scale.small_step:
-        found["step_small"] = lambda day: small_step(day, graphs=False)
-        found["step_small_graphs"] = lambda day: small_step(day, graphs=True)
+    for name, words in scale.small_steps.items():
+        found[name] = lambda day, name=name, words=words: _benchmark(day, "step", name, *words)
     found |= {"pretrain": pretrain, "profile": profile, "efficiency": efficiency}
     for length in scale.finetune_lengths:
         found[f"finetune_{length}"] = lambda day, length=length: finetune(day, length)
@@ -394,9 +384,8 @@ def run_parts(day: Day, parts: dict[str, Callable[[Day], None]], *, again: bool)
 
 
 def run_part(day: Day, name: str, part: Callable[[Day], None]) -> dict[str, Any]:
-    began, day.figures = time.monotonic(), {}
+    began, day.figures, status, why = time.monotonic(), {}, "ok", ""
     day.deadline = began + day.seconds
-    status, why = "ok", ""
     with (day.work / f"{name}.log").open("w", encoding="utf-8") as day.log:
         try:
             part(day)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -19,14 +19,19 @@ class Scale:
     """Of the whole steps: each list is a part, so that none takes too long."""
     attention_lengths: Sequence[int]
     compiled: bool
-    small_step: Sequence[str]
-    """Words of the whole steps of a small model, one by one and as CUDA graphs; empty for no such parts."""
+    small_steps: Mapping[str, Sequence[str]]
+    """Parts, and their words: whole steps of a small model, whose kernels end before the next is launched."""
     pretrain: Sequence[str]
     efficiency: str
     finetune: Sequence[str]
     finetune_lengths: Sequence[int]
     tests: Sequence[str]
 
+
+SMALL = [
+    "tokens=8192", "layers=4", "hidden=256", "vocab_size=8192", "lengths=[128,512]", "neighbours=null",
+    "models=[nystromformer,'nystromformer, exact attention']", "repeats=20",
+]  # fmt: skip
 
 GPU = Scale(
     device="cuda",
@@ -36,10 +41,7 @@ GPU = Scale(
     lengths=[[512, 1024], [4096, 8192, 16384]],
     attention_lengths=[512, 1024, 2048, 4096, 8192, 16384],
     compiled=True,
-    small_step=[
-        "tokens=8192", "layers=4", "hidden=256", "vocab_size=8192", "lengths=[128,512]", "neighbours=null",
-        "models=[nystromformer,'nystromformer, exact attention']", "repeats=20",
-    ],
+    small_steps={"step_small": SMALL, "step_small_graphs": [*SMALL, "cuda_graphs=true"]},
     pretrain=[
         "experiment=base_512", "data=imdb", "tokenizer=wordpiece", "init=unigram", "name=gpu_base_512",
         "training.steps=600", "training.warmup_steps=100", "training.learning_rate=2e-4",
@@ -69,7 +71,7 @@ SMOKE = Scale(
     lengths=[[32], [64]],
     attention_lengths=[32, 64],
     compiled=False,
-    small_step=[],
+    small_steps={},
     pretrain=[
         "experiment=demo", "debug=smoke", "data=imdb", "name=gpu_smoke", "training.steps=30",
         "training.checkpoint_every=10", "training.validate_every=30", "training.precision=float32",
