@@ -61,9 +61,6 @@ class Graphs:
         self._recorder = recorder or CudaRecorder()
         self._recorded: dict[object, _Recorded] = {}
 
-    def __len__(self) -> int:
-        return len(self._recorded)
-
     def __call__(self, compute: Pass, batch: Batch, weights: Tensor) -> Tensor:
         """`compute(batch, weights)`; of a shape that was met before by replaying what it did then."""
         shape = tuple((name, x.shape, x.dtype) for name, x in sorted(batch.items()))
