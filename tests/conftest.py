@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     if isinstance(val, str) and not (len(val) <= _LONGEST_ID and val.isprintable() and val.isascii()):
         return argname
     return None
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> None:
+    """Accelerate keeps a process's first device for good: a test on a GPU may follow one on the CPU."""
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
 
 
 @pytest.fixture(scope="session")

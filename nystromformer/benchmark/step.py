@@ -71,6 +71,8 @@ class Contender:
     """Model FLOPs of a step, see `training.flops`; None of a model that is not counted there."""
     attention: str = ""
     """What computes it, where there is a choice."""
+    replays: bool = False
+    """Whether the passes are CUDA graphs."""
 
 
 def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]:
@@ -190,7 +192,7 @@ def _ours(
         return figures.losses[0]
 
     how = layers[0].describe(config.max_position_embeddings, dtype)
-    return Contender(name, model, step, _flops(config, batch), attention=how)
+    return Contender(name, model, step, _flops(config, batch), attention=how, replays=graphs is not None)
 
 
 def _peer(
@@ -235,8 +237,9 @@ def _measure(
     steps = {contender.name: partial(_named, contender.name, contender.step) for contender in found}
     for step in steps.values():
         step()  # allocates the optimizer's moments, and compiles where that was asked for
-    # Of a GPU alone: a CPU's allocator tells none.
-    peak = {name: peak_of(step, device) if device.type == "cuda" else None for name, step in steps.items()}
+    # Of a GPU alone: a CPU's allocator tells none. Nor does a replay, whose memory its graph keeps.
+    told = {each.name for each in found if device.type == "cuda" and not each.replays}
+    peak = {name: peak_of(step, device) if name in told else None for name, step in steps.items()}
     seconds = in_turn(steps, settings.repeats, device)
     tokens = max(1, settings.tokens // length) * length
     fastest = peak_flops(device, getattr(torch, settings.dtype))

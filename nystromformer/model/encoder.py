@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from nystromformer.attention.mechanism import Mechanism
+from nystromformer.attention.precision import as_product
 from nystromformer.attention.projections import padding_mask_of
 from nystromformer.model.arguments import model_forward
 from nystromformer.model.attention import NystromformerSelfAttention
@@ -24,6 +25,19 @@ from nystromformer.model.linear import linear
 
 POSITION_OFFSET = 2
 """Rows at the head of the position table that transformers' Nystromformer leaves unused."""
+
+
+HALVES_STATES = ("cuda",)
+"""Devices on which hidden states between the halves of layers have autocast's type, not a norm's float32."""
+
+
+def as_state(hidden_states: Tensor) -> Tensor:
+    """What the next half of a layer reads: its products and its residual sum.
+
+    Under autocast a norm gives float32. The products convert it in any case; kept for the residual sum, it
+    doubles what norms, dropout and sums move between memory and a GPU, whose step waits for that.
+    """
+    return as_product(hidden_states) if hidden_states.device.type in HALVES_STATES else hidden_states
 
 
 def activation(name: str) -> nn.Module:
@@ -116,7 +130,7 @@ class NystromformerLayer(GradientCheckpointingLayer):
         self.output = _AddAndNorm(config, config.intermediate_size)
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None, shared: Any) -> Tensor:
-        hidden_states = self.attention(hidden_states, padding_mask, shared)
+        hidden_states = as_state(self.attention(hidden_states, padding_mask, shared))
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
@@ -134,7 +148,7 @@ class NystromformerEncoder(nn.Module):
         shared = first.attend.shared(padding_mask)
         kept: tuple[Tensor, ...] = (hidden_states,)
         for layer in self.layer:
-            hidden_states = layer(hidden_states, padding_mask, shared)
+            hidden_states = layer(as_state(hidden_states), padding_mask, shared)
             if keep_all:
                 kept = (*kept, hidden_states)
         return hidden_states, kept if keep_all else None

@@ -56,7 +56,7 @@ GPU = Scale(
         "tests/attention/test_gpu_kernels.py", "tests/attention/test_gpu_neighbours.py",
         "tests/attention/test_precision.py",
         "tests/attention/test_equations.py", "tests/attention/test_mechanisms.py",
-        "tests/training/test_devices.py", "tests/training/test_graphs.py",
+        "tests/training/test_devices.py", "tests/training/test_graphs.py", "tests/model/test_states.py",
     ],
 )  # fmt: skip
 

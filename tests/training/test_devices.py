@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch._subclasses import FakeTensorMode
 
 from nystromformer import NystromformerConfig, NystromformerForPreTraining
@@ -33,19 +32,6 @@ LEAKS = {
 """What `accelerate launch` sets from its flags, or from the file of `accelerate config`."""
 
 
-@pytest.fixture
-def fresh():
-    """Accelerate keeps its state for a process; here a test begins and ends without."""
-
-    def forget():
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    forget()
-    yield
-    forget()
-
-
 def first_step(accelerator):
     """What a linear layer returns and learns under an Accelerator."""
     layer = torch.nn.Linear(2, 2)
@@ -57,7 +43,7 @@ def first_step(accelerator):
     return out.dtype, layer.weight.grad
 
 
-def test_accelerates_environment_changes_nothing(fresh, monkeypatch):
+def test_accelerates_environment_changes_nothing(monkeypatch):
     for name, value in LEAKS.items():
         monkeypatch.setenv(name, value)
     accelerator = devices.open_accelerator(TrainingSettings())
@@ -66,7 +52,7 @@ def test_accelerates_environment_changes_nothing(fresh, monkeypatch):
     assert torch.equal(gradient.cpu(), torch.ones(2, 2))
 
 
-def test_an_accelerator_opened_before_changes_nothing_but_its_precision(fresh, monkeypatch):
+def test_an_accelerator_opened_before_changes_nothing_but_its_precision(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     from accelerate import Accelerator
 
@@ -84,13 +70,13 @@ def test_an_accelerator_opened_before_changes_nothing_but_its_precision(fresh, m
         "ACCELERATE_USE_PARALLELISM_CONFIG",
     ],
 )
-def test_what_shares_out_the_model_is_refused(fresh, monkeypatch, variable):
+def test_what_shares_out_the_model_is_refused(monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(UserError, match=variable):
         devices.accelerator_of(cpu=True)
 
 
-def test_gpus_that_nccl_must_be_told_of_end_in_a_line(fresh, monkeypatch):
+def test_gpus_that_nccl_must_be_told_of_end_in_a_line(monkeypatch):
     """Accelerate's own words for several GPUs of the kind, started by torchrun."""
 
     def refuse(**_):
