@@ -26,7 +26,7 @@ from nystromformer.benchmark.contenders import (
     contenders,
 )
 from nystromformer.benchmark.lengths import figures_by_length, mechanism_of, ratios_by_length
-from nystromformer.benchmark.measure import in_turn, kept_bytes, peak_of
+from nystromformer.benchmark.measure import in_turn, kept_bytes, peak_of, replays
 from nystromformer.errors import UserError
 from nystromformer.pictures import legend_below, log_log, picture, style_of
 from nystromformer.settings.benchmark import BenchmarkSettings
@@ -70,7 +70,8 @@ def measure_contenders(
 
     Returns:
         For each the seconds without gradients, those forward and backward, the bytes kept for the backward
-        pass beyond the inputs, and on a GPU the allocator's highest point beyond them.
+        pass beyond the inputs, and on a GPU the allocator's highest point beyond them and the seconds of a
+        CUDA graph of both passes, None where they cannot be recorded.
     """
     kept = {contender.name: kept_bytes(contender) for contender in found}
     peak = {contender.name: _peak_bytes(contender, device) for contender in found}
@@ -81,6 +82,9 @@ def measure_contenders(
         runs[f"{contender.name} training"] = partial(contender.train, seed)
     gc.collect()
     seconds = in_turn(runs, repeats, device)
+    replayed = {
+        name: replays(runs[f"{name} training"], repeats) if device.type == "cuda" else None for name in kept
+    }
     return {
         name: {
             **{
@@ -91,6 +95,8 @@ def measure_contenders(
                     ("median", statistics.median(seconds[f"{name} {what}"])),
                 )
             },
+            "replayed_seconds": replayed[name],
+            "replayed_median": statistics.median(of_graph) if (of_graph := replayed[name]) else None,
             "kept_bytes": kept[name],
             "peak_bytes": peak[name],
         }
@@ -151,40 +157,49 @@ def copy_rate(device: torch.device, size: int = COPIED, repeats: int = 10) -> fl
     return 2 * size * repeats / (start.elapsed_time(stop) / 1e3)
 
 
-def ratios(row: dict[str, Any], floor: float | None = None) -> dict[str, float]:
+def ratios(
+    row: dict[str, Any], floor: float | None = None, measured: str = "training_median"
+) -> dict[str, float]:
     """What the targets speak of, at one length; below 1 in time means slower than the other.
 
     Args:
         row: contenders' figures by name.
         floor: seconds that moving the tensors takes, on a GPU.
+        measured: which of the times. Contenders without it are left out.
     """
-    times = {name: one["training_median"] for name, one in row.items()}
-    kept = {name: one["kept_bytes"] for name, one in row.items()}
+    times = {name: one[measured] for name, one in row.items() if one.get(measured) is not None}
+    if OURS not in times:
+        return {}
     mine = times[OURS]
-    found = {
-        "times faster than the fastest Nyström peer": min(times[name] for name in PEERS if name in times)
-        / mine,
-        "times faster than fused exact attention": times[FUSED] / mine,
-    }
-    if NEAR in row:
-        found |= {
-            "times the time with exact neighbours": times[NEAR] / mine,
-            "times faster than fused exact attention, with exact neighbours": times[FUSED] / times[NEAR],
-            "times the kept bytes with exact neighbours": kept[NEAR] / kept[OURS],
-        }
+
+    def faster_than(title: str, *names: str) -> dict[str, float]:
+        known = [times[name] for name in names if name in times]
+        return {f"times faster than {title}": min(known) / mine} if known else {}
+
+    found = faster_than("the fastest Nyström peer", *PEERS) | faster_than("fused exact attention", FUSED)
+    if NEAR in times:
+        found["times the time with exact neighbours"] = times[NEAR] / mine
+        if FUSED in times:
+            found["times faster than fused exact attention, with exact neighbours"] = (
+                times[FUSED] / times[NEAR]
+            )
     if floor is not None:
-        exact = min(times[name] for name in (FUSED, *EXACT_ON_GPU) if name in times)
-        found["times faster than transformers'"] = times[TRANSFORMERS] / mine
-        if FLASH in row:
-            found["times faster than FlashAttention-2"] = times[FLASH] / mine
-        found["times faster than the fastest exact attention"] = exact / mine
+        found |= faster_than("transformers'", TRANSFORMERS) | faster_than("FlashAttention-2", FLASH)
+        found |= faster_than("the fastest exact attention", FUSED, *EXACT_ON_GPU)
         found["times the floor"] = mine / floor
-    return {
-        **found,
-        "kept bytes of transformers'": kept[OURS] / kept[TRANSFORMERS],
-        "time with the last 25 % padding": times[PADDED] / mine,
-        "time with scattered 25 % padding": times[SCATTERED] / mine,
-    }
+    for name, title in ((PADDED, "the last"), (SCATTERED, "scattered")):
+        if name in times:
+            found[f"time with {title} 25 % padding"] = times[name] / mine
+    return found
+
+
+def kept_ratios(row: dict[str, Any]) -> dict[str, float]:
+    """Of the bytes kept for the backward pass, at one length."""
+    kept = {name: one["kept_bytes"] for name, one in row.items()}
+    found = {"kept bytes of transformers'": kept[OURS] / kept[TRANSFORMERS]}
+    if NEAR in row:
+        found["times the kept bytes with exact neighbours"] = kept[NEAR] / kept[OURS]
+    return found
 
 
 def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
@@ -196,17 +211,27 @@ def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
         f"turn, medians of {settings['repeats']}. Projections are left out everywhere; exact attention has "
         "no convolution."
     )
+    floor = result.get("floor")
+    if floor:
+        about += (
+            " Calls by the clock hold Python and its launches, which a training of large batches runs ahead "
+            "of; a CUDA graph launches all kernels at once."
+        )
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     figures = (
         ("Forward and backward, ms", "training_median", lambda x: f"{1e3 * x:.1f}"),
+        ("Forward and backward as a CUDA graph, ms", "replayed_median", lambda x: f"{1e3 * x:.2f}"),
         ("Forward alone, ms", "forward_median", lambda x: f"{1e3 * x:.1f}"),
         ("Kept for the backward pass beyond the inputs, MB", "kept_bytes", lambda x: f"{1e-6 * x:.1f}"),
         ("Peak of the allocator beyond the inputs, MB", "peak_bytes", lambda x: f"{1e-6 * x:.1f}"),
     )
     blocks = figures_by_length(rows, names, figures)
-    floor = result.get("floor")
-    found = [ratios(row, floor["seconds"][length] if floor else None) for length, row in rows.items()]
-    blocks += ratios_by_length("Ratios, forward and backward", rows, found)
+    of_rows = [(row, floor["seconds"][length] if floor else None) for length, row in rows.items()]
+    blocks += ratios_by_length(
+        "Ratios, forward and backward", rows, [ratios(*each) | kept_ratios(each[0]) for each in of_rows]
+    )
+    if any(replayed := [ratios(*each, "replayed_median") for each in of_rows]):
+        blocks += ratios_by_length("Ratios, as CUDA graphs", rows, replayed)
     if floor:
         milliseconds = ", ".join(f"{1e3 * floor['seconds'][length]:.2f} at {length}" for length in rows)
         blocks.append(

@@ -84,14 +84,14 @@ def kernel_work(
         Work(
             "gather_backward",
             3 * inputs + 3 * means + 2 * sums + 2 * inputs + parts * means,
-            5 * product + convolution,
+            6 * product + convolution,
         ),
     ]
     slots = parts + 1  # of the gradient of Q̃
     if parts > MOST_PARTS_TO_READ:
         found += [Work("sum over parts", slots * means + means, heads * parts * m * d)]
         slots = 1
-    found += [Work("spread_backward_query", 2 * inputs + (2 + slots) * means + inputs, 3 * product)]
+    found += [Work("spread_backward_query", 2 * inputs + (2 + slots) * means + inputs, 4 * product)]
     if k:
         found += [
             Work("kernel_gradient", 2 * inputs + SINGLE * band, 2 * heads * n * 2 * narrow * d),

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from nystromformer.benchmark.contenders import Contender
+from nystromformer.training.graphs import CudaRecorder
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library prints a line at each start and stop
 
@@ -36,6 +37,24 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def replays(run: Callable[[], object], repeats: int) -> list[float] | None:
+    """Seconds of each replay of the call as a CUDA graph; None where it cannot be recorded."""
+    try:
+        replay, _ = CudaRecorder()(run)
+    except RuntimeError as error:  # it waits for the GPU, or asks it for something meanwhile
+        print(f"no CUDA graph: {str(error).splitlines()[0]}", flush=True)
+        return None
+    found = []
+    for _ in range(1 + repeats):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        replay()
+        stop.record()
+        stop.synchronize()
+        found.append(start.elapsed_time(stop) / 1e3)
+    return found[1:]
 
 
 def in_turn(

@@ -91,7 +91,11 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]
         lengths[length] = _measure_what_fits(settings, length, device)
     if not any(lengths.values()):
         raise UserError("no model fits into memory at any length: write a smaller tokens=")
-    return {"peak_flops": peak_flops(device, getattr(torch, settings.dtype)), "lengths": lengths}
+    return {
+        "peak_flops": peak_flops(device, getattr(torch, settings.dtype)),
+        "steps_together": _together(device),
+        "lengths": lengths,
+    }
 
 
 def _measure_what_fits(settings: BenchmarkSettings, length: int, device: torch.device) -> dict[str, Any]:
@@ -235,12 +239,17 @@ def _measure(
 ) -> dict[str, Any]:
     """Each model once to warm up, then all of them in turn, `repeats` times."""
     steps = {contender.name: partial(_named, contender.name, contender.step) for contender in found}
+    together = _together(device)
     for step in steps.values():
         step()  # allocates the optimizer's moments, and compiles where that was asked for
     # Of a GPU alone: a CPU's allocator tells none. Nor does a replay, whose memory its graph keeps.
     told = {each.name for each in found if device.type == "cuda" and not each.replays}
     peak = {name: peak_of(step, device) if name in told else None for name, step in steps.items()}
-    seconds = in_turn(steps, settings.repeats, device)
+    runs = {name: partial(_repeat, step, together) for name, step in steps.items()}
+    seconds = {
+        name: [each / together for each in of_run]
+        for name, of_run in in_turn(runs, settings.repeats, device).items()
+    }
     tokens = max(1, settings.tokens // length) * length
     fastest = peak_flops(device, getattr(torch, settings.dtype))
     row = {}
@@ -256,6 +265,16 @@ def _measure(
             "attention": contender.attention,
         }
     return row
+
+
+def _together(device: torch.device) -> int:
+    """Steps that are timed as one: a GPU computes a step while the CPU launches the next."""
+    return 4 if device.type == "cuda" else 1
+
+
+def _repeat(step: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        step()
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
@@ -282,13 +301,15 @@ def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     precision = settings["dtype"] + (" autocast" if settings["dtype"] != "float32" else "")
     compiled = f", torch.compile but for {PEER}" if settings["compile"] else ""
     compiled += ", CUDA graphs of this project's passes" if settings.get("cuda_graphs") else ""
+    times = result.get("steps_together", 1)  # pages from before there was such a thing had one
+    together = f", {times} steps together" if times > 1 else ""
     about = (
         f"{settings['layers']} layers of {settings['hidden']}, heads of {settings['head_dim']}, feed-forward "
         f"{4 * settings['hidden']}, vocabulary {settings['vocab_size']}, {mechanism_of(settings)}, "
         f"{settings['tokens']} tokens a batch (at least one row) without padding, 15 % of them "
         f"predicted, {precision}{compiled}. A step is forward, backward, clipping and fused AdamW, with "
         f"dropout {DROPOUT} on hidden states, and on attention where that is said; all in turn, medians of "
-        f"{settings['repeats']} after one step to warm up. This project's steps learn sentence "
+        f"{settings['repeats']} after one step to warm up{together}. This project's steps learn sentence "
         "order too."
     )
     blocks = figures_by_length(

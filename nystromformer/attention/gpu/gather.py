@@ -13,7 +13,9 @@ import triton.language as tl
 from nystromformer.attention.gpu.convolution import load_band, load_window
 from nystromformer.attention.gpu.tiles import (
     load_share,
+    load_shares,
     load_tile,
+    members,
     real_count,
     real_tokens,
     segments_at,
@@ -115,6 +117,7 @@ def gather_backward_kernel(
     log_total_M = tl.load(normalizer + row_head * M + landmark, mask=valid_M, other=0.0)
     delta_M = tl.load(delta + row_head * M + landmark, mask=valid_M, other=0.0)
     grad_mean_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
+    share_MD = load_shares(grad_key_means + start_of_means, tokens, M, M_PAD, D, D_PAD).to(MIX)
     if CONVOLVED:
         band_PW = load_band(weight + head * K, K, P, W, True).to(key.dtype.element_ty)
     last = tl.minimum((part + 1) * tokens_of_part, N)
@@ -132,9 +135,9 @@ def gather_backward_kernel(
         grad_score_PM = (factor_PM * (grad_factor_PM - delta_M[None, :])).to(MIX)
         grad_mean_MD += tl.dot(tl.trans(grad_score_PM), key_PD.to(MIX), input_precision=MIX_PRECISION)
         grad_key_PD = tl.dot(grad_score_PM, mean_MD.to(MIX), input_precision=MIX_PRECISION) * scale
-        grad_key_PD += load_share(
-            grad_key_means + start_of_means, segment, row, index_P, real_P, tokens, N, M, D, D_PAD, MASKED
-        )
+        segment_P = segments_at(segment, row, index_P, real_P, tokens, N, M, MASKED)
+        member_PM = members(segment_P, real_P, M_PAD).to(MIX)
+        grad_key_PD += tl.dot(member_PM, share_MD, input_precision=MIX_PRECISION)
         if MASKED:
             # In a short row each landmark is a token, and X = V.
             own_P = real_P & (tokens <= M)

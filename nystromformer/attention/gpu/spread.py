@@ -12,7 +12,15 @@ import triton
 import triton.language as tl
 
 from nystromformer.attention.gpu.convolution import load_band, load_window
-from nystromformer.attention.gpu.tiles import load_share, load_tile, real_count, real_tokens, store_tile
+from nystromformer.attention.gpu.tiles import (
+    load_shares,
+    load_tile,
+    members,
+    real_count,
+    real_tokens,
+    segments_at,
+    store_tile,
+)
 
 
 @triton.jit
@@ -161,6 +169,11 @@ def spread_backward_query_kernel(
     mean_MD = load_tile(key_means + start_of_means, D, landmark, valid_M, D, D_PAD)
     mean_MD = mean_MD.to(query.dtype.element_ty)
     mixed_MD = load_tile(mixed + start_of_means, D, landmark, valid_M, D, D_PAD).to(MIX)
+    share_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
+    for slot in tl.static_range(SLOTS):
+        start_of_slot = (row_head * SLOTS + slot) * M * D
+        share_MD += load_shares(grad_query_means + start_of_slot, tokens, M, M_PAD, D, D_PAD)
+    share_MD = share_MD.to(MIX)
     last = tl.minimum((part + 1) * tokens_of_part, N)
     for start in range(part * tokens_of_part, last, P):
         index_P = start + tl.arange(0, P)
@@ -171,20 +184,8 @@ def spread_backward_query_kernel(
         factor_PM = _factor(query_PD, mean_MD, present, score_scale, M_PAD, PRECISION)
         grad_score_PM = _grad_score(factor_PM, grad_out_PD, mixed_MD, MIX, MIX_PRECISION)
         grad_query_PD = tl.dot(grad_score_PM, mean_MD.to(MIX), input_precision=MIX_PRECISION) * scale
-        for slot in tl.static_range(SLOTS):
-            start_of_slot = (row_head * SLOTS + slot) * M * D
-            grad_query_PD += load_share(
-                grad_query_means + start_of_slot,
-                segment,
-                row,
-                index_P,
-                real_P,
-                tokens,
-                N,
-                M,
-                D,
-                D_PAD,
-                MASKED,
-            )
+        segment_P = segments_at(segment, row, index_P, real_P, tokens, N, M, MASKED)
+        member_PM = members(segment_P, real_P, M_PAD).to(MIX)
+        grad_query_PD += tl.dot(member_PM, share_MD, input_precision=MIX_PRECISION)
         # At padding the gradient of the output was not read, so that this is 0.
         store_tile(grad_query, H * D, index_P, inside_P, grad_query_PD, D, D_PAD)
