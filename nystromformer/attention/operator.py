@@ -1,7 +1,8 @@
 """One description of every operator written by hand: what PyTorch is told of its shapes and its gradient.
 
 An operator is opaque to torch.compile and to exports, and differentiable once. Its output and the gradients
-of queries, keys and values lie in memory as a linear layer writes and reads them.
+of queries, keys and values lie in memory as a linear layer writes and reads them. Where nobody but autograd
+looks on, a call goes past PyTorch's dispatcher, which costs as much as a third of a launch's Python.
 
 Shapes: B rows, H heads, N positions, D head width, K kernel width.
 """
@@ -16,6 +17,9 @@ from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from nystromformer.attention.recording import is_recorded
 
 _KINDS: dict[Any, str] = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int"}
 
@@ -87,30 +91,29 @@ def define(operator: type[Operator]) -> Callable[..., Any]:
         taken = ", ".join([*before, *arguments[:count], *kept, *arguments[count:]])
         return f"({taken}) -> ({', '.join(['Tensor'] * results)})"
 
-    def registered(name: str, schema: str, function: Callable[..., Sequence[Tensor]]) -> Any:
-        def on_its_device(*inputs: Any) -> Tensor | tuple[Tensor, ...]:
-            with _on(inputs[0].device):
-                return _returned(function(*inputs))
+    def on_its_device(*inputs: Any) -> Tensor | tuple[Tensor, ...]:
+        with _on(inputs[0].device):
+            return _returned(operator(*inputs).forward())
 
+    def registered(name: str, schema: str, function: Callable[..., Any]) -> Any:
         decorate = torch.library.custom_op(
             f"nystromformer::{name}",
             mutates_args=(),
             device_types=tuple(operator.device_types),
             schema=schema,
         )
-        return decorate(on_its_device)
+        return decorate(function)
 
-    def gradients_of(grad_out: Tensor, *inputs: Any) -> list[Tensor]:
+    def gradients_of(grad_out: Tensor, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
         kept = inputs[count]
-        found = operator(*inputs[:count], *inputs[count + 1 :]).backward(grad_out, kept)
-        return [grad_out.new_empty(0) if grad is None else grad for grad in found]
+        with _on(grad_out.device):
+            found = operator(*inputs[:count], *inputs[count + 1 :]).backward(grad_out, kept)
+        return _returned([grad_out.new_empty(0) if grad is None else grad for grad in found])
 
     def empty_gradients(grad_out: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         return tuple(_empty_gradient(names[place], inputs[place], grad_out) for place in places)
 
-    main = registered(
-        operator.name, schema([], [], operator.outputs), lambda *inputs: operator(*inputs).forward()
-    )
+    main = registered(operator.name, schema([], [], operator.outputs), on_its_device)
     main.register_fake(lambda *inputs: _returned(operator(*inputs).empty()))
     backwards = registered(
         f"{operator.name}_backward", schema(["Tensor grad_out"], ["Tensor[] kept"], len(places)), gradients_of
@@ -130,13 +133,42 @@ def define(operator: type[Operator]) -> Callable[..., Any]:
         saved = ctx.saved_tensors  # once: recomputed activations are handed out a single time
         inputs, kept = saved[:count], list(saved[count:])
         if operator(*inputs, *ctx.numbers).is_suited():
-            found = dict(zip(places, backwards(grad_out, *inputs, kept, *ctx.numbers), strict=True))
+            # Before a second derivative, which there is not, the operator says so.
+            direct = _is_unobserved(grad_out) and not torch.is_grad_enabled()
+            gradients = (gradients_of if direct else backwards)(grad_out, *inputs, kept, *ctx.numbers)
+            found = dict(zip(places, gradients, strict=True))
         else:
             found = _recomputed(operator, grad_out, [*inputs, *ctx.numbers], places)
         return tuple(found.get(place) if wanted[place] else None for place in range(len(wanted)))
 
     main.register_autograd(differentiate, setup_context=keep)
-    return getattr(torch.ops.nystromformer, operator.name)
+    dispatched = getattr(torch.ops.nystromformer, operator.name)
+
+    def compute(ctx: Any, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
+        output = on_its_device(*inputs)
+        keep(ctx, inputs, output)
+        return output
+
+    methods = {"forward": staticmethod(compute), "backward": staticmethod(differentiate)}
+    function: Any = type(operator.name, (torch.autograd.Function,), methods)
+
+    def call(*inputs: Any) -> Any:
+        if _is_unobserved(inputs[0]) and inputs[0].device.type in operator.device_types:
+            return function.apply(*inputs) if torch.is_grad_enabled() else on_its_device(*inputs)
+        return dispatched(*inputs)
+
+    return call
+
+
+def _is_unobserved(x: Tensor) -> bool:
+    """Whether the call is computed now, on tensors with memory, and nothing records or transforms it."""
+    return (
+        not torch.compiler.is_compiling()
+        and not is_recorded()
+        and type(x) in (Tensor, Parameter)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def _returned(found: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:

@@ -51,7 +51,7 @@ def kernel_work(
     Args:
         k: 3 or more, or None without a convolution.
     """
-    from nystromformer.attention.gpu.launch import MOST_PARTS_TO_READ, Sizes  # needs Triton
+    from nystromformer.attention.gpu.launch import Sizes  # needs Triton
 
     sizes = Sizes(b, h, n, m, d, k, torch.bfloat16, False, MULTIPROCESSORS, True)
     parts, fine_parts = (sizes.parts(share * sizes.programs)[0] for share in (1, 2))
@@ -84,14 +84,12 @@ def kernel_work(
         Work(
             "gather_backward",
             3 * inputs + 3 * means + 2 * sums + 2 * inputs + parts * means,
-            6 * product + convolution,
+            5 * product + convolution,
         ),
     ]
-    slots = parts + 1  # of the gradient of Q̃
-    if parts > MOST_PARTS_TO_READ:
-        found += [Work("sum over parts", slots * means + means, heads * parts * m * d)]
-        slots = 1
-    found += [Work("spread_backward_query", 2 * inputs + (2 + slots) * means + inputs, 4 * product)]
+    if parts > 1:
+        found += [Work("sum over parts", parts * means + means, heads * parts * m * d)]
+    found += [Work("spread_backward_query", 2 * inputs + 3 * means + inputs, 3 * product)]
     if k:
         found += [
             Work("kernel_gradient", 2 * inputs + SINGLE * band, 2 * heads * n * 2 * narrow * d),

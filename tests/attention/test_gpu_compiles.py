@@ -45,7 +45,7 @@ def launched(monkeypatch, tmp_path):
     found = []
 
     def note(self, *given, grid, warmup, **named):
-        options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+        options = {name: named.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in named}
         found.append((self, dict(zip(self.arg_names, given, strict=False)) | named, options))
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

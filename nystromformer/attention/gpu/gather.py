@@ -13,9 +13,7 @@ import triton.language as tl
 from nystromformer.attention.gpu.convolution import load_band, load_window
 from nystromformer.attention.gpu.tiles import (
     load_share,
-    load_shares,
     load_tile,
-    members,
     real_count,
     real_tokens,
     segments_at,
@@ -84,7 +82,8 @@ def gather_backward_kernel(
     grad_out, grad_out_b, grad_out_h, grad_out_n,
     key, key_b, key_h, key_n,
     value, value_b, value_h, value_n,
-    query_means, normalizer, grad_gathered, delta, grad_key_means, grad_mixed, weight, segment, count,
+    query_means, normalizer, grad_gathered, delta, grad_key_means, grad_mixed, inverses_share, weight,
+    segment, count,
     grad_key, grad_value, grad_query_means,
     H, N, tokens_of_part, scale, score_scale,
     K: tl.constexpr, M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
@@ -95,8 +94,8 @@ def gather_backward_kernel(
 
     Y = B̃ V with B̃ = softmax(score): dV = B̃ᵀ dY, dscore = B̃ ∘ (dY Vᵀ − delta), delta = Σ dY ∘ Y.
 
-    `grad_key` and `grad_value` are (B, N, H, D) in memory; `grad_query_means` (B, H, S + 1, M, D), whose
-    last place is not this kernel's. Grid: (B · H, S).
+    `grad_key` and `grad_value` are (B, N, H, D) in memory; `grad_query_means` (B, H, S, M, D), to the first
+    part of which `inverses_share` is added, that of Z in the gradient of Q̃, (B, H, M, D). Grid: (B · H, S).
     """
     row_head = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -117,7 +116,6 @@ def gather_backward_kernel(
     log_total_M = tl.load(normalizer + row_head * M + landmark, mask=valid_M, other=0.0)
     delta_M = tl.load(delta + row_head * M + landmark, mask=valid_M, other=0.0)
     grad_mean_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
-    share_MD = load_shares(grad_key_means + start_of_means, tokens, M, M_PAD, D, D_PAD).to(MIX)
     if CONVOLVED:
         band_PW = load_band(weight + head * K, K, P, W, True).to(key.dtype.element_ty)
     last = tl.minimum((part + 1) * tokens_of_part, N)
@@ -135,9 +133,9 @@ def gather_backward_kernel(
         grad_score_PM = (factor_PM * (grad_factor_PM - delta_M[None, :])).to(MIX)
         grad_mean_MD += tl.dot(tl.trans(grad_score_PM), key_PD.to(MIX), input_precision=MIX_PRECISION)
         grad_key_PD = tl.dot(grad_score_PM, mean_MD.to(MIX), input_precision=MIX_PRECISION) * scale
-        segment_P = segments_at(segment, row, index_P, real_P, tokens, N, M, MASKED)
-        member_PM = members(segment_P, real_P, M_PAD).to(MIX)
-        grad_key_PD += tl.dot(member_PM, share_MD, input_precision=MIX_PRECISION)
+        grad_key_PD += load_share(
+            grad_key_means + start_of_means, segment, row, index_P, real_P, tokens, N, M, D, D_PAD, MASKED
+        )
         if MASKED:
             # In a short row each landmark is a token, and X = V.
             own_P = real_P & (tokens <= M)
@@ -150,5 +148,9 @@ def gather_backward_kernel(
         grad_value_PD = tl.where(real_P[:, None], grad_value_PD, 0.0)
         store_tile(grad_key, H * D, index_P, inside_P, grad_key_PD, D, D_PAD)
         store_tile(grad_value, H * D, index_P, inside_P, grad_value_PD, D, D_PAD)
-    slot = row_head * (tl.num_programs(1) + 1) + part
-    store_tile(grad_query_means + slot * M * D, D, landmark, valid_M, grad_mean_MD * scale, D, D_PAD)
+    first = valid_M & (part == 0)
+    grad_mean_MD = grad_mean_MD * scale + load_tile(
+        inverses_share + start_of_means, D, landmark, first, D, D_PAD
+    )
+    slot = row_head * tl.num_programs(1) + part
+    store_tile(grad_query_means + slot * M * D, D, landmark, valid_M, grad_mean_MD, D, D_PAD)

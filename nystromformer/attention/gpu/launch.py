@@ -39,10 +39,21 @@ MOST_ON_CHIP = 64
 other chips than Hopper: compiled for Ampere the backward kernel holds nothing in registers."""
 TOKENS_TOGETHER = 64
 """Tokens that a program of `means_kernel` reads at once."""
-MOST_PARTS_TO_READ = 1
-"""Parts of the gradient of Q̃ that every tile of queries adds up for itself; more are added up once."""
 NARROW_TILE = 32
 """Positions that a program of `kernel_gradient_kernel` holds together, where the kernel is no wider."""
+TUNED = {
+    "gather": {"num_stages": 3},
+    "spread": {"num_stages": 1, "maxnreg": 128},
+    "spread_backward_means": {"num_stages": 3},
+    "mix": {"maxnreg": 168},
+    "mix_backward": {"num_stages": 3},
+    "kernel_gradient": {"num_stages": 3},
+}
+"""The fastest of one to three stages of loads and of any, 168 or 128 registers a thread, each kernel by
+itself, at 512 and 8,192 tokens on an H100; others have two stages. With fewer registers more programs fit a
+multiprocessor, as long as next to nothing is spilled."""
+FILLED_TWICE = 4
+"""Heads a multiprocessor from which `mix_kernel` waits for a place: before, fewer registers only slow it."""
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 """Where the operators run."""
 
@@ -118,12 +129,19 @@ class Sizes:
     def constants(self) -> dict[str, Any]:
         """Of every kernel over tiles."""
         mix, precision, mix_precision = precision_of(self.dtype)
-        stages = 2 if self.hopper and self.dtype == torch.bfloat16 and self.warps == 4 else 1
         return {
             "M": self.m, "M_PAD": padded(self.m), "D": self.d, "D_PAD": padded(self.d),
             "MASKED": self.masked, "P": self.tile, "MIX": mix, "PRECISION": precision,
-            "MIX_PRECISION": mix_precision, "num_warps": self.warps, "num_stages": stages,
+            "MIX_PRECISION": mix_precision, "num_warps": self.warps, "num_stages": 1,
         }  # fmt: skip
+
+    def tuned(self, kernel: str) -> dict[str, Any]:
+        """How a kernel is compiled, where that was measured: bfloat16 on a Hopper GPU, heads of up to 64."""
+        if not (self.hopper and self.dtype == torch.bfloat16 and self.warps == 4):
+            return {}
+        if kernel == "mix" and self.b * self.h < FILLED_TWICE * self.multiprocessors:
+            return {}
+        return TUNED.get(kernel, {"num_stages": 2})
 
 
 @lru_cache(64)
@@ -195,7 +213,7 @@ class Attention(NystromOperator):
         top, total = query.new_empty(2, b, h, parts, m, dtype=torch.float32)
         gather_kernel[(b * h, parts)](
             *strided(key), *strided(value), means[0], rows.segment_BN, rows.count_B, *sums, top, total,
-            h, n, tokens, sizes.score_scale, **for_gather,
+            h, n, tokens, sizes.score_scale, **(for_gather | sizes.tuned("gather")),
         )  # fmt: skip
         in_parts, of_heads = (*sums, top, total), constants_of_heads(m, d, warps=4)
         on_chip = sizes.on_chip
@@ -210,14 +228,15 @@ class Attention(NystromOperator):
                 *in_parts, *strided(value), rows.first_BM, rows.count_B, means[0], gathered, means[1],
                 normalizer, inverse, mixed, h, n, parts, self.iterations, sizes.scale,
                 MASKED=sizes.masked, INVERTS=on_chip,
-                **inversion(sizes.half), **of_heads,
+                **inversion(sizes.half), **(of_heads | sizes.tuned("mix")),
             )  # fmt: skip
 
         parts, tokens = sizes.parts(2 * sizes.programs)
         spread_kernel[(b * h, parts)](
             *strided(query), *strided(value), means[1], mixed, weight, rows.segment_BN, rows.count_B, out,
             h, n, tokens, sizes.score_scale,
-            K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window, **constants,
+            K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window,
+            **(constants | sizes.tuned("spread")),
         )  # fmt: skip
         return out, means, inverse, gathered, mixed, normalizer
 
@@ -236,41 +255,42 @@ class Attention(NystromOperator):
         spread_backward_means_kernel[(b * h, parts)](
             *strided(grad_out), *strided(query), means[1], mixed, rows.segment_BN, rows.count_B,
             grad_mixed_parts, grad_key_parts, h, n, tokens, sizes.scale, sizes.score_scale,
-            **(constants | {"num_stages": 3 if constants["num_stages"] == 2 else 1}),
+            **(constants | sizes.tuned("spread_backward_means")),
         )  # fmt: skip
         # X = Z Y and Z ≈ Ã⁺
         grad_mixed, grad_gathered, grad_key_means = means.new_empty(3, b, h, m, d)
         delta = torch.empty_like(normalizer)
-        grad_query_parts = means.new_empty(b, h, parts + 1, m, d)
+        grad_query_means = means.new_empty(b, h, m, d)
+        grad_query_parts = means.new_empty(b, h, parts, m, d)
         on_chip = sizes.on_chip
         programs, steps = room_for_iterates(means[0], self.iterations if on_chip else 0, sizes.half)
         mix_backward_kernel[(programs,)](
             grad_mixed_parts, grad_key_parts, means[0], means[1], inverse, gathered, rows.count_B, steps,
-            grad_mixed, grad_gathered, delta, grad_key_means, grad_query_parts,
-            b, h, n, parts, parts, self.iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
-            **inversion(sizes.half), **constants_of_heads(m, d, warps=4),
+            grad_mixed, grad_gathered, delta, grad_key_means, grad_query_means,
+            b, h, n, parts, self.iterations, sizes.scale, MASKED=sizes.masked, INVERTS=on_chip,
+            **inversion(sizes.half), **(constants_of_heads(m, d, warps=4) | sizes.tuned("mix_backward")),
         )  # fmt: skip
         if not on_chip:
             products.mix_backward(
                 grad_mixed, means, inverse, gathered, rows.count_B, grad_gathered, delta, grad_key_means,
-                grad_query_parts[:, :, -1], self.iterations,
+                grad_query_means, self.iterations,
             )  # fmt: skip
         # Y = B̃ V
         gather_backward_kernel[(b * h, parts)](
             *strided(grad_out), *strided(key), *strided(value), means[0], normalizer, grad_gathered, delta,
-            grad_key_means, grad_mixed, weight, rows.segment_BN, rows.count_B,
+            grad_key_means, grad_mixed, grad_query_means, weight, rows.segment_BN, rows.count_B,
             grad_key, grad_value, grad_query_parts,
             h, n, tokens, sizes.scale, sizes.score_scale,
             K=sizes.k or 1, CONVOLVED=weight is not None, W=sizes.window,
-            **(constants | {"num_warps": max(sizes.warps, padded(d) // 16)}),
+            **(constants | {"num_warps": max(sizes.warps, padded(d) // 16)} | sizes.tuned("gather_backward")),
         )  # fmt: skip
         # Q̃ is a mean of queries
-        if parts > MOST_PARTS_TO_READ:
-            grad_query_parts = grad_query_parts.sum(dim=2, keepdim=True)
+        grad_query_means = grad_query_parts if parts == 1 else grad_query_parts.sum(dim=2)
         spread_backward_query_kernel[(b * h, fine_parts)](
-            *strided(grad_out), *strided(query), means[1], mixed, grad_query_parts,
+            *strided(grad_out), *strided(query), means[1], mixed, grad_query_means,
             rows.segment_BN, rows.count_B, grad_query,
-            h, n, fine_tokens, sizes.scale, sizes.score_scale, SLOTS=grad_query_parts.shape[2], **constants,
+            h, n, fine_tokens, sizes.scale, sizes.score_scale,
+            **(constants | sizes.tuned("spread_backward_query")),
         )  # fmt: skip
         grad_weight = None
         if weight is not None:
@@ -306,11 +326,11 @@ def kernel_gradient(
     tile = sizes.tile if k > NARROW_TILE + 1 else NARROW_TILE
     parts, tokens = sizes.parts(2 * sizes.programs)
     found = grad_out.new_empty(sizes.b, sizes.h, parts, tile, k, dtype=torch.float32)
-    constants = sizes.constants
+    constants = sizes.constants | sizes.tuned("kernel_gradient")
     kernel_gradient_kernel[(sizes.b * sizes.h, parts)](
         *strided(grad_out), *strided(value), segment_BN, found, sizes.h, sizes.n, tokens,
-        K=k, P=tile, W=tile if k == 1 else 2 * tile, num_warps=4, num_stages=constants["num_stages"],
-        **{name: constants[name] for name in ("D", "D_PAD", "MASKED", "PRECISION")},
+        K=k, P=tile, W=tile if k == 1 else 2 * tile, num_warps=4,
+        **{name: constants[name] for name in ("D", "D_PAD", "MASKED", "PRECISION", "num_stages")},
     )  # fmt: skip
     return found.sum(dim=(0, 2, 3)).view_as(weight).to(weight.dtype)
 

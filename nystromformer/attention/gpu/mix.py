@@ -209,15 +209,14 @@ def _sum_of_parts(
 def mix_backward_kernel(
     grad_mixed_parts, grad_key_parts, query_means, key_means, inverse, gathered, count, steps,
     grad_mixed, grad_gathered, delta, grad_key_means, grad_query_means,
-    B, H, N, S, S_QUERY, iterations, scale,
+    B, H, N, S, iterations, scale,
     M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     MASKED: tl.constexpr, INVERTS: tl.constexpr,
     TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of X, Y and K̃, delta = Σ dY ∘ Y, and Z's share of the gradient of Q̃.
 
-    That share goes to the last place of `grad_query_means`, (B, H, S_QUERY + 1, M, D). Programs take
-    heads in turn, each with its own place for the iterates in `steps`. Grid: (any,).
+    Programs take heads in turn, each with its own place for the iterates in `steps`. Grid: (any,).
 
     Without INVERTS only the sums over parts are written, the gradients of X and K̃.
     """
@@ -256,8 +255,7 @@ def mix_backward_kernel(
             # Read again: kept meanwhile they would push the iterates out of the registers.
             key_MD = load_tile(key_means + start_of_means, D, landmark, valid_M, D, D_PAD)
             grad_query_MD = tl.dot(grad_score_MM, key_MD, input_precision=PRECISION)
-            last = (row_head * (S_QUERY + 1) + S_QUERY) * M * D
-            store_tile(grad_query_means + last, D, landmark, valid_M, grad_query_MD, D, D_PAD)
+            store_tile(grad_query_means + start_of_means, D, landmark, valid_M, grad_query_MD, D, D_PAD)
             query_MD = load_tile(query_means + start_of_means, D, landmark, valid_M, D, D_PAD)
             grad_key_MD = tl.dot(tl.trans(grad_score_MM), query_MD, input_precision=PRECISION)
             grad_key_MD += _sum_of_parts(grad_key_parts, row_head, S, M, M_PAD, D, D_PAD)

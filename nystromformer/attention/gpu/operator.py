@@ -186,7 +186,8 @@ class Convolution(Operator):
         sizes = self._sizes()
         x, out = launch.rowwise(x), empty_like_projections(x)
         parts, tokens = sizes.parts(2 * sizes.programs)
-        constants = {name: sizes.constants[name] for name in ("D", "D_PAD", "P", "PRECISION", "num_stages")}
+        constants = sizes.constants | sizes.tuned("convolution")
+        constants = {name: constants[name] for name in ("D", "D_PAD", "P", "PRECISION", "num_stages")}
         convolution_kernel[(sizes.b * sizes.h, parts)](
             *launch.strided(x), self.weight.contiguous(), out, sizes.h, sizes.n, tokens,
             K=self.weight.shape[2], W=sizes.window, TURNED=turned, num_warps=4, **constants,

@@ -12,15 +12,7 @@ import triton
 import triton.language as tl
 
 from nystromformer.attention.gpu.convolution import load_band, load_window
-from nystromformer.attention.gpu.tiles import (
-    load_shares,
-    load_tile,
-    members,
-    real_count,
-    real_tokens,
-    segments_at,
-    store_tile,
-)
+from nystromformer.attention.gpu.tiles import load_share, load_tile, real_count, real_tokens, store_tile
 
 
 @triton.jit
@@ -142,14 +134,12 @@ def spread_backward_query_kernel(
     grad_out, grad_out_b, grad_out_h, grad_out_n,
     query, query_b, query_h, query_n,
     key_means, mixed, grad_query_means, segment, count, grad_query,
-    H, N, tokens_of_part, scale, score_scale, SLOTS: tl.constexpr,
+    H, N, tokens_of_part, scale, score_scale,
     M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     MASKED: tl.constexpr, P: tl.constexpr,
     MIX: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of the queries, (B, N, H, D) in memory. Grid: (B · H, S).
-
-    That of Q̃ is the sum of `grad_query_means` (B, H, SLOTS, M, D).
 
     F̃ is computed a third time: adding the share of Q̃ to a gradient written before would move as many
     bytes, and round twice.
@@ -169,11 +159,6 @@ def spread_backward_query_kernel(
     mean_MD = load_tile(key_means + start_of_means, D, landmark, valid_M, D, D_PAD)
     mean_MD = mean_MD.to(query.dtype.element_ty)
     mixed_MD = load_tile(mixed + start_of_means, D, landmark, valid_M, D, D_PAD).to(MIX)
-    share_MD = tl.zeros([M_PAD, D_PAD], dtype=tl.float32)
-    for slot in tl.static_range(SLOTS):
-        start_of_slot = (row_head * SLOTS + slot) * M * D
-        share_MD += load_shares(grad_query_means + start_of_slot, tokens, M, M_PAD, D, D_PAD)
-    share_MD = share_MD.to(MIX)
     last = tl.minimum((part + 1) * tokens_of_part, N)
     for start in range(part * tokens_of_part, last, P):
         index_P = start + tl.arange(0, P)
@@ -184,8 +169,8 @@ def spread_backward_query_kernel(
         factor_PM = _factor(query_PD, mean_MD, present, score_scale, M_PAD, PRECISION)
         grad_score_PM = _grad_score(factor_PM, grad_out_PD, mixed_MD, MIX, MIX_PRECISION)
         grad_query_PD = tl.dot(grad_score_PM, mean_MD.to(MIX), input_precision=MIX_PRECISION) * scale
-        segment_P = segments_at(segment, row, index_P, real_P, tokens, N, M, MASKED)
-        member_PM = members(segment_P, real_P, M_PAD).to(MIX)
-        grad_query_PD += tl.dot(member_PM, share_MD, input_precision=MIX_PRECISION)
+        grad_query_PD += load_share(
+            grad_query_means + start_of_means, segment, row, index_P, real_P, tokens, N, M, D, D_PAD, MASKED
+        )
         # At padding the gradient of the output was not read, so that this is 0.
         store_tile(grad_query, H * D, index_P, inside_P, grad_query_PD, D, D_PAD)

@@ -78,25 +78,6 @@ def segments_at(segment, row, index_P, real_P, tokens, N, M: tl.constexpr, MASKE
 
 
 @triton.jit
-def members(segment_P, real_P, M_PAD: tl.constexpr):
-    """(P, M_PAD), 1 where a real token is of the segment, else 0."""
-    own_PM = (segment_P[:, None] == tl.arange(0, M_PAD)[None, :]) & real_P[:, None]
-    return tl.where(own_PM, 1.0, 0.0)
-
-
-@triton.jit
-def load_shares(
-    start_of_head, tokens, M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr
-):
-    """Gradients of a head's means over the sizes of their segments, (M_PAD, D_PAD): what each token of a
-    segment is handed back. `members` times this is the same as `load_share`, for all tiles of a head."""
-    landmark = tl.arange(0, M_PAD)
-    size_M = tokens // M + (landmark < tokens % M).to(tl.int32)
-    grad_MD = load_tile(start_of_head, D, landmark, landmark < M, D, D_PAD)
-    return grad_MD / tl.maximum(size_M, 1).to(tl.float32)[:, None]
-
-
-@triton.jit
 def load_share(
     start_of_head, segment, row, index_P, real_P, tokens, N,
     M: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, MASKED: tl.constexpr,
