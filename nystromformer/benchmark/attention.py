@@ -26,7 +26,7 @@ from nystromformer.benchmark.contenders import (
     contenders,
 )
 from nystromformer.benchmark.lengths import figures_by_length, mechanism_of, ratios_by_length
-from nystromformer.benchmark.measure import in_turn, kept_bytes, peak_of, replays
+from nystromformer.benchmark.measure import busy_seconds, in_turn, kept_bytes, peak_of
 from nystromformer.errors import UserError
 from nystromformer.pictures import legend_below, log_log, picture, style_of
 from nystromformer.settings.benchmark import BenchmarkSettings
@@ -70,8 +70,8 @@ def measure_contenders(
 
     Returns:
         For each the seconds without gradients, those forward and backward, the bytes kept for the backward
-        pass beyond the inputs, and on a GPU the allocator's highest point beyond them and the seconds of a
-        CUDA graph of both passes, None where they cannot be recorded.
+        pass beyond the inputs; and on a GPU the allocator's highest point beyond them, and for how many of
+        the seconds forward and backward it computes.
     """
     kept = {contender.name: kept_bytes(contender) for contender in found}
     peak = {contender.name: _peak_bytes(contender, device) for contender in found}
@@ -82,8 +82,9 @@ def measure_contenders(
         runs[f"{contender.name} training"] = partial(contender.train, seed)
     gc.collect()
     seconds = in_turn(runs, repeats, device)
-    replayed = {
-        name: replays(runs[f"{name} training"], repeats) if device.type == "cuda" else None for name in kept
+    busy = {
+        name: busy_seconds(runs[f"{name} training"], repeats) if device.type == "cuda" else None
+        for name in kept
     }
     return {
         name: {
@@ -95,8 +96,7 @@ def measure_contenders(
                     ("median", statistics.median(seconds[f"{name} {what}"])),
                 )
             },
-            "replayed_seconds": replayed[name],
-            "replayed_median": statistics.median(of_graph) if (of_graph := replayed[name]) else None,
+            "busy_seconds": busy[name],
             "kept_bytes": kept[name],
             "peak_bytes": peak[name],
         }
@@ -214,13 +214,13 @@ def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     floor = result.get("floor")
     if floor:
         about += (
-            " Calls by the clock hold Python and its launches, which a training of large batches runs ahead "
-            "of; a CUDA graph launches all kernels at once."
+            " Times are by the clock, with Python and its launches, ahead of which a training of large "
+            "batches runs; what the GPU computes is the sum over its kernels, by PyTorch's profiler."
         )
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     figures = (
         ("Forward and backward, ms", "training_median", lambda x: f"{1e3 * x:.1f}"),
-        ("Forward and backward as a CUDA graph, ms", "replayed_median", lambda x: f"{1e3 * x:.2f}"),
+        ("Of that the GPU computes, ms", "busy_seconds", lambda x: f"{1e3 * x:.2f}"),
         ("Forward alone, ms", "forward_median", lambda x: f"{1e3 * x:.1f}"),
         ("Kept for the backward pass beyond the inputs, MB", "kept_bytes", lambda x: f"{1e-6 * x:.1f}"),
         ("Peak of the allocator beyond the inputs, MB", "peak_bytes", lambda x: f"{1e-6 * x:.1f}"),
@@ -230,8 +230,8 @@ def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
     blocks += ratios_by_length(
         "Ratios, forward and backward", rows, [ratios(*each) | kept_ratios(each[0]) for each in of_rows]
     )
-    if any(replayed := [ratios(*each, "replayed_median") for each in of_rows]):
-        blocks += ratios_by_length("Ratios, as CUDA graphs", rows, replayed)
+    if any(busy := [ratios(*each, "busy_seconds") for each in of_rows]):
+        blocks += ratios_by_length("Ratios of what the GPU computes", rows, busy)
     if floor:
         milliseconds = ", ".join(f"{1e3 * floor['seconds'][length]:.2f} at {length}" for length in rows)
         blocks.append(

@@ -51,10 +51,10 @@ def kernel_work(
     Args:
         k: 3 or more, or None without a convolution.
     """
-    from nystromformer.attention.gpu.launch import Sizes  # needs Triton
+    from nystromformer.attention.gpu.plan import Sizes  # needs Triton
 
     sizes = Sizes(b, h, n, m, d, k, torch.bfloat16, False, MULTIPROCESSORS, True)
-    parts, fine_parts = (sizes.parts(share * sizes.programs)[0] for share in (1, 2))
+    (parts, _), (fine_parts, _) = sizes.parts, sizes.fine_parts
     heads = b * h
     inputs = HALF * heads * n * d  # one of Q, K, V
     means = SINGLE * heads * m * d  # one of Q̃, K̃, B̃ V, X
@@ -62,7 +62,7 @@ def kernel_work(
     sums = SINGLE * heads * m  # a number a landmark
     joined = 2 * means + 2 * sums  # of each part
     product = 2 * heads * n * m * d  # of all tokens with all landmarks
-    narrow = 32 if (k or 1) <= 33 else sizes.tile  # tile of the convolution's own gradient
+    narrow = sizes.narrow_tile
     band = heads * fine_parts * narrow * (k or 0)
     convolution = 2 * heads * n * sizes.window * d if k else 0
     step, small = 2 * heads * m**3, 2 * heads * m * m * d
@@ -106,7 +106,7 @@ def neighbour_work(
     `sums of gradients` and `sum with the convolution` are PyTorch's, each tensor read and written once; the
     few operations on numbers a landmark between the launches are left out.
     """
-    from nystromformer.attention.gpu.launch import Sizes  # needs Triton
+    from nystromformer.attention.gpu.plan import Sizes  # needs Triton
 
     plain = {work.kernel: work for work in kernel_work(b, n, h=h, d=d, m=m, k=k)}
     sizes = Sizes(b, h, n, m, d, k, torch.bfloat16, False, MULTIPROCESSORS, True)

@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from nystromformer.benchmark.contenders import Contender
-from nystromformer.training.graphs import CudaRecorder
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library prints a line at each start and stop
 
@@ -39,22 +39,17 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def replays(run: Callable[[], object], repeats: int) -> list[float] | None:
-    """Seconds of each replay of the call as a CUDA graph; None where it cannot be recorded."""
-    try:
-        replay, _ = CudaRecorder()(run)
-    except RuntimeError as error:  # it waits for the GPU, or asks it for something meanwhile
-        print(f"no CUDA graph: {str(error).splitlines()[0]}", flush=True)
-        return None
-    found = []
-    for _ in range(1 + repeats):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        replay()
-        stop.record()
-        stop.synchronize()
-        found.append(start.elapsed_time(stop) / 1e3)
-    return found[1:]
+def busy_seconds(run: Callable[[], object], calls: int) -> float:
+    """What a GPU computes for one call, without the time in which it waits for the CPU: the mean over the
+    calls of the sum over their kernels, after one to warm up."""
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(calls):
+            run()
+        torch.cuda.synchronize()
+    kernels = (event for event in profiled.key_averages() if event.device_type == DeviceType.CUDA)
+    return sum(event.self_device_time_total for event in kernels) / calls / 1e6
 
 
 def in_turn(

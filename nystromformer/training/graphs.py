@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +24,6 @@ are added to the parameters'."""
 Replay = Callable[[], object]
 Recorder = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
 """Records a computation: what computes it again, and the tensor that then holds its result."""
-T = TypeVar("T")
 WARM_UPS = 3
 """Before a recording: kernels are compiled and loaded, and libraries take their memory."""
 
@@ -98,7 +96,7 @@ class CudaRecorder:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, compute: Callable[[], T]) -> tuple[Replay, T]:
+    def __call__(self, compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         # As PyTorch's manual has it ("Whole-network capture"): on a stream of its own first.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

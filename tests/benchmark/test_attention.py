@@ -105,7 +105,13 @@ def test_a_missing_gpu_is_named(tmp_path):
 
 
 GPU_ROW = {
-    name: {"training_median": seconds, "forward_median": seconds / 3, "kept_bytes": 8, "peak_bytes": 9}
+    name: {
+        "training_median": seconds,
+        "busy_seconds": seconds / 2,
+        "forward_median": seconds / 3,
+        "kept_bytes": 8,
+        "peak_bytes": 9,
+    }
     for name, seconds in (
         (OURS, 2e-3),
         (PADDED, 2e-3),
@@ -131,6 +137,13 @@ def test_ratios_on_a_gpu():
     assert found["times faster than the fastest exact attention"] == pytest.approx(2)
     assert found["times the floor"] == pytest.approx(5)
     assert "times the floor" not in ratios(GPU_ROW)
+    busy = ratios(GPU_ROW, floor=4e-4, measured="busy_seconds")
+    assert busy["times the floor"] == pytest.approx(2.5)
+    assert busy["times faster than transformers'"] == pytest.approx(6)
+    assert (
+        ratios({name: one | {"busy_seconds": None} for name, one in GPU_ROW.items()}, None, "busy_seconds")
+        == {}
+    )
 
 
 def test_the_page_of_a_gpu_names_the_floor():
@@ -146,7 +159,9 @@ def test_the_page_of_a_gpu_names_the_floor():
     )
     assert "The floor, ms: 0.40 at 512" in page
     assert "2.50 TB/s" in page
-    assert "| times faster than FlashAttention-2 | 3.00 |" in page
+    assert page.count("| times faster than FlashAttention-2 | 3.00 |") == 2  # by the clock, and of the GPU
+    assert "| times the floor | 5.00 |" in page
+    assert "| times the floor | 2.50 |" in page
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 COUNTED = """
 import numpy, torch
 from triton.runtime.interpreter import InterpreterBuilder
-from nystromformer.attention.gpu import launch
+from nystromformer.attention.gpu import launch, plan
 from nystromformer.benchmark.kernels import kernel_work
 
 done = 0
@@ -51,7 +51,7 @@ out = composed_nystrom_attention(*inputs[:3], options, None, inputs[3], kernels=
 forward = done
 out.backward(grad)
 sums = ("means", "whole", "sum")
-sizes = launch.Sizes(2, 3, 128, 16, 16, 33, torch.float32, False, 1, True)
+sizes = plan.Sizes(2, 3, 128, 16, 16, 33, torch.float32, False, 1, True)
 work = neighbour_work(2, 128, h=3, d=16, m=16, w=16)
 products = [0 if w.kernel.startswith(sums) else w.flops for w in work]
 window = 2 * sizes.tile / 128  # float32 has narrower tiles

@@ -19,20 +19,15 @@ from nystromformer.attention.gpu.far import (
     mixed_kernel,
     whole_kernel,
 )
-from nystromformer.attention.gpu.launch import (
-    DEVICES,
-    Sizes,
-    constants_of_heads,
-    precision_of,
-    rowwise,
-    strided,
-)
+from nystromformer.attention.gpu.launch import DEVICES, strided
 from nystromformer.attention.gpu.near import (
     near_backward_key_kernel,
     near_backward_query_kernel,
     near_kernel,
 )
+from nystromformer.attention.gpu.plan import Sizes, constants_of_heads, precision_of
 from nystromformer.attention.operator import Operator, define, empty_like_projections
+from nystromformer.attention.precision import tf32_allowed
 
 LOG2_E = math.log2(math.e)
 
@@ -98,7 +93,7 @@ class NearAndFar(Operator):
     def backward(self, grad_out: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the blocks share is computed again: kept, it would outweigh queries, keys and values."""
         out, log_near, log_far = kept
-        grad_out, far = rowwise(grad_out), self._far()
+        grad, far = strided(grad_out), self._far()
         b, h, n, d = self.query.shape
         c = self.far_counts.shape[1]
         grad_query, grad_key, grad_value = (empty_like_projections(self.query) for _ in range(3))
@@ -108,7 +103,7 @@ class NearAndFar(Operator):
         share, compared = torch.empty_like(log_near), torch.empty_like(log_near)
         constants = self._constants()
         near_backward_query_kernel[(b * h * c,)](
-            *strided(grad_out), out, *self._tokens(), self.key_means, far.mixed, far.mixed_sums,
+            *grad, out, *self._tokens(), self.key_means, far.mixed, far.mixed_sums,
             self.far_counts, far.log_scale, log_near, log_far,
             grad_query, grad_means, grad_mixed, grad_sums, first_key, first_value, share, compared,
             h, n, c, d**-0.5, **constants,
@@ -116,12 +111,12 @@ class NearAndFar(Operator):
         grad_key_means = grad_means.sum(dim=2)
         *summed, grad_inverse, grad_ratio = self._far_backward(far, grad_mixed, grad_sums)
         near_backward_key_kernel[(b * h * c,)](
-            *strided(grad_out), *self._tokens(), self.query_means, far.normalizer, grad_mixed, grad_sums,
+            *grad, *self._tokens(), self.query_means, far.normalizer, grad_mixed, grad_sums,
             *summed, log_near, share, compared, grad_key, grad_value, grad_means,
             h, n, c, d**-0.5, d**-0.5 * LOG2_E, **constants,
         )  # fmt: skip
-        for grad, parts_BHCD in ((grad_key, first_key), (grad_value, first_value)):
-            grad[:, :, 0] = (grad[:, :, 0].float() + parts_BHCD.sum(dim=2)).to(grad.dtype)
+        for found, parts_BHCD in ((grad_key, first_key), (grad_value, first_value)):
+            found[:, :, 0] = (found[:, :, 0].float() + parts_BHCD.sum(dim=2)).to(found.dtype)
         return (
             grad_query, grad_key, grad_value, grad_means.sum(dim=2), grad_key_means, grad_inverse,
             -far.ratio * grad_ratio,
@@ -129,7 +124,7 @@ class NearAndFar(Operator):
 
     def _far(self) -> _Far:
         """As the kernels read them, the tensors; and what the blocks share of them."""
-        self.query, self.key, self.value = (rowwise(x) for x in (self.query, self.key, self.value))
+        self.query, self.key, self.value = (strided(x)[0] for x in (self.query, self.key, self.value))
         self.query_means, self.key_means, self.inverse, self.log_landmarks, self.far_counts = (
             x.contiguous()
             for x in (
@@ -144,7 +139,7 @@ class NearAndFar(Operator):
         whole_sums, normalizer, ratio = empty(3, b, h, m)
         log_scale = empty(b, h)
         sizes = constants_of_heads(m, d, warps=4)
-        _, precision, mix_precision = precision_of(self.query.dtype)
+        _, precision, mix_precision = precision_of(self.query.dtype, tf32_allowed())
         blocks_kernel[(b * h * c,)](
             *strided(self.key), *strided(self.value), self.count, self.query_means, parts, top, total, sums,
             h, c, d**-0.5 * LOG2_E, **sizes, W=self.neighbours, PRECISION=precision,
@@ -165,10 +160,11 @@ class NearAndFar(Operator):
         programs = Sizes.of(self.query, None, None, m).programs
         blocks_of_part = -(-c // min(c, -(-programs // (b * h))))
         parts = -(-c // blocks_of_part)
+        *_, mix_precision = precision_of(self.query.dtype, tf32_allowed())
         found = [grad_mixed.new_empty(b, h, parts, *shape) for shape in ((m, d), (m,), (m, m), (m,))]
         mixed_backward_kernel[(b * h, parts)](
             grad_mixed, grad_sums, *far[:7], self.inverse, self.far_counts, *found, h, c, blocks_of_part,
-            **constants_of_heads(m, d, warps=8), MIX_PRECISION=precision_of(self.query.dtype)[2],
+            **constants_of_heads(m, d, warps=8), MIX_PRECISION=mix_precision,
         )  # fmt: skip
         return tuple(x.sum(dim=2) for x in found)
 
@@ -177,7 +173,7 @@ class NearAndFar(Operator):
 
     def _constants(self) -> dict[str, Any]:
         """Of the kernels that compute token by token."""
-        _, precision, mix_precision = precision_of(self.query.dtype)
+        _, precision, mix_precision = precision_of(self.query.dtype, tf32_allowed())
         return {
             **constants_of_heads(self.key_means.shape[2], self.query.shape[3], warps=4),
             "W": self.neighbours, "PRECISION": precision, "MIX_PRECISION": mix_precision,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nystromformer.attention.convolution import residual_convolution
-from nystromformer.attention.gpu import launch, products
+from nystromformer.attention.gpu import launch, plan, products
 from nystromformer.attention.gpu.convolution import convolution_kernel
 from nystromformer.attention.gpu.landmarks import means_backward_kernel
 from nystromformer.attention.gpu.mix import inverse_backward_kernel, inverse_kernel
@@ -40,7 +40,7 @@ def nystrom_attention_on_gpu(
     converted, as by PyTorch's fused attention. A convolution wider than a tile is computed by itself.
     """
     query_BHND, key_BHND, value_BHND = map(as_product, (query_BHND, key_BHND, value_BHND))
-    widest = launch.tile_of(query_BHND.dtype, options.num_landmarks, query_BHND.shape[3]) + 1
+    widest = plan.tile_of(query_BHND.dtype, options.num_landmarks, query_BHND.shape[3]) + 1
     kernel_H1K1, wide_H1K1 = conv_weight_H1K1, None
     if conv_weight_H1K1 is not None and conv_weight_H1K1.shape[2] > widest:
         kernel_H1K1, wide_H1K1 = None, conv_weight_H1K1
@@ -78,16 +78,18 @@ class SegmentMeans(Operator):
     def forward(self) -> tuple[Tensor]:
         (means,) = self.empty()
         rows = Rows.of(self.key_padding_mask, self.num_landmarks)
-        launch.write_means(launch.rowwise(self.query), launch.rowwise(self.key), rows, means)
+        (_, _, n, d), masked = self.query.shape, rows.segment_BN is not None
+        how = plan.plan_of_means(n, self.num_landmarks, d, masked)
+        launch.write_means(launch.strided(self.query), launch.strided(self.key), rows, means, n, how)
         return (means,)
 
     def backward(self, grad_means: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         (b, h, n, d), m = self.query.shape, self.num_landmarks
         rows = Rows.of(self.key_padding_mask, m)
         grad_query, grad_key = empty_like_projections(self.query), empty_like_projections(self.key)
-        means_backward_kernel[(b * h, -(-n // launch.TOKENS_TOGETHER), 2)](
+        means_backward_kernel[(b * h, -(-n // plan.TOKENS_TOGETHER), 2)](
             grad_means.contiguous(), rows.segment_BN, rows.count_B, grad_query, grad_key, b, h, n,
-            M=m, D=d, D_PAD=padded(d), MASKED=rows.segment_BN is not None, P=launch.TOKENS_TOGETHER,
+            M=m, D=d, D_PAD=padded(d), MASKED=rows.segment_BN is not None, P=plan.TOKENS_TOGETHER,
             num_warps=4,
         )  # fmt: skip
         return grad_query, grad_key
@@ -131,7 +133,7 @@ class Inverse(Operator):
             return products.invert_backward(grad_inverse, self.query_means, self.key_means, self.iterations)
         query_means, key_means = self.query_means.contiguous(), self.key_means.contiguous()
         grad_query, grad_key = torch.empty_like(query_means), torch.empty_like(key_means)
-        programs, steps = launch.room_for_iterates(query_means, self.iterations, bool(self.half))
+        programs, steps = plan.room_for_iterates(query_means, self.iterations, bool(self.half))
         inverse_backward_kernel[(programs,)](
             grad_inverse.contiguous(), query_means, key_means, steps, grad_query, grad_key,
             b * h, self.iterations, d**-0.5, **self._constants(),
@@ -139,12 +141,12 @@ class Inverse(Operator):
         return grad_query, grad_key
 
     def _on_chip(self) -> bool:
-        _, hopper = launch.chip(self.query_means.device)
-        return launch.inverts_on_chip(self.query_means.shape[2], hopper)
+        _, hopper = plan.chip(self.query_means.device)
+        return plan.inverts_on_chip(self.query_means.shape[2], hopper)
 
     def _constants(self) -> dict[str, Any]:
         m, d = self.query_means.shape[2:]
-        return launch.inversion(bool(self.half)) | launch.constants_of_heads(m, d, warps=4)
+        return plan.inversion(bool(self.half)) | plan.constants_of_heads(m, d, warps=4)
 
 
 inverse_on_gpu = define(Inverse)
@@ -152,7 +154,7 @@ inverse_on_gpu = define(Inverse)
 
 def convolution_on_gpu(value_BHND: Tensor, weight_H1K1: Tensor) -> Tensor:
     """`residual_convolution` of values that are 0 at padding."""
-    if weight_H1K1.shape[2] > launch.tile_of(value_BHND.dtype, 1, value_BHND.shape[3]) + 1:
+    if weight_H1K1.shape[2] > plan.tile_of(value_BHND.dtype, 1, value_BHND.shape[3]) + 1:
         return residual_convolution(value_BHND, weight_H1K1)
     out_BHND: Tensor = _convolution(value_BHND, weight_H1K1)
     return out_BHND
@@ -175,22 +177,20 @@ class Convolution(Operator):
 
     def backward(self, grad_out: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         grad_out = grad_out.to(self.value.dtype)
-        rows = launch.rowwise(grad_out), launch.rowwise(self.value)
+        rows = launch.strided(grad_out), launch.strided(self.value)
         grad_weight = launch.kernel_gradient(*rows, self.weight, None, self._sizes())
         return self._convolved(grad_out, turned=True), grad_weight
 
-    def _sizes(self) -> launch.Sizes:
-        return launch.Sizes.of(self.value, None, self.weight, num_landmarks=1)
+    def _sizes(self) -> plan.Sizes:
+        return plan.Sizes.of(self.value, None, self.weight, num_landmarks=1)
 
     def _convolved(self, x: Tensor, turned: bool) -> Tensor:
         sizes = self._sizes()
-        x, out = launch.rowwise(x), empty_like_projections(x)
-        parts, tokens = sizes.parts(2 * sizes.programs)
-        constants = sizes.constants | sizes.tuned("convolution")
-        constants = {name: constants[name] for name in ("D", "D_PAD", "P", "PRECISION", "num_stages")}
+        out = empty_like_projections(x)
+        parts, tokens = sizes.fine_parts
         convolution_kernel[(sizes.b * sizes.h, parts)](
             *launch.strided(x), self.weight.contiguous(), out, sizes.h, sizes.n, tokens,
-            K=self.weight.shape[2], W=sizes.window, TURNED=turned, num_warps=4, **constants,
+            TURNED=turned, **sizes.constants["convolution"],
         )  # fmt: skip
         return out
 
