@@ -203,7 +203,7 @@ def far_gradients(
     key_WD, value_WD, index_W, real_W, query_means, normalizer, turned, turned_sums, summed, summed_sums,
     grad_query_means, row_head, block, C, scale, score_scale,
     M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
+    MIX: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block's keys (to be scaled) and values through T; writes the block's share of Q̃'s.
 
@@ -220,20 +220,21 @@ def far_gradients(
         slot = row_head * C + other
         grad_MD -= load_tile(turned + slot * M * D, D, landmark, there_M, D, D_PAD)
         grad_sum_M -= tl.load(turned_sums + slot * M + landmark, mask=there_M, other=0.0)
+    grad_MD = grad_MD.to(MIX)
     mean_MD = load_tile(query_means + row_head * M * D, D, landmark, valid_M, D, D_PAD)
     score_WM = tl.dot(key_WD, tl.trans(mean_MD.to(key_WD.dtype)), input_precision=PRECISION) * score_scale
     normalizer_M = tl.load(normalizer + row_head * M + landmark, mask=valid_M, other=0.0)
     factor_WM = tl.exp2(score_WM - normalizer_M[None, :])
     factor_WM = tl.where(real_W[:, None] & valid_M[None, :], factor_WM, 0.0)
     other_W = index_W > 0  # the first token is near to all
-    grad_factor_WM = tl.dot(value_WD.to(tl.float32), tl.trans(grad_MD), input_precision=MIX_PRECISION)
+    grad_factor_WM = tl.dot(value_WD.to(MIX), tl.trans(grad_MD), input_precision=MIX_PRECISION)
     grad_factor_WM = tl.where(other_W[:, None], grad_factor_WM + grad_sum_M[None, :], 0.0)
-    grad_score_WM = factor_WM * grad_factor_WM
-    factor_WM = tl.where(other_W[:, None], factor_WM, 0.0)
+    grad_score_WM = (factor_WM * grad_factor_WM).to(MIX)
+    factor_WM = tl.where(other_W[:, None], factor_WM, 0.0).to(MIX)
     grad_value_WD = tl.dot(factor_WM, grad_MD, input_precision=MIX_PRECISION)
-    grad_key_WD = tl.dot(grad_score_WM, mean_MD, input_precision=MIX_PRECISION)
+    grad_key_WD = tl.dot(grad_score_WM, mean_MD.to(MIX), input_precision=MIX_PRECISION)
     turned_MW = tl.trans(grad_score_WM)
-    grad_mean_MD = tl.dot(turned_MW, key_WD.to(tl.float32), input_precision=MIX_PRECISION) * scale
+    grad_mean_MD = tl.dot(turned_MW, key_WD.to(MIX), input_precision=MIX_PRECISION) * scale
     slot = row_head * C + block
     store_tile(grad_query_means + slot * M * D, D, landmark, valid_M, grad_mean_MD, D, D_PAD)
     return grad_key_WD, grad_value_WD

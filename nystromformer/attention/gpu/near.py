@@ -123,7 +123,7 @@ def near_backward_query_kernel(
     share, compared,
     H, N, C, scale,
     M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, W: tl.constexpr,
-    PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
+    MIX: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write all gradients but those of near keys and values, and what these need: each token's share of the
     near part and z. Those of K̃ and of the first token are each block's, to be summed. Grid: (B · H · C,)."""
@@ -152,7 +152,7 @@ def near_backward_query_kernel(
     mean_MD = load_tile(key_means + row_head * M * D, D, landmark, valid_M, D, D_PAD)
     factor_WM, _ = _factor(query_WD, mean_MD.to(query_WD.dtype), scale, M, M_PAD, PRECISION)
     mixed_MD = load_tile(mixed + slot * M * D, D, landmark, valid_M, D, D_PAD)
-    through_WM = tl.dot(exact_WD, tl.trans(mixed_MD), input_precision=MIX_PRECISION)
+    through_WM = tl.dot(grad_WD.to(MIX), tl.trans(mixed_MD.to(MIX)), input_precision=MIX_PRECISION)
     sum_M = tl.load(mixed_sums + slot * M + landmark, mask=valid_M, other=0.0)
     count_M = tl.load(far_counts + (row * C + block) * M + landmark, mask=valid_M, other=0.0)
     largest = tl.load(log_scale + row_head)
@@ -171,15 +171,15 @@ def near_backward_query_kernel(
     weight_W = far_share_W * trust_W
     grad_score_WM = weight_W[:, None] * through_WM + grad_sum_W[:, None] * sum_M[None, :]
     grad_score_WM = factor_WM * (grad_score_WM + grad_least_W[:, None] * count_M[None, :])
-    weighted_WM = weight_W[:, None] * factor_WM
-    grad_mixed_MD = tl.dot(tl.trans(weighted_WM), exact_WD, input_precision=MIX_PRECISION)
+    weighted_WM = (weight_W[:, None] * factor_WM).to(MIX)
+    grad_mixed_MD = tl.dot(tl.trans(weighted_WM), grad_WD.to(MIX), input_precision=MIX_PRECISION)
     store_tile(grad_mixed + slot * M * D, D, landmark, valid_M, grad_mixed_MD, D, D_PAD)
     grad_sum_M = tl.sum(grad_sum_W[:, None] * factor_WM, axis=0)
     tl.store(grad_mixed_sums + slot * M + landmark, grad_sum_M, mask=valid_M)
-    turned_MW = tl.trans(grad_score_WM)
-    grad_mean_MD = tl.dot(turned_MW, query_WD.to(tl.float32), input_precision=MIX_PRECISION)
+    grad_score_WM = grad_score_WM.to(MIX)
+    grad_mean_MD = tl.dot(tl.trans(grad_score_WM), query_WD.to(MIX), input_precision=MIX_PRECISION)
     store_tile(grad_key_means + slot * M * D, D, landmark, valid_M, grad_mean_MD * scale, D, D_PAD)
-    grad_query_WD = tl.dot(grad_score_WM, mean_MD, input_precision=MIX_PRECISION)
+    grad_query_WD = tl.dot(grad_score_WM, mean_MD.to(MIX), input_precision=MIX_PRECISION)
     # The first token
     first_key_D, first_value_D = _first(key, value, D, D_PAD)
     score_W = tl.sum(query_WD.to(tl.float32) * first_key_D[None, :], axis=1) * scale
@@ -214,7 +214,7 @@ def near_backward_key_kernel(
     log_near, share, compared, grad_key, grad_value, grad_query_means,
     H, N, C, scale, score_scale,
     M: tl.constexpr, M_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, W: tl.constexpr,
-    PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
+    MIX: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of keys and values, 0 at padding; what is the first token's by all others is not
     among it. That of Q̃ is each block's, to be summed. Grid: (B · H · C,)."""
@@ -236,7 +236,7 @@ def near_backward_key_kernel(
     grad_key_WD, grad_value_WD = far_gradients(
         key_WD, value_WD, index_W, real_W, query_means, normalizer, turned, turned_sums, summed, summed_sums,
         grad_query_means, row_head, block, C, scale, score_scale,
-        M, M_PAD, D, D_PAD, PRECISION, MIX_PRECISION,
+        M, M_PAD, D, D_PAD, MIX, PRECISION, MIX_PRECISION,
     )  # fmt: skip
     for near in range(0, 3):
         other_W = (block + near - 1) * W + place_W

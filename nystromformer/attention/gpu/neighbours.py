@@ -101,7 +101,8 @@ class NearAndFar(Operator):
         grad_means = torch.empty_like(far.mixed)
         first_key, first_value = (self.query.new_empty((b, h, c, d), dtype=torch.float32) for _ in range(2))
         share, compared = torch.empty_like(log_near), torch.empty_like(log_near)
-        constants = self._constants()
+        product, *_ = precision_of(self.query.dtype, tf32_allowed())
+        constants = self._constants() | {"MIX": product}
         near_backward_query_kernel[(b * h * c,)](
             *grad, out, *self._tokens(), self.key_means, far.mixed, far.mixed_sums,
             self.far_counts, far.log_scale, log_near, log_far,
