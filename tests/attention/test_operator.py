@@ -1,7 +1,10 @@
 """The operator for CPUs: its gradient, torch.compile, checkpointing, and what it keeps."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from nystromformer import nystrom_attention
@@ -154,3 +157,46 @@ def test_a_second_derivative_is_refused_in_words():
     if native.library() is not None:
         with pytest.raises(RuntimeError, match="nystrom_attention_backward"):
             differentiated_twice(*(torch.randn(1, 2, 40, 16, requires_grad=True) for _ in range(3)))
+    if native.library() is not None:
+        query, key, value = (torch.randn(1, 2, 40, 16, requires_grad=True) for _ in range(3))
+        out = nystrom_attention(query, key, value, num_landmarks=16)
+        (first,) = torch.autograd.grad(out.sum(), query, create_graph=True)
+        with pytest.raises(RuntimeError, match="nystrom_attention_backward"):
+            first.sum().backward()
+
+
+class Operators(TorchDispatchMode):
+    """Notes this project's operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "nystromformer":
+            self.seen.append(function._opname)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mask", [None, "some"])
+def test_past_the_dispatcher_the_same_is_computed(mask):
+    """By an autograd function of its own where nobody looks on, by the operator where somebody does."""
+    if native.library() is None:
+        pytest.skip("there is no C++ compiler")
+    torch.manual_seed(6)
+    inputs = [torch.randn(2, 70, 2, 16).transpose(1, 2).requires_grad_() for _ in range(3)]
+    inputs.append(torch.randn(2, 1, 5, 1).requires_grad_())
+    padding = None if mask is None else torch.arange(70) >= torch.tensor([[70], [51]])
+    results, seen = [], []
+    for mode in (nullcontext(), Operators()):
+        with mode:
+            out = nystrom_attention(
+                *inputs[:3], num_landmarks=16, conv_weight=inputs[3], key_padding_mask=padding
+            )
+            results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+        seen.append(getattr(mode, "seen", None))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert seen[1] == ["nystrom_attention", "nystrom_attention_backward"]
+    assert results[0][0].grad_fn.name() == "nystrom_attentionBackward"
+    with torch.no_grad():
+        assert not nystrom_attention(*inputs[:3], num_landmarks=16).requires_grad

@@ -86,7 +86,8 @@ class NearAndFar(Operator):
         c = self.far_counts.shape[1]
         near_kernel[(b * h * c,)](
             *self._tokens(), self.key_means, far.mixed, far.mixed_sums, self.far_counts, far.log_scale,
-            out, log_near, log_far, h, n, c, d**-0.5, **self._constants(),
+            out, log_near, log_far, h, n, c, d**-0.5,
+            **(self._constants() | self._sizes().tuned("near")),
         )  # fmt: skip
         return out, log_near, log_far
 
@@ -158,7 +159,7 @@ class NearAndFar(Operator):
     def _far_backward(self, far: _Far, grad_mixed: Tensor, grad_sums: Tensor) -> tuple[Tensor, ...]:
         """Σ U and its sums, and the gradients of Z and e; U comes in the place of P's gradient."""
         b, h, c, m, d = grad_mixed.shape
-        programs = Sizes.of(self.query, None, None, m).programs
+        programs = self._sizes().programs
         blocks_of_part = -(-c // min(c, -(-programs // (b * h))))
         parts = -(-c // blocks_of_part)
         *_, mix_precision = precision_of(self.query.dtype, tf32_allowed())
@@ -168,6 +169,9 @@ class NearAndFar(Operator):
             **constants_of_heads(m, d, warps=8), MIX_PRECISION=mix_precision,
         )  # fmt: skip
         return tuple(x.sum(dim=2) for x in found)
+
+    def _sizes(self) -> Sizes:
+        return Sizes.of(self.query, None, None, self.key_means.shape[2])
 
     def _tokens(self) -> tuple[Tensor | int, ...]:
         return (*strided(self.query), *strided(self.key), *strided(self.value), self.count)

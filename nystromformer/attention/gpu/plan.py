@@ -39,6 +39,7 @@ TUNED = {
     "spread_backward_query": {"num_stages": 2},
     "kernel_gradient": {"num_stages": 3},
     "convolution": {"num_stages": 2},
+    "near": {"maxnreg": 168},
 }
 """The fastest of one to three stages of loads and of any, 168 or 128 registers a thread, each kernel by
 itself, at 512 and 8,192 tokens on an H100. With fewer registers more programs fit a multiprocessor, as long
@@ -165,9 +166,9 @@ class Sizes:
             "kernel_gradient": alone | narrower,
             "convolution": alone,
         }
-        return {name: constants | self._tuned(name) for name, constants in found.items()}
+        return {name: constants | self.tuned(name) for name, constants in found.items()}
 
-    def _tuned(self, kernel: str) -> Constants:
+    def tuned(self, kernel: str) -> Constants:
         """How a kernel is compiled, where that was measured: bfloat16 on a Hopper GPU, heads of up to 64."""
         if not (self.hopper and self.dtype == torch.bfloat16 and self.warps == 4):
             return {}
