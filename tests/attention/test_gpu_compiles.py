@@ -258,7 +258,10 @@ def test_registers_suffice_in_bfloat16(launched, monkeypatch, tmp_path, m, d, ca
 @pytest.mark.nightly
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0)], ids="sm_{0[0]}{0[1]}".format)
 @pytest.mark.parametrize("side", [32, 64])
-def test_registers_suffice_with_neighbours_in_bfloat16(launched, tmp_path, side, capability):
+def test_registers_suffice_with_neighbours_in_bfloat16(launched, monkeypatch, tmp_path, side, capability):
+    from nystromformer.attention.gpu import plan
+
+    monkeypatch.setattr(plan, "chip", lambda device: (132, capability[0] == 9))
     launch_near_and_far(*projections(torch.bfloat16, side), side, side)
     assert {kernel.__name__ for kernel, *_ in launched} >= SPILLED_BY_NEIGHBOURS.keys()
     on_hopper = capability == (9, 0)
@@ -284,7 +287,10 @@ def test_products_run_on_tensor_cores(launched, monkeypatch):
         (torch.float32, 64, 64, 64, (9, 0)),
     ],
 )
-def test_kernels_of_neighbours_compile_and_fit(launched, dtype, w, m, d, capability):
+def test_kernels_of_neighbours_compile_and_fit(launched, monkeypatch, dtype, w, m, d, capability):
+    from nystromformer.attention.gpu import plan
+
+    monkeypatch.setattr(plan, "chip", lambda device: (132, capability[0] == 9))
     launch_near_and_far(*projections(dtype, d), w, m)
     assert len(launched) == 10
     for kernel, arguments, options in launched:

@@ -44,6 +44,16 @@ TUNED = {
 """The fastest of one to three stages of loads and of any, 168 or 128 registers a thread, each kernel by
 itself, at 512 and 8,192 tokens on an H100. With fewer registers more programs fit a multiprocessor, as long
 as next to nothing is spilled."""
+_OVER_TILES = (
+    "gather",
+    "spread",
+    "gather_backward",
+    "spread_backward_query",
+    "kernel_gradient",
+    "convolution",
+)
+UNTUNED = {"spread_backward_means": {"num_stages": 3}} | {kernel: {"num_stages": 2} for kernel in _OVER_TILES}
+"""The same of few landmarks of wide heads, or many of narrow ones, where fewer registers would be spilled."""
 FILLED_TWICE = 4
 """Heads a multiprocessor from which `mix_kernel` waits for a place: before, fewer registers only slow it."""
 
@@ -169,9 +179,11 @@ class Sizes:
         return {name: constants | self.tuned(name) for name, constants in found.items()}
 
     def tuned(self, kernel: str) -> Constants:
-        """How a kernel is compiled, where that was measured: bfloat16 on a Hopper GPU, heads of up to 64."""
+        """How a kernel is compiled, where that was measured: bfloat16 on a Hopper GPU."""
         if not (self.hopper and self.dtype == torch.bfloat16 and self.warps == 4):
             return {}
+        if max(self.m, self.d) > 64:
+            return UNTUNED.get(kernel, {})
         if kernel == "mix" and self.b * self.h < FILLED_TWICE * self.multiprocessors:
             return {}
         return TUNED.get(kernel, {})
