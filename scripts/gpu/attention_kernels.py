@@ -47,16 +47,16 @@ def milliseconds(call: Callable[[], object]) -> float:
     return statistics.median(found)
 
 
-def kernels(call: Callable[[], object]) -> list[tuple[float, float, str]]:
+def kernels(call: Callable[[], object], calls: int = CALLS_PROFILED) -> list[tuple[float, float, str]]:
     """(milliseconds, launches, name) of what one call runs on the GPU, the costliest first."""
     call()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-        for _ in range(CALLS_PROFILED):
+        for _ in range(calls):
             call()
         torch.cuda.synchronize()
     found = [
-        (event.self_device_time_total / 1e3 / CALLS_PROFILED, event.count / CALLS_PROFILED, event.key)
+        (event.self_device_time_total / 1e3 / calls, event.count / calls, event.key)
         for event in profiled.key_averages()
         if event.device_type == DeviceType.CUDA and event.self_device_time_total > 0
     ]

@@ -125,9 +125,10 @@ def attention(day: Day) -> None:
 
 
 def kernels(day: Day) -> None:
-    """Milliseconds of each kernel of ours, beside fused exact attention."""
-    lengths = ",".join(map(str, day.scale.attention_lengths))
-    day.run(str(Path(__file__).with_name("attention_kernels.py")), f"lengths={lengths}")
+    """Milliseconds of each kernel of attention, beside fused exact attention, and of a compiled step."""
+    beside = Path(__file__).with_name
+    day.run(str(beside("attention_kernels.py")), f"lengths={','.join(map(str, day.scale.attention_lengths))}")
+    day.run(str(beside("step_kernels.py")))
 
 
 def step(day: Day, lengths: Sequence[int], compiled: bool) -> None:
@@ -339,9 +340,8 @@ def main(words: Sequence[str]) -> int:
     for word in words:
         name, _, value = word.partition("=")
         if name not in given:
-            print(
-                f"{word} is unknown: write one of {', '.join(f'{name}=…' for name in given)}", file=sys.stderr
-            )
+            known = ", ".join(f"{name}=…" for name in given)
+            print(f"{word} is unknown: write one of {known}", file=sys.stderr)
             return 2
         given[name] = value
     if given["scale"] not in SCALES:
