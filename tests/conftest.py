@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +35,20 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return None
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> None:
-    """Accelerate keeps a process's first device for good: a test on a GPU may follow one on the CPU."""
-    state = sys.modules.get("accelerate.state")
-    if state is not None:
-        state.AcceleratorState._reset_state(reset_partial_state=True)
-        state.GradientState._reset_state()
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps a process's first device for good, and a test on a GPU may follow one on the CPU: here
+    a test begins without, and what was there before is there again afterwards."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    states = (PartialState, AcceleratorState, GradientState)
+    kept = [(state._shared_state, {**state._shared_state}) for state in states]
+    for shared, _ in kept:
+        shared.clear()
+    yield
+    for shared, before in kept:
+        shared.clear()
+        shared.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 An operator is opaque to torch.compile and to exports, and differentiable once. Its output and the gradients
 of queries, keys and values lie in memory as a linear layer writes and reads them. Where nobody but autograd
-looks on, a call goes past PyTorch's dispatcher, which costs as much as a third of a launch's Python.
+looks on, a call goes past PyTorch's dispatcher, an eighth of what Python takes for attention on a GPU.
 
 Shapes: B rows, H heads, N positions, D head width, K kernel width.
 """

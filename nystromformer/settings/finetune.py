@@ -9,7 +9,13 @@ from typing import Any
 
 from nystromformer.settings.model import ATTENTIONS
 from nystromformer.settings.schema import Section, grid, path, place, record, result, speed
-from nystromformer.settings.training import CONVOLUTIONS, POSITIONS, PRECISIONS, TrackingSettings
+from nystromformer.settings.training import (
+    CONVOLUTIONS,
+    POSITIONS,
+    PRECISIONS,
+    TrackingSettings,
+    complaints_about_graphs,
+)
 
 KINDS = {
     "sequence": "nystromformer.tasks.kinds.sequence:SequenceTask",
@@ -247,6 +253,9 @@ class TaskTrainingSettings(Section, at="training"):
     """`float32`, `bf16`, or `auto`: bf16 where the device is fast at it; weights stay float32."""
     compile: bool = speed(False)
     """Compile the model with torch.compile; rows are then padded to one of at most 8 widths."""
+    cuda_graphs: bool = speed(False)
+    """Replay a GPU's passes, as pretrain's training.cuda_graphs; rows are padded as for compile. One process
+    a seed; no model.gradient_checkpointing."""
     max_skipped_steps: int = record(10, at_least=0)
     """Steps with a gradient that is not finite change nothing; after so many the seed stops."""
     evaluations_per_epoch: int = result(1, at_least=1)
@@ -292,6 +301,7 @@ class FinetuneSettings(Section):
             yield "checkpoint is empty: write checkpoint=FOLDER, e.g. checkpoint=runs/demo/model"
         if self.task.kind in KINDS:
             yield from kind_named(self.task.kind).complaints(self)
+        yield from complaints_about_graphs(self.training.cuda_graphs, self.model.gradient_checkpointing)
         micro = self.training.micro_batch_size
         for size in self.task.batch_sizes:
             if micro and size % micro:

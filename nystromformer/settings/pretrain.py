@@ -9,7 +9,12 @@ from dataclasses import dataclass, field, replace
 from nystromformer.settings.data import DataSettings, TokenizerSettings
 from nystromformer.settings.model import INHERITED, ModelSettings
 from nystromformer.settings.schema import Section, grid, path, place, record, result
-from nystromformer.settings.training import InitSettings, TrackingSettings, TrainingSettings
+from nystromformer.settings.training import (
+    InitSettings,
+    TrackingSettings,
+    TrainingSettings,
+    complaints_about_graphs,
+)
 
 
 @dataclass
@@ -52,11 +57,7 @@ class PretrainSettings(Section):
                 yield f"model.from_source holds {name!r}: write some of {', '.join(INHERITED)}"
             if self.init.source == "scratch":
                 yield f"model.{name} has no source to come from: write init=checkpoint, or a value"
-        if self.training.cuda_graphs and self.model.gradient_checkpointing:
-            yield (
-                "training.cuda_graphs=true cannot record what model.gradient_checkpointing=true computes "
-                "again: write false for one of them"
-            )
+        yield from complaints_about_graphs(self.training.cuda_graphs, self.model.gradient_checkpointing)
         knows_attention = self.model.is_known("attention")
         if (
             self.training.approximation_error_every > 0

@@ -234,6 +234,14 @@ class TrainingSettings(Section, at="training"):
                 )
 
 
+def complaints_about_graphs(cuda_graphs: bool, gradient_checkpointing: bool) -> Iterator[str]:
+    if cuda_graphs and gradient_checkpointing:
+        yield (
+            "training.cuda_graphs=true cannot record what model.gradient_checkpointing=true computes again: "
+            "write false for one of them"
+        )
+
+
 @dataclass
 class InitSettings(Section, at="init"):
     """What the weights start from: `init=scratch|bert|checkpoint`."""

@@ -112,6 +112,8 @@ def _check_processes(settings: FinetuneSettings, tasks: list[TaskSettings], proc
             f"processes={settings.processes} shares the seeds out, and the {processes} processes of a "
             "launcher train each seed together: write processes=null, or start it without a launcher"
         )
+    if settings.training.cuda_graphs:
+        raise UserError(f"training.cuda_graphs=true is for one process, not for {processes}: write false")
     for size in (size for task in tasks for size in task.batch_sizes):
         share, left = divmod(size, processes)
         micro = settings.training.micro_batch_size or share
@@ -174,6 +176,7 @@ def check_unchanged(settings: FinetuneSettings, tasks: list[TaskSettings]) -> No
 
 def work(settings: FinetuneSettings, accelerator: Accelerator, together: Together) -> None:
     """Take one seed after the other that is neither done nor held by another command."""
+    devices.check_graphs(settings.training.cuda_graphs, accelerator.device)
     checkpoint: Checkpoint | None = None
     with StopRequest() as stop:
         for task in tasks_of(settings):

@@ -73,7 +73,7 @@ def prepare_task(
     encoded = {
         name: splits.task.encode(part, checkpoint.tokenizer, max_length) for name, part in parts.items()
     }
-    if settings.training.compile:
+    if settings.training.compile or settings.training.cuda_graphs:
         widths = best_widths(encoded["train"].lengths, max_length)
         encoded = {name: replace(part, widths=widths) for name, part in encoded.items()}
     tell = say if together.rank == 0 else lambda label, text: None

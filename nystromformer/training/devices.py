@@ -160,6 +160,14 @@ def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def check_graphs(cuda_graphs: bool, device: torch.device) -> None:
+    """Raise UserError where CUDA graphs are asked of a device that has none."""
+    if cuda_graphs and device.type != "cuda":
+        raise UserError(
+            f"training.cuda_graphs=true: this run computes on {device.type}, without any: write false"
+        )
+
+
 def describe(accelerator: Accelerator, dtype: torch.dtype) -> str:
     device = accelerator.device
     if device.type == "cuda":

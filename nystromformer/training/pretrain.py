@@ -234,9 +234,7 @@ def _checked(settings: PretrainSettings, accelerator: Accelerator) -> PretrainSe
     """The settings, all known, before what takes long: whether the run can be, as far as they tell."""
     if complaints := list(settings.training.complaints_on(accelerator.num_processes)):
         raise UserError(complaints[0])
-    device = accelerator.device.type
-    if settings.training.cuda_graphs and device != "cuda":
-        raise UserError(f"training.cuda_graphs=true: this run computes on {device}, without any: write false")
+    devices.check_graphs(settings.training.cuda_graphs, accelerator.device)
     if not settings.training.in_tokens:
         plan_of(settings.training)
     settings = settled(settings)

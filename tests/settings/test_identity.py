@@ -43,7 +43,8 @@ NOT_OF_FILES = {
     "data.masking", "data.masking_probability", "data.validation_masking_probability", "data.sentence_order",
 }  # fmt: skip
 FREE_OF_A_SEED = {
-    "model.gradient_checkpointing", "training.compile", "training.eval_batch_size", "training.log_every",
+    "model.gradient_checkpointing", "training.compile", "training.cuda_graphs", "training.eval_batch_size",
+    "training.log_every",
     "training.max_skipped_steps", "training.micro_batch_size", "training.profile_steps", "tracking.tracker",
     "tracking.project",
 }  # fmt: skip

@@ -307,6 +307,10 @@ def test_many_right_passages_are_many_pairs_and_beginnings_can_be_left_out(tmp_p
         (["data.pairs=spans", "data.text_pair=passage"], "data.text_pair is not for data.pairs=spans"),
         (["data.text_pair=passage", "task.batch_sizes=[1]"], "task.batch_sizes holds 1, and a pair"),
         (["data.text_pair=passage", "training.compile=true"], "training.compile=true is not for task=embed"),
+        (
+            ["data.text_pair=passage", "training.cuda_graphs=true"],
+            "training.cuda_graphs=true is not for task=",
+        ),
         (["task.loss=vectors"], "data.vectors is empty: write data.vectors=FILE"),
         (
             ["data.vectors=V", "task.loss=contrastive", "data.text_pair=passage"],

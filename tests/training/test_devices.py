@@ -21,6 +21,8 @@ from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.pretraining import Pretraining, validate
 from nystromformer.training.step import train_step
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 LEAKS = {
     "ACCELERATE_MIXED_PRECISION": "bf16",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",

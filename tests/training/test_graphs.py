@@ -18,8 +18,10 @@ from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
 
+from ..model.test_trainer import HEADS, case
 from .test_devices import batch_of, config
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU = torch.device("cpu")
 
@@ -130,6 +132,45 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_counts():
     assert taken.tolist() == [0, 0, 0, 1]
     equal(found, expected)
     assert torch.equal(replayed[:, -1], taken)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_replayed_steps_of_every_head_are_the_computed_ones(head):
+    """Of a whole batch and of a part of it, in turn."""
+
+    def steps(recorder):
+        torch.manual_seed(7)
+        model, batch = case(head, hidden_dropout_prob=0.1)
+        optimizer = build_optimizer(model.train(), TrainingSettings(learning_rate=1e-2))
+        recordings = Graphs(list(model.parameters()), CPU, recorder) if recorder else None
+        accelerator = devices.accelerator_of(cpu=True)
+        parts = [{name: x[some] for name, x in batch.items()} for some in (slice(None), slice(0, 3))]
+        for _ in range(3):
+            figures = train_step(
+                model, OwnLoss(), optimizer, parts, accelerator, devices.autocast(torch.float32, CPU),
+                gradient_clipping=1.0, graphs=recordings,
+            )  # fmt: skip
+        return [*figures.losses, figures.gradient_norm, *model.parameters()]
+
+    recorder = StandIn()
+    for found, expected in zip(steps(recorder), steps(None), strict=True):
+        assert torch.equal(found, expected)
+    assert recorder.recordings == 2
+
+
+class OwnLoss:
+    """The objective that is a head's own loss."""
+
+    losses = ("loss",)
+
+    def counts(self, batch):
+        return (len(batch["input_ids"]),)
+
+    def means(self, model, batch):
+        return (model(**batch).loss,)
+
+    def flops(self, lengths, counts):
+        return 0.0
 
 
 @gpu

@@ -1,5 +1,7 @@
 """Steps of fine-tuning on a GPU that is not there, of every head and kind of task."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from nystromformer.tasks.kinds.rerank import RerankTask
 from nystromformer.tasks.task import Encoded
 from nystromformer.tasks.training import Finetuning
 from nystromformer.training import devices
+from nystromformer.training.graphs import Graphs
 from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.step import train_step
 from tests.model.test_trainer import HEADS, case, ids
@@ -31,7 +34,7 @@ from tests.pretend.steps import (
 )
 
 if PRETENDED:
-    from tests.pretend.gpu import PretendGPU
+    from tests.pretend.gpu import OnGpuAlone, PretendGPU
 
 
 @pretended
@@ -81,15 +84,70 @@ def test_a_step_of_every_head(head, mechanism):
         assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
 
 
-def tuned(task, model, batches):
-    """A step of fine-tuning."""
+def recording(recorded):
+    """Stands for CUDA's graphs: a tensor of the CPU's memory is an error in what they record."""
+
+    def record(compute):
+        compute()  # to warm up: what follows from the sizes alone may be computed here
+        with OnGpuAlone() as watched:
+            recorded.append(watched)
+            shares = compute()
+        return lambda: None, shares
+
+    return record
+
+
+def forked(devices, enabled=True, **others):
+    """The state of random numbers is read before a recording, not within: a GPU refuses that."""
+    return nullcontext()
+
+
+@pretended
+@pytest.mark.parametrize("head", HEADS)
+def test_what_a_graph_records_of_a_head_is_on_the_gpu_alone(monkeypatch, head):
+    monkeypatch.setattr(torch.random, "fork_rng", forked)
+    recorded = []
+    with PretendGPU() as gpu:
+        model = on_gpu(gpu, case(head)[0])
+        optimizer = build_optimizer(model, TrainingSettings())
+        graphs = Graphs(list(model.parameters()), DEVICE, recording(recorded))
+        for _ in range(2):
+            train_step(
+                model, Loss(), optimizer, batches_of(head), ALONE, devices.autocast(torch.bfloat16, DEVICE),
+                gradient_clipping=1.0, graphs=graphs,
+            )  # fmt: skip
+    assert 1 <= len(recorded) <= 2
+    assert all(watched.operations > 50 for watched in recorded)
+
+
+def tuned(task, model, batches, recorded=None):
+    """A step of fine-tuning; what graphs record of it is noted in the list, if there is one."""
     with PretendGPU() as gpu:
         on_gpu(gpu, model)
         optimizer = build_optimizer(model, TrainingSettings())
+        graphs = None
+        if recorded is not None:
+            graphs = Graphs(list(model.parameters()), DEVICE, recording(recorded))
         autocast = devices.autocast(torch.bfloat16, DEVICE)
         objective = Finetuning(task, model.config)
-        done = train_step(model, objective, optimizer, batches, ALONE, autocast, gradient_clipping=1.0)
+        done = train_step(
+            model, objective, optimizer, batches, ALONE, autocast, gradient_clipping=1.0, graphs=graphs
+        )
     assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
+
+
+@pretended
+@pytest.mark.parametrize("kind", ["choice", "listwise", "pointwise", "regression"])
+def test_what_a_graph_records_of_choices_is_on_the_gpu_alone(monkeypatch, kind):
+    monkeypatch.setattr(torch.random, "fork_rng", forked)
+    recorded, more = [], {"choices": torch.arange(8) % 2 + 2}
+    if kind == "choice":
+        task, head = ChoiceTask("choice", "choices"), "choices"
+    else:
+        task, head, more["labels"] = RerankTask("rerank", "ranking", goal=kind), "a number", torch.rand(8, 3)
+    tuned(task, case(head)[0], [{**batch, **more} for batch in batches_of("choices")], recorded)
+    assert recorded
+    assert all(watched.operations > 50 for watched in recorded)
 
 
 @pretended

@@ -96,8 +96,10 @@ class EmbedTask(Task):
     def complaints(cls, settings: FinetuneSettings) -> Iterator[str]:
         task, data = settings.task, settings.data
         yield from super().complaints(settings)
-        if settings.training.compile:
-            yield f"training.compile=true is not for task={task.name}, whose shapes never repeat: write false"
+        for name in ("compile", "cuda_graphs"):
+            if getattr(settings.training, name):
+                repeats = f"task={task.name}, whose shapes never repeat"
+                yield f"training.{name}=true is not for {repeats}: write false"
         if _goal(task, data) != "contrastive":
             yield from _complaints_of_teachers(data)
             return
