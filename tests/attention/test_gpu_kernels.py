@@ -122,6 +122,17 @@ def test_landmarks_are_the_means_of_segments(monkeypatch, mask, multiprocessors)
 
 
 @kernels
+def test_tf32_is_asked_about_at_every_call(monkeypatch):
+    """What is worked out once is worked out for either answer."""
+    from nystromformer.attention.gpu import plan
+
+    query = torch.zeros(1, 2, 30, 16)
+    for allowed, precision in ((True, "tf32"), (False, "tf32x3"), (True, "tf32")):
+        monkeypatch.setattr(plan, "tf32_allowed", lambda allowed=allowed: allowed)
+        assert plan.Sizes.of(query, None, None, 9).constants["gather"]["PRECISION"] == precision
+
+
+@kernels
 @pytest.mark.parametrize("multiprocessors", [1, 100])
 @pytest.mark.parametrize("m", [9, 65])
 def test_parts_of_a_row_add_up(monkeypatch, multiprocessors, m):

@@ -120,6 +120,24 @@ def test_the_models_asked_for_are_measured_alone(tmp_path):
         benchmark(BenchmarkSettings(**{**chosen, "models": ["BERT"]}))
 
 
+def test_steps_that_are_timed_together_share_the_time(monkeypatch, tmp_path):
+    """On a GPU, which computes one while the CPU launches the next."""
+    done, train = [], step.train_step
+    monkeypatch.setattr(step, "train_step", lambda *given, **more: done.append(1) or train(*given, **more))
+    monkeypatch.setattr(step, "_together", lambda device: 3)
+
+    def in_turn(runs, repeats, device):
+        for run in runs.values():
+            run()
+        return {name: [6.0] for name in runs}
+
+    monkeypatch.setattr(step, "in_turn", in_turn)
+    result = benchmark(BenchmarkSettings(**{**TINY, "models": [OURS], "folder": str(tmp_path)}))
+    assert len(done) == 1 + 3
+    assert result["lengths"][32][OURS]["median"] == 2.0
+    assert ", 3 steps together. " in (tmp_path / "step_cpu.md").read_text()
+
+
 def test_modernbert_is_measured_where_it_is_asked_for():
     settings = BenchmarkSettings(**{**TINY, "modernbert": True})
     *others, modern = contenders(settings, 32, torch.device("cpu"))
