@@ -246,20 +246,21 @@ def page(result: dict[str, Any]) -> tuple[str, list[Block]]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Time over length, both logarithmic."""
+    """Time over length, both logarithmic; of a GPU for how long it computes."""
     rows = result["lengths"]
     names = dict.fromkeys(name for row in rows.values() for name in row)
+    key, whose = ("busy_seconds", " of the GPU") if result["floor"] else ("training_median", "")
     title = f"Attention on {result['machine']['device']}, {result['settings']['dtype']}"
     with picture(path, width="page", height=4.8) as (figure, axes):
         for number, name in enumerate(names):
             lengths = [length for length, row in rows.items() if name in row]
-            times = [1e3 * rows[n][name]["training_median"] for n in lengths]
+            times = [1e3 * rows[n][name][key] for n in lengths]
             axes.plot(lengths, times, **style_of(number), label=name)
         log_log(axes, list(rows))
         axes.set(
             title=title,
             xlabel=f"tokens of a sequence (a batch has {result['settings']['tokens']})",
-            ylabel="forward and backward, ms",
+            ylabel=f"forward and backward, ms{whose}",
         )
         axes.grid(True, which="both")
         legend_below(figure, axes, columns=3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nystromformer.benchmark import as_markdown, benchmark
-from nystromformer.benchmark.attention import copy_rate, moved_bytes, ratios
+from nystromformer.benchmark.attention import copy_rate, draw, moved_bytes, ratios
 from nystromformer.benchmark.contenders import (
     CUDNN,
     FLASH,
@@ -146,17 +146,18 @@ def test_ratios_on_a_gpu():
     )
 
 
-def test_the_page_of_a_gpu_names_the_floor():
-    page = as_markdown(
-        {
-            "settings": vars(BenchmarkSettings(**TINY)),
-            "machine": {"device": "a GPU"},
-            "seconds": 60.0,
-            "scaling": None,
-            "lengths": {512: GPU_ROW},
-            "floor": {"bytes_per_second": 2.5e12, "seconds": {512: 4e-4}},
-        }
-    )
+def test_the_page_of_a_gpu_names_the_floor(tmp_path):
+    result = {
+        "settings": vars(BenchmarkSettings(**TINY)),
+        "machine": {"device": "a GPU"},
+        "seconds": 60.0,
+        "scaling": None,
+        "lengths": {512: GPU_ROW},
+        "floor": {"bytes_per_second": 2.5e12, "seconds": {512: 4e-4}},
+    }
+    page = as_markdown(result)
+    draw(result, tmp_path / "attention.png")
+    assert (tmp_path / "attention.png").stat().st_size > 1000
     assert "The floor, ms: 0.40 at 512" in page
     assert "2.50 TB/s" in page
     assert page.count("| times faster than FlashAttention-2 | 3.00 |") == 2  # by the clock, and of the GPU
