@@ -156,7 +156,7 @@ def precision(settings: TrainingSettings, device: torch.device) -> torch.dtype:
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Products in `dtype`; sums, norms and losses stay in float32."""
+    """Products in `dtype`; norms and losses stay in float32, and residual sums but on a GPU."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
