@@ -8,9 +8,12 @@ Shapes: B rows, H heads, N positions, D head width, M landmarks, S parts of the 
     mix.py        Z ≈ Ã⁺ and X = Z B̃ V, a head's matrices on chip    and its backward pass
     products.py   the same by PyTorch's products, for more landmarks than fit on chip
     spread.py     F̃ X + convolution(V)                              and its backward pass
-    launch.py     the order of the kernels, and how large their blocks are
-    operator.py   the operator that PyTorch sees of them
-    neighbours.py exact neighbours beside the far part: kernels, their launch and their operator
+    plan.py       how large their blocks are, over how many programs they are spread, how each is compiled
+    launch.py     the order of the kernels
+    operator.py   the operators that PyTorch sees of them
+    far.py        with exact neighbours: what the tokens of a block share, and its backward pass
+    near.py       … exact neighbours and the far part, token by token, and their backward pass
+    neighbours.py … the order of those, and their operator
 
 No factor is ever written to memory: the backward pass computes F̃ and B̃ again, tile by tile. Nothing is
 added atomically, so that the same inputs give the same bits.

@@ -148,9 +148,8 @@ def gather_backward_kernel(
         grad_value_PD = tl.where(real_P[:, None], grad_value_PD, 0.0)
         store_tile(grad_key, H * D, index_P, inside_P, grad_key_PD, D, D_PAD)
         store_tile(grad_value, H * D, index_P, inside_P, grad_value_PD, D, D_PAD)
-    first = valid_M & (part == 0)
-    grad_mean_MD = grad_mean_MD * scale + load_tile(
-        inverses_share + start_of_means, D, landmark, first, D, D_PAD
-    )
+    first_M = valid_M & (part == 0)
+    share_MD = load_tile(inverses_share + start_of_means, D, landmark, first_M, D, D_PAD)
+    grad_mean_MD = grad_mean_MD * scale + share_MD
     slot = row_head * tl.num_programs(1) + part
     store_tile(grad_query_means + slot * M * D, D, landmark, valid_M, grad_mean_MD, D, D_PAD)
