@@ -175,3 +175,30 @@ def test_all_of_it_on_a_cpu(tmp_path):
     assert state["pretrain"]["figures"]["killed"]
     assert state["pretrain"]["figures"]["steps"] == 30
     assert state["profile"]["figures"]["operations"]
+
+
+def test_the_kernels_of_a_step_are_told_apart(monkeypatch):
+    """By names as an H100's profile had them."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    kind_of = importlib.import_module("step_kernels").kind_of
+    for kernel, kind in {
+        "nvjet_sm90_tst_192x192_64x4_2x1_v_bz_coopB_bias_TNN": "products",
+        "void cublasLt::splitKreduce_kernel<32, 16, int>": "products",
+        "mix_backward_kernel": "this project's",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16": "exact attention",
+        "void flash_fwd_kernel<Flash_fwd_kernel_traits<64, cutlass::bfloat16_t> >": "exact attention",
+        "triton_poi_fused_gelu_gelu_backward_view_17": "made by torch.compile",
+        "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::X>": "others",
+    }.items():
+        assert kind_of(kernel) == kind, kernel
+
+
+@pytest.mark.parametrize("script", ["attention_kernels.py", "step_kernels.py"])
+def test_what_measures_a_gpus_kernels_ends_in_a_line(script):
+    for words in ("length=long", "x=1"):
+        done = subprocess.run(
+            [sys.executable, SCRIPT.with_name(script), words], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"{words} is unknown: write ")
+        assert done.stderr.count("\n") == 1

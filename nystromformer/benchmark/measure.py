@@ -40,16 +40,25 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
 
 
 def busy_seconds(run: Callable[[], object], calls: int) -> float:
-    """What a GPU computes for one call, without the time in which it waits for the CPU: the mean over the
-    calls of the sum over their kernels, after one to warm up."""
+    """What a GPU computes for one call, without the time in which it waits for the CPU."""
+    return sum(seconds for seconds, _, _ in gpu_kernels(run, calls))
+
+
+def gpu_kernels(run: Callable[[], object], calls: int) -> list[tuple[float, float, str]]:
+    """(seconds, launches, name) of each kernel of one call, the mean over several after one to warm up; the
+    costliest first."""
     run()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(calls):
             run()
         torch.cuda.synchronize()
-    kernels = (event for event in profiled.key_averages() if event.device_type == DeviceType.CUDA)
-    return sum(event.self_device_time_total for event in kernels) / calls / 1e6
+    found = [
+        (event.self_device_time_total / 1e6 / calls, event.count / calls, event.key)
+        for event in profiled.key_averages()
+        if event.device_type == DeviceType.CUDA and event.self_device_time_total > 0
+    ]
+    return sorted(found, reverse=True)
 
 
 def in_turn(

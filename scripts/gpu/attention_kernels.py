@@ -19,12 +19,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from nystromformer import nystrom_attention
 from nystromformer.benchmark.attention import TENSORS_MOVED, copy_rate
+from nystromformer.benchmark.measure import gpu_kernels
 
 HEADS, WIDTH, LANDMARKS, KERNEL, NEIGHBOURS = 12, 64, 64, 33, 64
 CALLS_TIMED, CALLS_PROFILED = 20, 5
@@ -45,22 +44,6 @@ def milliseconds(call: Callable[[], object]) -> float:
         stop.synchronize()
         found.append(start.elapsed_time(stop))
     return statistics.median(found)
-
-
-def kernels(call: Callable[[], object], calls: int = CALLS_PROFILED) -> list[tuple[float, float, str]]:
-    """(milliseconds, launches, name) of what one call runs on the GPU, the costliest first."""
-    call()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-        for _ in range(calls):
-            call()
-        torch.cuda.synchronize()
-    found = [
-        (event.self_device_time_total / 1e3 / calls, event.count / calls, event.key)
-        for event in profiled.key_averages()
-        if event.device_type == DeviceType.CUDA and event.self_device_time_total > 0
-    ]
-    return sorted(found, reverse=True)
 
 
 def train(attend: Callable[[], Tensor], leaves: list[Tensor], seed: Tensor) -> None:
@@ -102,10 +85,10 @@ def measure(length: int, tokens: int) -> None:
     for name, (attend, leaves) in ways.items():
         if not name.startswith("nystromformer"):
             continue
-        found = kernels(partial(train, attend, leaves, seed))
-        print(f"    {name}: {sum(row[0] for row in found):.3f} ms on the GPU, of which")
+        found = gpu_kernels(partial(train, attend, leaves, seed), CALLS_PROFILED)
+        print(f"    {name}: {1e3 * sum(row[0] for row in found):.3f} ms on the GPU, of which")
         for spent, launches, kernel in found[:SHOWN]:
-            print(f"    {spent:.3f} ms x{launches:.0f} {kernel[:60]}", flush=True)
+            print(f"    {1e3 * spent:.3f} ms x{launches:.0f} {kernel[:60]}", flush=True)
 
 
 def main(words: list[str]) -> int:

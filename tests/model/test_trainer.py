@@ -74,6 +74,21 @@ def case(head: str, **settings) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     return model, {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), **targets()}
 
 
+class OwnLoss:
+    """The objective that is a head's own loss."""
+
+    losses = ("loss",)
+
+    def counts(self, batch):
+        return (len(batch["input_ids"]),)
+
+    def means(self, model, batch):
+        return (model(**batch).loss,)
+
+    def flops(self, lengths, counts):
+        return 0.0
+
+
 class Gradients(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
         self.found = {key: x.grad.clone() for key, x in model.named_parameters() if x.grad is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,27 @@ def pretraining_batch(real: list[int], *, static: bool = False):
     batch["labels"] = torch.where(picked, batch["input_ids"], -100)
     batch["sentence_order_label"] = torch.arange(len(real)) % 2
     return Layout(pad_id=0, widths=(48,), slots=(12,))(batch) if static else Layout(pad_id=0)(batch)
+
+
+def forked(devices, enabled=True, **others):
+    """The state of random numbers is read before a recording, not within: a GPU refuses that."""
+    assert not (enabled and others), "a checkpoint's"
+    return nullcontext()
+
+
+def recording(recorded):
+    """Stands for CUDA's graphs: a tensor of the CPU's memory is an error in what they record, which is noted
+    in the list."""
+    from tests.pretend.gpu import OnGpuAlone
+
+    def record(compute):
+        compute()  # to warm up: what follows from the sizes alone may be computed here
+        with OnGpuAlone() as watched:
+            recorded.append(watched)
+            shares = compute()
+        return lambda: None, shares
+
+    return record
 
 
 def on_gpu(gpu, model):

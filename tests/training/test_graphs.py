@@ -18,7 +18,7 @@ from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.pretraining import Pretraining
 from nystromformer.training.step import train_step
 
-from ..model.test_trainer import HEADS, case
+from ..model.test_trainer import HEADS, OwnLoss, case
 from .test_devices import batch_of, config
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -156,21 +156,6 @@ def test_replayed_steps_of_every_head_are_the_computed_ones(head):
     for found, expected in zip(steps(recorder), steps(None), strict=True):
         assert torch.equal(found, expected)
     assert recorder.recordings == 2
-
-
-class OwnLoss:
-    """The objective that is a head's own loss."""
-
-    losses = ("loss",)
-
-    def counts(self, batch):
-        return (len(batch["input_ids"]),)
-
-    def means(self, model, batch):
-        return (model(**batch).loss,)
-
-    def flops(self, lengths, counts):
-        return 0.0
 
 
 @gpu

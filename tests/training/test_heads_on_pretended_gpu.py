@@ -1,7 +1,5 @@
 """Steps of fine-tuning on a GPU that is not there, of every head and kind of task."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,7 @@ from nystromformer.training import devices
 from nystromformer.training.graphs import Graphs
 from nystromformer.training.optimizer import build_optimizer
 from nystromformer.training.step import train_step
-from tests.model.test_trainer import HEADS, case, ids
+from tests.model.test_trainer import HEADS, OwnLoss, case, ids
 from tests.pretend.gpu import PRETENDED
 from tests.pretend.steps import (
     ALONE,
@@ -28,13 +26,15 @@ from tests.pretend.steps import (
     PADDED,
     batches_of,
     config,
+    forked,
     on_gpu,
     pretended,
+    recording,
     rows,
 )
 
 if PRETENDED:
-    from tests.pretend.gpu import OnGpuAlone, PretendGPU
+    from tests.pretend.gpu import PretendGPU
 
 
 @pretended
@@ -52,21 +52,6 @@ def test_a_step_of_finetuning(mechanism):
             assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
 
 
-class Loss:
-    """The objective that is a head's own loss."""
-
-    losses = ("loss",)
-
-    def counts(self, batch):
-        return (len(batch["input_ids"]),)
-
-    def means(self, model, batch):
-        return (model(**batch).loss,)
-
-    def flops(self, lengths, counts):
-        return 0.0
-
-
 @pretended
 @pytest.mark.parametrize("mechanism", ["nystrom", "softmax"])
 @pytest.mark.parametrize("head", HEADS)
@@ -78,28 +63,10 @@ def test_a_step_of_every_head(head, mechanism):
             if dtype == torch.float32:
                 model.recompute_layers()
             done = train_step(
-                model, Loss(), optimizer, batches_of(head), ALONE, devices.autocast(dtype, DEVICE),
+                model, OwnLoss(), optimizer, batches_of(head), ALONE, devices.autocast(dtype, DEVICE),
                 gradient_clipping=1.0,
             )  # fmt: skip
         assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
-
-
-def recording(recorded):
-    """Stands for CUDA's graphs: a tensor of the CPU's memory is an error in what they record."""
-
-    def record(compute):
-        compute()  # to warm up: what follows from the sizes alone may be computed here
-        with OnGpuAlone() as watched:
-            recorded.append(watched)
-            shares = compute()
-        return lambda: None, shares
-
-    return record
-
-
-def forked(devices, enabled=True, **others):
-    """The state of random numbers is read before a recording, not within: a GPU refuses that."""
-    return nullcontext()
 
 
 @pretended
@@ -112,8 +79,9 @@ def test_what_a_graph_records_of_a_head_is_on_the_gpu_alone(monkeypatch, head):
         optimizer = build_optimizer(model, TrainingSettings())
         graphs = Graphs(list(model.parameters()), DEVICE, recording(recorded))
         for _ in range(2):
+            autocast = devices.autocast(torch.bfloat16, DEVICE)
             train_step(
-                model, Loss(), optimizer, batches_of(head), ALONE, devices.autocast(torch.bfloat16, DEVICE),
+                model, OwnLoss(), optimizer, batches_of(head), ALONE, autocast,
                 gradient_clipping=1.0, graphs=graphs,
             )  # fmt: skip
     assert 1 <= len(recorded) <= 2

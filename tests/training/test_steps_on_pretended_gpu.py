@@ -1,6 +1,5 @@
 """Whole steps on a GPU that is not there: one device throughout, and nothing that waits for it."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -31,10 +30,12 @@ from tests.pretend.steps import (
     PADDED,
     by_the_kernels,
     config,
+    forked,
     let_kernels,
     on_gpu,
     pretended,
     pretraining_batch,
+    recording,
     rows,
 )
 
@@ -149,12 +150,6 @@ def test_a_step_of_attention_transfer():
     assert all(x.device == DEVICE for x in (*done.losses, done.gradient_norm, done.fault.number))
 
 
-def forked(devices, enabled=True, **others):
-    """The state of random numbers is read before a recording, not within: a GPU refuses that."""
-    assert not (enabled and others), "a checkpoint's"
-    return nullcontext()
-
-
 @pretended
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_what_a_graph_records_is_on_the_gpu_alone(monkeypatch, mechanism):
@@ -164,15 +159,7 @@ def test_what_a_graph_records_is_on_the_gpu_alone(monkeypatch, mechanism):
         model = on_gpu(gpu, NystromformerForPreTraining(config(**MECHANISMS[mechanism])))
         optimizer = build_optimizer(model, TrainingSettings())
         recorded = []
-
-        def record(compute):
-            compute()  # to warm up: what follows from the sizes alone may be computed here
-            with OnGpuAlone() as watched:
-                recorded.append(watched)
-                shares = compute()
-            return lambda: None, shares
-
-        graphs = Graphs(list(model.parameters()), DEVICE, record)
+        graphs = Graphs(list(model.parameters()), DEVICE, recording(recorded))
         batches = [pretraining_batch(PADDED, static=True), pretraining_batch(FULL)]
         for _ in range(2):
             train_step(

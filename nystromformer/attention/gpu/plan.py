@@ -200,6 +200,7 @@ def _known_sizes(*sizes: Any) -> Sizes:
 
 
 def plan_of_means(n: int, m: int, d: int, masked: bool) -> tuple[int, Constants]:
+    """See `Sizes.means`."""
     together = max(1, TOKENS_TOGETHER // triton.next_power_of_2(-(-n // m)))
     return triton.cdiv(m, together), {
         "M": m, "D": d, "D_PAD": padded(d), "MASKED": masked,
